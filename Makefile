@@ -1,0 +1,74 @@
+# Everything here is short for plain `pulumi`: `make env` prints the variables that it runs under.
+#   make up STACK=gke      another stack than dev (Pulumi.gke.yaml)
+#   make up STACK=gke YES=1    without a question, for scripts
+
+STACK ?= dev
+PYTHON ?= python3
+MACHINE ?=
+PYTEST ?=
+
+python = .venv/bin/python
+# Stack dev is a cluster on this computer: it costs nothing, so nothing is asked.
+dev = $(filter dev,$(STACK))
+yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
+machines = $(shell grep -qs 'source: *local' Pulumi.$(STACK).yaml && echo machines)
+install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is %d.%d, \
+	expected 3.11 or newer: make PYTHON=python3.11" % sys.version_info[:2])' && $(PYTHON) tools/install.py
+variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
+
+.PHONY: help up preview destroy status logs env test lock
+
+help:
+	@echo 'make up        build or change the cluster of stack $(STACK)'
+	@echo 'make preview   show what `make up` would change'
+	@echo 'make status    how the cluster is'
+	@echo 'make logs      what its services said (MACHINE=name for one machine)'
+	@echo 'make destroy   take the cluster away'
+	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
+	@echo 'make test      every check and test'
+	@echo 'make lock      renew the locks of Python packages'
+
+up:
+	@$(install) program $(machines)
+	@$(PYTHON) tools/unlock.py $(STACK)
+	@$(variables) && pulumi stack select --create $(STACK) && pulumi up --stack $(STACK) $(yes)
+	@$(python) -m daskstack summary $(STACK)
+
+preview:
+	@$(install) program $(machines)
+	@$(variables) && pulumi stack select --create $(STACK) && pulumi preview --stack $(STACK)
+
+# The stack of this computer leaves nothing behind, not even its state.
+destroy:
+	@$(install) program $(machines)
+	@$(PYTHON) tools/unlock.py $(STACK)
+	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes)
+	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
+
+status:
+	@$(install) program
+	@$(python) -m daskstack status $(STACK)
+
+logs:
+	@$(install) program
+	@$(python) -m daskstack logs $(STACK) $(MACHINE)
+
+env:
+	@$(install) program
+	@$(PYTHON) -m daskstack.engine $(STACK)
+
+test:
+	@$(install) program machines test
+	@.venv/bin/ruff check
+	@git ls-files -co --exclude-standard -z '*.sh' .ci/run | xargs -0 .venv/bin/shellcheck
+	@.venv/bin/pytest $(PYTEST)
+
+compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(if $(UPGRADE),--upgrade)
+
+lock:
+	$(compile) environment.in -o environment.lock
+	$(compile) pyproject.toml environment.in -c environment.lock -o requirements.txt
+	$(compile) --group test -c requirements.txt -o requirements-dev.txt
+	$(compile) rehearsal/plugins/requirements.in -o rehearsal/plugins/requirements.txt
+	$(compile) tools/uv.in -o tools/uv.txt

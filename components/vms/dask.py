@@ -1,0 +1,52 @@
+"""What Dask is told on each machine: pure functions of the settings."""
+
+import json
+from collections.abc import Sequence
+
+from settings import Vms
+
+ETC = "/etc/daskstack"
+TLS = f"{ETC}/tls"
+
+
+def protocol(settings: Vms) -> str:
+    return "tls" if settings.dask.tls else "tcp"
+
+
+def worker_ports(settings: Vms) -> range:
+    """The fixed ports of a machine's worker processes: worker, nanny and dashboard of each."""
+    first = settings.dask.ports.workers
+    return range(first, first + 3 * settings.workers.per_machine)
+
+
+def cluster_ports(settings: Vms) -> str:
+    """What machines of the cluster reach on each other, as the step `firewall` wants it."""
+    ports, workers = settings.dask.ports, worker_ports(settings)
+    return f"{ports.scheduler} {ports.dashboard} {workers.start}-{workers.stop - 1}"
+
+
+def config(settings: Vms) -> str:
+    """Dask's configuration on every machine; JSON, which is YAML too."""
+    if not settings.dask.tls:
+        return json.dumps(settings.dask.config, indent=2)
+    pair = {"cert": f"{TLS}/certificate.pem", "key": f"{TLS}/key.pem"}
+    comm = {
+        "default-scheme": "tls",
+        "require-encryption": True,
+        "tls": {"ca-file": f"{TLS}/authority.pem", "scheduler": pair, "worker": pair, "client": pair},
+    }
+    return json.dumps(_merged(settings.dask.config, {"distributed": {"comm": comm}}), indent=2)
+
+
+def _merged(below: dict, above: dict) -> dict:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def quoted(arguments: Sequence[str]) -> str:
+    """Arguments as systemd's ExecStart reads them: nothing in them is a variable or a specifier."""
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"})
+    return " ".join(f'"{argument.translate(escapes)}"' for argument in arguments)

@@ -1,0 +1,96 @@
+# State: from this machine the cluster's user reaches every other machine, and is reached from it, without a password
+# or a prompt; host keys are verified; the machine has its TLS certificate.
+#   ADDRESS              this machine's address in the cluster's network
+#   SSH_PORT             22
+#   AUTHORITY_ADDRESS    the authority's machine, to try a connection with; empty on the authority itself
+#   HOST_AUTHORITY, USER_AUTHORITY, TLS_AUTHORITY          public keys, and PEM text, of the authority
+#   HOST_CERTIFICATE, USER_CERTIFICATE, TLS_CERTIFICATE    what the authority signed for this machine
+
+SSHD=/etc/ssh/sshd_config.d/60-daskstack.conf
+SSH=$ETC/ssh
+TLS=$ETC/tls
+
+sshd_config() {
+  cat <<CONF
+HostCertificate $SSH/host-cert.pub
+# Many machines meet one at once, when they mount from it.
+MaxStartups 100:30:300
+# Only here: a certificate must open no other user's door.
+Match User $CLUSTER_USER
+    TrustedUserCAKeys $SSH/user-authority.pub
+    AuthorizedKeysFile none
+    PasswordAuthentication no
+    KbdInteractiveAuthentication no
+Match all
+CONF
+}
+
+ssh_config() {
+  cat <<CONF
+Host *
+    BatchMode yes
+    Port $SSH_PORT
+    User $CLUSTER_USER
+    IdentityFile $SSH/id_ed25519
+    IdentitiesOnly yes
+    StrictHostKeyChecking yes
+    UserKnownHostsFile $SSH/known_hosts
+    GlobalKnownHostsFile none
+    HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com
+    Ciphers ^aes128-gcm@openssh.com
+    ConnectTimeout 10
+    ServerAliveInterval 5
+    ServerAliveCountMax 2
+CONF
+}
+
+reaches() { as_cluster_user $SSH/ssh "$1" true; }
+
+main() {
+  if [ "${1:-}" = undo ]; then
+    undo
+    return
+  fi
+  grep -qiE '^ *Include +/etc/ssh/sshd_config\.d/' /etc/ssh/sshd_config ||
+    fatal "/etc/ssh/sshd_config does not include /etc/ssh/sshd_config.d/*.conf; make that Include its first line"
+  printf '%s\n' "$HOST_CERTIFICATE" | put $SSH/host-cert.pub 0644 root:root
+  printf '%s\n' "$USER_AUTHORITY" | put $SSH/user-authority.pub 0644 root:root
+  sshd_config | put $SSHD 0600 root:root
+  local sshd_changed=$changed
+  printf '@cert-authority * %s\n' "$HOST_AUTHORITY" | put $SSH/known_hosts 0644 root:root
+  printf '%s\n' "$USER_CERTIFICATE" | put $SSH/id_ed25519-cert.pub 0644 root:root
+  ssh_config | put $SSH/config 0644 root:root
+  printf '#!/bin/sh\nexec ssh -F %s "$@"\n' $SSH/config | put $SSH/ssh 0755 root:root
+  # So that a plain "ssh ADDRESS" of the cluster's user, a task's too, does the same.
+  # shellcheck disable=SC2016
+  as_cluster_user sh -c 'mkdir -p -m 0700 ~/.ssh && echo "Include $1" >~/.ssh/config' - $SSH/config
+  printf '%s' "$TLS_AUTHORITY" | put $TLS/authority.pem 0644 root:root
+  printf '%s' "$TLS_CERTIFICATE" | put $TLS/certificate.pem 0644 root:root
+  if [ "$sshd_changed" = yes ]; then
+    sshd -t || fatal "sshd does not take $SSHD together with /etc/ssh/sshd_config; its complaint is above"
+    reload_sshd
+  fi
+  wait_for 20 "the cluster's user reaches its own machine; try: sudo -u $CLUSTER_USER ssh $ADDRESS" reaches "$ADDRESS"
+  [ -z "$AUTHORITY_ADDRESS" ] ||
+    wait_for 30 "the cluster's user reaches the authority; try: sudo -u $CLUSTER_USER ssh $AUTHORITY_ADDRESS" \
+      reaches "$AUTHORITY_ADDRESS"
+}
+
+# The unit is ssh on Debian and Ubuntu, sshd elsewhere; an sshd that a socket starts reads its config every time.
+reload_sshd() {
+  local unit
+  for unit in ssh sshd; do
+    if systemctl is-active -q $unit; then
+      systemctl reload $unit
+      return
+    fi
+  done
+}
+
+undo() {
+  rm -f $SSHD $SSH/host-cert.pub $SSH/user-authority.pub $SSH/known_hosts $SSH/config $SSH/ssh
+  rm -f $SSH/id_ed25519-cert.pub $TLS/authority.pem $TLS/certificate.pem
+  reload_sshd
+}
+
+main "$@" </dev/null

@@ -1,0 +1,17 @@
+"""What a notebook imports to reach a stack."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from daskstack.connection import Client, connect
+
+__all__ = ["Client", "connect"]
+
+
+def __getattr__(name: str):
+    # Dask is imported when it is asked for: the set-up runs parts of this package before Dask is installed.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from daskstack import connection
+
+    return getattr(connection, name)

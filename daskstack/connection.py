@@ -1,0 +1,93 @@
+"""A `distributed.Client` for a stack."""
+
+import contextlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import distributed
+from distributed.security import Security
+
+from daskstack import engine
+from daskstack.tunnel import tunnel
+
+# Where client and workers differ in these, tasks fail or, worse, give other results.
+MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", "numpy", "pandas", "pyarrow")
+
+
+class VersionError(RuntimeError):
+    """This Python and the cluster's environment differ; the message has the command that mends it."""
+
+
+class Client(distributed.Client):
+    """A client that reaches its scheduler and dashboard through SSH tunnels; closing it closes them."""
+
+    def __init__(self, facts: Mapping[str, Any], **kwargs):
+        self._tunnels = contextlib.ExitStack()
+        scheduler, dashboard = urlsplit(facts["scheduler"]), urlsplit(facts["dashboard"])
+        ports = self._tunnels.enter_context(tunnel(facts["ssh"], [scheduler.netloc, dashboard.netloc]))
+        self._dashboard = f"http://127.0.0.1:{ports[1]}{dashboard.path}"
+        try:
+            super().__init__(
+                f"{scheduler.scheme}://127.0.0.1:{ports[0]}",
+                security=security(facts["tls"]) if scheduler.scheme == "tls" else None,
+                **kwargs,
+            )
+        except BaseException:
+            self._tunnels.close()
+            raise
+
+    @property
+    def dashboard_link(self) -> str:
+        """The dashboard's URL on this computer, as long as the client is open."""
+        return self._dashboard
+
+    async def _close(self, fast: bool = False) -> None:
+        try:
+            await super()._close(fast=fast)
+        finally:
+            self._tunnels.close()
+
+
+def connect(stack: str = "dev", **kwargs) -> Client:
+    """A client of the cluster of a stack.
+
+    `kwargs` go to `distributed.Client`. Raises `engine.EngineError` where the stack does not exist, `VersionError`
+    where this Python differs from the cluster's in what matters, `TunnelError` where its machine does not answer.
+    """
+    outputs = engine.outputs(stack)
+    if "client" not in outputs:
+        raise engine.EngineError(f"stack {stack} has no cluster yet, or none that works: run `make up STACK={stack}`")
+    facts = outputs["client"]
+    if different := differences(facts["python"], facts["packages"]):
+        raise VersionError(
+            f"this Python differs from the cluster's in {', '.join(different)}. Run it with the cluster's environment: "
+            f"uv run --no-project --python {facts['python']} --with-requirements {facts['lock']} python"
+        )
+    return Client(facts, **kwargs)
+
+
+def differences(python: str, packages: Mapping[str, str]) -> list[str]:
+    """What matters and differs here from the cluster's Python minor version and packages, in words."""
+    result = []
+    here = ".".join(platform.python_version_tuple()[:2])
+    if here != python:
+        result.append(f"Python ({here}, there {python})")
+    for name in MATTERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            here = importlib.metadata.version(name)
+            if name in packages and here != packages[name]:
+                result.append(f"{name} ({here}, there {packages[name]})")
+    return result
+
+
+def security(tls: Mapping[str, str]) -> Security:
+    """Credentials of the stack's client, which stay in memory; PEM text each."""
+    return Security(
+        require_encryption=True,
+        tls_ca_file=tls["authority"],
+        tls_client_cert=tls["certificate"],
+        tls_client_key=tls["key"],
+    )

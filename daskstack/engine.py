@@ -1,0 +1,213 @@
+"""Where the Pulumi engine is, and under which variables it runs.
+
+Needs nothing but Python's standard library: the set-up imports it before anything is installed.
+`python3 -m daskstack.engine STACK` prints the variables as shell exports.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+VERSION = "3.259.0"  # what is installed where PATH has no engine
+MINIMUM = (3, 214, 0)  # older engines have no `pulumi.Stash`
+COMMAND = "1.2.1"  # the plugin of the pulumi-command in pyproject.toml
+
+
+class EngineError(RuntimeError):
+    """The engine is missing, lacks a setting, or refused; the message carries the remedy."""
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """What can be made again: engines, stand-in plugins, logs of the set-up."""
+    return _folder(environ, "XDG_CACHE_HOME", ".cache")
+
+
+def data_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """What cannot be made again: the state of stacks that live on this computer."""
+    return _folder(environ, "XDG_DATA_HOME", ".local/share")
+
+
+def engine(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The `pulumi` to run: PATH's if it is new enough, else the one downloaded or built for us, else None."""
+    ambient = shutil.which("pulumi", path=_callers_path(environ))
+    if ambient and version(ambient) >= MINIMUM:
+        return Path(ambient)
+    ours = [downloaded_engine(environ), built_engine(environ)]
+    return next((path for path in ours if path.exists()), None)
+
+
+def downloaded_engine(environ: Mapping[str, str] = os.environ) -> Path:
+    return cache_folder(environ) / "engine" / VERSION / "pulumi"
+
+
+def built_engine(environ: Mapping[str, str] = os.environ) -> Path:
+    modules = PROJECT / "rehearsal" / "engine"
+    made_of = digest(modules / "go.mod", modules / "go.sum", VERSION)
+    return cache_folder(environ) / "engine" / made_of / "pulumi"
+
+
+def language_host(engine: Path, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the official Python language host is there: beside the engine, or on PATH."""
+    beside = engine.resolve().with_name("pulumi-language-python")
+    return beside.exists() or shutil.which(beside.name, path=_callers_path(environ)) is not None
+
+
+def official(engine: Path, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the official plugins that every `vms` stack needs are installed."""
+    plugin = pulumi_home(environ) / "plugins" / f"resource-command-v{COMMAND}"
+    return plugin.exists() and language_host(engine, environ)
+
+
+def standins(engine: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of an engine's stand-in plugins; with another engine the official ones are tried again."""
+    return cache_folder(environ) / "plugins" / digest(*standin_sources(), str(engine))
+
+
+def standin_sources() -> list[Path]:
+    """Every file that the stand-ins are made of."""
+    folder = PROJECT / "rehearsal" / "plugins"
+    return [*sorted(folder.rglob("*.py")), folder / "requirements.txt"]
+
+
+def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """The caller's own Pulumi home, also where `make env` has put ours into the environment."""
+    home = environ.get("PULUMI_HOME")
+    if not home or Path(home).is_relative_to(cache_folder(environ)):
+        return _home(environ) / ".pulumi"
+    return Path(home)
+
+
+def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What to add to `environ` for the engine to run on a stack; makes the local state folder.
+
+    Stack `dev` always lives in a local folder under an empty passphrase. Any other stack lives where
+    the caller is logged in; without a login in the same folder, under the caller's passphrase.
+    Raises EngineError where there is no engine, or such a stack has no passphrase.
+    """
+    found = engine(environ)
+    if found is None:
+        raise EngineError(
+            f"no Pulumi engine: expected `pulumi` {dotted(MINIMUM)} or newer on PATH,"
+            " or the one that `make up` installs"
+        )
+    result = {"PULUMI_SKIP_UPDATE_CHECK": "true"}
+    path = _callers_path(environ)
+    if found.is_relative_to(cache_folder(environ)):
+        path = os.pathsep.join([str(found.parent), path])
+    result["PATH"] = path
+
+    replaced = standins(found, environ)
+    if not official(found, environ) and (replaced / "complete").exists():
+        result["PULUMI_HOME"] = str(replaced / "home")
+        result["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] = "true"
+
+    state = data_folder(environ) / "state"
+    backend = _callers_backend(environ, state.as_uri())
+    if stack != "dev" and backend:
+        result["PULUMI_BACKEND_URL"] = backend
+        if "PULUMI_HOME" in result:
+            result["PULUMI_CREDENTIALS_PATH"] = str(_credentials(environ).parent)
+    else:
+        # The secrets of stack dev are as good as plain text in there.
+        state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, exist_ok=True)
+        result["PULUMI_BACKEND_URL"] = state.as_uri()
+        if stack == "dev":
+            result["PULUMI_CONFIG_PASSPHRASE"] = ""
+        elif not (environ.get("PULUMI_CONFIG_PASSPHRASE") or environ.get("PULUMI_CONFIG_PASSPHRASE_FILE")):
+            raise EngineError(
+                f"stack {stack} has no passphrase for its secrets: set PULUMI_CONFIG_PASSPHRASE (its state is"
+                f" then kept in {state}), or log in with `pulumi login`"
+            )
+    # By itself the engine runs four operations per processor; remote commands mostly wait.
+    result["PULUMI_PARALLEL"] = environ.get("PULUMI_PARALLEL") or "64"
+    return result
+
+
+def pulumi(stack: str, *arguments: str, **kwargs) -> subprocess.CompletedProcess:
+    """Runs `pulumi ARGUMENTS --stack STACK` on this project; `kwargs` go to `subprocess.run`."""
+    environ = {**os.environ, **variables(stack)}
+    return subprocess.run([str(engine()), "--cwd", str(PROJECT), *arguments, "--stack", stack], env=environ, **kwargs)
+
+
+def outputs(stack: str, *, secrets: bool = True) -> dict:
+    """A stack's outputs by name; raises EngineError where the stack does not exist or cannot be read."""
+    reveal = ["--show-secrets"] if secrets else []
+    done = pulumi(stack, "stack", "output", "--json", *reveal, capture_output=True, text=True)
+    if "no stack named" in done.stderr:
+        raise EngineError(f"stack {stack} does not exist: build it with `make up STACK={stack}`")
+    if done.returncode:
+        raise EngineError(f"the outputs of stack {stack} cannot be read: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+@functools.cache
+def version(pulumi: str) -> tuple[int, ...]:
+    """An engine's version, (0,) where it does not tell."""
+    environ = {**os.environ, "PULUMI_SKIP_UPDATE_CHECK": "true"}
+    try:
+        done = subprocess.run([pulumi, "version"], env=environ, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return (0,)
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", done.stdout)
+    return tuple(map(int, match.groups())) if match else (0,)
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def digest(*parts: Path | str) -> str:
+    """A short name for some files' names and contents, and some words."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        content = part.name.encode() + b"\0" + part.read_bytes() if isinstance(part, Path) else part.encode()
+        hashed.update(content + b"\0")
+    return hashed.hexdigest()[:16]
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("HOME") or Path.home())
+
+
+def _folder(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    return Path(environ.get(variable) or _home(environ) / default) / "daskstack"
+
+
+def _credentials(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("PULUMI_CREDENTIALS_PATH") or pulumi_home(environ)) / "credentials.json"
+
+
+def _callers_backend(environ: Mapping[str, str], ours: str) -> str:
+    """Where the caller keeps state, empty where nowhere; `make env` may have left ours in the environment."""
+    url = environ.get("PULUMI_BACKEND_URL", "")
+    if url and url != ours:
+        return url
+    try:
+        current = json.loads(_credentials(environ).read_text()).get("current")
+    except (OSError, ValueError):
+        current = ""
+    return current or ("https://api.pulumi.com" if environ.get("PULUMI_ACCESS_TOKEN") else "")
+
+
+def _callers_path(environ: Mapping[str, str]) -> str:
+    """PATH without what `make env` has put in front."""
+    folders = environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(f for f in folders if not Path(f).is_relative_to(cache_folder(environ)))
+
+
+if __name__ == "__main__":
+    try:
+        for name, value in variables(sys.argv[1]).items():
+            print(f"export {name}={shlex.quote(value)}")
+    except EngineError as error:
+        sys.exit(f"error: {error}")

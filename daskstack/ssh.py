@@ -1,0 +1,55 @@
+"""The OpenSSH client with keys from memory."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+OPTIONS = {
+    "BatchMode": "yes",
+    "ConnectTimeout": "15",
+    "StrictHostKeyChecking": "yes",
+    "GlobalKnownHostsFile": "/dev/null",
+    "ServerAliveInterval": "15",
+    "ServerAliveCountMax": "3",
+    "LogLevel": "ERROR",
+}
+
+
+@contextmanager
+def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The `ssh` command that reaches a machine; append what to run there.
+
+    `connection` has `host`, `user`, `host_key` (one line, "ssh-ed25519 AAAA..."), and maybe `port` (22), `private_key`
+    (else the user's agent is asked) and `proxy` (the same again, for a bastion). Keys are on disk only inside the
+    context, in a folder that only the caller's user can read.
+    """
+    with tempfile.TemporaryDirectory(prefix="daskstack-") as folder:
+        config = Path(folder) / "config"
+        config.write_text(_config("machine", connection, Path(folder)))
+        yield ["ssh", "-F", str(config), "machine"]
+
+
+def _config(alias: str, connection: Mapping[str, Any], folder: Path) -> str:
+    known = folder / f"{alias}.known_hosts"
+    known.write_text(f"{alias} {connection['host_key']}\n")
+    options = {
+        **OPTIONS,
+        "HostName": connection["host"],
+        "Port": connection.get("port") or 22,
+        "User": connection["user"],
+        "HostKeyAlias": alias,
+        "HostKeyAlgorithms": connection["host_key"].split()[0],
+        "UserKnownHostsFile": known,
+    }
+    if connection.get("private_key"):
+        key = folder / f"{alias}.key"
+        key.touch(mode=0o600)
+        key.write_text(connection["private_key"])
+        options |= {"IdentityFile": key, "IdentitiesOnly": "yes", "IdentityAgent": "none"}
+    text = ""
+    if connection.get("proxy"):
+        text = _config("bastion", connection["proxy"], folder)
+        options["ProxyCommand"] = f'ssh -F "{folder}/config" -W "[%h]:%p" bastion'
+    return text + f"Host {alias}\n" + "".join(f"    {name} {value}\n" for name, value in options.items())

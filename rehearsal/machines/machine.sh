@@ -1,0 +1,227 @@
+#!/usr/bin/env bash
+# machine.sh up|down: one local machine, a Debian system on systemd-nspawn with its own sshd and systemd.
+#
+#   DIRECTORY        the stack's own folder (network.sh made it); the machine's files are in DIRECTORY/NAME
+#   NAME             the machine's host name, e.g. worker-1
+#   BRIDGE           what network.sh printed
+#   for `up`:
+#   IMAGE            what image.sh printed
+#   NETWORK          what network.sh printed, e.g. 10.20.30.0/24
+#   NUMBER           host part of the machine's address, e.g. 11
+#   AUTHORIZED_KEY   SSH public key that may log in as `admin`, who may use sudo
+#   SECONDS_TO_BOOT  limit for the wait (60)
+#
+# `up` makes the machine and starts it, where that is still to be done, waits until it answers on port 22 and
+# has booted, and prints {"id": ID, "address": ADDRESS, "hostKey": "ssh-ed25519 ..."}. ID is made with the
+# machine and never changes. `down` stops the machine and removes everything of it.
+#
+# In DIRECTORY/NAME: id; image (that it was made from); upper and work (the overlay); etc (bound to /etc/machine
+# inside); console.log (of this boot); running (locked by the machine's supervisor as long as it lives, and
+# holding its process id). Mounts are in the supervisor's namespaces alone, so they end with it.
+set -euo pipefail
+umask 022
+here=$(dirname "$(readlink -f "$0")")
+# shellcheck source=rehearsal/machines/common.sh
+source "$here/common.sh"
+
+main() {
+    become_root "DIRECTORY NAME BRIDGE IMAGE NETWORK NUMBER AUTHORIZED_KEY SECONDS_TO_BOOT" "$@"
+    [[ $NAME =~ ^[a-z0-9]([a-z0-9-]*[a-z0-9])?$ ]] || fatal "NAME '$NAME' is not a host name (a-z, 0-9, -)"
+    [[ $DIRECTORY == /* ]] || fatal "DIRECTORY '$DIRECTORY' must be an absolute path"
+    state=$DIRECTORY/$NAME
+    cgroup=$(findmnt -rn -o TARGET -t cgroup2 | head -n 1 || true)/$BRIDGE-$NAME
+    case ${1-} in
+    up) up ;;
+    down) down ;;
+    supervise | boot) "$1" ;; # by `up` alone
+    *) fatal "expected 'up' or 'down', got '${1-}'" ;;
+    esac
+}
+
+up() {
+    local address=${NETWORK%.*}.$NUMBER
+    check_computer
+    # Only while it changes something: machines of one stack boot at the same time.
+    exec 9<"$DIRECTORY"
+    flock -w 60 9 || fatal "waited 60 s for another machine.sh in $DIRECTORY"
+    rm -rf "$DIRECTORY/.$NAME"
+    [[ -d $state ]] || create
+    check_image "$(<"$state/image")"
+    write_settings "$address"
+    start
+    exec 9<&-
+
+    wait_until_booted "$address"
+    printf '{"id": "%s", "address": "%s", "hostKey": "%s"}\n' "$(<"$state/id")" "$address" \
+        "$(cut -d ' ' -f 1,2 "$state/upper/etc/ssh/ssh_host_ed25519_key.pub")"
+}
+
+down() {
+    [[ -d $DIRECTORY ]] || return 0
+    ! is_running || stop
+    exec 9<"$DIRECTORY"
+    flock -w 60 9 || fatal "waited 60 s for another machine.sh in $DIRECTORY"
+    # Renamed first: half a machine must never look like one.
+    rm -rf "$DIRECTORY/.$NAME"
+    [[ ! -d $state ]] || mv "$state" "$DIRECTORY/.$NAME"
+    rm -rf "$DIRECTORY/.$NAME"
+    [[ ! -d $cgroup ]] || find "$cgroup" -depth -type d -delete
+}
+
+check_computer() {
+    need systemd-nspawn=systemd-container ip=iproute2 ssh-keygen=openssh-client flock=util-linux pgrep=procps
+    [[ -e /dev/fuse ]] || cannot "it has no /dev/fuse (try: modprobe fuse)."
+    grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || cannot "its kernel has no overlay files."
+    [[ $cgroup == /*/* ]] || cannot "it has no control groups v2 (start it with systemd.unified_cgroup_hierarchy=1)."
+}
+
+check_image() {
+    [[ -d $1 ]] || fatal "the image that $NAME was made from is gone: $1" $'\n' \
+        "Destroy the stack and bring it up again; the machine's files are of no use without it."
+    [[ $1 == "$IMAGE" ]] || say "$NAME keeps the image that it was made from: $1"
+}
+
+create() {
+    local new=$DIRECTORY/.$NAME
+    mkdir -p "$new"/{etc,work,upper/etc/ssh}
+    cat /proc/sys/kernel/random/uuid >"$new/id"
+    echo "$IMAGE" >"$new/image"
+    tr -d - <"$new/id" >"$new/upper/etc/machine-id"
+    ssh-keygen -q -t ed25519 -N '' -C "root@$NAME" -f "$new/upper/etc/ssh/ssh_host_ed25519_key"
+    mv "$new" "$state"
+}
+
+write_settings() {
+    local wanted
+    wanted="[Match]
+Name=host0
+[Network]
+Address=$1/24
+LinkLocalAddressing=no"
+    if [[ -e $state/etc/host0.network && $(<"$state/etc/host0.network") != "$wanted" ]] && is_running; then
+        say "$NAME restarts with its new address $1"
+        stop
+    fi
+    echo "$wanted" >"$state/etc/host0.network"
+    echo "$AUTHORIZED_KEY" >"$state/etc/authorized_keys.partial"
+    mv "$state/etc/authorized_keys.partial" "$state/etc/authorized_keys.admin"
+}
+
+is_running() { [[ -e $state/running ]] && ! flock -n "$state/running" true; }
+
+# The process to kill: everything of the machine ends with it.
+supervisor() {
+    local pid
+    while is_running; do
+        if read -r pid <"$state/running"; then
+            echo "$pid"
+            return
+        fi
+        sleep 0.05 # it starts just now
+    done
+    return 1
+}
+
+# The machine's own process 1.
+init() {
+    local pid
+    pid=$(supervisor) || return 1
+    for _ in unshare boot nspawn; do
+        pid=$(pgrep --parent "$pid" | head -n 1)
+        [[ -n $pid ]] || return 1
+    done
+    # Until then it is one of nspawn's own, still among this computer's processes and mounts.
+    grep -qs '^NSpid:.*\s1$' "/proc/$pid/status" || return 1
+    echo "$pid"
+}
+
+start() {
+    exec 8>>"$state/running"
+    if flock -n 8; then
+        : >"$state/running"
+        # A session of its own, nothing inherited but the lock: it must outlive the caller and not make it wait.
+        setsid bash "$here/machine.sh" supervise </dev/null >"$state/console.log" 2>&1 9<&- &
+    fi
+    exec 8>&-
+}
+
+stop() {
+    local pid
+    if pid=$(init); then
+        kill -s RTMIN+4 "$pid" 2>/dev/null || true # systemd: power off
+        ! ended 5 || return 0
+    fi
+    if pid=$(supervisor); then
+        kill -KILL "$pid" 2>/dev/null || true
+    fi
+    ended 10 || fatal "$NAME does not end (its processes: $cgroup)"
+}
+
+# ended SECONDS: waits that long for the last of its processes to be gone.
+ended() {
+    local end=$((SECONDS + $1))
+    while is_running || is_populated; do
+        ((SECONDS < end)) || return 1
+        sleep 0.05
+    done
+}
+
+is_populated() { grep -qs 'populated 1' "$cgroup/cgroup.events"; }
+
+supervise() {
+    cd /
+    echo $$ >"$state/running"
+    mkdir -p "$cgroup"
+    while is_populated; do sleep 0.05; done # processes of a killed supervisor, about to end
+    echo 0 >"$cgroup/cgroup.procs"
+    exec nsenter --net="/run/netns/$BRIDGE" \
+        unshare --mount --pid --fork --kill-child --mount-proc bash "$here/machine.sh" boot
+}
+
+# Process 1 of a process namespace of its own.
+boot() {
+    local root=/run/machine status binds=(--bind=/dev/fuse)
+    # Where v1 groups are mounted as well, services in the machine fail (219/CGROUP).
+    if [[ $(stat -f -c %T /sys/fs/cgroup) != cgroup2fs ]]; then
+        umount --recursive /sys/fs/cgroup
+        mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    fi
+    mount -t tmpfs tmpfs /run
+    mkdir "$root"
+    mount -t overlay overlay -o "lowerdir=$(<"$state/image"),upperdir=$state/upper,workdir=$state/work" "$root"
+    [[ ! -e /dev/autofs ]] || binds+=(--bind=/dev/autofs)
+
+    export TERM=dumb SYSTEMD_NSPAWN_TMPFS_TMP=0
+    while true; do
+        status=0
+        systemd-nspawn --quiet --boot --directory="$root" --machine="$NAME" --settings=no \
+            --register=no --keep-unit --capability=all --network-bridge="$BRIDGE" "${binds[@]}" \
+            --bind-ro="$state/etc:/etc/machine" --resolv-conf=off --timezone=off --link-journal=no \
+            --console=read-only || status=$?
+        # 133: `reboot` inside.
+        ((status == 133)) || exit "$status"
+    done
+}
+
+wait_until_booted() {
+    local address=$1 limit=${SECONDS_TO_BOOT:-60} pid
+    SECONDS=0
+    until pid=$(init) && has_booted "$pid" && answers "$address"; do
+        is_running || not_booted "it ended"
+        ((SECONDS < limit)) || not_booted "it does not answer on $address port 22, or still starts, after $limit s"
+        sleep 0.1
+    done
+}
+
+answers() { [[ $(timeout 2 bash -c "exec 3<>/dev/tcp/$1/22 && head -c 4 <&3" 2>/dev/null) == SSH- ]]; }
+
+has_booted() {
+    [[ $(nsenter --target "$1" --mount --pid systemctl is-system-running 2>/dev/null) == @(running|degraded) ]]
+}
+
+not_booted() {
+    fatal "machine $NAME did not boot: $1. Last lines of its console ($state/console.log):" $'\n' \
+        "$(tail -n 15 "$state/console.log")"
+}
+
+main "$@"

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# network.sh up|down: the private network of one stack's local machines.
+#
+#   DIRECTORY   the stack's own folder, e.g. ~/.local/share/daskstack/machines/dev (made, 0700)
+#   NAME        the stack's name, for messages
+#
+# `up` prints {"bridge": NAME, "network": "10.x.y.0/24", "gateway": "10.x.y.1"}.
+#
+# The bridge is in a network namespace of the same name, joined to this computer by a link that carries the
+# gateway's address. So nothing that this computer does with bridges, links and firewalls of its own (Docker
+# drops what crosses any bridge, NetworkManager configures links that it sees) reaches the machines, and two
+# stacks can have machines of the same name. Machines get no route out of their network.
+set -euo pipefail
+here=$(dirname "$(readlink -f "$0")")
+# shellcheck source=rehearsal/machines/common.sh
+source "$here/common.sh"
+
+main() {
+    [[ ${1-} != up ]] || (umask 077 && mkdir -p "$DIRECTORY") # before becoming root: it is the user's
+    become_root "DIRECTORY NAME" "$@"
+    need ip=iproute2 flock=util-linux
+    [[ $DIRECTORY == /* ]] || fatal "DIRECTORY '$DIRECTORY' must be an absolute path"
+    bridge=dask-$(hash "$DIRECTORY" | cut -c 1-8)
+    record=$DIRECTORY/network
+    case ${1-} in
+    up) up ;;
+    down) down ;;
+    *) fatal "expected 'up' or 'down', got '${1-}'" ;;
+    esac
+}
+
+hash() { printf '%s' "$1" | sha256sum; }
+
+up() {
+    local network
+    exec 9>/run/daskstack.lock # two stacks must not choose the same network
+    flock -w 60 9 || fatal "waited 60 s for another stack's network (lock: /run/daskstack.lock)"
+    if ! is_up; then
+        remove_link
+        network=$(choose)
+        # Renamed, and before the link is up: what is up has its record.
+        echo "$network" >"$record.partial"
+        mv "$record.partial" "$record"
+        make_link "${network%.0/24}.1/24"
+    fi
+    network=$(<"$record")
+    printf '{"bridge": "%s", "network": "%s", "gateway": "%s"}\n' "$bridge" "$network" "${network%.0/24}.1"
+}
+
+down() {
+    remove_link
+    [[ ! -e /run/netns/$bridge ]] || ip netns delete "$bridge"
+    rm -f "$record" "$record.partial"
+    [[ ! -d $DIRECTORY ]] || rmdir --ignore-fail-on-non-empty "$DIRECTORY"
+}
+
+is_up() { [[ -n $(ip link show dev "$bridge" up 2>/dev/null) ]]; }
+
+make_link() {
+    if ! ip -n "$bridge" link show lo >/dev/null 2>&1; then
+        [[ ! -e /run/netns/$bridge ]] || ip netns delete "$bridge"
+        ip netns add "$bridge"
+    fi
+    # Machines that still run are on this bridge: it stays where only the link to it was lost.
+    ip -n "$bridge" link show "$bridge" >/dev/null 2>&1 || ip -n "$bridge" link add "$bridge" up type bridge
+    ip link add "$bridge" type veth peer name host netns "$bridge"
+    ip -n "$bridge" link set host master "$bridge" up
+    ip address add "$1" dev "$bridge"
+    ip link set "$bridge" up
+}
+
+remove_link() { [[ ! -e /sys/class/net/$bridge ]] || ip link delete "$bridge"; }
+
+# The network that the stack had before, so that addresses outlive a restart of this computer, else a free one.
+choose() {
+    local network attempt digits
+    if [[ -s $record ]]; then
+        network=$(<"$record")
+        ! taken "$network" || fatal "network $network of stack $NAME is now used by this computer itself:" \
+            "$(taken_by "$network")" $'\n' "Disconnect that (a VPN?), or destroy the stack and bring it up again."
+        echo "$network"
+        return
+    fi
+    # From the folder's name, so that a stack that is down right now is unlikely to have the same one.
+    for attempt in {1..300}; do
+        digits=$(hash "$DIRECTORY $attempt")
+        case $((attempt % 3)) in # a VPN can take all of 10.0.0.0/8
+        1) network=10.$((16#${digits:0:2})).$((16#${digits:2:2})).0/24 ;;
+        2) network=172.$((16 + 16#${digits:0:1})).$((16#${digits:2:2})).0/24 ;;
+        0) network=192.168.$((16#${digits:2:2})).0/24 ;;
+        esac
+        if ! taken "$network"; then
+            echo "$network"
+            return
+        fi
+    done
+    fatal "found no free private /24 network: every one tried meets a route in 'ip route show table all'"
+}
+
+taken() { [[ -n $(taken_by "$1") ]]; }
+
+# Routes within NETWORK and routes that cover it, in any table. A default route covers everything and is not
+# meant, nor are the halves and quarters that VPNs set in its place.
+taken_by() {
+    { ip -4 route show table all root "$1" && ip -4 route show table all match "$1"; } |
+        grep -Ev '^([a-z]+ )?(default|[0-9.]+/[1-7]) ' || true
+}
+
+main "$@"

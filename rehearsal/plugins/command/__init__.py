@@ -1,0 +1,1 @@
+"""What the stand-in for the Pulumi plugin `command` does, one module per kind of resource."""

@@ -1,0 +1,148 @@
+"""SSH connections as `connection` describes them, each made for one operation and closed after it."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import asyncssh
+
+from command.output import CommandError, Log
+
+# A peer that vanished ends a command after about a minute; without this it would hang for ever.
+KEEPALIVE = {"keepalive_interval": 15, "keepalive_count_max": 3}
+
+
+class WrongHostKey(CommandError):
+    """The server has another key than the pinned one."""
+
+
+@contextlib.asynccontextmanager
+async def connect(settings: dict[str, Any], log: Log) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    """Connect, through `proxy` where there is one. Raises CommandError with the last reason."""
+    async with contextlib.AsyncExitStack() as stack:
+        bastion = None
+        if proxy := settings.get("proxy"):
+            bastion = await _dial("Dial proxy", proxy, None, stack, log)
+        yield await _dial("Dial", settings, bastion, stack, log)
+
+
+async def _dial(
+    what: str,
+    settings: dict[str, Any],
+    bastion: asyncssh.SSHClientConnection | None,
+    stack: contextlib.AsyncExitStack,
+    log: Log,
+) -> asyncssh.SSHClientConnection:
+    user, host, port = settings.get("user", "root"), settings["host"], int(settings.get("port", 22))
+    pinned = _host_key(settings["hostKey"]) if settings.get("hostKey") else None
+    options = await _authentication(settings, stack) | _verification(pinned) | KEEPALIVE
+
+    async def attempt() -> asyncssh.SSHClientConnection:
+        keys_seen: list[asyncssh.SSHKey] = []
+        try:
+            return await asyncssh.connect(
+                host,
+                port,
+                username=user,
+                tunnel=bastion,
+                config=None,
+                # The cheapest of the good ones where the processor helps, and what the official plugin prefers.
+                encryption_algs="^aes128-gcm@openssh.com",
+                client_factory=lambda: _Client(pinned, keys_seen),
+                **options,
+            )
+        except asyncssh.HostKeyNotVerifiable as error:
+            if not (pinned and keys_seen):
+                raise
+            raise WrongHostKey(
+                f"{host}:{port} is not the machine that connection.hostKey names: expected "
+                f"{pinned.get_fingerprint()}, found {keys_seen[0].get_fingerprint()}; if the machine was made anew, "
+                "give its new host key, else someone may be listening in"
+            ) from error
+
+    ssh = await _retry(f"{what} {user}@{host}:{port}", settings, attempt, log)
+    return await stack.enter_async_context(ssh)
+
+
+async def _retry(
+    what: str,
+    settings: dict[str, Any],
+    attempt: Callable[[], Awaitable[asyncssh.SSHClientConnection]],
+    log: Log,
+) -> asyncssh.SSHClientConnection:
+    """Attempt until it works, or `dialErrorLimit` attempts and one more have failed.
+
+    Logins are tried again too, because a new machine may answer before its users and keys are there. A wrong host key
+    is final: it does not mend itself.
+    """
+    limit = int(settings.get("dialErrorLimit", 10))
+    timeout = settings.get("perDialTimeout", 15)
+    delay = 0.1
+    for count in itertools.count(1):
+        try:
+            async with asyncio.timeout(timeout or None):
+                return await attempt()
+        except (OSError, asyncssh.Error) as error:
+            reason = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+            if 0 <= limit < count:
+                raise CommandError(f"{what}: after {limit} failed attempts: {reason}") from error
+        await log(f"{what} {count}/{limit if limit >= 0 else 'inf'} failed: retrying ({reason})")
+        await asyncio.sleep(delay)
+        delay = min(1.5 * delay, 5)
+    raise AssertionError("unreachable")
+
+
+async def _authentication(settings: dict[str, Any], stack: contextlib.AsyncExitStack) -> dict[str, Any]:
+    """What to log in with, and that alone: never keys that happen to lie in the user's home.
+
+    Where there is a private key no agent is asked: its many keys would use up the server's patience.
+    """
+    keys: list[Any] = []
+    if text := settings.get("privateKey"):
+        try:
+            keys = [asyncssh.import_private_key(text, settings.get("privateKeyPassword"))]
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+            raise CommandError(f"connection.privateKey cannot be read: {error}") from error
+    elif path := settings.get("agentSocketPath") or os.environ.get("SSH_AUTH_SOCK"):
+        try:
+            agent = await stack.enter_async_context(asyncssh.connect_agent(path))
+            keys = list(await agent.get_keys())
+        except (OSError, asyncssh.Error) as error:
+            raise CommandError(f"no answer from the SSH agent at {path}: {error}") from error
+    return {"password": settings.get("password"), "client_keys": keys or None, "agent_path": None}
+
+
+def _host_key(text: str) -> asyncssh.SSHKey:
+    """The key in a line of authorized_keys or known_hosts, which may have other words before and after it."""
+    words = text.split()
+    for kind, key in itertools.pairwise(words):
+        if kind.startswith(("ssh-", "ecdsa-", "sk-")):
+            with contextlib.suppress(asyncssh.KeyImportError):
+                return asyncssh.import_public_key(f"{kind} {key}")
+    raise CommandError(
+        f"connection.hostKey: expected a public key like `ssh-ed25519 AAAA...`, found {' '.join(words)[:40]!r}"
+    )
+
+
+def _verification(pinned: asyncssh.SSHKey | None) -> dict[str, Any]:
+    """Ask for the pinned key's type alone, or the server may choose to show another of its keys."""
+    if pinned is None:
+        return {"known_hosts": None}
+    kind = pinned.get_algorithm()
+    return {
+        "known_hosts": ([], [], []),  # nothing but what _Client says
+        "server_host_key_algs": ["rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind],
+    }
+
+
+class _Client(asyncssh.SSHClient):
+    def __init__(self, pinned: asyncssh.SSHKey | None, keys_seen: list[asyncssh.SSHKey]) -> None:
+        self._pinned = pinned
+        self._keys_seen = keys_seen
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        self._keys_seen.append(key)
+        return key == self._pinned

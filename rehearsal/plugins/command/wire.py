@@ -1,0 +1,48 @@
+"""Property values as they travel between the engine and a plugin, and what is in them.
+
+A loaded property map is plain JSON values in which secrets, assets and archives are objects with a signature. They
+are handed back as they came, so that whatever was secret stays so, and an asset keeps the hash of its contents.
+"""
+
+import json
+from typing import Any
+
+from google.protobuf import json_format, struct_pb2
+
+# Fixed by the engine's protocol (`pulumi.runtime.rpc` has the same).
+SIGNATURE = "4dabf18193072939515e22adb298388d"
+SECRET = "1b47061264138c4ac30d75fd1eb44270"
+ASSET = "c44067f5952c0a294b673a41bacd8c17"
+ARCHIVE = "0def7320c3a5731c473e5ecbe6d01bc7"
+UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
+
+Properties = dict[str, Any]
+
+
+def load(properties: struct_pb2.Struct) -> Properties:
+    """Properties that are null are left out: that is what the engine means by them."""
+    return {key: value for key, value in json_format.MessageToDict(properties).items() if value is not None}
+
+
+def dump(properties: Properties) -> struct_pb2.Struct:
+    return json_format.ParseDict(properties, struct_pb2.Struct())
+
+
+def plain(value: Any) -> Any:
+    """The value without its secret marks."""
+    if isinstance(value, dict):
+        if value.get(SIGNATURE) == SECRET:
+            return plain(value["value"])
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def has_secret(value: Any) -> bool:
+    return f'"{SIGNATURE}": "{SECRET}"' in json.dumps(value)
+
+
+def changed(old: Any, new: Any) -> bool:
+    """A value that became secret counts too, or the state would keep it in clear."""
+    return plain(old) != plain(new) or (has_secret(new) and not has_secret(old))

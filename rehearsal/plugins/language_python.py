@@ -1,0 +1,173 @@
+"""A stand-in for `pulumi-language-python`, which runs Python programs for the Pulumi engine.
+
+The engine starts this file as `pulumi-language-python ENGINE_ADDRESS` in the stand-ins' environment. Each run of a
+program is this file again, as `--run ENGINE_ADDRESS`, in the program's own environment.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+ALREADY_SHOWN = 32  # the exit status with which a program says that its error is on the screen
+
+
+def python_of(info) -> str:
+    """The interpreter that `runtime.options` of Pulumi.yaml ask for. Raises ValueError with the remedy."""
+    options = dict(info.options)
+    toolchain = options.get("toolchain", "pip")
+    if toolchain != "pip":
+        raise ValueError(
+            f"runtime option toolchain: {toolchain} in Pulumi.yaml: the stand-in for language-python knows pip "
+            "alone; install the official plugin, or name a `virtualenv`"
+        )
+    if virtualenv := options.get("virtualenv"):
+        python = Path(info.root_directory, virtualenv, "bin", "python")
+        if not python.exists():
+            raise ValueError(
+                f"runtime option virtualenv: {virtualenv} in Pulumi.yaml: there is no {python}; make it with "
+                f"`python3 -m venv {virtualenv}` and install the program's requirements into it"
+            )
+        return str(python)
+    for name in (os.environ.get("PULUMI_PYTHON_CMD"), "python3", "python"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise ValueError("no python3 on PATH: install Python, or name a `virtualenv` in Pulumi.yaml")
+
+
+def host() -> None:
+    """Serve the engine."""
+    from google.protobuf import empty_pb2
+    from pulumi.runtime.proto import language_pb2, language_pb2_grpc, plugin_pb2
+
+    import serving
+
+    engine = serving.Engine()
+    programs: set[asyncio.subprocess.Process] = set()
+
+    async def end_programs() -> None:
+        for program in programs:
+            with contextlib.suppress(ProcessLookupError):
+                program.terminate()
+        await asyncio.gather(*(program.wait() for program in programs))
+
+    class Host(language_pb2_grpc.LanguageRuntimeServicer):
+        async def Handshake(self, request, context):
+            return language_pb2.LanguageHandshakeResponse()
+
+        async def GetPluginInfo(self, request, context):
+            return plugin_pb2.PluginInfo()
+
+        async def GetRequiredPlugins(self, request, context):
+            return language_pb2.GetRequiredPluginsResponse()
+
+        async def GetRequiredPackages(self, request, context):
+            return language_pb2.GetRequiredPackagesResponse()
+
+        async def GetProgramDependencies(self, request, context):
+            return language_pb2.GetProgramDependenciesResponse()
+
+        async def About(self, request, context):
+            try:
+                python = python_of(request.info)
+            except ValueError as error:
+                await context.abort(serving.grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            program = await asyncio.create_subprocess_exec(
+                python, "-c", "import platform; print(platform.python_version())", stdout=asyncio.subprocess.PIPE
+            )
+            version, _ = await program.communicate()
+            return language_pb2.AboutResponse(executable=python, version=version.decode().strip())
+
+        async def Run(self, request, context):
+            try:
+                python = python_of(request.info)
+            except ValueError as error:
+                return language_pb2.RunResponse(error=str(error))
+            program = await asyncio.create_subprocess_exec(
+                python, "-u", __file__, "--run", engine.address, stdin=asyncio.subprocess.PIPE, cwd=request.pwd
+            )
+            programs.add(program)
+            try:
+                # On stdin, because the configuration holds secrets that a command line would show to everyone.
+                await program.communicate(request.SerializeToString())
+            finally:
+                programs.discard(program)
+                if program.returncode is None:
+                    program.terminate()
+            if program.returncode == ALREADY_SHOWN:
+                return language_pb2.RunResponse(bail=True)
+            error = f"Program exited with non-zero exit code: {program.returncode}" if program.returncode else ""
+            return language_pb2.RunResponse(error=error)
+
+        async def Cancel(self, request, context):
+            await end_programs()
+            return empty_pb2.Empty()
+
+    asyncio.run(
+        serving.serve(
+            lambda server: language_pb2_grpc.add_LanguageRuntimeServicer_to_server(Host(), server), end_programs
+        )
+    )
+
+
+def run(engine_address: str) -> int:
+    """Run the program of the request on stdin and return an exit status."""
+    import logging
+    import runpy
+    import traceback
+    from concurrent.futures import ThreadPoolExecutor
+
+    import pulumi
+    from pulumi.runtime.proto import language_pb2
+
+    request = language_pb2.RunRequest.FromString(sys.stdin.buffer.read())
+    program = os.path.normpath(os.path.join(request.info.program_directory, request.info.entry_point))
+    os.chdir(request.info.program_directory)
+    sys.argv = [program, *request.args]
+    sys.path[0] = request.info.program_directory
+
+    pulumi.runtime.set_all_config(dict(request.config), list(request.configSecretKeys))
+    pulumi.runtime.configure(
+        pulumi.runtime.Settings(
+            project=request.project,
+            root_directory=request.info.root_directory,
+            stack=request.stack,
+            parallel=request.parallel,
+            engine=engine_address,
+            monitor=request.monitor_address,
+            dry_run=request.dryRun,
+            organization=request.organization,
+        )
+    )
+    # A program that failed leaves futures behind that nobody will await; asyncio would complain of each.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=4 * max(request.parallel, 1)))
+
+    async def main() -> None:
+        await pulumi.runtime.run_in_stack(lambda: runpy.run_path(program, run_name="__main__"))
+
+    try:
+        loop.run_until_complete(main())
+    except pulumi.RunError as error:
+        pulumi.log.error(str(error))
+        return 1
+    except Exception as error:
+        shown = traceback.TracebackException.from_exception(error)
+        # The frames of this file and of the SDK above the program say nothing about the program.
+        inside = (n for n, frame in enumerate(shown.stack) if frame.filename.startswith(request.info.program_directory))
+        shown.stack = traceback.StackSummary.from_list(shown.stack[next(inside, 0) :])
+        pulumi.log.error("Program failed with an unhandled exception:\n" + "".join(shown.format()))
+        return ALREADY_SHOWN
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--run":
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.exit(run(sys.argv[2]))
+        os._exit(130)  # threads of the program may still wait for an engine that is gone
+    host()

@@ -1,0 +1,82 @@
+"""What makes a Python file a Pulumi plugin: it serves gRPC, prints its port, and ends with the engine."""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
+import types
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc.aio
+
+
+def _without_the_sdk() -> None:
+    """Let `pulumi.runtime.proto` be imported alone: the SDK around it costs half a second at every start."""
+    spec = importlib.util.find_spec("pulumi")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the package pulumi is missing: make the stand-ins' environment from requirements.txt")
+    for name, folder in (
+        ("pulumi", Path(spec.origin).parent),
+        ("pulumi.runtime", Path(spec.origin).parent / "runtime"),
+    ):
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+
+
+_without_the_sdk()
+
+from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc  # noqa: E402
+
+UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class Engine:
+    """The engine that started this plugin, as a place to show messages."""
+
+    def __init__(self) -> None:
+        self.address = [argument for argument in sys.argv[1:] if not argument.startswith("-")][-1]
+        self._stub: engine_pb2_grpc.EngineStub | None = None
+
+    async def log(self, message: str, *, urn: str = "", level: str = "INFO", passing: bool = False) -> None:
+        """Show a message beside a resource (or the stack); a `passing` one is gone from the final report."""
+        if self._stub is None:
+            self._stub = engine_pb2_grpc.EngineStub(grpc.aio.insecure_channel(self.address, UNLIMITED))
+        request = engine_pb2.LogRequest(
+            severity=engine_pb2.LogSeverity.Value(level), message=message, urn=urn, ephemeral=passing
+        )
+        # An engine that is going away must not turn a command that succeeded into one that failed.
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await self._stub.Log(request)
+
+
+async def serve(register: Callable[[grpc.aio.Server], None], end: Callable[[], Awaitable[None]]) -> None:
+    """Serve until SIGINT, SIGTERM or the engine's end, then await `end` and return.
+
+    The engine holds the other side of stdin: end-of-file there means that it is gone, even if it was killed.
+    """
+    server = grpc.aio.server(options=UNLIMITED)
+    register(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+
+    def stdin_is_readable() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            ended.set()
+
+    # What cannot be watched (a file, /dev/null) is no engine's pipe.
+    with contextlib.suppress(OSError):
+        loop.add_reader(0, stdin_is_readable)
+    await ended.wait()
+    await end()
+    await server.stop(grace=1)

@@ -1,0 +1,26 @@
+"""What all tests share: the engine that `make test` installed, and no way to a user's own stacks."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daskstack import engine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Puts `pulumi` and its plugins into the environment, with state in a folder of this run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        for name, value in engine.variables("dev").items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture
+def pulumi_environment(tmp_path: Path) -> dict[str, str]:
+    """The environment for a `pulumi` of one test: a backend of its own, an empty passphrase."""
+    environ = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
+    return {**environ, **engine.variables("dev", environ)}

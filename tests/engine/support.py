@@ -1,0 +1,222 @@
+"""A project for the real engine, and a real SSH server on loopback."""
+
+import contextlib
+import getpass
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = "engine-tests"
+
+
+def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 20) -> None:
+    """Wait until `condition()` is true. Fails with `what` after a time that no healthy run needs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds} s in vain: {what}")
+        time.sleep(0.05)
+
+
+def processes(word: str) -> set[int]:
+    """The ids of the processes that have `word` in their command line."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if word.encode() in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """The ids of the processes that `pid` and its children have started and that still run under them."""
+    children: set[int] = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children |= {int(child) for child in path.read_text().split()}
+    return children.union(*(descendants(child) for child in children))
+
+
+PRELUDE = """
+import pulumi
+from pulumi_command import local, remote
+
+secret = pulumi.Output.secret
+"""
+
+
+@dataclass
+class Project:
+    """A project with one stack and a backend of its own, whose program is text that follows PRELUDE."""
+
+    folder: Path
+    environment: dict[str, str]
+    lines: list[tuple[float, str]] = field(default_factory=list)
+
+    def write(self, program: str, *, options: str = f"{{virtualenv: {sys.prefix}}}") -> None:
+        runtime = f"{{name: python, options: {options}}}"
+        self.folder.joinpath("Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: {runtime}\n")
+        self.folder.joinpath("__main__.py").write_text(PRELUDE + program)
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """`pulumi` under way; what is left of it at the end of the block is killed."""
+        process = subprocess.Popen(
+            ["pulumi", *arguments, "--non-interactive"],
+            cwd=self.folder,
+            env=os.environ | self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        watch = threading.Timer(60, process.kill)
+        watch.start()
+        try:
+            yield process
+        finally:
+            watch.cancel()
+            process.kill()
+            process.communicate()
+
+    def run(self, *arguments: str, succeeds: bool = True) -> str:
+        """Run `pulumi` and return what it prints. Fails the test where it does not end as expected."""
+        self.lines = []
+        with self.started(*arguments) as process:
+            assert process.stdout
+            self.lines = [(time.monotonic(), line) for line in process.stdout]
+            output = "".join(line for _, line in self.lines)
+            assert (process.wait() == 0) == succeeds, output
+        return output
+
+    def up(self, program: str, *options: str) -> str:
+        self.write(program)
+        return self.run("up", "--yes", "--skip-preview", *options)
+
+    def fails(self, program: str) -> str:
+        """What the engine reports at the end of an `up` that cannot succeed."""
+        self.write(program)
+        output = self.run("up", "--yes", "--skip-preview", succeeds=False)
+        assert "Traceback" not in output
+        return output[output.index("Diagnostics:") :]
+
+    def preview(self, program: str) -> str:
+        self.write(program)
+        return self.run("preview")
+
+    def outputs(self) -> dict[str, Any]:
+        return json.loads(self.run("stack", "output", "--json"))
+
+    def seen(self, text: str) -> float:
+        """When the last run first printed `text`, on the clock of time.monotonic()."""
+        return next(moment for moment, line in self.lines if text in line)
+
+    def stored(self) -> str:
+        """Everything that the backend has written: states, histories, backups."""
+        files = (path for path in self.folder.parent.joinpath("state").rglob("*") if path.is_file())
+        return "\n".join(path.read_text(errors="replace") for path in files)
+
+
+@dataclass
+class Keys:
+    """Key pairs, each a path to the private half, with the public one beside it."""
+
+    folder: Path
+
+    def make(self, name: str, kind: str = "ed25519", passphrase: str = "") -> Path:
+        path = self.folder / name
+        if not path.exists():
+            command = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", name, "-f", str(path)]
+            subprocess.run(command, check=True)
+        return path
+
+    def public(self, name: str) -> str:
+        return self.folder.joinpath(f"{name}.pub").read_text().strip()
+
+    def fingerprint(self, name: str) -> str:
+        command = ["ssh-keygen", "-l", "-E", "sha256", "-f", str(self.folder / f"{name}.pub")]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[1]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Sshd:
+    """A real sshd on loopback, which lets the test's own user in with the key `user`."""
+
+    def __init__(self, folder: Path, keys: Keys) -> None:
+        self.folder, self.keys, self.port = folder, keys, free_port()
+        self.log = folder / "log"
+        self.log.touch()
+        self._process: subprocess.Popen[bytes] | None = None
+        shutil.copy(keys.folder / "user.pub", folder / "authorized_keys")
+
+    def start(self, *settings: str) -> "Sshd":
+        Path("/run/sshd").mkdir(exist_ok=True)
+        config = self.folder / "sshd_config"
+        config.write_text(
+            "\n".join(
+                [
+                    f"Port {self.port}",
+                    "ListenAddress 127.0.0.1",
+                    f"HostKey {self.keys.folder}/host",
+                    f"HostKey {self.keys.folder}/host-rsa",
+                    f"AuthorizedKeysFile {self.folder}/authorized_keys",
+                    "PidFile none",
+                    "StrictModes no",
+                    "UsePAM no",
+                    "PasswordAuthentication no",
+                    "MaxStartups 100",
+                    "Subsystem sftp internal-sftp",
+                    "LogLevel VERBOSE",
+                    *settings,
+                ]
+            )
+            + "\n"
+        )
+        sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+        assert sshd, "no sshd here: install openssh-server"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen([sshd, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stderr=log)
+        wait_for("sshd listens", lambda: f"port {self.port}" in self.log.read_text())
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(10)
+
+    @property
+    def connections(self) -> int:
+        return self.log.read_text().count("Connection from")
+
+    def connection(self, **more: Any) -> dict[str, Any]:
+        """`connection` of a remote resource: this server, its host key pinned, the user's key."""
+        return {
+            "host": "127.0.0.1",
+            "port": self.port,
+            "user": getpass.getuser(),
+            "private_key": self.keys.folder.joinpath("user").read_text(),
+            "host_key": self.keys.public("host"),
+            "dial_error_limit": 0,
+        } | more

@@ -1,0 +1,90 @@
+"""How Python programs run, seen through the real `pulumi` command."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.engine.support import descendants, wait_for
+
+
+def test_a_program_goes_through_preview_up_refresh_and_destroy(project):
+    project.write(
+        "pulumi.Stash('kept', input='a value')\n"
+        "config = pulumi.Config()\n"
+        "print('said by the program')\n"
+        "pulumi.export('stack', [pulumi.get_project(), pulumi.get_stack(), config.require('plain')])\n"
+        "pulumi.export('secret', config.require_secret('hidden'))\n"
+    )
+    project.run("config", "set", "plain", "seen")
+    project.run("config", "set", "--secret", "hidden", "very-private")
+    for command in (["preview"], ["up", "--yes"], ["refresh", "--yes"]):
+        assert "very-private" not in project.run(*command)
+    assert "said by the program" in project.run("preview")
+    assert project.outputs() == {"stack": ["engine-tests", "test", "seen"], "secret": "[secret]"}
+    project.run("destroy", "--yes")
+    assert "very-private" not in project.stored()
+
+
+def test_an_uncaught_error_is_shown_with_the_programs_own_traceback(project):
+    project.write("def inner():\n    raise ValueError('of the program')\n\ninner()\n")
+    output = project.run("up", "--yes", "--skip-preview", succeeds=False)
+    report = output[output.index("Diagnostics") :]
+    assert "Program failed with an unhandled exception" in report
+    assert f'File "{project.folder}/__main__.py", line 10, in <module>' in report
+    assert "ValueError: of the program" in report
+    assert "language_python" not in report
+    assert "runpy" not in report
+
+
+def test_a_run_error_is_shown_without_a_traceback(project):
+    assert "error: wrong settings: do this" in project.fails("raise pulumi.RunError('wrong settings: do this')")
+
+
+def test_a_program_imports_its_own_modules_and_nothing_of_the_plugin(project):
+    (project.folder / "wire.py").write_text("name = 'the program'\n")
+    project.write(
+        "import os, sys, wire\n"
+        "print('from', wire.name, 'in', os.getcwd() == os.path.dirname(os.path.abspath(__file__)))\n"
+        "print('reached', [name for name in ('serving', 'language_python') if name in sys.modules])\n"
+    )
+    output = project.run("preview")
+    assert "from the program in True" in output
+    assert "reached []" in output
+
+
+def test_the_programs_own_virtual_environment_runs_it(project):
+    environment = project.folder / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    site = next(environment.glob("lib/python3*/site-packages"))
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "libraries.pth").write_text("\n".join(libraries) + "\n")
+    project.write("import sys\nprint('prefix is', sys.prefix)\n", options="{virtualenv: .venv}")
+    assert f"prefix is {environment}" in project.run("preview")
+    assert f"{environment}/bin/python" in project.run("about")
+
+
+def test_a_virtual_environment_that_is_missing_is_named_with_the_remedy(project):
+    project.write("", options="{virtualenv: not-there}")
+    output = project.run("preview", succeeds=False)
+    assert f"{project.folder}/not-there/bin/python" in output
+    assert "python3 -m venv not-there" in output
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_cancelled_program_ends_quietly_and_leaves_no_process(project, ending):
+    marker = f"begun-{time.time_ns()}"
+    project.write(f"import pathlib, time\npathlib.Path('{marker}').touch()\ntime.sleep(60)\n")
+    with project.started("preview") as engine:
+        wait_for("the program's begin", (project.folder / marker).exists)
+        family = descendants(engine.pid)
+        assert len(family) >= 2, "the plugin and the program"
+        engine.send_signal(ending)
+        engine.wait(20)
+        wait_for("the end of plugin and program", lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+        output = engine.stdout.read()
+    assert "Traceback" not in output
+    assert "KeyboardInterrupt" not in output

@@ -1,0 +1,346 @@
+"""Local machines: what the scripts in rehearsal/machines promise, on real ones."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SCRIPTS, SUDO, as_root, call
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        time.sleep(0.1)
+
+
+def is_running(machine):
+    return as_root("flock", "--nonblock", str(machine.folder / "running"), "true", check=False).returncode == 1
+
+
+def boot_id(machine):
+    """Another one after each boot: the start of the machine's systemd."""
+    done = machine.ssh("stat -c %Y.%Z /proc/1; systemctl show --property UserspaceTimestampMonotonic", check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
+def traces(stack):
+    """Whatever of a stack can be seen on this computer: links, namespaces, mounts, groups, processes, files."""
+    words = (stack.bridge, str(stack.directory))
+    found = [line.split()[1] for line in as_root("ip", "-o", "link").stdout.splitlines()]
+    found += as_root("ip", "netns").stdout.splitlines()
+    found += Path("/proc/mounts").read_text().splitlines()
+    found += as_root("find", "/sys/fs/cgroup", "-maxdepth", "2", "-type", "d").stdout.splitlines()
+    found += [line for line in as_root("ps", "-eo", "args").stdout.splitlines() if "ps -eo" not in line]
+    found += [str(stack.directory)] if stack.directory.exists() else []
+    return [line for line in found if any(word in line for word in words)]
+
+
+def test_the_image_belongs_to_no_machine(image):
+    etc = Path(image) / "etc"
+    assert not list((etc / "ssh").glob("ssh_host_*"))
+    assert (etc / "machine-id").read_text() == ""
+    assert (etc / "resolv.conf").read_text() == ""
+    assert not (etc / "hostname").exists()
+
+
+def test_machines_booted_together_answer_by_their_own_names_and_keys(boot):
+    machines = boot("one", "two", "three")
+    for machine in machines:
+        assert machine.ssh("hostname").stdout.strip() == machine.name
+        assert machine.ssh(f"getent ahostsv4 {machine.name}").stdout.split()[0] == machine.address
+        assert machine.run("id --user").stdout.strip() == "0"
+        assert machine.ssh("systemctl is-system-running").stdout.strip() == "running"
+    for property in ("address", "id", "host_key"):
+        assert len({getattr(machine, property) for machine in machines}) == 3
+    assert len({machine.ssh("cat /etc/machine-id").stdout for machine in machines}) == 3
+
+
+def test_nobody_logs_in_as_root_or_by_password(boot):
+    [machine] = boot("one")
+    assert machine.ssh("true", user="root", check=False).returncode == 255
+    effective = machine.run("sshd -T").stdout.splitlines()
+    assert {"permitrootlogin no", "passwordauthentication no", "kbdinteractiveauthentication no"} < {*effective}
+
+
+def test_a_script_gets_its_variables_and_arguments_as_they_are(boot):
+    [machine] = boot("one")
+    hard = "it's $HOME \"and\"\n`more`"
+    assert machine.run('printf %s "$HARD|$1|$#"', {"HARD": hard}, "a b").stdout == f"{hard}|a b|1"
+
+
+def test_up_again_changes_nothing_and_is_quick(stack, boot):
+    [machine] = boot("one")
+    before = machine.pid, boot_id(machine), stack.network
+    started = time.monotonic()
+    stack.up()
+    assert boot("one") == [machine]
+    assert time.monotonic() - started < 2
+    assert (machine.pid, boot_id(machine), stack.network) == before
+
+
+def test_a_machine_outlives_its_caller_and_does_not_hold_it(stack):
+    """As from a terminal that is closed: the caller's whole process group and session are killed."""
+    caller = subprocess.Popen(
+        ["bash", "-c", 'bash "$0" up; echo done; sleep 600', str(SCRIPTS / "machine.sh")],
+        env=os.environ | stack.variables("orphan"), stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with caller:
+        printed = json.loads(caller.stdout.readline())
+        assert caller.stdout.readline() == "done\n"
+        os.killpg(caller.pid, signal.SIGKILL)
+        # Ends only where no process of the machine holds the pipe.
+        assert caller.communicate(timeout=5)[0] == ""
+    [machine] = stack.boot("orphan")
+    assert machine.id == printed["id"]
+    assert int(machine.ssh("cut -d . -f 1 /proc/uptime; ps -o etimes= -p 1").stdout.split()[1]) >= 0
+
+
+@pytest.mark.parametrize("milliseconds", [10, 40, 80, 150, 300])
+def test_an_up_that_is_killed_anywhere_is_repaired_by_the_next(stack, milliseconds):
+    name = f"killed-{milliseconds}"
+    caller = subprocess.Popen(
+        ["bash", str(SCRIPTS / "machine.sh"), "up"],
+        env=os.environ | stack.variables(name), stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(milliseconds / 1000)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(caller.pid, signal.SIGKILL)
+    caller.wait()
+    [machine] = stack.boot(name)
+    assert machine.ssh("hostname").stdout.strip() == name
+    stack.remove(name)
+
+
+def test_a_reboot_inside_comes_back_by_itself(stack, boot):
+    [machine] = boot("one")
+    machine.ssh("echo kept > ~/file")
+    first = boot_id(machine)
+    machine.ssh("sudo -n systemctl reboot", check=False)
+    until(lambda: boot_id(machine) not in (first, None))
+    assert machine.ssh("cat ~/file").stdout == "kept\n"
+    assert stack.boot("one") == [machine]
+
+
+def test_a_machine_switched_off_inside_stays_off_until_up(stack):
+    [machine] = stack.boot("off")
+    machine.ssh("echo kept > ~/file; sudo -n systemctl poweroff", check=False)
+    until(lambda: not is_running(machine))
+    time.sleep(1)
+    assert not is_running(machine)
+    assert stack.boot("off") == [machine]
+    assert machine.ssh("cat ~/file").stdout == "kept\n"
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "nspawn", "pid"])
+def test_a_machine_whose_process_is_killed_is_repaired_by_up(stack, victim):
+    [machine] = stack.boot("killed")
+    machine.ssh("echo kept > ~/file; sync")
+    pid = machine.pid
+    if victim == "supervisor":
+        pid = machine.supervisor
+    elif victim == "nspawn":
+        pid = int(as_root("ps", "-o", "ppid=", "-p", str(pid)).stdout)
+    as_root("kill", "-KILL", str(pid))
+    assert stack.boot("killed") == [machine]
+    assert machine.ssh("cat ~/file").stdout == "kept\n"
+
+
+def test_a_restart_of_this_computer_keeps_addresses_ids_and_files(make_stack):
+    stack = make_stack("restart")
+    machines = stack.boot("one", "two")
+    machines[0].ssh("echo kept > ~/file; sync")
+    network = stack.network
+    for machine in machines:
+        as_root("kill", "-KILL", str(machine.supervisor))
+    as_root("ip", "link", "delete", stack.bridge)
+    as_root("ip", "netns", "delete", stack.bridge)
+    until(lambda: not any(is_running(machine) for machine in machines))
+
+    stack.up()
+    assert stack.network == network
+    assert stack.boot("one", "two") == machines
+    assert machines[0].ssh("cat ~/file").stdout == "kept\n"
+
+
+def test_a_recorded_process_id_that_is_somebody_elses_is_not_killed(stack):
+    [machine] = stack.boot("reused")
+    as_root("kill", "-KILL", str(machine.supervisor))
+    until(lambda: not is_running(machine))
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        as_root("bash", "-c", f"echo {bystander.pid} > {machine.folder}/running")
+        stack.remove("reused")
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_another_key_and_another_address_are_taken_on(stack, tmp_path):
+    [machine] = stack.boot("changed")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True)
+    before = boot_id(machine)
+    stack.boot("changed", AUTHORIZED_KEY=(tmp_path / "id.pub").read_text())
+    assert machine.ssh("true", check=False).returncode == 255
+    stack.boot("changed")
+    assert boot_id(machine) == before
+
+    [moved] = stack.boot("changed", NUMBER="200")
+    assert moved.address == stack.network.replace(".0/24", ".200")
+    assert moved.id == machine.id
+    assert moved.address in moved.ssh("hostname --all-ip-addresses").stdout.split()
+
+
+def test_two_stacks_do_not_disturb_each_other(stack, boot, make_stack):
+    other = make_stack("other")
+    assert other.network != stack.network
+    [here], [there] = boot("one"), other.boot("one")
+    assert here.id != there.id
+    reach = "timeout 2 bash -c 'exec 3<>/dev/tcp/{}/22'"
+    assert here.ssh(reach.format(here.address), check=False).returncode == 0
+    assert here.ssh(reach.format(there.address), check=False).returncode != 0
+    other.down()
+    assert here.ssh("hostname").stdout == "one\n"
+
+
+def test_down_removes_everything_and_is_quiet_when_it_is_gone(make_stack):
+    stack = make_stack("gone")
+    machines = stack.boot("one", "two")
+    assert machines[0].ssh("true").returncode == 0
+    assert len(traces(stack)) > 4
+    started = time.monotonic()
+    stack.down()
+    assert time.monotonic() - started < 7
+    until(lambda: traces(stack) == [], 2)
+    stack.down()
+    assert traces(stack) == []
+
+
+def network_among(routes, tmp_path):
+    """The network that is chosen on a computer with these routes; it is a network namespace of its own."""
+    script = f"""
+        mount -t tmpfs tmpfs /run
+        ip link set lo up
+        ip link add lan up type dummy
+        {routes}
+        bash {SCRIPTS}/network.sh up
+    """
+    done = subprocess.run(
+        [*SUDO, "env", f"DIRECTORY={tmp_path}/stack", "NAME=stack",
+         "unshare", "--net", "--mount", "bash", "-e", "-c", textwrap.dedent(script)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return json.loads(done.stdout)["network"] if done.returncode == 0 else done.stderr
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["{network} dev lan", "{network} dev lan table 42", "blackhole {within}", "10.0.0.0/8 dev lan table 42"],
+    ids=["same", "in another table", "a part of it", "covering it"],
+)
+def test_a_network_that_this_computer_has_a_route_to_is_not_taken(route, tmp_path):
+    free = network_among("", tmp_path)
+    (tmp_path / "stack" / "network").unlink()
+    route = route.format(network=free, within=free.replace(".0/24", ".77"))
+    assert network_among(f"ip route add {route}", tmp_path) not in (free, "")
+    # And where it was chosen before, it is not moved behind the machines' back.
+    (tmp_path / "stack" / "network").write_text(f"{free}\n")
+    assert f"{free} of stack stack is now used" in network_among(f"ip route add {route}", tmp_path)
+
+
+def test_a_vpn_that_takes_all_of_ten_leaves_other_private_networks(tmp_path):
+    routes = "ip route add 10.0.0.0/8 dev lan; ip route add 172.16.0.0/12 dev lan"
+    assert network_among(routes, tmp_path).startswith("192.168.")
+
+
+def test_default_routes_and_their_halves_are_no_obstacle(tmp_path):
+    free = network_among("", tmp_path)
+    (tmp_path / "stack" / "network").unlink()
+    routes = "ip route add default dev lan; ip route add 0.0.0.0/1 dev lan; ip route add unreachable default metric 9"
+    assert network_among(routes, tmp_path) == free
+
+
+def test_firewalld_closes_a_machine_to_the_outside_and_not_to_the_cluster(boot, outside):
+    [machine, neighbour] = boot("walled", "two")
+    machine.run("systemd-run --unit listener python3 -m http.server 8000")
+    reach = f"timeout 2 bash -c 'exec 3<>/dev/tcp/{machine.address}/8000'"
+    until(lambda: neighbour.ssh(reach, check=False).returncode == 0, 5)
+    assert machine.ssh("systemctl is-active firewalld", check=False).stdout == "inactive\n"
+    assert outside.connects(machine, 8000)
+
+    network = machine.address.rpartition(".")[0] + ".0/24"
+    machine.run('systemctl start firewalld; firewall-cmd --zone trusted --add-source "$NETWORK"', {"NETWORK": network})
+    assert not outside.connects(machine, 8000)
+    assert outside.connects(machine, 22)
+    assert neighbour.ssh(reach, check=False).returncode == 0
+    assert "inet firewalld" in machine.run("nft list tables").stdout
+
+
+def test_a_directory_of_another_machine_is_mounted_on_first_access(boot):
+    """FUSE and automount, by systemd units, as the shared directory is mounted."""
+    [server, client] = boot("one", "two")
+    server.ssh("mkdir -p /tmp/daskdata && echo shared > /tmp/daskdata/file && mkdir -p -m 700 ~/.ssh")
+    assert server.ssh("findmnt --noheadings --output FSTYPE --target /tmp").stdout == "overlay\n"
+    public = client.run("[ -e /root/key ] || ssh-keygen -q -t ed25519 -N '' -f /root/key; cat /root/key.pub").stdout
+    server.ssh("cat > ~/.ssh/authorized_keys", stdin=public)
+    units = """
+        printf '%s\\n' '[Mount]' "What=admin@$ADDRESS:/tmp/daskdata" 'Where=/mnt/shared' 'Type=fuse.sshfs' \\
+            'Options=allow_other,IdentityFile=/root/key,StrictHostKeyChecking=accept-new' \\
+            >/etc/systemd/system/mnt-shared.mount
+        printf '%s\\n' '[Automount]' 'Where=/mnt/shared' >/etc/systemd/system/mnt-shared.automount
+        systemctl daemon-reload
+        systemctl restart mnt-shared.automount
+        systemctl is-active mnt-shared.mount || true
+    """
+    assert client.run(units, {"ADDRESS": server.address}).stdout == "inactive\n"
+    assert client.ssh("cat /mnt/shared/file").stdout == "shared\n"
+    assert client.ssh("systemctl is-active mnt-shared.mount").stdout == "active\n"
+    client.run("systemctl stop mnt-shared.automount mnt-shared.mount")
+
+
+def test_a_machine_that_does_not_boot_shows_its_console(stack):
+    [machine] = stack.boot("broken")
+    machine.run("echo Nonsense yes > /etc/ssh/sshd_config.d/broken.conf; systemctl poweroff", check=False)
+    until(lambda: not is_running(machine))
+    with pytest.raises(RuntimeError) as failure:
+        stack.boot("broken", SECONDS_TO_BOOT="3")
+    assert "Failed to start" in str(failure.value) and "ssh.service" in str(failure.value)
+    assert f"{machine.folder}/console.log" in str(failure.value)
+    stack.remove("broken")
+
+
+def test_a_machine_that_ends_while_it_boots_is_not_waited_for(stack, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="it ended") as failure:
+        stack.boot("empty", IMAGE=str(tmp_path))
+    assert time.monotonic() - started < 5
+    assert "OS tree" in str(failure.value)
+    stack.remove("empty")
+
+
+def test_a_user_with_sudo_gets_what_root_gets_and_one_without_is_told(boot):
+    [computer] = boot("two")
+    for script in ("common.sh", "network.sh"):
+        computer.ssh(f"cat > /tmp/{script}", stdin=(SCRIPTS / script).read_text())
+    command = "DIRECTORY={} NAME=inner bash /tmp/network.sh {}"
+    printed = json.loads(computer.ssh(command.format("/home/admin/share/inner", "up")).stdout)
+    assert printed["gateway"] in computer.ssh("hostname --all-ip-addresses").stdout.split()
+    assert computer.ssh("stat -c '%U %a' /home/admin/share/inner").stdout == "admin 700\n"
+    computer.ssh(command.format("/home/admin/share/inner", "down"))
+    assert printed["gateway"] not in computer.ssh("hostname --all-ip-addresses").stdout.split()
+
+    refused = computer.ssh(
+        f"sudo -n -u nobody env {command.format('/tmp/inner', 'up')}", check=False
+    )
+    assert refused.returncode == 1
+    assert "'sudo -n' does not work" in refused.stderr and "source: existing" in refused.stderr
+
+
+def test_scripts_refuse_what_they_do_not_know(stack):
+    for script in ("machine.sh", "network.sh"):
+        with pytest.raises(RuntimeError, match="expected 'up' or 'down', got 'sideways'"):
+            call(script, "sideways", **stack.variables("one"))

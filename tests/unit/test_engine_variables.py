@@ -1,0 +1,173 @@
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daskstack import engine
+
+LOGINS = [
+    {"PULUMI_BACKEND_URL": "gs://team-state"},
+    {"PULUMI_ACCESS_TOKEN": "pul-0"},
+    {"PULUMI_CREDENTIALS_PATH": "credentials"},
+]
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """A user with an official Pulumi on PATH and nothing else."""
+    executable(tmp_path / "bin" / "pulumi", "echo v3.300.0")
+    executable(tmp_path / "bin" / "pulumi-language-python", "true")
+    (tmp_path / ".pulumi" / "plugins" / f"resource-command-v{engine.COMMAND}").mkdir(parents=True)
+    credentials = tmp_path / "credentials" / "credentials.json"
+    credentials.parent.mkdir()
+    credentials.write_text(json.dumps({"current": "https://api.pulumi.com"}))
+    return {"HOME": str(tmp_path), "PATH": str(tmp_path / "bin")}
+
+
+@pytest.fixture
+def without_plugins(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """A user whose only engine is the one built here, with stand-ins for the plugins."""
+    (tmp_path / "bin" / "pulumi-language-python").unlink()
+    (tmp_path / "bin" / "pulumi").unlink()
+    built = executable(engine.built_engine(environ), "echo v3.259.0")
+    replaced = engine.standins(built, environ)
+    replaced.mkdir(parents=True)
+    (replaced / "complete").touch()
+    return environ
+
+
+def login(environ: dict[str, str], extra: dict[str, str]) -> dict[str, str]:
+    if "PULUMI_CREDENTIALS_PATH" in extra:
+        extra = {"PULUMI_CREDENTIALS_PATH": f"{environ['HOME']}/credentials"}
+    return {**environ, **extra}
+
+
+def state(environ: dict[str, str]) -> str:
+    return f"file://{environ['HOME']}/.local/share/daskstack/state"
+
+
+@pytest.mark.parametrize("extra", LOGINS)
+def test_dev_is_local_under_an_empty_passphrase_wherever_its_user_is_logged_in(environ, extra):
+    found = engine.variables("dev", login({**environ, "PULUMI_CONFIG_PASSPHRASE": "theirs"}, extra))
+    assert found["PULUMI_BACKEND_URL"] == state(environ)
+    assert found["PULUMI_CONFIG_PASSPHRASE"] == ""
+
+
+def test_local_state_is_its_owners_alone(environ):
+    engine.variables("dev", environ)
+    folder = engine.data_folder(environ)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "state")] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize("extra", LOGINS)
+def test_another_stack_stays_where_its_user_is_logged_in(environ, extra):
+    found = engine.variables("gke", login(environ, extra))
+    assert found["PULUMI_BACKEND_URL"] == extra.get("PULUMI_BACKEND_URL", "https://api.pulumi.com")
+    assert "PULUMI_CONFIG_PASSPHRASE" not in found
+
+
+@pytest.mark.parametrize("extra", [{}, {"PULUMI_CONFIG_PASSPHRASE": ""}])
+def test_another_stack_is_not_kept_here_without_a_passphrase(environ, extra):
+    with pytest.raises(engine.EngineError, match=r"set PULUMI_CONFIG_PASSPHRASE .* or log in"):
+        engine.variables("gke", {**environ, **extra})
+
+
+@pytest.mark.parametrize("name", ["PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE"])
+def test_another_stack_is_kept_here_under_its_users_passphrase(environ, name):
+    found = engine.variables("gke", {**environ, name: "theirs"})
+    assert found["PULUMI_BACKEND_URL"] == state(environ)
+    assert "PULUMI_CONFIG_PASSPHRASE" not in found
+
+
+@pytest.mark.parametrize("extra", LOGINS[1:])
+def test_a_shell_with_the_variables_of_dev_still_finds_its_users_login(environ, extra):
+    environ = login(environ, extra)
+    shell = {**environ, **engine.variables("dev", environ)}
+    assert engine.variables("gke", shell)["PULUMI_BACKEND_URL"] == "https://api.pulumi.com"
+
+
+def test_variables_that_are_set_already_stay_as_they_are(without_plugins):
+    once = engine.variables("dev", without_plugins)
+    assert engine.variables("dev", {**without_plugins, **once}) == once
+
+
+def test_an_official_engine_keeps_its_users_own_pulumi_home(environ):
+    found = engine.variables("dev", environ)
+    assert "PULUMI_HOME" not in found
+    assert found["PATH"] == environ["PATH"]
+
+
+def test_stand_ins_never_enter_the_users_own_pulumi_home(without_plugins):
+    found = engine.variables("dev", without_plugins)
+    assert Path(found["PULUMI_HOME"]).is_relative_to(engine.cache_folder(without_plugins))
+    assert found["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] == "true"
+
+
+def test_a_login_is_still_read_where_stand_ins_have_a_home_of_their_own(without_plugins):
+    own = Path(without_plugins["HOME"], ".pulumi")
+    (own / "credentials.json").write_text('{"current": "s3://theirs"}')
+    found = engine.variables("vms", without_plugins)
+    assert (found["PULUMI_BACKEND_URL"], found["PULUMI_CREDENTIALS_PATH"]) == ("s3://theirs", str(own))
+
+
+def test_official_plugins_are_preferred_to_stand_ins(without_plugins, tmp_path):
+    executable(tmp_path / "bin" / "pulumi-language-python", "true")
+    assert "PULUMI_HOME" not in engine.variables("dev", without_plugins)
+
+
+def test_an_engine_on_path_that_is_too_old_gives_way_to_ours(without_plugins, tmp_path):
+    executable(tmp_path / "bin" / "pulumi", "echo v3.213.9")
+    assert engine.engine(without_plugins) == engine.built_engine(without_plugins)
+    path = engine.variables("dev", without_plugins)["PATH"].split(":")
+    assert path == [str(engine.built_engine(without_plugins).parent), without_plugins["PATH"]]
+
+
+def test_an_engine_on_path_is_preferred_to_ours(without_plugins, tmp_path):
+    theirs = executable(tmp_path / "bin" / "pulumi", "echo v3.214.0")
+    assert engine.engine(without_plugins) == theirs
+
+
+def test_without_an_engine_the_remedy_is_told(environ, tmp_path):
+    (tmp_path / "bin" / "pulumi").unlink()
+    with pytest.raises(engine.EngineError, match=r"3\.214\.0 or newer on PATH, or the one that `make up`"):
+        engine.variables("dev", environ)
+
+
+def test_operations_run_side_by_side_unless_the_user_says_how_many(environ):
+    assert engine.variables("dev", environ)["PULUMI_PARALLEL"] == "64"
+    assert engine.variables("dev", {**environ, "PULUMI_PARALLEL": "2"})["PULUMI_PARALLEL"] == "2"
+
+
+def test_no_cloud_credential_is_touched(environ):
+    theirs = {"GOOGLE_OAUTH_ACCESS_TOKEN": "x", "GOOGLE_APPLICATION_CREDENTIALS": "y", "AWS_PROFILE": "z"}
+    assert not theirs.keys() & engine.variables("dev", {**environ, **theirs}).keys()
+
+
+def test_the_standard_library_is_enough_to_import_it():
+    command = f"import sys; sys.path.insert(0, {str(engine.PROJECT)!r}); import daskstack.engine"
+    subprocess.run([sys.executable, "-I", "-S", "-c", command], check=True)
+
+
+def test_exports_survive_a_shell(environ, tmp_path):
+    odd = {**environ, "XDG_DATA_HOME": f"{tmp_path}/it's a folder"}
+    script = f"""eval "$('{sys.executable}' -m daskstack.engine dev)" && printf %s "$PULUMI_BACKEND_URL" """
+    done = subprocess.run(
+        ["/bin/sh", "-c", script], cwd=engine.PROJECT, env=odd, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"file://{tmp_path}/it%27s%20a%20folder/daskstack/state"
+
+
+def test_outputs_of_a_stack_that_is_not_there_tell_how_to_build_it(pulumi_environment, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", pulumi_environment["XDG_DATA_HOME"])
+    with pytest.raises(engine.EngineError, match="stack dev does not exist: build it with `make up STACK=dev`"):
+        engine.outputs("dev")

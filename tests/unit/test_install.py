@@ -1,0 +1,190 @@
+import hashlib
+import io
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import tomllib
+from pathlib import Path
+
+import install
+import pytest
+import running
+import unlock
+
+from daskstack import engine
+
+PROJECT = engine.PROJECT
+
+
+def lock(pid: int, hostname: str = "") -> dict:
+    return {"pid": pid, "hostname": hostname or socket.gethostname(), "timestamp": "2026-01-01T00:00:00Z"}
+
+
+def release(content: bytes) -> bytes:
+    """An archive as Pulumi publishes them."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        member = tarfile.TarInfo("pulumi/pulumi")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def site(monkeypatch) -> dict[str, bytes]:
+    """Pulumi's download site: what it answers, by the end of the address."""
+    answers = {".tar.gz": release(b"the engine")}
+    monkeypatch.setattr(install.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(install.sys, "platform", "linux")
+    monkeypatch.setattr(install, "fetch", lambda url: next(answers[end] for end in answers if url.endswith(end)))
+    return answers
+
+
+def publish(site: dict[str, bytes], checksum: str) -> None:
+    name = f"pulumi-v{engine.VERSION}-linux-x64.tar.gz"
+    site["checksums.txt"] = f"{'0' * 64}  pulumi-v0-other.tar.gz\n{checksum}  {name}\n".encode()
+
+
+def test_a_release_with_the_published_checksum_is_installed(site, tmp_path):
+    publish(site, hashlib.sha256(site[".tar.gz"]).hexdigest())
+    install.download_engine(tmp_path / "engine")
+    assert (tmp_path / "engine" / "pulumi").read_bytes() == b"the engine"
+
+
+def test_a_release_with_another_checksum_is_refused(site, tmp_path):
+    publish(site, "1" * 64)
+    with pytest.raises(running.InstallError, match=rf"expected the published sha256 {'1' * 64}, found "):
+        install.download_engine(tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_site_out_of_reach_leads_to_one_build(monkeypatch, tmp_path, capsys):
+    def unreachable(url: str) -> bytes:
+        raise TimeoutError("timed out")
+
+    built = []
+    monkeypatch.setattr(engine, "engine", lambda: None)
+    monkeypatch.setattr(install, "fetch", unreachable)
+    monkeypatch.setattr(install, "build_engine", built.append)
+    install.install_engine()
+    assert built == [engine.built_engine()]
+    assert capsys.readouterr().err.count("is out of reach (timed out)") == 1
+
+
+@pytest.mark.parametrize("said", ["go version go1.19.8 linux/amd64", None])
+def test_building_without_a_new_enough_go_tells_the_remedies(said, monkeypatch, tmp_path):
+    if said:
+        go = tmp_path / "go"
+        go.write_text(f"#!/bin/sh\necho '{said}'\n")
+        go.chmod(0o755)
+    monkeypatch.setattr(install, "which", lambda command: str(tmp_path / "go") if said else None)
+    with pytest.raises(running.InstallError, match=r"Go 1\.21 .*found (go|none).*go\.dev/dl.* or put `pulumi`"):
+        install.find_go("build the engine")
+
+
+def test_a_failed_command_shows_the_end_of_its_log_and_where_the_rest_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(running, "CACHE", tmp_path)
+    with pytest.raises(running.InstallError) as error:
+        running.run("sh", "-c", "seq 100; echo the reason >&2; exit 3", log="sh")
+    assert re.search(r"sh ended with status 3:\n.*\n99\n100\nthe reason\n", str(error.value), re.DOTALL)
+    assert "\n50\n" not in str(error.value)
+    assert str(error.value).endswith(f"The whole log: {tmp_path}/logs/sh.log")
+
+
+def test_nobody_finds_a_folder_that_is_half_made(tmp_path):
+    with pytest.raises(KeyboardInterrupt), running.made_whole(tmp_path / "engine") as new:
+        (new / "pulumi").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_neither_installed_again_nor_talked_about():
+    start = time.monotonic()
+    command = [sys.executable, "tools/install.py", "program", "machines", "test"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert time.monotonic() - start < 2
+
+
+def test_packages_that_cannot_be_installed_are_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(install, "which", lambda command: None)
+    monkeypatch.setattr(install.sys, "platform", "linux")
+    with pytest.raises(running.InstallError, match="as root: apt-get install debootstrap systemd-container"):
+        install.install_packages(install.MACHINES, "for machines")
+
+
+def test_a_lock_of_a_dead_process_holds_nothing():
+    done = subprocess.Popen(["true"])
+    done.wait()
+    assert not unlock.holds(lock(done.pid))
+
+
+def test_a_lock_whose_process_number_went_to_another_program_holds_nothing():
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            assert not unlock.holds(lock(other.pid))
+        finally:
+            other.kill()
+
+
+def test_a_lock_of_a_running_engine_holds_until_it_is_killed(tmp_path):
+    program = shutil.copy(shutil.which("sleep"), tmp_path / "pulumi")
+    with subprocess.Popen([program, "60"]) as running_engine:
+        try:
+            assert unlock.holds(lock(running_engine.pid))
+        finally:
+            running_engine.kill()
+        # Whoever started it has not waited for it yet.
+        deadline = time.monotonic() + 5
+        while unlock.holds(lock(running_engine.pid)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not unlock.holds(lock(running_engine.pid))
+
+
+def test_a_lock_of_another_computer_is_never_cleared():
+    assert unlock.holds(lock(1, hostname="elsewhere"))
+
+
+def test_locks_are_found_where_the_engine_puts_them(tmp_path):
+    held = tmp_path / "a folder" / ".pulumi/locks/organization/dask/dev/0.json"
+    held.parent.mkdir(parents=True)
+    held.touch()
+    assert unlock.locks((tmp_path / "a folder").as_uri(), "dev") == [held]
+    assert unlock.locks("gs://team-state", "dev") == []
+
+
+def pins(name: str) -> set[str]:
+    return set(re.findall(r"^[\w.-]+==[^\\\n]+", (PROJECT / name).read_text(), re.MULTILINE))
+
+
+def test_a_notebook_has_exactly_the_clusters_packages():
+    assert pins("environment.lock") <= pins("requirements.txt")
+
+
+def test_versions_that_are_named_twice_agree():
+    dependencies = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"pulumi-command=={engine.COMMAND}" in dependencies
+    modules = (PROJECT / "rehearsal" / "engine" / "go.mod").read_text()
+    assert f"github.com/pulumi/pulumi/pkg/v3 v{engine.VERSION}\n" in modules
+    assert f"--python-version {install.PYTHON} " in (PROJECT / "environment.lock").read_text().splitlines()[1] + " "
+
+
+def test_workflows_are_sound():
+    ours = running.CACHE / "actionlint" / install.ACTIONLINT / "actionlint"
+    actionlint = str(ours) if ours.exists() else shutil.which("actionlint")
+    if not actionlint:
+        pytest.skip("no actionlint: it is built where there is Go")
+    shellcheck = Path(sys.prefix) / "bin" / "shellcheck"
+    workflows = (PROJECT / ".github" / "workflows").glob("*.yml")
+    done = subprocess.run([actionlint, "-shellcheck", shellcheck, *workflows], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_actions_are_pinned_by_commit():
+    for workflow in (PROJECT / ".github" / "workflows").glob("*.yml"):
+        for action in re.findall(r"uses: *(\S+)", workflow.read_text()):
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", action), f"{workflow}: {action}"

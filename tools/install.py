@@ -1,0 +1,249 @@
+"""Installs what is not there yet: python3 tools/install.py WHAT...
+
+    program    the Pulumi engine, its plugins, and .venv with what the program imports
+    machines   the Debian packages that local machines are made with
+    test       what the tests need beside these
+
+Needs Python's standard library alone. What it prints goes to stderr; where all is there, it prints nothing.
+"""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+from running import CACHE, InstallError, made_whole, one_at_a_time, phase, run, say, which
+
+from daskstack import engine
+from daskstack.engine import COMMAND, MINIMUM, PROJECT, VERSION, digest, dotted
+
+PYTHON = "3.11"  # environment.lock's: notebooks and workers have to agree
+SITE = "https://get.pulumi.com/releases/sdk"
+ACTIONLINT = "v1.7.12"
+# Command that tells whether a Debian package is there -> the package.
+MACHINES = {
+    "debootstrap": "debootstrap",
+    "systemd-nspawn": "systemd-container",
+    "ip": "iproute2",
+    "ssh": "openssh-client",
+    "unshare": "util-linux",
+}
+TEST = {"sshd": "openssh-server", "git": "git"}
+
+
+def main(words: list[str]) -> None:
+    os.environ.setdefault("UV_SYSTEM_CERTS", "1")  # uv's own roots do not know a closed network's authority
+    with one_at_a_time():
+        for word in words:
+            {"program": program, "machines": machines, "test": test}[word]()
+
+
+def program() -> None:
+    install_engine()
+    install_plugins()
+    install_venv("requirements.txt")
+
+
+def machines() -> None:
+    install_packages(MACHINES, "for machines on this computer")
+
+
+def test() -> None:
+    install_packages(TEST, "for the tests")
+    install_venv("requirements.txt", "requirements-dev.txt")
+    install_actionlint()
+
+
+# Engine
+
+
+def install_engine() -> None:
+    if engine.engine():
+        return
+    why = f"no `pulumi` {dotted(MINIMUM)} or newer on PATH"
+    try:
+        with phase(f"Downloading Pulumi {VERSION}: {why}"):
+            download_engine(engine.downloaded_engine().parent)
+    except OSError as error:
+        say(f"{SITE} is out of reach ({error}): building the engine from its Go modules instead")
+        build_engine(engine.built_engine())
+
+
+def download_engine(folder: Path) -> None:
+    """Raises OSError where the site is out of reach, InstallError where the checksum is another."""
+    machine = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    archive = f"pulumi-v{VERSION}-{sys.platform}-{machine}.tar.gz"
+    published = fetch(f"{SITE}/pulumi-{VERSION}-checksums.txt").decode()
+    expected = re.search(rf"^(\w+) +{re.escape(archive)}$", published, re.MULTILINE)
+    content = fetch(f"{SITE}/{archive}")
+    found = hashlib.sha256(content).hexdigest()
+    if not expected or expected[1] != found:
+        raise InstallError(
+            f"{SITE}/{archive}: expected the published sha256 {expected and expected[1]}, found {found};"
+            " try again, and do not use it if it stays so"
+        )
+    with made_whole(folder) as new:
+        subprocess.run(["tar", "-xz", "--strip-components=1", "-C", new], input=content, check=True)
+
+
+def fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read()
+
+
+def build_engine(binary: Path) -> None:
+    go = find_go("build the engine")
+    flags = f"-s -w -X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{VERSION}"
+    package = "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"
+    modules = PROJECT / "rehearsal" / "engine"
+    with phase(f"Building Pulumi {VERSION} (about five minutes)"), made_whole(binary.parent) as new:
+        run(go, "build", "-trimpath", "-ldflags", flags, "-o", new, package, log="engine", cwd=modules)
+
+
+def find_go(purpose: str) -> str:
+    go = which("go")
+    said = subprocess.run([go, "version"], capture_output=True, text=True).stdout if go else "none"
+    match = re.search(r"go(\d+)\.(\d+)", said)
+    # From 1.21 on Go fetches by itself the newer release that a go.mod asks for.
+    if not match or (int(match[1]), int(match[2])) < (1, 21):
+        raise InstallError(
+            f"Go 1.21 or newer is needed to {purpose}, found {said.strip()}: install it from https://go.dev/dl,"
+            f" or put `pulumi` {dotted(MINIMUM)} or newer on PATH (https://www.pulumi.com/docs/install)"
+        )
+    return go
+
+
+# Plugins
+
+
+def install_plugins() -> None:
+    found = engine.engine()
+    folder = engine.standins(found)
+    if engine.official(found) or (folder / "complete").exists():
+        return
+    if engine.language_host(found):
+        try:
+            with phase(f"Downloading Pulumi's command plugin {COMMAND}"):
+                run(found, "plugin", "install", "resource", "command", COMMAND, log="plugin", timeout=120)
+            return
+        except InstallError:
+            say("It is out of reach: using a stand-in instead")
+    uv()
+    with phase("Installing stand-ins for Pulumi's official plugins, which are out of reach"):
+        install_standins(folder)
+
+
+def install_standins(folder: Path) -> None:
+    sources = folder / "sources"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(PROJECT / "rehearsal" / "plugins", sources, ignore=shutil.ignore_patterns("__pycache__"))
+    python = make_venv(folder / "venv")
+    run(uv(), "pip", "sync", "--python", python, sources / "requirements.txt", log="plugins")
+    for plugin, source in {
+        f"resource-command-v{COMMAND}/pulumi-resource-command": "resource_command.py",
+        f"language-python-v{VERSION}/pulumi-language-python": "language_python.py",
+    }.items():
+        script = folder / "home" / "plugins" / plugin
+        script.parent.mkdir(parents=True)
+        script.write_text(f'#!/bin/sh\nexec "{python}" "{sources / source}" "$@"\n')
+        script.chmod(0o755)
+    (folder / "complete").touch()
+
+
+# Python
+
+
+def install_venv(*locks: str) -> None:
+    """Brings .venv to these locks; leaves it alone where it has them, and maybe more."""
+    venv = PROJECT / ".venv"
+    state = venv / "locks"
+    wanted = {f"{lock} {digest(PROJECT / lock)}" for lock in locks}
+    if state.exists() and wanted <= set(state.read_text().splitlines()):
+        return
+    uv()
+    with phase(f"Installing {' and '.join(locks)} into .venv"):
+        if not state.exists():
+            make_venv(venv)
+        state.unlink(missing_ok=True)
+        run(uv(), "pip", "sync", "--python", venv / "bin" / "python", *locks, log="venv", cwd=PROJECT)
+        state.write_text("\n".join(wanted))
+
+
+def make_venv(folder: Path) -> Path:
+    """A new virtual environment of the cluster's Python; its interpreter."""
+    try:
+        run(uv(), "venv", "--clear", "--python", PYTHON, folder, log="python")
+    except InstallError:
+        say(f"No Python {PYTHON} to be had: using {platform.python_version()}; `connect` will want {PYTHON}")
+        run(uv(), "venv", "--clear", "--python", sys.executable, folder, log="python")
+    return folder / "bin" / "python"
+
+
+def uv() -> str:
+    """PATH's uv, or one of our own."""
+    lock = PROJECT / "tools" / "uv.txt"
+    folder = CACHE / "uv" / digest(lock)
+    ours = folder / "bin" / "uv"
+    if not which("uv") and not ours.exists():
+        if not importlib.util.find_spec("ensurepip"):
+            install_packages({"ensurepip": "python3-venv"}, "to install Python packages")
+        with phase("Installing uv, which installs Python packages"):
+            run(sys.executable, "-m", "venv", "--clear", folder, log="uv")
+            run(folder / "bin" / "pip", "install", "--require-hashes", "-r", lock, log="uv")
+    return which("uv") or str(ours)
+
+
+# Packages and tools
+
+
+def install_packages(wanted: dict[str, str], why: str) -> None:
+    missing = [package for command, package in wanted.items() if not which(command)]
+    if not missing or sys.platform != "linux":
+        return
+    names = " ".join(missing)
+    sudo = [] if os.geteuid() == 0 else [which("sudo")]
+    if not which("apt-get") or None in sudo:
+        raise InstallError(f"{names}: needed {why}; install them as root: apt-get install {names}")
+    if sudo:
+        subprocess.run([*sudo, "-v"], check=True)
+    with phase(f"Installing Debian packages {why}: {names}"):
+        # A package's service must not start, now or at the next boot: policy-rc.d refuses the first.
+        script = """
+            policy=/usr/sbin/policy-rc.d
+            if [ ! -e "$policy" ]; then
+                trap 'rm -f "$policy"' EXIT
+                trap 'exit 130' INT TERM
+                printf '#!/bin/sh\\nexit 101\\n' >"$policy"
+                chmod +x "$policy"
+            fi
+            export DEBIAN_FRONTEND=noninteractive
+            apt-get update && apt-get install --yes --no-install-recommends "$@" || exit
+            case " $* " in *" openssh-server "*) systemctl disable ssh.service ssh.socket || true ;; esac
+        """
+        run(*sudo, "sh", "-c", script, "sh", *missing, log="packages")
+
+
+def install_actionlint() -> None:
+    """Into the cache, through Go; the test that runs it says so where there is no Go."""
+    folder = CACHE / "actionlint" / ACTIONLINT
+    if (folder / "actionlint").exists() or which("actionlint") or not which("go"):
+        return
+    with phase(f"Building actionlint {ACTIONLINT} for the tests"), made_whole(folder) as new:
+        module = f"github.com/rhysd/actionlint/cmd/actionlint@{ACTIONLINT}"
+        environ = {**os.environ, "GOBIN": str(new)}
+        run(find_go("build actionlint"), "install", module, log="actionlint", env=environ)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InstallError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

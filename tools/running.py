@@ -1,0 +1,99 @@
+"""How the set-up runs commands and tells about them."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from daskstack import engine
+
+CACHE = engine.cache_folder()
+
+
+class InstallError(Exception):
+    """What was expected, what was found, and what to do."""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def phase(text: str) -> Iterator[None]:
+    """Says what is done and for how long: ticking on a terminal, else a line every 30 s."""
+    start, over, terminal = time.monotonic(), threading.Event(), sys.stderr.isatty()
+
+    def tell(word: str, end: str = "\n") -> None:
+        before = f"\r{text}: " if terminal else "  "
+        print(f"{before}{word}{time.monotonic() - start:.0f} s", end=end, file=sys.stderr, flush=True)
+
+    def tick() -> None:
+        while not over.wait(1 if terminal else 30):
+            tell("", end="" if terminal else "\n")
+
+    print(text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    outcome = "failed after "
+    try:
+        yield
+        outcome = "done in "
+    finally:
+        over.set()
+        ticker.join()
+        tell(outcome)
+
+
+def run(*command: str | Path, log: str, **kwargs) -> None:
+    """Runs a command with its output in a log; raises InstallError with the end of that where it fails."""
+    path = CACHE / "logs" / f"{log}.log"
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with path.open("w") as output:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True, **kwargs)
+    except subprocess.TimeoutExpired as error:
+        outcome = f"had not ended after {error.timeout:.0f} s"
+    except subprocess.CalledProcessError as error:
+        outcome = f"ended with status {error.returncode}"
+    else:
+        return
+    end = "\n".join(path.read_text(errors="replace").splitlines()[-15:])
+    raise InstallError(f"{Path(command[0]).name} {outcome}:\n{end}\nThe whole log: {path}")
+
+
+def which(command: str) -> str | None:
+    """Also where a user's PATH does not look: administrators' commands, and Go's own folder."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/local/go/bin"])
+    return shutil.which(command, path=path)
+
+
+@contextlib.contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name when it is complete: nobody ever finds half of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as new:
+        content = Path(new) / "content"
+        content.mkdir()
+        yield content
+        shutil.rmtree(folder, ignore_errors=True)
+        content.rename(folder)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Another make is installing: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

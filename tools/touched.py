@@ -1,0 +1,29 @@
+"""The stacks that a pull request touches, for the workflow `preview`: python3 tools/touched.py BASE
+
+Prints `names=` with a JSON list. Stack dev is never among them: it is built on one's own computer.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# A change here may change every stack.
+PROGRAM = re.compile(r"[^/]+\.py|components/.+|charts/.+|Pulumi\.yaml|requirements\.txt|environment\.lock")
+
+
+def touched(changed: Iterable[str], stacks: Iterable[str]) -> list[str]:
+    """`changed`: paths from the top of the project; `stacks`: names of all stacks that have a file."""
+    changed = set(changed)
+    everything = any(PROGRAM.fullmatch(path) for path in changed)
+    return sorted(s for s in stacks if s != "dev" and (everything or f"Pulumi.{s}.yaml" in changed))
+
+
+if __name__ == "__main__":
+    diff = subprocess.run(
+        ["git", "diff", "--name-only", f"{sys.argv[1]}...HEAD"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    stacks = [path.name.split(".")[1] for path in Path().glob("Pulumi.*.yaml")]
+    print(f"names={json.dumps(touched(diff.stdout.splitlines(), stacks))}")

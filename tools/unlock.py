@@ -1,0 +1,62 @@
+"""Clears the lock that a killed `pulumi` left on a stack in a local folder: python3 tools/unlock.py STACK
+
+A lock whose process still runs is refused. Stacks that live elsewhere are left to `pulumi cancel`.
+"""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from daskstack import engine
+
+
+def main(stack: str) -> None:
+    environ = {**os.environ, **engine.variables(stack)}
+    holders = [json.loads(lock.read_text()) for lock in locks(environ["PULUMI_BACKEND_URL"], stack)]
+    if not holders:
+        return
+    for holder in holders:
+        if holds(holder):
+            sys.exit(
+                f"error: stack {stack} is in use since {holder['timestamp']} by process {holder['pid']} on"
+                f" {holder['hostname']}: wait for it to end; if it cannot be alive, run"
+                f" `pulumi cancel --stack {stack}` under `make env`"
+            )
+    engine.pulumi(stack, "cancel", "--yes", capture_output=True, check=True)
+    print(f"Cleared the lock of a run that is dead (process {holders[0]['pid']}); going on where it ended")
+
+
+def locks(backend: str, stack: str) -> list[Path]:
+    """The lock files of a stack, none where the backend is not a local folder."""
+    url = urlsplit(backend)
+    if url.scheme != "file":
+        return []
+    return list(Path(unquote(url.path), ".pulumi/locks/organization/dask", stack).glob("*.json"))
+
+
+def holds(holder: Mapping) -> bool:
+    """Whether a lock's process may still be running: on another host nobody can tell."""
+    if holder["hostname"] != socket.gethostname():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+        # The number may have gone to another program by now.
+        return Path(f"/proc/{holder['pid']}/exe").readlink().name.startswith("pulumi")
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:
+        return sys.platform != "linux"  # a killed process that nobody has waited for has no program
+    except PermissionError:
+        return True
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except engine.EngineError as error:
+        sys.exit(f"error: {error}")
