@@ -1,19 +1,24 @@
 # Everything here is short for plain `pulumi`: `make env` prints the variables that it runs under.
-#   make up STACK=gke      another stack than dev (Pulumi.gke.yaml)
-#   make up STACK=gke YES=1    without a question, for scripts
+#   STACK=gke      another stack than dev: Pulumi.gke.yaml
+#   YES=1          no question before such a stack is changed, for scripts
+#   MACHINE=name   `make logs` of one machine
+#   PYTEST=...     arguments for pytest in `make test`
+#   UPGRADE=1      `make lock` to the newest versions
 
 STACK ?= dev
 PYTHON ?= python3
-MACHINE ?=
-PYTEST ?=
 
 python = .venv/bin/python
 # Stack dev is a cluster on this computer: it costs nothing, so nothing is asked.
 dev = $(filter dev,$(STACK))
 yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
-machines = $(shell grep -qs 'source: *local' Pulumi.$(STACK).yaml && echo machines)
+file = Pulumi.$(notdir $(STACK)).yaml
+machines = $(shell grep -qs 'source: *local' $(file) && echo machines)
+steps = components/vms/steps
+
+known = test -f $(file) || { echo 'error: no $(file): copy one of $(wildcard Pulumi.*.yaml), and edit it' >&2; exit 1; }
 install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is %d.%d, \
-	expected 3.11 or newer: make PYTHON=python3.11" % sys.version_info[:2])' && $(PYTHON) tools/install.py
+	expected 3.11 or newer: make PYTHON=python3.11" % sys.version_info[:2])' && $(PYTHON) -m tools.install
 variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
 .PHONY: help up preview destroy status logs env test lock
@@ -29,19 +34,21 @@ help:
 	@echo 'make lock      renew the locks of Python packages'
 
 up:
+	@$(known)
 	@$(install) program $(machines)
-	@$(PYTHON) tools/unlock.py $(STACK)
+	@$(PYTHON) -m tools.unlock $(STACK)
 	@$(variables) && pulumi stack select --create $(STACK) && pulumi up --stack $(STACK) $(yes)
 	@$(python) -m daskstack summary $(STACK)
 
 preview:
+	@$(known)
 	@$(install) program $(machines)
 	@$(variables) && pulumi stack select --create $(STACK) && pulumi preview --stack $(STACK)
 
 # The stack of this computer leaves nothing behind, not even its state.
 destroy:
 	@$(install) program $(machines)
-	@$(PYTHON) tools/unlock.py $(STACK)
+	@$(PYTHON) -m tools.unlock $(STACK)
 	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes)
 	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
 
@@ -60,7 +67,9 @@ env:
 test:
 	@$(install) program machines test
 	@.venv/bin/ruff check
-	@git ls-files -co --exclude-standard -z '*.sh' .ci/run | xargs -0 .venv/bin/shellcheck
+	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!$(steps)' | xargs -0 .venv/bin/shellcheck -x
+	@for step in $(filter-out %/common.sh,$(wildcard $(steps)/*.sh)); do cat $(steps)/common.sh $$step | \
+		.venv/bin/shellcheck - || { echo "error: in $$step, whose lines follow common.sh's" >&2; exit 1; }; done
 	@.venv/bin/pytest $(PYTEST)
 
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -44,10 +44,11 @@ def read(path: Path, python: str) -> Lock:
     try:
         content = path.read_bytes()
         text = content.decode()
-    except OSError as error:
-        raise LockError([("lock", f"{path} cannot be read ({error.strerror}); {make}")]) from error
     except UnicodeDecodeError as error:
         raise LockError([("lock", f"{path} is not a text file; {make}")]) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", error)
+        raise LockError([("lock", f"{path} cannot be read ({reason}); {make}")]) from error
 
     requirements, lines, bare, odd = [], {}, [], []
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():

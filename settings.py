@@ -214,7 +214,7 @@ class Local(Section):
     """Machines on this computer: one for the scheduler and `workers` more."""
 
     source: Literal["local"] = Field(examples=["local"])
-    workers: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1, le=240)  # their network is a /24
 
     @property
     def worker_names(self) -> tuple[str, ...]:
@@ -316,7 +316,9 @@ def load() -> Vms:
         value = pulumi.Config("dask").get("cluster")
     try:
         if value is None:
-            raise SettingsError([_line((), f"is missing; write e.g. {_shown(MINIMAL)}")])
+            raise SettingsError(
+                [_line((), f"is missing; write under `config:` in the stack's file {KEY}: {_shown(MINIMAL)}")]
+            )
         return parse(value, Path(__file__).parent)
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None

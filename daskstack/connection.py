@@ -27,7 +27,7 @@ class Client(distributed.Client):
     def __init__(self, facts: Mapping[str, Any], **kwargs):
         self._tunnels = contextlib.ExitStack()
         scheduler, dashboard = urlsplit(facts["scheduler"]), urlsplit(facts["dashboard"])
-        ports = self._tunnels.enter_context(tunnel(facts["ssh"], [scheduler.netloc, dashboard.netloc]))
+        ports = self._tunnels.enter_context(tunnel(facts["machines"][facts["head"]], [scheduler.netloc, dashboard.netloc]))
         self._dashboard = f"http://127.0.0.1:{ports[1]}{dashboard.path}"
         try:
             super().__init__(
@@ -57,10 +57,7 @@ def connect(stack: str = "dev", **kwargs) -> Client:
     `kwargs` go to `distributed.Client`. Raises `engine.EngineError` where the stack does not exist, `VersionError`
     where this Python differs from the cluster's in what matters, `TunnelError` where its machine does not answer.
     """
-    outputs = engine.outputs(stack)
-    if "client" not in outputs:
-        raise engine.EngineError(f"stack {stack} has no cluster yet, or none that works: run `make up STACK={stack}`")
-    facts = outputs["client"]
+    facts = engine.cluster(stack)["client"]
     if different := differences(facts["python"], facts["packages"]):
         raise VersionError(
             f"this Python differs from the cluster's in {', '.join(different)}. Run it with the cluster's environment: "

@@ -72,6 +72,11 @@ def standins(engine: Path, environ: Mapping[str, str] = os.environ) -> Path:
     return cache_folder(environ) / "plugins" / digest(*standin_sources(), str(engine))
 
 
+def complete(standins: Path) -> bool:
+    """Whether all of them is there, also the Python that they were made with."""
+    return (standins / "complete").exists() and (standins / "venv" / "bin" / "python").exists()
+
+
 def standin_sources() -> list[Path]:
     """Every file that the stand-ins are made of."""
     folder = PROJECT / "rehearsal" / "plugins"
@@ -106,7 +111,7 @@ def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, 
     result["PATH"] = path
 
     replaced = standins(found, environ)
-    if not official(found, environ) and (replaced / "complete").exists():
+    if not official(found, environ) and complete(replaced):
         result["PULUMI_HOME"] = str(replaced / "home")
         result["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] = "true"
 
@@ -148,6 +153,14 @@ def outputs(stack: str, *, secrets: bool = True) -> dict:
     if done.returncode:
         raise EngineError(f"the outputs of stack {stack} cannot be read: {done.stderr.strip()}")
     return json.loads(done.stdout)
+
+
+def cluster(stack: str) -> dict:
+    """The outputs of a stack that has a cluster; raises EngineError where it has none."""
+    found = outputs(stack)
+    if "client" not in found:
+        raise EngineError(f"stack {stack} has no cluster yet, or none that works: run `make up STACK={stack}`")
+    return found
 
 
 @functools.cache

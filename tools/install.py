@@ -1,4 +1,4 @@
-"""Installs what is not there yet: python3 tools/install.py WHAT...
+"""Installs what is not there yet: python3 -m tools.install WHAT...
 
     program    the Pulumi engine, its plugins, and .venv with what the program imports
     machines   the Debian packages that local machines are made with
@@ -16,12 +16,12 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
-
-from running import CACHE, InstallError, made_whole, one_at_a_time, phase, run, say, which
 
 from daskstack import engine
 from daskstack.engine import COMMAND, MINIMUM, PROJECT, VERSION, digest, dotted
+from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run, say, which
 
 PYTHON = "3.11"  # environment.lock's: notebooks and workers have to agree
 SITE = "https://get.pulumi.com/releases/sdk"
@@ -70,13 +70,13 @@ def install_engine() -> None:
     try:
         with phase(f"Downloading Pulumi {VERSION}: {why}"):
             download_engine(engine.downloaded_engine().parent)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         say(f"{SITE} is out of reach ({error}): building the engine from its Go modules instead")
         build_engine(engine.built_engine())
 
 
 def download_engine(folder: Path) -> None:
-    """Raises OSError where the site is out of reach, InstallError where the checksum is another."""
+    """Raises OSError or HTTPException where the site is out of reach, InstallError where the checksum is another."""
     machine = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     archive = f"pulumi-v{VERSION}-{sys.platform}-{machine}.tar.gz"
     published = fetch(f"{SITE}/pulumi-{VERSION}-checksums.txt").decode()
@@ -125,12 +125,14 @@ def find_go(purpose: str) -> str:
 def install_plugins() -> None:
     found = engine.engine()
     folder = engine.standins(found)
-    if engine.official(found) or (folder / "complete").exists():
+    if engine.official(found) or engine.complete(folder):
         return
     if engine.language_host(found):
         try:
             with phase(f"Downloading Pulumi's command plugin {COMMAND}"):
-                run(found, "plugin", "install", "resource", "command", COMMAND, log="plugin", timeout=120)
+                environ = {**os.environ, "PULUMI_HOME": str(engine.pulumi_home())}
+                install = ("plugin", "install", "resource", "command", COMMAND)
+                run(found, *install, log="plugin", timeout=120, env=environ)
             return
         except InstallError:
             say("It is out of reach: using a stand-in instead")
@@ -143,7 +145,8 @@ def install_standins(folder: Path) -> None:
     sources = folder / "sources"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(PROJECT / "rehearsal" / "plugins", sources, ignore=shutil.ignore_patterns("__pycache__"))
-    python = make_venv(folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    run(uv(), "venv", "--python", sys.executable, folder / "venv", log="plugins")
     run(uv(), "pip", "sync", "--python", python, sources / "requirements.txt", log="plugins")
     for plugin, source in {
         f"resource-command-v{COMMAND}/pulumi-resource-command": "resource_command.py",
@@ -161,28 +164,28 @@ def install_standins(folder: Path) -> None:
 
 def install_venv(*locks: str) -> None:
     """Brings .venv to these locks; leaves it alone where it has them, and maybe more."""
-    venv = PROJECT / ".venv"
-    state = venv / "locks"
+    python = PROJECT / ".venv" / "bin" / "python"
+    state = PROJECT / ".venv" / "locks"
     wanted = {f"{lock} {digest(PROJECT / lock)}" for lock in locks}
-    if state.exists() and wanted <= set(state.read_text().splitlines()):
+    usable = python.exists() and state.exists()
+    if usable and wanted <= set(state.read_text().splitlines()):
         return
     uv()
     with phase(f"Installing {' and '.join(locks)} into .venv"):
-        if not state.exists():
-            make_venv(venv)
+        if not usable:
+            make_venv(PROJECT / ".venv")
         state.unlink(missing_ok=True)
-        run(uv(), "pip", "sync", "--python", venv / "bin" / "python", *locks, log="venv", cwd=PROJECT)
+        run(uv(), "pip", "sync", "--python", python, *locks, log="venv", cwd=PROJECT)
         state.write_text("\n".join(wanted))
 
 
-def make_venv(folder: Path) -> Path:
-    """A new virtual environment of the cluster's Python; its interpreter."""
+def make_venv(folder: Path) -> None:
+    """A new virtual environment of the cluster's Python, or of this one."""
     try:
         run(uv(), "venv", "--clear", "--python", PYTHON, folder, log="python")
     except InstallError:
         say(f"No Python {PYTHON} to be had: using {platform.python_version()}; `connect` will want {PYTHON}")
         run(uv(), "venv", "--clear", "--python", sys.executable, folder, log="python")
-    return folder / "bin" / "python"
 
 
 def uv() -> str:
@@ -207,11 +210,9 @@ def install_packages(wanted: dict[str, str], why: str) -> None:
     if not missing or sys.platform != "linux":
         return
     names = " ".join(missing)
-    sudo = [] if os.geteuid() == 0 else [which("sudo")]
-    if not which("apt-get") or None in sudo:
+    sudo = [] if os.geteuid() == 0 else ["sudo"]
+    if not which("apt-get") or (sudo and (not which("sudo") or subprocess.run(["sudo", "-v"]).returncode)):
         raise InstallError(f"{names}: needed {why}; install them as root: apt-get install {names}")
-    if sudo:
-        subprocess.run([*sudo, "-v"], check=True)
     with phase(f"Installing Debian packages {why}: {names}"):
         # A package's service must not start, now or at the next boot: policy-rc.d refuses the first.
         script = """

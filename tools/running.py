@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from daskstack import engine
 
 CACHE = engine.cache_folder()
+# A terminal may show the ticking line of a phase.
+CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
 
 
 class InstallError(Exception):
@@ -23,23 +24,23 @@ class InstallError(Exception):
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"{CLEAR}{text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def phase(text: str) -> Iterator[None]:
     """Says what is done and for how long: ticking on a terminal, else a line every 30 s."""
-    start, over, terminal = time.monotonic(), threading.Event(), sys.stderr.isatty()
+    start, over = time.monotonic(), threading.Event()
+    before, end = (f"{CLEAR}{text}: ", "") if CLEAR else ("  ", "\n")
 
-    def tell(word: str, end: str = "\n") -> None:
-        before = f"\r{text}: " if terminal else "  "
+    def tell(word: str, end: str) -> None:
         print(f"{before}{word}{time.monotonic() - start:.0f} s", end=end, file=sys.stderr, flush=True)
 
     def tick() -> None:
-        while not over.wait(1 if terminal else 30):
-            tell("", end="" if terminal else "\n")
+        while not over.wait(1 if CLEAR else 30):
+            tell("", end)
 
-    print(text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+    print(text, end=end, file=sys.stderr, flush=True)
     ticker = threading.Thread(target=tick, daemon=True)
     ticker.start()
     outcome = "failed after "
@@ -49,7 +50,7 @@ def phase(text: str) -> Iterator[None]:
     finally:
         over.set()
         ticker.join()
-        tell(outcome)
+        tell(outcome, "\n")
 
 
 def run(*command: str | Path, log: str, **kwargs) -> None:

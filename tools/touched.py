@@ -1,4 +1,4 @@
-"""The stacks that a pull request touches, for the workflow `preview`: python3 tools/touched.py BASE
+"""The stacks that a pull request touches, for the workflow `preview`: python3 -m tools.touched BASE
 
 Prints `names=` with a JSON list. Stack dev is never among them: it is built on one's own computer.
 """

@@ -1,4 +1,4 @@
-"""Clears the lock that a killed `pulumi` left on a stack in a local folder: python3 tools/unlock.py STACK
+"""Clears the lock that a killed `pulumi` left on a stack in a local folder: python3 -m tools.unlock STACK
 
 A lock whose process still runs is refused. Stacks that live elsewhere are left to `pulumi cancel`.
 """
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from daskstack import engine
 
 

@@ -63,7 +63,8 @@ class DaskVms(ComponentResource):
             Output.all(
                 scheduler=self.scheduler,
                 dashboard=self.dashboard,
-                ssh=Output.all(**self.head.host.connection),
+                head=self.head.host.name,
+                machines=Output.all(**{each: Output.all(**m.host.connection) for each, m in self.machines.items()}),
                 tls=credentials,
                 python=settings.environment.python,
                 packages=self.lock.packages,
@@ -168,7 +169,8 @@ class DaskVms(ComponentResource):
         def variables(machine: Machine) -> dict[str, Input[str]]:
             return {
                 "DATA_PATH": data.path,
-                "DATA_ADDRESS": self._address_seen_from(machine, holder),
+                "DATA_ADDRESS": holder.host.address,
+                "HOLDS": "yes" if machine is holder else "no",
                 "OPTIONS": "".join(f",{option}" for option in data.options),
                 "LOGIN_USER": machine.host.connection["user"],
             }

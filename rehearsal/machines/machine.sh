@@ -16,8 +16,8 @@
 # machine and never changes. `down` stops the machine and removes everything of it.
 #
 # In DIRECTORY/NAME: id; image (that it was made from); upper and work (the overlay); etc (bound to /etc/machine
-# inside); console.log (of this boot); running (locked by the machine's supervisor as long as it lives, and
-# holding its process id). Mounts are in the supervisor's namespaces alone, so they end with it.
+# inside); console.log (of this boot); running (locked by the machine's supervisor as long as it lives). Its processes are
+# those in its control group BRIDGE-NAME. Mounts are in the supervisor's namespaces alone, so they end with it.
 set -euo pipefail
 umask 022
 here=$(dirname "$(readlink -f "$0")")
@@ -57,19 +57,20 @@ up() {
 }
 
 down() {
-    [[ -d $DIRECTORY ]] || return 0
-    ! is_running || stop
-    exec 9<"$DIRECTORY"
-    flock -w 60 9 || fatal "waited 60 s for another machine.sh in $DIRECTORY"
-    # Renamed first: half a machine must never look like one.
-    rm -rf "$DIRECTORY/.$NAME"
-    [[ ! -d $state ]] || mv "$state" "$DIRECTORY/.$NAME"
-    rm -rf "$DIRECTORY/.$NAME"
+    stop
+    if [[ -d $DIRECTORY ]]; then
+        exec 9<"$DIRECTORY"
+        flock -w 60 9 || fatal "waited 60 s for another machine.sh in $DIRECTORY"
+        # Renamed first: half a machine must never look like one.
+        rm -rf "$DIRECTORY/.$NAME"
+        [[ ! -d $state ]] || mv "$state" "$DIRECTORY/.$NAME"
+        rm -rf "$DIRECTORY/.$NAME"
+    fi
     [[ ! -d $cgroup ]] || find "$cgroup" -depth -type d -delete
 }
 
 check_computer() {
-    need systemd-nspawn=systemd-container ip=iproute2 ssh-keygen=openssh-client flock=util-linux pgrep=procps
+    need systemd-nspawn=systemd-container ip=iproute2 ssh-keygen=openssh-client flock=util-linux
     [[ -e /dev/fuse ]] || cannot "it has no /dev/fuse (try: modprobe fuse)."
     grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || cannot "its kernel has no overlay files."
     [[ $cgroup == /*/* ]] || cannot "it has no control groups v2 (start it with systemd.unified_cgroup_hierarchy=1)."
@@ -109,68 +110,38 @@ LinkLocalAddressing=no"
 
 is_running() { [[ -e $state/running ]] && ! flock -n "$state/running" true; }
 
-# The process to kill: everything of the machine ends with it.
-supervisor() {
-    local pid
-    while is_running; do
-        if read -r pid <"$state/running"; then
-            echo "$pid"
-            return
-        fi
-        sleep 0.05 # it starts just now
-    done
-    return 1
-}
+is_populated() { grep -qs 'populated 1' "$cgroup/cgroup.events"; }
 
-# The machine's own process 1.
-init() {
-    local pid
-    pid=$(supervisor) || return 1
-    for _ in unshare boot nspawn; do
-        pid=$(pgrep --parent "$pid" | head -n 1)
-        [[ -n $pid ]] || return 1
-    done
-    # Until then it is one of nspawn's own, still among this computer's processes and mounts.
-    grep -qs '^NSpid:.*\s1$' "/proc/$pid/status" || return 1
-    echo "$pid"
-}
+# The machine's own process 1, as this computer numbers it.
+init() { head -n 1 "$cgroup/payload/init.scope/cgroup.procs" 2>/dev/null; }
 
 start() {
+    started=no
     exec 8>>"$state/running"
     if flock -n 8; then
-        : >"$state/running"
         # A session of its own, nothing inherited but the lock: it must outlive the caller and not make it wait.
         setsid bash "$here/machine.sh" supervise </dev/null >"$state/console.log" 2>&1 9<&- &
+        started=yes
     fi
     exec 8>&-
 }
 
 stop() {
-    local pid
-    if pid=$(init); then
-        kill -s RTMIN+4 "$pid" 2>/dev/null || true # systemd: power off
-        ! ended 5 || return 0
-    fi
-    if pid=$(supervisor); then
-        kill -KILL "$pid" 2>/dev/null || true
-    fi
-    ended 10 || fatal "$NAME does not end (its processes: $cgroup)"
-}
-
-# ended SECONDS: waits that long for the last of its processes to be gone.
-ended() {
-    local end=$((SECONDS + $1))
+    local pid pids begun=$SECONDS
+    pid=$(init || true)
+    [[ -z $pid ]] || kill -s RTMIN+4 "$pid" 2>/dev/null || true # systemd: power off
     while is_running || is_populated; do
-        ((SECONDS < end)) || return 1
+        if [[ -z $pid ]] || ((SECONDS - begun >= 5)); then
+            mapfile -t pids < <(find "$cgroup" -name cgroup.procs -exec cat {} + 2>/dev/null)
+            kill -s KILL "${pids[@]}" 2>/dev/null || true
+        fi
+        ((SECONDS - begun < 15)) || fatal "$NAME does not end; its processes are those in $cgroup"
         sleep 0.05
     done
 }
 
-is_populated() { grep -qs 'populated 1' "$cgroup/cgroup.events"; }
-
 supervise() {
     cd /
-    echo $$ >"$state/running"
     mkdir -p "$cgroup"
     while is_populated; do sleep 0.05; done # processes of a killed supervisor, about to end
     echo 0 >"$cgroup/cgroup.procs"
@@ -206,8 +177,11 @@ boot() {
 wait_until_booted() {
     local address=$1 limit=${SECONDS_TO_BOOT:-60} pid
     SECONDS=0
-    until pid=$(init) && has_booted "$pid" && answers "$address"; do
-        is_running || not_booted "it ended"
+    until pid=$(init) && [[ -n $pid ]] && has_booted "$pid" && answers "$address"; do
+        if ! is_running; then
+            [[ $started == no ]] || not_booted "it ended"
+            start # what ran when we came was about to end
+        fi
         ((SECONDS < limit)) || not_booted "it does not answer on $address port 22, or still starts, after $limit s"
         sleep 0.1
     done
@@ -221,7 +195,7 @@ has_booted() {
 
 not_booted() {
     fatal "machine $NAME did not boot: $1. Last lines of its console ($state/console.log):" $'\n' \
-        "$(tail -n 15 "$state/console.log")"
+        "$(tail -n 15 "$state/console.log" | tr -d '\r')"
 }
 
 main "$@"

@@ -1,7 +1,4 @@
-"""Fixtures around the real engine.
-
-`pulumi` is taken from PATH and its plugins from PULUMI_HOME, both of which `make test` sets up.
-"""
+"""Fixtures around the real engine."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,18 +9,11 @@ from tests.engine.support import Keys, Project, Sshd
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    environment = {
-        "PULUMI_BACKEND_URL": f"file://{tmp_path}/state",
-        "PULUMI_CONFIG_PASSPHRASE": "of-the-engine-tests",
-        "PULUMI_SKIP_UPDATE_CHECK": "true",
-        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-    }
-    made = Project(tmp_path / "program", environment)
+def project(tmp_path: Path, pulumi_environment: dict[str, str]) -> Project:
+    made = Project(tmp_path / "program", pulumi_environment | {"PULUMI_STACK": "test"})
     made.folder.mkdir()
-    (tmp_path / "state").mkdir()
     made.write("")
-    made.run("stack", "init", "test")
+    made.run("stack", "init", "test", "--no-select")
     return made
 
 

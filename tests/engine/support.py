@@ -76,7 +76,7 @@ class Project:
         process = subprocess.Popen(
             ["pulumi", *arguments, "--non-interactive"],
             cwd=self.folder,
-            env=os.environ | self.environment,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -125,7 +125,8 @@ class Project:
 
     def stored(self) -> str:
         """Everything that the backend has written: states, histories, backups."""
-        files = (path for path in self.folder.parent.joinpath("state").rglob("*") if path.is_file())
+        backend = Path(self.environment["PULUMI_BACKEND_URL"].removeprefix("file://"))
+        files = (path for path in backend.rglob("*") if path.is_file())
         return "\n".join(path.read_text(errors="replace") for path in files)
 
 

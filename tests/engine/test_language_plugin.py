@@ -34,7 +34,7 @@ def test_an_uncaught_error_is_shown_with_the_programs_own_traceback(project):
     output = project.run("up", "--yes", "--skip-preview", succeeds=False)
     report = output[output.index("Diagnostics") :]
     assert "Program failed with an unhandled exception" in report
-    assert f'File "{project.folder}/__main__.py", line 10, in <module>' in report
+    assert f'File "{project.folder}/__main__.py", line 9, in <module>' in report
     assert "ValueError: of the program" in report
     assert "language_python" not in report
     assert "runpy" not in report

@@ -8,8 +8,10 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +45,7 @@ class Machine:
     address: str
     id: str
     host_key: str
+    bridge: str
     folder: Path
     key: Path
 
@@ -77,17 +80,11 @@ class Machine:
         return self.ssh(command, stdin=assignments + script, check=check)
 
     @property
-    def supervisor(self) -> int:
-        """The process on this computer whose end is the machine's end."""
-        return int(as_root("cat", str(self.folder / "running")).stdout)
-
-    @property
     def pid(self) -> int:
         """The machine's process 1, as this computer numbers it: `nsenter --target PID --net ...`."""
-        pid = self.supervisor
-        for _ in ("its own namespaces' first process", "systemd-nspawn", "the machine's systemd"):
-            pid = int(as_root("pgrep", "--parent", str(pid)).stdout.split()[0])
-        return pid
+        groups = as_root("findmnt", "-rn", "-o", "TARGET", "-t", "cgroup2").stdout.splitlines()[0]
+        scope = f"{groups}/{self.bridge}-{self.name}/payload/init.scope"
+        return int(as_root("cat", f"{scope}/cgroup.procs").stdout.split()[0])
 
 
 class Stack:
@@ -121,7 +118,7 @@ class Stack:
             printed = list(pool.map(lambda v: json.loads(call("machine.sh", "up", **v)), settings))
         for name, p in zip(names, printed, strict=True):
             self.machines[name] = Machine(
-                name, p["address"], p["id"], p["hostKey"], self.directory / name, self.key
+                name, p["address"], p["id"], p["hostKey"], self.bridge, self.directory / name, self.key
             )
         return [self.machines[name] for name in names]
 
@@ -167,7 +164,6 @@ class Outside:
 @pytest.fixture(scope="session")
 def image() -> str:
     """The machines' image: built at the first use on this computer (a minute), found later."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` must clean up, too
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "daskstack"
     return call("image.sh", CACHE=str(cache))
 
@@ -181,19 +177,18 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_stack(
-    image: str, key: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Stack]]:
+def make_stack(image: str, key: Path) -> Iterator[Callable[[str], Stack]]:
     """Makes a stack of its own; all are gone at the end of the session."""
-    stacks: list[Stack] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` must clean up, too
+    with ExitStack() as cleanup:
 
-    def make(name: str) -> Stack:
-        stacks.append(Stack(name, tmp_path_factory.mktemp("stack") / name, image, key))
-        return stacks[-1]
+        def make(name: str) -> Stack:
+            # Not in pytest's folder: another run may remove that while machines live in it.
+            stack = Stack(name, Path(tempfile.mkdtemp(prefix="daskstack-")), image, key)
+            cleanup.callback(stack.down)
+            return stack
 
-    yield make
-    for stack in stacks:
-        stack.down()
+        yield make
 
 
 @pytest.fixture(scope="session")

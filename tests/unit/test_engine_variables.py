@@ -41,7 +41,7 @@ def without_plugins(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
     (tmp_path / "bin" / "pulumi").unlink()
     built = executable(engine.built_engine(environ), "echo v3.259.0")
     replaced = engine.standins(built, environ)
-    replaced.mkdir(parents=True)
+    executable(replaced / "venv" / "bin" / "python", "true")
     (replaced / "complete").touch()
     return environ
 
@@ -113,6 +113,12 @@ def test_stand_ins_never_enter_the_users_own_pulumi_home(without_plugins):
     assert found["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] == "true"
 
 
+def test_stand_ins_whose_python_is_gone_are_not_used(without_plugins):
+    built = engine.built_engine(without_plugins)
+    (engine.standins(built, without_plugins) / "venv" / "bin" / "python").unlink()
+    assert "PULUMI_HOME" not in engine.variables("dev", without_plugins)
+
+
 def test_a_login_is_still_read_where_stand_ins_have_a_home_of_their_own(without_plugins):
     own = Path(without_plugins["HOME"], ".pulumi")
     (own / "credentials.json").write_text('{"current": "s3://theirs"}')
@@ -158,13 +164,13 @@ def test_the_standard_library_is_enough_to_import_it():
     subprocess.run([sys.executable, "-I", "-S", "-c", command], check=True)
 
 
-def test_exports_survive_a_shell(environ, tmp_path):
-    odd = {**environ, "XDG_DATA_HOME": f"{tmp_path}/it's a folder"}
-    script = f"""eval "$('{sys.executable}' -m daskstack.engine dev)" && printf %s "$PULUMI_BACKEND_URL" """
+def test_exports_survive_a_shell(environ):
+    odd = {**environ, "PATH": f"{environ['PATH']}:/it's a $folder"}
+    script = f"""eval "$('{sys.executable}' -m daskstack.engine dev)" && printf %s "$PATH" """
     done = subprocess.run(
         ["/bin/sh", "-c", script], cwd=engine.PROJECT, env=odd, capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"file://{tmp_path}/it%27s%20a%20folder/daskstack/state"
+    assert done.stdout == odd["PATH"]
 
 
 def test_outputs_of_a_stack_that_is_not_there_tell_how_to_build_it(pulumi_environment, monkeypatch):

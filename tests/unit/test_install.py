@@ -10,12 +10,10 @@ import time
 import tomllib
 from pathlib import Path
 
-import install
 import pytest
-import running
-import unlock
 
 from daskstack import engine
+from tools import install, running, unlock
 
 PROJECT = engine.PROJECT
 
@@ -104,7 +102,7 @@ def test_nobody_finds_a_folder_that_is_half_made(tmp_path):
 
 def test_what_is_there_is_neither_installed_again_nor_talked_about():
     start = time.monotonic()
-    command = [sys.executable, "tools/install.py", "program", "machines", "test"]
+    command = [sys.executable, "-m", "tools.install", "program", "machines", "test"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
     assert time.monotonic() - start < 2

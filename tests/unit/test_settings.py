@@ -215,6 +215,7 @@ def test_what_is_wrong_below_a_misspelt_key_is_found_as_well(folder: Path) -> No
         ("credentials.renewal", 0, "0 is too small; write 1 or more"),
         ("workers.threads", 0, "0 is too small; write 1 or more"),
         ("workers.perMachine", 0, "0 is too small; write 1 or more"),
+        ("machines.workers", 241, "241 is too large; write 240 or less"),
         ("workers.perMachine", 65, "65 is too large; write 64 or less"),
     ],
 )
@@ -301,6 +302,8 @@ def test_a_wrong_value_causes_no_conflict_with_what_stands_in_for_it(folder: Pat
     assert "is not a whole number" in one(folder, dask__ports={"scheduler": "x", "dashboard": 8786})
     assert "does not start at the root" in one(folder, data__path="data", workers__spill="/srv/daskdata/spill")
     assert "not a minor version" in one(folder, environment__python="3")
+    (folder / "environment.lock").unlink()
+    assert "is not a set of keys" in one(folder, environment=5)
 
 
 def test_the_text_of_the_error_has_every_problem(folder: Path) -> None:
@@ -596,7 +599,7 @@ def write_lock(folder: Path, text: str) -> None:
 
 
 def test_a_lock_that_cannot_be_read_is_refused_with_the_command_that_makes_it(folder: Path) -> None:
-    for name in ("missing.lock", "."):
+    for name in ("missing.lock", ".", "null\0byte"):
         text = one(folder, environment__lock=name)
         assert text.startswith("environment.lock: ") and "cannot be read" in text
         assert "uv pip compile" in text and "--python-version 3.11" in text
@@ -628,6 +631,11 @@ def test_dask_and_distributed_are_pinned(folder: Path, name: str, pin: str | Non
     assert line in LOCK
     write_lock(folder, LOCK.replace(line, "" if pin is None else line.replace("==2026.8.0", pin)))
     assert f"does not pin {name} with ==" in one(folder)
+
+
+def test_every_package_is_pinned(folder: Path) -> None:
+    write_lock(folder, LOCK + f"click>=8 {HASH}\nnumpy {HASH}\n")
+    assert "does not pin click, numpy with ==" in one(folder)
 
 
 def test_dask_and_distributed_agree(folder: Path) -> None:
@@ -683,6 +691,15 @@ def test_a_lock_tells_what_it_pins_for_one_python_on_linux(folder: Path) -> None
     assert lock.read(path, "3.12").packages["bokeh"] == "3.10.2"
 
 
+def test_the_requirements_of_a_lock_are_what_it_pins_with_all_hashes_and_no_markers(folder: Path) -> None:
+    assert lock.read(folder / "environment.lock", "3.11").requirements == (
+        f"bokeh==3.9.2 {HASH} {HASH}",
+        f"dask==2026.8.0 {HASH}",
+        f"distributed==2026.8.0 {HASH}",
+        f"Sorted_Containers==2.4.0 {HASH}",
+    )
+
+
 def test_a_lock_from_windows_reads_the_same(folder: Path) -> None:
     path = folder / "environment.lock"
     before = lock.read(path, "3.11").packages
@@ -710,8 +727,8 @@ def test_a_stack_without_the_key_is_shown_one_that_works(configured: Any, folder
     configured({})
     with pytest.raises(pulumi.RunError) as caught:
         settings.load()
-    example = str(caught.value).split("dask:cluster: is missing; write e.g. ")[1]
-    settings.parse(yaml.safe_load(example), folder)
+    example = str(caught.value).split("in the stack's file ")[1]
+    settings.parse(yaml.safe_load(example)["dask:cluster"], folder)
 
 
 @pytest.mark.parametrize("value", ["hello", "5", "[]", "null"])
@@ -726,7 +743,7 @@ def test_load_ends_in_one_error_with_all_problems_and_no_traceback(configured: A
     with pytest.raises(pulumi.RunError) as caught:
         settings.load()
     assert str(caught.value).count("\n  dask:cluster.") == 3
-    assert caught.value.__suppress_context__
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
 
 def test_the_lock_in_the_project_fits_the_defaults() -> None:

@@ -1,5 +1,6 @@
 import pytest
-from touched import touched
+
+from tools.touched import touched
 
 STACKS = ["vms", "dev", "gke"]
 

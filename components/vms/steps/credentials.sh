@@ -77,15 +77,19 @@ main() {
 }
 
 # The unit is ssh on Debian and Ubuntu, sshd elsewhere; an sshd that a socket starts reads its config every time.
+# While it reloads it does not listen: the next step must not meet a closed door.
 reload_sshd() {
   local unit
   for unit in ssh sshd; do
     if systemctl is-active -q $unit; then
       systemctl reload $unit
+      wait_for 20 "sshd answers on $ADDRESS again after its reload; see: journalctl -u $unit" answers
       return
     fi
   done
 }
+
+answers() { (exec 3<>"/dev/tcp/$ADDRESS/$SSH_PORT"); }
 
 undo() {
   rm -f $SSHD $SSH/host-cert.pub $SSH/user-authority.pub $SSH/known_hosts $SSH/config $SSH/ssh

@@ -1,21 +1,27 @@
-# State: the shared directory is there, at the same path on every machine: on one as a folder of its own, on all others
-# mounted from it.
+# State: the shared directory is mounted at the same path on every machine, on the one that holds its files too.
 #   DATA_PATH     /srv/daskdata
-#   DATA_ADDRESS  address of the machine that holds the data; empty on that machine
+#   HOLDS         yes on the machine that holds the files, else no
+#   DATA_ADDRESS  address of that machine
 #   OPTIONS       further sshfs mount options, each with a comma in front
-#   LOGIN_USER    the user that up logs in as, who may use the directory like the cluster's user
-# Everybody's files are usable by everybody who may use the directory: root, the login user, the cluster's user.
+#   LOGIN_USER    the user that up logs in as, who may use the directory like root and the cluster's user
+# On the machine that holds them the files lie at DATA_PATH, underneath the mount. It mounts from itself so that whose
+# a file is does not depend on where it was written: on disk all are the cluster user's.
+# shellcheck shell=bash
 
 UNITS=/etc/systemd/system
 TMPFILES=/etc/tmpfiles.d/tmp.conf
+DISK=$VAR/data
+DISK_UNIT=dask-data.service
 
 members() {
   if [ "$LOGIN_USER" != root ]; then usermod --append --groups $CLUSTER_USER "$LOGIN_USER"; fi
 }
 
+in_tmp() { case $DATA_PATH in /tmp/* | /var/tmp/*) ;; *) return 1 ;; esac }
+
 # At boot, and once a day, /tmp is emptied of what systemd-tmpfiles is not told to leave alone.
 keep_from_cleaning() {
-  case $DATA_PATH in /tmp/* | /var/tmp/*) ;; *) return 0 ;; esac
+  in_tmp || return 0
   [ -e $TMPFILES ] && ! grep -qF "x $DATA_PATH" $TMPFILES &&
     fatal "$TMPFILES exists already: a rule of yours about /tmp that ours would replace; use a data.path outside /tmp"
   { sed 's/^D /q /' /usr/lib/tmpfiles.d/tmp.conf 2>/dev/null && echo "x $DATA_PATH"; } | put $TMPFILES 0644 root:root
@@ -31,33 +37,53 @@ refuse_tmpfs() {
   esac
 }
 
-hold() {
-  need setfacl acl
-  refuse_tmpfs
-  if [ -d "$DATA_PATH" ]; then
+is_mounted() { findmnt -n "$1" >/dev/null; }
+
+directory() {
+  ! is_mounted "$DATA_PATH" || return 0
+  if [ ! -d "$DATA_PATH" ]; then
+    mkdir -p "$DATA_PATH"
+    remember data <<<made
+  elif [ "$HOLDS" = yes ]; then
     remember data <<<"$(stat -c '%a %U:%G' "$DATA_PATH")"
   else
-    remember data <<<made
-    mkdir -p "$DATA_PATH"
+    [ -z "$(ls -A "$DATA_PATH")" ] || fatal "$DATA_PATH has files on this machine, which the shared directory would hide; move them away"
   fi
-  chown $CLUSTER_USER:$CLUSTER_USER "$DATA_PATH"
-  chmod 2770 "$DATA_PATH"
-  setfacl -m "g:$CLUSTER_USER:rwX,d:u::rwX,d:g::rwX,d:g:$CLUSTER_USER:rwX,d:o::-" "$DATA_PATH"
+  [ "$HOLDS" = no ] || install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER "$DATA_PATH"
 }
 
-# Owner and mode are the mount's, not the file's: what root or the login user wrote on one machine has to be open to
-# the cluster's user on another, and user ids differ from machine to machine. The far end lets the cluster's user do it.
+# Where the files stay reachable once the mount lies over them. Not a mount unit: systemd would want DATA_PATH mounted
+# before it. Private: else what is mounted over DATA_PATH would appear over DISK too.
+disk_unit() {
+  cat <<UNIT
+[Unit]
+Description=Files of the Dask cluster's shared directory
+RequiresMountsFor=$(dirname "$DATA_PATH")
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=mount --bind --make-private $DATA_PATH $DISK
+ExecStop=umount $DISK
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+}
+
+# Owner and mode are the mount's, not the file's: user ids differ from machine to machine, and everyone who may use
+# the directory may use every file. Attributes are not cached: what one machine wrote, the next reads whole.
 mount_unit() {
   cat <<UNIT
 [Unit]
 Description=Shared directory of the Dask cluster
 After=network-online.target
 Wants=network-online.target
-# The machine that holds the data may be away for long; each access tries again.
+# The machine that holds the files may be away for long; each access tries again.
 StartLimitIntervalSec=0
 
 [Mount]
-What=$CLUSTER_USER@$DATA_ADDRESS:$DATA_PATH
+What=$CLUSTER_USER@$DATA_ADDRESS:$DISK
 Where=$DATA_PATH
 Type=fuse.sshfs
 Options=_netdev,ssh_command=$ETC/ssh/ssh,reconnect,allow_other,default_permissions,uid=$(id -u $CLUSTER_USER),gid=$(id -g $CLUSTER_USER),umask=007,dir_cache=no$OPTIONS
@@ -69,6 +95,7 @@ automount_unit() {
   cat <<UNIT
 [Unit]
 Description=Shared directory of the Dask cluster, mounted when it is used
+$1
 
 [Automount]
 Where=$DATA_PATH
@@ -78,44 +105,41 @@ WantedBy=multi-user.target
 UNIT
 }
 
-mounted() { findmnt -n -t fuse.sshfs "$DATA_PATH" >/dev/null && timeout 10 stat "$DATA_PATH/." >/dev/null; }
-
-mount_from_holder() {
+mount_all() {
   need sshfs sshfs fuse-sshfs
   need fusermount3 fuse3
-  if ! findmnt -n "$DATA_PATH" >/dev/null; then
-    [ ! -d "$DATA_PATH" ] || [ -z "$(ls -A "$DATA_PATH")" ] ||
-      fatal "$DATA_PATH has files on this machine, which the shared directory would hide; move them away"
-    if [ ! -d "$DATA_PATH" ]; then
-      remember data <<<made
-      mkdir -p "$DATA_PATH"
-    fi
+  local data below=''
+  data=$(systemd-escape --path "$DATA_PATH")
+  if [ "$HOLDS" = yes ]; then
+    # The order matters: bound after the mount, DISK would be the mount, which then waits for itself.
+    below="Requires=$DISK_UNIT"$'\n'"After=$DISK_UNIT"
+    disk_unit | put $UNITS/$DISK_UNIT 0644 root:root
   fi
-  local unit
-  unit=$(systemd-escape --path "$DATA_PATH")
-  mount_unit | put "$UNITS/$unit.mount" 0644 root:root
-  automount_unit | put "$UNITS/$unit.automount" 0644 root:root
+  mount_unit | put "$UNITS/$data.mount" 0644 root:root
+  automount_unit "$below" | put "$UNITS/$data.automount" 0644 root:root
   if [ $changed = yes ]; then
     systemctl daemon-reload
-    systemctl stop "$unit.automount" "$unit.mount"
+    systemctl stop "$data.automount" "$data.mount"
   fi
-  systemctl -q enable "$unit.automount"
-  systemctl start "$unit.automount"
+  if [ "$HOLDS" = yes ]; then
+    mkdir -p $DISK
+    systemctl -q enable $DISK_UNIT
+    systemctl start $DISK_UNIT
+  fi
+  systemctl -q enable "$data.automount"
+  systemctl start "$data.automount"
   timeout 30 ls "$DATA_PATH" >/dev/null 2>&1 || true
-  mounted || fatal "$DATA_PATH is not mounted: $(journalctl -u "$unit.mount" -n 8 --no-pager -o cat)"
+  [ "$(findmnt -n -o FSTYPE -t fuse.sshfs "$DATA_PATH")" = fuse.sshfs ] ||
+    fatal "$DATA_PATH is not mounted: $(journalctl -u "$data.mount" -n 8 --no-pager -o cat)"
 }
 
-# Also the proof that nothing goes beside the mount: what is written must arrive where the mount comes from.
+# Also the proof that nothing goes beside the mount: what is written must arrive where the files are.
 verify() {
   local probe
-  probe=$DATA_PATH/.daskstack-$(hostname)-$$
-  as_cluster_user touch "$probe" || fatal "the cluster's user cannot write to $DATA_PATH"
-  if [ -n "$DATA_ADDRESS" ]; then
-    as_cluster_user $ETC/ssh/ssh "$DATA_ADDRESS" rm "$probe" ||
-      fatal "what is written to $DATA_PATH here does not arrive on $DATA_ADDRESS"
-  else
-    rm "$probe"
-  fi
+  probe=.daskstack-$(hostname)-$$
+  as_cluster_user touch "$DATA_PATH/$probe" || fatal "the cluster's user cannot write to $DATA_PATH"
+  as_cluster_user $ETC/ssh/ssh "$DATA_ADDRESS" rm "$DISK/$probe" ||
+    fatal "what is written to $DATA_PATH here does not arrive on $DATA_ADDRESS"
 }
 
 main() {
@@ -125,26 +149,40 @@ main() {
   fi
   members
   keep_from_cleaning
-  if [ -z "$DATA_ADDRESS" ]; then hold; else mount_from_holder; fi
+  [ "$HOLDS" = no ] || refuse_tmpfs
+  directory
+  mount_all
   verify
 }
 
 undo() {
-  local unit
-  unit=$(systemd-escape --path "$DATA_PATH")
-  if [ -e "$UNITS/$unit.automount" ]; then
-    systemctl -q disable --now "$unit.automount" || true
-    systemctl stop "$unit.mount" || umount -l "$DATA_PATH"
-    rm -f "$UNITS/$unit.automount" "$UNITS/$unit.mount"
-    systemctl daemon-reload
+  local data
+  data=$(systemd-escape --path "$DATA_PATH")
+  if [ -e "$UNITS/$data.automount" ]; then
+    systemctl -q disable --now "$data.automount"
+    systemctl stop "$data.mount" || umount -l "$DATA_PATH"
   fi
-  case $DATA_PATH in /tmp/* | /var/tmp/*) rm -f $TMPFILES ;; esac
+  if [ -e $UNITS/$DISK_UNIT ]; then systemctl -q disable --now $DISK_UNIT; fi
+  rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$DISK_UNIT
+  systemctl daemon-reload
+  [ ! -d $DISK ] || rmdir $DISK
+  if in_tmp; then rm -f $TMPFILES; fi
   if [ "$LOGIN_USER" != root ]; then gpasswd -d "$LOGIN_USER" $CLUSTER_USER >/dev/null 2>&1 || true; fi
-  if [ "$(cat $BEFORE/data 2>/dev/null)" = made ]; then
-    # A directory with files in it is the user's.
-    rmdir "$DATA_PATH" 2>/dev/null || note "$DATA_PATH is kept: it has files in it"
-  fi
+  give_back
   forget data
+}
+
+# A directory with files in it is the user's.
+give_back() {
+  local mode owner
+  read -r mode owner <$BEFORE/data || return 0
+  if [ "$mode" != made ]; then
+    chmod "$mode" "$DATA_PATH"
+    chown "$owner" "$DATA_PATH"
+  elif ! rmdir "$DATA_PATH" 2>/dev/null; then
+    note "$DATA_PATH on $(hostname) is kept: it has files in it"
+    chown -R "$LOGIN_USER:" "$DATA_PATH"
+  fi
 }
 
 main "$@" </dev/null

@@ -54,6 +54,11 @@ async def _dial(
                 client_factory=lambda: _Client(pinned, keys_seen),
                 **options,
             )
+        except (asyncssh.ConnectionLost, ConnectionResetError) as error:
+            if not pinned:
+                raise
+            kind = pinned.get_algorithm()
+            raise asyncssh.ConnectionLost(f"{error}; has the server a host key of the pinned type {kind}?") from error
         except asyncssh.HostKeyNotVerifiable as error:
             if not (pinned and keys_seen):
                 raise
@@ -88,7 +93,7 @@ async def _retry(
         except (OSError, asyncssh.Error) as error:
             reason = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
             if 0 <= limit < count:
-                raise CommandError(f"{what}: after {limit} failed attempts: {reason}") from error
+                raise CommandError(f"{what}: after {count} failed attempts: {reason}") from error
         await log(f"{what} {count}/{limit if limit >= 0 else 'inf'} failed: retrying ({reason})")
         await asyncio.sleep(delay)
         delay = min(1.5 * delay, 5)

@@ -57,11 +57,6 @@ async def run(
             await process.wait_closed()
         except (OSError, asyncssh.Error) as error:
             raise output.error(f"connection to {address} was lost ({error})", shown) from error
-        except asyncio.CancelledError:
-            # Closing a connection without a terminal leaves its command running.
-            with contextlib.suppress(OSError, asyncssh.Error):
-                process.terminate()
-            raise
         if process.exit_status is None:
             raise output.error(f"connection to {address} was closed before the command ended", shown)
         if process.exit_status:
