@@ -30,11 +30,9 @@ def status(stack: str) -> None:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         print(f"{'scheduler':<12} {engine.cluster(stack)['scheduler']}, {len(workers)} workers")
         for worker in sorted(workers, key=lambda worker: worker["name"]):
-            memory = worker["metrics"].get("memory", 0) / 2**30
-            print(
-                f"{worker['name']:<12} {worker['status']}, {worker['nthreads']} threads,"
-                f" {memory:.1f} of {worker['memory_limit'] / 2**30:.1f} GiB, {worker['metrics'].get('cpu', 0):.0f} % CPU"
-            )
+            used, limit = worker["metrics"].get("memory", 0) / 2**30, worker["memory_limit"] / 2**30
+            load = f"{used:.1f} of {limit:.1f} GiB, {worker['metrics'].get('cpu', 0):.0f} % CPU"
+            print(f"{worker['name']:<12} {worker['status']}, {worker['nthreads']} threads, {load}")
 
 
 def logs(stack: str, machine: str | None = None) -> None:

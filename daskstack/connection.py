@@ -27,7 +27,8 @@ class Client(distributed.Client):
     def __init__(self, facts: Mapping[str, Any], **kwargs):
         self._tunnels = contextlib.ExitStack()
         scheduler, dashboard = urlsplit(facts["scheduler"]), urlsplit(facts["dashboard"])
-        ports = self._tunnels.enter_context(tunnel(facts["machines"][facts["head"]], [scheduler.netloc, dashboard.netloc]))
+        head = facts["machines"][facts["head"]]
+        ports = self._tunnels.enter_context(tunnel(head, [scheduler.netloc, dashboard.netloc]))
         self._dashboard = f"http://127.0.0.1:{ports[1]}{dashboard.path}"
         try:
             super().__init__(

@@ -152,11 +152,8 @@ supervise() {
 # Process 1 of a process namespace of its own.
 boot() {
     local root=/run/machine status binds=(--bind=/dev/fuse)
-    # Where v1 groups are mounted as well, services in the machine fail (219/CGROUP).
-    if [[ $(stat -f -c %T /sys/fs/cgroup) != cgroup2fs ]]; then
-        umount --recursive /sys/fs/cgroup
-        mount -t cgroup2 cgroup2 /sys/fs/cgroup
-    fi
+    # Where v1 groups are mounted as well, all machines would put their services into the same ones.
+    [[ $(stat -f -c %T /sys/fs/cgroup) == cgroup2fs ]] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
     mount -t tmpfs tmpfs /run
     mkdir "$root"
     mount -t overlay overlay -o "lowerdir=$(<"$state/image"),upperdir=$state/upper,workdir=$state/work" "$root"

@@ -35,7 +35,7 @@ up() {
     local network
     exec 9>/run/daskstack.lock # two stacks must not choose the same network
     flock -w 60 9 || fatal "waited 60 s for another stack's network (lock: /run/daskstack.lock)"
-    if ! is_up; then
+    if ! is_up || [[ ! -s $record ]]; then
         remove_link
         network=$(choose)
         # Renamed, and before the link is up: what is up has its record.

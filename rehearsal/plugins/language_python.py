@@ -40,9 +40,9 @@ def python_of(info) -> str:
 def host() -> None:
     """Serve the engine."""
     from google.protobuf import empty_pb2
-    from pulumi.runtime.proto import language_pb2, language_pb2_grpc, plugin_pb2
 
     import serving
+    from serving import proto
 
     engine = serving.Engine()
     programs: set[asyncio.subprocess.Process] = set()
@@ -53,21 +53,21 @@ def host() -> None:
                 program.terminate()
         await asyncio.gather(*(program.wait() for program in programs))
 
-    class Host(language_pb2_grpc.LanguageRuntimeServicer):
+    class Host(proto.language_pb2_grpc.LanguageRuntimeServicer):
         async def Handshake(self, request, context):
-            return language_pb2.LanguageHandshakeResponse()
+            return proto.language_pb2.LanguageHandshakeResponse()
 
         async def GetPluginInfo(self, request, context):
-            return plugin_pb2.PluginInfo()
+            return proto.plugin_pb2.PluginInfo()
 
         async def GetRequiredPlugins(self, request, context):
-            return language_pb2.GetRequiredPluginsResponse()
+            return proto.language_pb2.GetRequiredPluginsResponse()
 
         async def GetRequiredPackages(self, request, context):
-            return language_pb2.GetRequiredPackagesResponse()
+            return proto.language_pb2.GetRequiredPackagesResponse()
 
         async def GetProgramDependencies(self, request, context):
-            return language_pb2.GetProgramDependenciesResponse()
+            return proto.language_pb2.GetProgramDependenciesResponse()
 
         async def About(self, request, context):
             try:
@@ -78,13 +78,13 @@ def host() -> None:
                 python, "-c", "import platform; print(platform.python_version())", stdout=asyncio.subprocess.PIPE
             )
             version, _ = await program.communicate()
-            return language_pb2.AboutResponse(executable=python, version=version.decode().strip())
+            return proto.language_pb2.AboutResponse(executable=python, version=version.decode().strip())
 
         async def Run(self, request, context):
             try:
                 python = python_of(request.info)
             except ValueError as error:
-                return language_pb2.RunResponse(error=str(error))
+                return proto.language_pb2.RunResponse(error=str(error))
             program = await asyncio.create_subprocess_exec(
                 python, "-u", __file__, "--run", engine.address, stdin=asyncio.subprocess.PIPE, cwd=request.pwd
             )
@@ -97,9 +97,9 @@ def host() -> None:
                 if program.returncode is None:
                     program.terminate()
             if program.returncode == ALREADY_SHOWN:
-                return language_pb2.RunResponse(bail=True)
+                return proto.language_pb2.RunResponse(bail=True)
             error = f"Program exited with non-zero exit code: {program.returncode}" if program.returncode else ""
-            return language_pb2.RunResponse(error=error)
+            return proto.language_pb2.RunResponse(error=error)
 
         async def Cancel(self, request, context):
             await end_programs()
@@ -107,7 +107,7 @@ def host() -> None:
 
     asyncio.run(
         serving.serve(
-            lambda server: language_pb2_grpc.add_LanguageRuntimeServicer_to_server(Host(), server), end_programs
+            lambda server: proto.language_pb2_grpc.add_LanguageRuntimeServicer_to_server(Host(), server), end_programs
         )
     )
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 from google.protobuf import empty_pb2
-from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
 
 import serving
 from command import local, wire
 from command.output import CommandError, Output
+from serving import proto
 
 VERSION = "1.2.1"
 
@@ -59,32 +59,32 @@ def problems(kind: str, raw: wire.Properties) -> list[tuple[str, str]]:
     return found
 
 
-class Provider(provider_pb2_grpc.ResourceProviderServicer):
+class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
     def __init__(self, engine: serving.Engine) -> None:
         self._engine = engine
         self._introduced = False
         self._running: set[asyncio.Task[Any]] = set()
 
     async def GetPluginInfo(self, request, context):
-        return plugin_pb2.PluginInfo(version=VERSION)
+        return proto.plugin_pb2.PluginInfo(version=VERSION)
 
     async def CheckConfig(self, request, context):
-        return provider_pb2.CheckResponse(inputs=request.news)
+        return proto.provider_pb2.CheckResponse(inputs=request.news)
 
     async def DiffConfig(self, request, context):
-        return provider_pb2.DiffResponse(changes=provider_pb2.DiffResponse.DIFF_NONE)
+        return proto.provider_pb2.DiffResponse(changes=proto.provider_pb2.DiffResponse.DIFF_NONE)
 
     async def Configure(self, request, context):
         if not self._introduced:
             self._introduced = True
             await self._engine.log(f"command {VERSION} is a stand-in here, not Pulumi's own plugin")
-        return provider_pb2.ConfigureResponse(acceptSecrets=True, supportsPreview=True)
+        return proto.provider_pb2.ConfigureResponse(acceptSecrets=True, supportsPreview=True)
 
     async def Check(self, request, context):
         found = problems(kind_of(request.urn), wire.load(request.news))
-        return provider_pb2.CheckResponse(
+        return proto.provider_pb2.CheckResponse(
             inputs=request.news,
-            failures=[provider_pb2.CheckFailure(property=name, reason=reason) for name, reason in found],
+            failures=[proto.provider_pb2.CheckFailure(property=name, reason=reason) for name, reason in found],
         )
 
     async def Diff(self, request, context):
@@ -97,9 +97,9 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         detailed = {}
         for name in names:
             what = "ADD" if name not in old else "DELETE" if name not in new else "UPDATE"
-            detailed[name] = provider_pb2.PropertyDiff(kind=what + ("_REPLACE" if name == "triggers" else ""))
-        some, none = provider_pb2.DiffResponse.DIFF_SOME, provider_pb2.DiffResponse.DIFF_NONE
-        return provider_pb2.DiffResponse(
+            detailed[name] = proto.provider_pb2.PropertyDiff(kind=what + ("_REPLACE" if name == "triggers" else ""))
+        some, none = proto.provider_pb2.DiffResponse.DIFF_SOME, proto.provider_pb2.DiffResponse.DIFF_NONE
+        return proto.provider_pb2.DiffResponse(
             changes=some if names else none,
             diffs=names,
             replaces=[name for name in names if name == "triggers"],
@@ -118,7 +118,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             work = self._command(request.urn, inputs.get("create"), inputs, dict.fromkeys(OUTPUTS, ""))
         outputs = inputs | await self._operate(context, work)
         identity = request.urn.split("::")[-1] + secrets.token_hex(4)
-        return provider_pb2.CreateResponse(id=identity, properties=wire.dump(outputs))
+        return proto.provider_pb2.CreateResponse(id=identity, properties=wire.dump(outputs))
 
     async def Update(self, request, context):
         old, new = wire.load(request.olds), wire.load(request.news)
@@ -132,7 +132,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         else:
             previous = {name: old.get(name, "") for name in OUTPUTS}
             work = self._command(request.urn, new.get("update", new.get("create")), new, previous)
-        return provider_pb2.UpdateResponse(properties=wire.dump(new | await self._operate(context, work)))
+        return proto.provider_pb2.UpdateResponse(properties=wire.dump(new | await self._operate(context, work)))
 
     async def Delete(self, request, context):
         old = wire.load(request.properties)
@@ -142,7 +142,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         return empty_pb2.Empty()
 
     async def Read(self, request, context):
-        return provider_pb2.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
+        return proto.provider_pb2.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
 
     async def Invoke(self, request, context):
         await context.abort(
@@ -217,7 +217,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
 async def main() -> None:
     provider = Provider(serving.Engine())
     await serving.serve(
-        lambda server: provider_pb2_grpc.add_ResourceProviderServicer_to_server(provider, server), provider.end
+        lambda server: proto.provider_pb2_grpc.add_ResourceProviderServicer_to_server(provider, server), provider.end
     )
 
 

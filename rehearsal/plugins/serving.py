@@ -29,7 +29,7 @@ def _without_the_sdk() -> None:
 
 _without_the_sdk()
 
-from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc  # noqa: E402
+from pulumi.runtime import proto  # noqa: E402  (plugins take it from here, for the same reason)
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -39,14 +39,14 @@ class Engine:
 
     def __init__(self) -> None:
         self.address = [argument for argument in sys.argv[1:] if not argument.startswith("-")][-1]
-        self._stub: engine_pb2_grpc.EngineStub | None = None
+        self._stub: proto.engine_pb2_grpc.EngineStub | None = None
 
     async def log(self, message: str, *, urn: str = "", level: str = "INFO", passing: bool = False) -> None:
         """Show a message beside a resource (or the stack); a `passing` one is gone from the final report."""
         if self._stub is None:
-            self._stub = engine_pb2_grpc.EngineStub(grpc.aio.insecure_channel(self.address, UNLIMITED))
-        request = engine_pb2.LogRequest(
-            severity=engine_pb2.LogSeverity.Value(level), message=message, urn=urn, ephemeral=passing
+            self._stub = proto.engine_pb2_grpc.EngineStub(grpc.aio.insecure_channel(self.address, UNLIMITED))
+        request = proto.engine_pb2.LogRequest(
+            severity=proto.engine_pb2.LogSeverity.Value(level), message=message, urn=urn, ephemeral=passing
         )
         # An engine that is going away must not turn a command that succeeded into one that failed.
         with contextlib.suppress(grpc.aio.AioRpcError):

@@ -75,7 +75,7 @@ local.Command(
     interpreter=["python3", "-c"],
 )
 """)
-    assert f"from outside from the program {tmp_path}" in output
+    assert f"from outside from the program {tmp_path}\n" in output
 
 
 def test_an_update_finds_the_previous_output_in_its_environment(project):
@@ -146,12 +146,6 @@ def test_a_secret_stays_secret_in_state_and_errors(project, command):
         assert "PRIVATE KEY" not in text
 
 
-def test_a_value_that_becomes_secret_leaves_the_state(project):
-    project.up("local.Command('it', create='true', stdin='now-private')")
-    project.up("local.Command('it', create='true', stdin=secret('now-private'))")
-    assert "now-private" not in project.run("stack", "export")
-
-
 @pytest.mark.parametrize(
     ("program", "refused"),
     [
@@ -171,17 +165,21 @@ def test_the_stand_in_says_once_that_it_is_one(project):
     assert output[output.index("Diagnostics") :].count("is a stand-in") == 1
 
 
-def test_commands_run_at_the_same_time(project, sshd):
-    begin = time.monotonic()
+def test_commands_run_at_the_same_time(project, sshd, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    # Each waits for all the others, so none would end if they ran one after the other.
+    script = f"touch {here}/$(cat); timeout 20 sh -c 'until [ $(ls {here} | wc -l) = 12 ]; do sleep 0.1; done'"
     project.up(
         f"""
 for number in range(6):
-    local.Command(f"local-{{number}}", create="sleep 1")
-    remote.Command(f"remote-{{number}}", connection={sshd.connection()}, create="sleep 1")
+    local.Command(f"local-{{number}}", create="{script}", stdin=f"local-{{number}}")
+    remote.Command(
+        f"remote-{{number}}", connection={sshd.connection()}, create="{script}", stdin=f"remote-{{number}}"
+    )
 """,
         "--parallel=32",
     )
-    assert time.monotonic() - begin < 6
 
 
 def test_a_preview_runs_and_connects_to_nothing(project, sshd, tmp_path):
@@ -248,7 +246,7 @@ def test_a_bastion_is_passed_through_with_its_own_host_key(project, sshd, make_s
     assert (bastion.connections, sshd.connections) == (1, 1)
     closed = make_sshd("closed").start("AllowTcpForwarding no")
     report = project.fails(at(sshd.connection(proxy=closed.connection()), create="echo again"))
-    assert "prohibited" in report
+    assert "open failed" in report
     wrong = bastion.connection(host_key=keys.public("other"))
     report = project.fails(at(sshd.connection(proxy=wrong), create="echo again"))
     assert f"127.0.0.1:{bastion.port} is not the machine" in report
@@ -273,12 +271,14 @@ def test_dialling_ends_at_its_limit_with_the_reason(project, make_sshd):
 
 
 def test_a_server_that_does_not_answer_is_given_up_after_the_time_for_one_dial(project, sshd):
+    begin = time.monotonic()
     os.kill(sshd.pid, signal.SIGSTOP)
     try:
         report = project.fails(at(sshd.connection(per_dial_timeout=1), create="true"))
     finally:
         os.kill(sshd.pid, signal.SIGCONT)
     assert "no answer within 1 s" in report
+    assert time.monotonic() - begin < 14  # seconds: less than one dial takes by default
 
 
 def test_a_connection_that_breaks_ends_the_command_with_a_reason(project, sshd):

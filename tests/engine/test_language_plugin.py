@@ -47,9 +47,9 @@ def test_a_run_error_is_shown_without_a_traceback(project):
 def test_a_program_imports_its_own_modules_and_nothing_of_the_plugin(project):
     (project.folder / "wire.py").write_text("name = 'the program'\n")
     project.write(
-        "import os, sys, wire\n"
+        "import importlib.util, os, wire\n"
         "print('from', wire.name, 'in', os.getcwd() == os.path.dirname(os.path.abspath(__file__)))\n"
-        "print('reached', [name for name in ('serving', 'language_python') if name in sys.modules])\n"
+        "print('reached', [name for name in ('serving', 'command') if importlib.util.find_spec(name)])\n"
     )
     output = project.run("preview")
     assert "from the program in True" in output

@@ -128,8 +128,10 @@ class Stack:
 
     def down(self) -> None:
         """Everything goes, also machines whose boot failed."""
-        self.remove(*self._numbers)
-        call("network.sh", "down", DIRECTORY=str(self.directory), NAME=self.name)
+        try:
+            self.remove(*self._numbers)
+        finally:
+            call("network.sh", "down", DIRECTORY=str(self.directory), NAME=self.name)
 
 
 class Outside:

@@ -67,6 +67,8 @@ def test_machines_booted_together_answer_by_their_own_names_and_keys(boot):
         assert machine.ssh(f"getent ahostsv4 {machine.name}").stdout.split()[0] == machine.address
         assert machine.run("id --user").stdout.strip() == "0"
         assert machine.ssh("systemctl is-system-running").stdout.strip() == "running"
+        # Control groups of its own alone, also where this computer has v1 groups that all would share.
+        assert machine.ssh("findmnt -n -o FSTYPE /sys/fs/cgroup").stdout.strip() == "cgroup2"
     for property in ("address", "id", "host_key"):
         assert len({getattr(machine, property) for machine in machines}) == 3
     assert len({machine.ssh("cat /etc/machine-id").stdout for machine in machines}) == 3
@@ -89,12 +91,21 @@ def test_a_script_gets_its_variables_and_arguments_as_they_are(boot):
 
 def test_up_again_changes_nothing_and_is_quick(stack, boot):
     [machine] = boot("one")
-    before = machine.pid, boot_id(machine), stack.network
+
+    def state():
+        return (
+            machine.pid,
+            boot_id(machine),
+            stack.network,
+            as_root("ip", "link", "show", stack.bridge).stdout,
+        )
+
+    before = state()
     started = time.monotonic()
     stack.up()
     assert boot("one") == [machine]
     assert time.monotonic() - started < 2
-    assert (machine.pid, boot_id(machine), stack.network) == before
+    assert state() == before
 
 
 def test_a_machine_outlives_its_caller_and_does_not_hold_it(stack):

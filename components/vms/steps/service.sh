@@ -97,7 +97,7 @@ run() {
 # Units of worker processes from NUMBER on are not wanted any more.
 stop_workers_from() {
   local file number
-  for file in $ETC/worker-*.env; do
+  for file in "$ETC"/worker-*.env; do
     number=${file##*/worker-}
     number=${number%.env}
     [ -e "$file" ] && [ "$number" -ge "$1" ] || continue

@@ -36,9 +36,8 @@ async def _copy(sftp: asyncssh.SFTPClient, source: str, target: str) -> None:
         await sftp.put(source, target)
         return
     await _make_directory(sftp, target)
-    if not source.endswith("/"):
-        target = posixpath.join(target, os.path.basename(source))
-        await _make_directory(sftp, target)
+    target = posixpath.join(target, os.path.basename(source))  # of `dir/` that is nothing
+    await _make_directory(sftp, target)
     for folder, folders, files in os.walk(source):
         there = posixpath.normpath(posixpath.join(target, os.path.relpath(folder, source)))
         for name in sorted(folders):

@@ -44,5 +44,5 @@ def has_secret(value: Any) -> bool:
 
 
 def changed(old: Any, new: Any) -> bool:
-    """A value that became secret counts too, or the state would keep it in clear."""
-    return plain(old) != plain(new) or (has_secret(new) and not has_secret(old))
+    """Whether the values differ; that one of them is secret makes no difference."""
+    return plain(old) != plain(new)

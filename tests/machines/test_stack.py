@@ -1,0 +1,266 @@
+"""A whole stack on real machines, built by `make up` as a user would, from its first job to its last trace."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import distributed
+import pytest
+from conftest import Machine, Outside
+
+import daskstack
+from components import check
+from components.vms.step import script
+from daskstack import connection, engine
+
+PROJECT = Path(__file__).parents[2]
+NAMES = ("scheduler", "worker-1", "worker-2")
+
+
+class Checkout:
+    """A copy of the project with a stack `dev` of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkout"
+        ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", "tests")
+        shutil.copytree(PROJECT, self.folder, ignore=ignored)
+        self.folder.joinpath(".venv").symlink_to(sys.prefix)
+        self.environ = {**os.environ, "XDG_DATA_HOME": str(folder / "data")}
+
+    def make(self, *words: str, succeeds: bool = True) -> str:
+        done = subprocess.run(
+            ["make", *words], cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+        )  # fmt: skip
+        assert (done.returncode == 0) == succeeds, done.stdout
+        return done.stdout
+
+    def pulumi(self, *words: str) -> str:
+        environ = self.environ | engine.variables("dev", self.environ)
+        command = ["pulumi", *words, "--stack", "dev"]
+        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def printed(self, name: str) -> str:
+        """What a Command of the stack printed."""
+        resources = json.loads(self.pulumi("stack", "export"))["deployment"]["resources"]
+        return next(each["outputs"]["stdout"] for each in resources if each["urn"].endswith(f"::{name}"))
+
+    def machines(self) -> dict[str, Machine]:
+        bridge = json.loads(self.printed("machines-network"))["bridge"]
+        key = self.folder.parent / "login"
+        key.touch(mode=0o600)
+        found = {}
+        for name, facts in json.loads(self.pulumi("stack", "output", "client", "--show-secrets"))["machines"].items():
+            key.write_text(facts["private_key"])
+            state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
+            found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
+        return found
+
+
+@pytest.fixture(scope="module")
+def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    with pytest.MonkeyPatch.context() as patch:
+        checkout = Checkout(tmp_path_factory.mktemp("user"))
+        # `daskstack`, too, shall look where this user's stacks are.
+        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
+        patch.setattr(engine, "PROJECT", checkout.folder)
+        try:
+            checkout.first_up = checkout.make("up")
+            yield checkout
+        finally:
+            checkout.make("destroy")
+
+
+@pytest.fixture(scope="module")
+def machines(checkout: Checkout) -> Mapping[str, Machine]:
+    return checkout.machines()
+
+
+def ssh_sessions(machines: Mapping[str, Machine]) -> int:
+    counts = [
+        machine.ssh("sudo journalctl -t sshd | grep -c 'Accepted publickey for admin'") for machine in machines.values()
+    ]
+    return sum(int(count.stdout) for count in counts)
+
+
+def test_up_ends_with_the_jobs_result_and_the_ways_in(checkout: Checkout) -> None:
+    ending = checkout.first_up[checkout.first_up.index("Duration:") :]
+    assert re.search(r"^workers +2 running", ending, re.MULTILINE)
+    assert re.search(r"^job +timeseries, mean of x by name: right for 26 names", ending, re.MULTILINE)
+    assert "daskstack dashboard dev" in ending
+    assert 'daskstack.connect("dev")' in ending
+
+
+def test_a_clone_stays_clean_after_up(checkout: Checkout) -> None:
+    for file in PROJECT.glob("Pulumi*.yaml"):
+        assert checkout.folder.joinpath(file.name).read_text() == file.read_text()
+
+
+def test_a_second_up_changes_nothing_and_opens_no_ssh_session(
+    checkout: Checkout, machines: Mapping[str, Machine]
+) -> None:
+    before = ssh_sessions(machines)
+    assert re.search(r"Resources:\n +\d+ unchanged\n", checkout.make("up"))
+    assert ssh_sessions(machines) == before + len(machines), "more than this test's own"
+
+
+def test_no_private_key_is_in_the_state_or_in_what_up_prints(checkout: Checkout) -> None:
+    # The words that begin every private key, as text and as JSON has it in JSON.
+    written = [
+        path.read_text(errors="replace")
+        for path in Path(checkout.environ["XDG_DATA_HOME"]).rglob("state/**/*")
+        if path.is_file()
+    ]
+    assert written
+    for text in (*written, checkout.first_up, checkout.pulumi("stack", "export")):
+        assert "PRIVATE KEY" not in text
+
+
+def test_what_runs_shows_no_key_to_other_users(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+    for machine in machines.values():
+        assert "PRIVATE" not in machine.ssh("sudo -u nobody ps -eo args && sudo cat /proc/[0-9]*/cmdline").stdout
+
+
+def test_connect_gives_a_client_that_leaves_nothing_behind(checkout: Checkout) -> None:
+    mine = {path.name for path in Path("/tmp").glob("daskstack-*")}
+    with daskstack.connect("dev") as client:
+        assert client.submit(sum, [1, 2, 3]).result(timeout=30) == 6
+        assert client.dashboard_link.startswith("http://127.0.0.1:")
+        assert urllib.request.urlopen(client.dashboard_link, timeout=10).status == 200
+        port = int(re.search(r":(\d+)/", client.dashboard_link)[1])
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5)
+    assert {path.name for path in Path("/tmp").glob("daskstack-*")} == mine
+    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "ssh"], capture_output=True, text=True)
+    assert children.stdout == ""
+
+
+def test_a_python_that_differs_is_refused_with_what_mends_it(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection.importlib.metadata, "version", lambda name: "1.2.3")
+    with pytest.raises(
+        daskstack.connection.VersionError, match=r"dask \(1.2.3, there .*uv run --no-project --python 3.11"
+    ):
+        daskstack.connect("dev")
+
+
+def test_a_client_without_the_stacks_certificate_is_refused(checkout: Checkout) -> None:
+    address = json.loads(checkout.pulumi("stack", "output", "--json"))["scheduler"]
+    with pytest.raises((OSError, TimeoutError)):
+        distributed.Client(address, timeout=5, security=distributed.Security.temporary())
+    with pytest.raises((OSError, TimeoutError)):
+        distributed.Client(address.replace("tls://", "tcp://"), timeout=5)
+
+
+def test_from_outside_every_port_is_closed(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+    outside = Outside(SimpleNamespace(**json.loads(checkout.printed("machines-network"))))
+    try:
+        for machine in machines.values():
+            assert [port for port in (22, 8786, 8787, 9000, 9001, 9002) if outside.connects(machine, port)] == []
+    finally:
+        outside.remove()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dask_runs_as_the_clusters_user_without_a_way_to_more(machines: Mapping[str, Machine], name: str) -> None:
+    unit = "dask-scheduler" if name == "scheduler" else "dask-worker@1"
+    shown = (
+        machines[name]
+        .ssh(f"systemctl show {unit} -p User -p NoNewPrivileges -p CapabilityBoundingSet -p Restart")
+        .stdout
+    )
+    assert set(shown.split()) == {"User=dask", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "Restart=always"}
+
+
+def test_a_killed_worker_comes_back(machines: Mapping[str, Machine]) -> None:
+    with daskstack.connect("dev") as client:
+
+        def pids() -> dict[str, tuple[str, int]]:
+            return client.run(lambda dask_worker: (dask_worker.name, os.getpid()), on_error="ignore")
+
+        before = set(pids().values())
+        machines["worker-1"].ssh("sudo systemctl kill --signal=KILL dask-worker@1")
+        deadline = time.monotonic() + 60
+        while len(now := set(pids().values())) < 2 or now == before:
+            assert time.monotonic() < deadline, "the killed worker did not come back within a minute"
+            time.sleep(0.2)
+        assert {name for name, _ in now} == {"worker-1-1", "worker-2-1"}
+
+
+def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) -> subprocess.CompletedProcess[str]:
+    """The stack's own check, expecting something else."""
+    resources = json.loads(checkout.pulumi("stack", "export"))["deployment"]["resources"]
+    stdin = next(each["inputs"]["stdin"] for each in resources if each["urn"].endswith("::check"))
+    line = next(line for line in stdin.splitlines() if line.startswith("EXPECT="))
+    expect = json.loads(line.removeprefix("EXPECT=").strip("'")) | changes
+    source = Path(check.__file__).read_text().replace("WAIT = 90", "WAIT = 2")
+    variables = {"CHECK": source, "EXPECT": json.dumps(expect)}
+    return machines["scheduler"].run(script("check", variables), check=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"workers": ["worker-1-1", "worker-2-1", "worker-3-1"]}, "missing ['worker-3-1'], not asked for none"),
+        ({"workers": ["worker-1-1"]}, "missing none, not asked for ['worker-2-1']"),
+        ({"packages": {"dask": "2020.1.0"}}, "and 2020.1.0 in the lock"),
+        ({"python": "3.9"}, "and 3.9 in the lock"),
+        ({"data": "/var/tmp"}, "is not seen by"),
+    ],
+)
+def test_a_failed_check_says_first_what_failed(
+    machines: Mapping[str, Machine], checkout: Checkout, changes: dict, said: str
+) -> None:
+    done = run_check(machines, checkout, **changes)
+    assert done.returncode == 1
+    assert done.stderr.startswith("check failed: ")
+    assert said in done.stderr.splitlines()[0]
+
+
+def test_a_changed_lock_installs_what_differs_and_restarts_services(
+    checkout: Checkout, machines: Mapping[str, Machine]
+) -> None:
+    lock = checkout.folder / "environment.lock"
+    text = lock.read_text()
+    changed, count = re.subn(r"^tzdata==.*\n(?: .*\n)*", "", text, flags=re.MULTILINE)
+    assert count == 1
+    packages = "/opt/daskstack/environment/lib/python3.11/site-packages"
+    stamps = f"stat -c %Z {packages}/numpy/__init__.py; systemctl show -p ActiveEnterTimestamp dask-worker@1"
+    before = machines["worker-1"].ssh(stamps).stdout.splitlines()
+    lock.write_text(changed)
+    try:
+        printed = checkout.make("up")
+    finally:
+        lock.write_text(text)
+    after = machines["worker-1"].ssh(stamps).stdout.splitlines()
+    assert "30 packages as locked" in printed
+    assert (
+        machines["worker-1"]
+        .ssh(f"ls {packages}/tzdata", check=False)
+        .returncode
+    )
+    assert before[0] == after[0], "numpy was installed again"
+    assert before[1] != after[1], "the worker was not restarted"
+
+
+def test_a_cluster_that_is_gone_for_destroy_leaves_nothing(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+    running = [machine.pid for machine in machines.values()]
+    checkout.make("destroy")
+    for pid in running:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    data = Path(checkout.environ["XDG_DATA_HOME"])
+    left = [path for path in data.rglob("*") if path.is_file()]
+    assert left == []
+    assert str(data) not in Path("/proc/mounts").read_text()

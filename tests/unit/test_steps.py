@@ -1,0 +1,38 @@
+"""The bash files of the steps."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.vms.step import STEPS, script
+
+STATES = sorted(path.stem for path in STEPS.glob("*.sh") if path.stem != "common")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_shellcheck_finds_nothing_in_a_step_as_it_runs(state: str) -> None:
+    # `changed` is for steps that ask; parameters are upper case, and some have a lower-case local beside them.
+    command = [Path(sys.prefix, "bin/shellcheck"), "--shell=bash", "--exclude=SC2034,SC2153", "-"]
+    done = subprocess.run(command, input=script(state, {}), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_step_names_its_state_and_its_variables(state: str) -> None:
+    text = Path(STEPS / f"{state}.sh").read_text()
+    assert text.startswith("# State")
+    header = text.partition("\n\n")[0]
+    for variable in used(state) - set(used("common")):
+        assert variable in header, f"{state}.sh does not say what {variable} is"
+
+
+def used(state: str) -> set[str]:
+    """Parameters: upper-case names that a file reads and does not set."""
+    text = Path(STEPS / f"{state}.sh").read_text()
+    read = set(re.findall(r"(?<!\\)\$\{?([A-Z][A-Z_0-9]+)", text))
+    assigned = set(re.findall(r"^\s*(?:local |readonly )?([A-Z][A-Z_0-9]+)=", text, re.MULTILINE))
+    common = set(re.findall(r"^([A-Z_]+)=", (STEPS / "common.sh").read_text(), re.MULTILINE))
+    return read - assigned - common - {"SECONDS", "EXIT"}
