@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 
 import distributed
 import pytest
+from checkout import PROJECT, Checkout
 from conftest import Machine, Outside
 
 import daskstack
@@ -21,50 +20,19 @@ from components import check
 from components.vms.step import script
 from daskstack import connection, engine
 
-PROJECT = Path(__file__).parents[2]
 NAMES = ("scheduler", "worker-1", "worker-2")
 
 
-class Checkout:
-    """A copy of the project with a stack `dev` of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "checkout"
-        ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", "tests")
-        shutil.copytree(PROJECT, self.folder, ignore=ignored)
-        self.folder.joinpath(".venv").symlink_to(sys.prefix)
-        self.environ = {**os.environ, "XDG_DATA_HOME": str(folder / "data")}
-
-    def make(self, *words: str, succeeds: bool = True) -> str:
-        done = subprocess.run(
-            ["make", *words], cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
-        )  # fmt: skip
-        assert (done.returncode == 0) == succeeds, done.stdout
-        return done.stdout
-
-    def pulumi(self, *words: str) -> str:
-        environ = self.environ | engine.variables("dev", self.environ)
-        command = ["pulumi", *words, "--stack", "dev"]
-        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def printed(self, name: str) -> str:
-        """What a Command of the stack printed."""
-        resources = json.loads(self.pulumi("stack", "export"))["deployment"]["resources"]
-        return next(each["outputs"]["stdout"] for each in resources if each["urn"].endswith(f"::{name}"))
-
-    def machines(self) -> dict[str, Machine]:
-        bridge = json.loads(self.printed("machines-network"))["bridge"]
-        key = self.folder.parent / "login"
-        key.touch(mode=0o600)
-        found = {}
-        for name, facts in json.loads(self.pulumi("stack", "output", "client", "--show-secrets"))["machines"].items():
-            key.write_text(facts["private_key"])
-            state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
-            found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
-        return found
+def machines_of(checkout: Checkout) -> dict[str, Machine]:
+    bridge = json.loads(checkout.printed("machines-network"))["bridge"]
+    key = checkout.folder.parent / "login"
+    key.touch(mode=0o600)
+    found = {}
+    for name, facts in json.loads(checkout.pulumi("stack", "output", "client", "--show-secrets"))["machines"].items():
+        key.write_text(facts["private_key"])
+        state = Path(checkout.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
+        found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +51,7 @@ def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 @pytest.fixture(scope="module")
 def machines(checkout: Checkout) -> Mapping[str, Machine]:
-    return checkout.machines()
+    return machines_of(checkout)
 
 
 def ssh_sessions(machines: Mapping[str, Machine]) -> int:
@@ -245,11 +213,7 @@ def test_a_changed_lock_installs_what_differs_and_restarts_services(
         lock.write_text(text)
     after = machines["worker-1"].ssh(stamps).stdout.splitlines()
     assert "30 packages as locked" in printed
-    assert (
-        machines["worker-1"]
-        .ssh(f"ls {packages}/tzdata", check=False)
-        .returncode
-    )
+    assert machines["worker-1"].ssh(f"ls {packages}/tzdata", check=False).returncode
     assert before[0] == after[0], "numpy was installed again"
     assert before[1] != after[1], "the worker was not restarted"
 

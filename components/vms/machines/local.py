@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TypedDict
 
-from pulumi import ComponentResource, Input, Output, ResourceOptions, Stash
+from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash
 from pulumi_command import local
 
 from components.vms.credentials import ssh_identity
@@ -30,6 +31,11 @@ class LocalMachines(ComponentResource):
     """The network of the machines, and of this computer as they see it, in CIDR notation."""
 
     def __init__(self, name: str, args: LocalMachinesArgs, opts: ResourceOptions | None = None):
+        if problem := unable():
+            raise RunError(
+                f"this computer cannot run local machines: {problem}. Use a Linux computer or VM on which you are root,"
+                " or machines that you have already (machines.source: existing)"
+            )
         super().__init__("dask:index:LocalMachines", name, {}, opts)
         folder = data_folder() / "machines" / args["stack"]
         # A restart of this computer ends machines and network; the next up finds the id changed and starts them.
@@ -106,6 +112,6 @@ def unable() -> str | None:
     """Why this computer cannot run such machines, None when it can."""
     if not Path("/proc/sys/kernel/random/boot_id").exists():
         return "this computer does not run Linux"
-    if os.geteuid() != 0 and not any(os.access(f"{each}/sudo", os.X_OK) for each in os.get_exec_path()):
+    if os.geteuid() != 0 and shutil.which("sudo") is None:
         return "you are not root here and there is no sudo"
     return None

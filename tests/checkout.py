@@ -1,0 +1,43 @@
+"""A user's clone of the project."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from daskstack import engine
+
+PROJECT = Path(__file__).parents[1]
+
+
+class Checkout:
+    """A copy of the project with a stack `dev` of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkout"
+        ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", "tests")
+        shutil.copytree(PROJECT, self.folder, ignore=ignored)
+        self.folder.joinpath(".venv").symlink_to(sys.prefix)
+        self.environ = {**os.environ, "XDG_DATA_HOME": str(folder / "data")}
+
+    def make(self, *words: str, succeeds: bool = True) -> str:
+        done = subprocess.run(
+            ["make", *words], cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+        )  # fmt: skip
+        assert (done.returncode == 0) == succeeds, done.stdout
+        return done.stdout
+
+    def pulumi(self, *words: str) -> str:
+        environ = self.environ | engine.variables("dev", self.environ)
+        command = ["pulumi", *words, "--stack", "dev"]
+        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def printed(self, name: str) -> str:
+        """What a Command of the stack printed."""
+        resources = json.loads(self.pulumi("stack", "export"))["deployment"]["resources"]
+        return next(each["outputs"]["stdout"] for each in resources if each["urn"].endswith(f"::{name}"))
