@@ -34,7 +34,7 @@ class Checkout:
         environ = self.environ | engine.variables("dev", self.environ)
         command = ["pulumi", *words, "--stack", "dev"]
         done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def printed(self, name: str) -> str:

@@ -3,164 +3,16 @@
 Needs root, or sudo without a password. Everything is removed at the end of the session.
 """
 
-import json
 import os
-import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "rehearsal" / "machines"
-SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
-OUTSIDE_ADDRESS = "198.51.100.1"  # set aside for examples (RFC 5737): in no cluster's network
-
-
-def as_root(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SUDO, *command], check=check, capture_output=True, text=True, timeout=60)
-
-
-def call(script: str, *arguments: str, **variables: str) -> str:
-    """What a script of rehearsal/machines prints. Raises with its messages where it fails."""
-    done = subprocess.run(
-        ["bash", str(SCRIPTS / script), *arguments],
-        env=os.environ | variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return done.stdout.strip()
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A machine that has booted."""
-
-    name: str
-    address: str
-    id: str
-    host_key: str
-    bridge: str
-    folder: Path
-    key: Path
-
-    def ssh(
-        self, command: str, user: str = "admin", stdin: str | None = None, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs a command over SSH, its host key verified. With `check`, a failure shows what it printed."""
-        known_hosts = self.key.with_name(f"known_hosts-{self.id}")
-        known_hosts.write_text(f"{self.address} {self.host_key}\n")
-        options = {
-            "IdentitiesOnly": "yes", "BatchMode": "yes", "ControlMaster": "no", "ConnectTimeout": "10",
-            "StrictHostKeyChecking": "yes", "UserKnownHostsFile": known_hosts, "GlobalKnownHostsFile": "none",
-            "HostKeyAlgorithms": "ssh-ed25519",
-        }  # fmt: skip
-        done = subprocess.run(
-            ["ssh", "-F", "none", "-i", self.key, *(f"-o{k}={v}" for k, v in options.items()),
-             f"{user}@{self.address}", command],
-            input=stdin or "", capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        if check and done.returncode:
-            raise AssertionError(
-                f"{self.name}: {command!r} ended with {done.returncode}\n{done.stdout}{done.stderr}"
-            )
-        return done
-
-    def run(
-        self, script: str, variables: Mapping[str, str] | None = None, *arguments: str, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs a bash script as root, as a step is run: assignments and script on stdin."""
-        assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in (variables or {}).items())
-        command = shlex.join(["sudo", "-n", "bash", "-s", "--", *arguments])
-        return self.ssh(command, stdin=assignments + script, check=check)
-
-    @property
-    def pid(self) -> int:
-        """The machine's process 1, as this computer numbers it: `nsenter --target PID --net ...`."""
-        groups = as_root("findmnt", "-rn", "-o", "TARGET", "-t", "cgroup2").stdout.splitlines()[0]
-        scope = f"{groups}/{self.bridge}-{self.name}/payload/init.scope"
-        return int(as_root("cat", f"{scope}/cgroup.procs").stdout.split()[0])
-
-
-class Stack:
-    """The network of one stack, and its machines."""
-
-    def __init__(self, name: str, directory: Path, image: str, key: Path) -> None:
-        self.name, self.directory, self.image, self.key = name, directory, image, key
-        self.machines: dict[str, Machine] = {}
-        self._numbers: dict[str, int] = {}
-        self.up()
-
-    def up(self) -> None:
-        printed = json.loads(call("network.sh", "up", DIRECTORY=str(self.directory), NAME=self.name))
-        self.bridge: str = printed["bridge"]
-        self.network: str = printed["network"]
-        self.gateway: str = printed["gateway"]
-
-    def variables(self, name: str) -> dict[str, str]:
-        """What machine.sh takes for the machine of this name."""
-        number = self._numbers.setdefault(name, 11 + len(self._numbers))
-        return {
-            "DIRECTORY": str(self.directory), "NAME": name, "IMAGE": self.image, "BRIDGE": self.bridge,
-            "NETWORK": self.network, "NUMBER": str(number),
-            "AUTHORIZED_KEY": self.key.with_suffix(".pub").read_text().strip(),
-        }  # fmt: skip
-
-    def boot(self, *names: str, **variables: str) -> list[Machine]:
-        """Machines of these names, booted all at once; those that run already stay as they are."""
-        settings = [self.variables(name) | variables for name in names]
-        with ThreadPoolExecutor() as pool:
-            printed = list(pool.map(lambda v: json.loads(call("machine.sh", "up", **v)), settings))
-        for name, p in zip(names, printed, strict=True):
-            self.machines[name] = Machine(
-                name, p["address"], p["id"], p["hostKey"], self.bridge, self.directory / name, self.key
-            )
-        return [self.machines[name] for name in names]
-
-    def remove(self, *names: str) -> None:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda name: call("machine.sh", "down", **self.variables(name)), names))
-
-    def down(self) -> None:
-        """Everything goes, also machines whose boot failed."""
-        try:
-            self.remove(*self._numbers)
-        finally:
-            call("network.sh", "down", DIRECTORY=str(self.directory), NAME=self.name)
-
-
-class Outside:
-    """A place on the machines' bridge with an address that is not in the cluster's network."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.namespace = f"{stack.bridge}-outside"
-        as_root("ip", "netns", "add", self.namespace)
-        as_root(
-            *("ip", "-n", self.namespace, "link", "add", "link0", "up", "type", "veth"),
-            *("peer", "name", "outside", "netns", stack.bridge),
-        )
-        as_root("ip", "-n", stack.bridge, "link", "set", "outside", "master", stack.bridge, "up")
-        as_root("ip", "-n", self.namespace, "address", "add", f"{OUTSIDE_ADDRESS}/32", "dev", "link0")
-        as_root("ip", "-n", self.namespace, "route", "add", stack.network, "dev", "link0")
-
-    def connects(self, machine: Machine, port: int) -> bool:
-        """Whether a TCP connection to the machine is made within two seconds."""
-        # Without a way back every connection would fail, whatever the firewall says. A reboot forgets it.
-        as_root(
-            *("nsenter", "--target", str(machine.pid), "--net"),
-            *("ip", "route", "replace", OUTSIDE_ADDRESS, "dev", "host0"),
-        )
-        attempt = f"exec 3<>/dev/tcp/{machine.address}/{port}"
-        command = ("ip", "netns", "exec", self.namespace, "timeout", "2", "bash", "-c", attempt)
-        return as_root(*command, check=False).returncode == 0
-
-    def remove(self) -> None:
-        as_root("ip", "netns", "delete", self.namespace)
+from fleet import Machine, Outside, Stack, call
 
 
 @pytest.fixture(scope="session")

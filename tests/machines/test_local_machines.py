@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPTS, SUDO, as_root, call
+from fleet import SCRIPTS, SUDO, as_root, call
 
 
 def until(condition, seconds=20):

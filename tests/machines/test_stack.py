@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import distributed
 import pytest
 from checkout import PROJECT, Checkout
-from conftest import Machine, Outside
+from fleet import Machine, Outside
 
 import daskstack
 from components import check

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from conftest import Machine, Outside, Stack, as_root
 from cryptography import x509
+from fleet import Machine, Outside, Stack, as_root
 
 from components.vms.step import script
 
