@@ -58,12 +58,12 @@ mirror() {
 build() {
     local root=$1 debian security
     debian=$(mirror Debian)
-    debian=${debian:-http://deb.debian.org/debian}
     security=$(mirror Debian-Security)
-    security=${security:-http://deb.debian.org/debian-security}
 
-    say "Building the machines' image (Debian 12, once): base system from $debian"
-    logged "$root" debootstrap --variant=minbase bookworm "$root" "$debian"
+    say "Building the machines' image (Debian 12, once): base system"
+    # Without a mirror of this computer's own, debootstrap knows one, and security updates lie beside it.
+    logged "$root" debootstrap --variant=minbase bookworm "$root" ${debian:+"$debian"}
+    security=${security:-$(sed -n 's#^deb \(.*\)/debian/* .*#\1/debian-security#p' "$root/etc/apt/sources.list")}
     echo "deb $security bookworm-security main" >>"$root/etc/apt/sources.list"
 
     say "Building the machines' image: security updates and ${#packages[@]} packages"

@@ -257,10 +257,10 @@ def test_dialling_goes_on_until_the_server_is_there(project, make_sshd):
     late = make_sshd("late")
     project.write(at(late.connection(dial_error_limit=-1), create="true"))
     with project.started("up", "--yes", "--skip-preview") as engine:
-        for line in engine.stdout:
-            if f":{late.port} 3/inf failed: retrying" in line:
-                late.start()
-        assert engine.wait() == 0
+        assert any(f":{late.port} 3/inf failed: retrying" in line for line in engine.stdout)
+        late.start()
+        engine.communicate()
+        assert engine.returncode == 0
     assert late.connections == 1
 
 
