@@ -259,8 +259,8 @@ def test_dialling_goes_on_until_the_server_is_there(project, make_sshd):
     with project.started("up", "--yes", "--skip-preview") as engine:
         assert any(f":{late.port} 3/inf failed: retrying" in line for line in engine.stdout)
         late.start()
-        engine.communicate()
-        assert engine.returncode == 0
+        engine.stdout.read()
+        assert engine.wait() == 0
     assert late.connections == 1
 
 
