@@ -3,6 +3,7 @@
 #   YES=1          no question before such a stack is changed, for scripts
 #   MACHINE=name   `make logs` of one machine
 #   PYTEST=...     arguments for pytest in `make test`
+#   ONLY=a,c       these parts alone of `make bench`; REPEATS=5 instead of 3
 #   UPGRADE=1      `make lock` to the newest versions
 
 STACK ?= dev
@@ -14,13 +15,20 @@ dev = $(filter dev,$(STACK))
 yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
 file = Pulumi.$(notdir $(STACK)).yaml
 machines = $(shell grep -qs 'source: *local' $(file) && echo machines)
+# The engine cannot tell a machine that is dead for good from one that is away.
+dead = If a machine that did not answer is dead for good: write `gone: true` beside its name in $(file), and make up; \
+	nothing is run on it any more, and make destroy passes it by, too.
+hint = $(if $(shell grep -s 'source: *existing' $(file)),|| { echo '$(dead)' >&2; exit 1; })
 
 known = test -f $(file) || { echo 'error: no $(file): copy one of $(wildcard Pulumi.*.yaml), and edit it' >&2; exit 1; }
 install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is %d.%d, \
 	expected 3.11 or newer: make PYTHON=python3.11" % sys.version_info[:2])' && $(PYTHON) -m tools.install
+# What a killed first `up` made and could not note down.
+sweep = DIRECTORY=$${XDG_DATA_HOME:-$$HOME/.local/share}/daskstack/machines/$(notdir $(STACK)) NAME=$(STACK) \
+	bash rehearsal/machines/network.sh sweep
 variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
-.PHONY: help up preview destroy status logs env test lock
+.PHONY: help up preview destroy status logs env test bench lock
 
 help:
 	@echo 'make up        build or change the cluster of stack $(STACK)'
@@ -30,13 +38,14 @@ help:
 	@echo 'make destroy   take the cluster away'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
+	@echo 'make bench     figures beside those of other ways, into bench/results.md (25 minutes)'
 	@echo 'make lock      renew the locks of Python packages'
 
 up:
 	@$(known)
 	@$(install) program $(machines)
 	@$(PYTHON) -m tools.unlock $(STACK)
-	@$(variables) && pulumi stack select --create $(STACK) && pulumi up --stack $(STACK) $(yes)
+	@$(variables) && pulumi stack select --create $(STACK) && pulumi up --stack $(STACK) $(yes) $(hint)
 	@$(python) -m daskstack summary $(STACK)
 
 preview:
@@ -48,7 +57,9 @@ preview:
 destroy:
 	@$(install) program $(machines)
 	@$(PYTHON) -m tools.unlock $(STACK)
-	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes)
+	@$(PYTHON) -m tools.adopt $(STACK)
+	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes) $(hint)
+	@$(if $(machines),$(sweep))
 	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
 
 status:
@@ -69,6 +80,10 @@ test:
 	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!components/vms/steps' | xargs -0 .venv/bin/shellcheck -x
 	@.venv/bin/pytest $(PYTEST)
 
+bench:
+	@$(install) program machines bench
+	@$(python) -m bench $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
+
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	$(if $(UPGRADE),--upgrade)
 
@@ -76,5 +91,6 @@ lock:
 	$(compile) environment.in -o environment.lock
 	$(compile) pyproject.toml environment.in -c environment.lock -o requirements.txt
 	$(compile) --group test -c requirements.txt -o requirements-dev.txt
+	$(compile) --group bench -o requirements-bench.txt
 	$(compile) rehearsal/plugins/requirements.in -o rehearsal/plugins/requirements.txt
 	$(compile) tools/uv.in -o tools/uv.txt

@@ -1,12 +1,14 @@
 """What a stack may say; every error at once, each with its remedy."""
 
+import base64
+import binascii
 import difflib
 import ipaddress
 import itertools
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
@@ -86,6 +88,63 @@ def _network(text: str) -> str:
 
 def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise ValueError(f"{text!r} cannot be a host name; use up to 63 of a-z, 0-9 and -, e.g. worker-1")
+    if text == "client":
+        raise ValueError("client is the name of your own certificate; choose another, e.g. worker-1")
+    return text
+
+
+def _address(text: str) -> str:
+    """An IP address, or a name that this computer can resolve."""
+    label = r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)"
+    name = re.fullmatch(rf"({label}\.)*(?![0-9]+$){label}", text)
+    if not (name or _ip(text)):
+        raise ValueError(f"{text!r} is neither an address nor a host name; write e.g. 203.0.113.5")
+    return text
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _inside(text: str) -> str:
+    ip = _ip(text)
+    if not isinstance(ip, ipaddress.IPv4Address):
+        raise ValueError(f"{text!r} is not an IPv4 address, by which machines reach each other; write e.g. 10.1.0.5")
+    if ip.is_loopback or ip.is_unspecified or ip.is_multicast or ip.is_link_local:
+        raise ValueError(f"{text} is no address at which other machines reach this one; write e.g. 10.1.0.5")
+    return text
+
+
+def _user(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", text):
+        raise ValueError(f"{text!r} cannot be a user's name; write e.g. admin")
+    if text == "dask":
+        raise ValueError("dask is the cluster's own user; log in as root, or as a user that may use sudo")
+    return text
+
+
+def _host_key(text: str) -> str:
+    """The key without a comment."""
+    words = text.split()
+    try:
+        kind, blob = words[0], base64.b64decode(words[1], validate=True)
+        right = kind == "ssh-ed25519" and len(blob) == 51 and blob.startswith(b"\0\0\0\x0bssh-ed25519\0\0\0 ")
+    except (IndexError, binascii.Error):
+        right = False
+    if not right:
+        raise ValueError(
+            f"{text[:40]!r} is not an ed25519 host key; write both words that begin"
+            ' /etc/ssh/ssh_host_ed25519_key.pub there: "ssh-ed25519 AAAA..."'
+        )
+    return " ".join(words[:2])
 
 
 _IN_MEMORY = "is in memory and is lost at a reboot"
@@ -215,6 +274,11 @@ class Local(Section):
 
     source: Literal["local"] = Field(examples=["local"])
     workers: int = Field(2, ge=1, le=240)  # their network is a /24
+    scheduler_works: bool = False
+
+    @property
+    def scheduler_name(self) -> str:
+        return "scheduler"
 
     @property
     def worker_names(self) -> tuple[str, ...]:
@@ -223,6 +287,65 @@ class Local(Section):
     @property
     def machine_names(self) -> tuple[str, ...]:
         return ("scheduler", *self.worker_names)
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDqBmXsmbJZp2sJe7Nq4Pz1u9bS0mXhVxLZb1yGZ3w5F"
+
+
+class Bastion(Section):
+    """A machine that is only passed through, on the way to those that name it as their bastion."""
+
+    name: Annotated[str, AfterValidator(_name)] = Field(examples=["gate"])
+    address: Annotated[str, AfterValidator(_address)] = Field(examples=["203.0.113.4"])
+    port: Port = 22
+    user: Annotated[str, AfterValidator(_user)] = "root"
+    host_key: Annotated[str, AfterValidator(_host_key)] | None = Field(None, examples=[HOST_KEY])
+
+
+class Machine(Bastion):
+    """A machine of the user's. `address` and `port` are where `up` reaches it, through `bastion` where it has one."""
+
+    address: Annotated[str, AfterValidator(_address)] = Field(examples=["203.0.113.5"])
+    private_address: Annotated[str, AfterValidator(_inside)] | None = Field(None, examples=["10.1.0.5"])
+    bastion: str | None = Field(None, examples=["gate"])
+    gone: bool = False  # for good: nothing is run on it any more
+
+    @property
+    def inside(self) -> str:
+        """Where the other machines reach it."""
+        return self.private_address or self.address
+
+
+HOSTS_EXAMPLE = [{"name": "head", "address": "203.0.113.5"}, {"name": "worker-1", "address": "203.0.113.6"}]
+
+
+class Existing(Section):
+    """Machines that the user has already."""
+
+    source: Literal["existing"] = Field(examples=["existing"])
+    hosts: Annotated[tuple[Machine, ...], Listed] = Field(min_length=1, examples=[HOSTS_EXAMPLE])
+    bastions: Annotated[tuple[Bastion, ...], Listed] = Field(
+        (), examples=[[{"name": "gate", "address": "203.0.113.4"}]]
+    )
+    network: Annotated[str, AfterValidator(_network)] | None = Field(None, examples=["10.1.0.0/24"])
+    ssh_port: Port | None = Field(None, examples=[22])  # where they reach each other; by default as `up` does
+    scheduler: str | None = Field(None, examples=["head"])
+    scheduler_works: bool = False
+
+    @property
+    def scheduler_name(self) -> str:
+        return self.scheduler or self.hosts[0].name
+
+    @property
+    def inner_port(self) -> int:
+        return self.ssh_port or self.hosts[0].port
+
+    @property
+    def machine_names(self) -> tuple[str, ...]:
+        """Without those that are gone; the scheduler's first."""
+        names = [host.name for host in self.hosts if not host.gone]
+        return tuple(sorted(names, key=lambda name: name != self.scheduler_name))
 
 
 class Workers(Section):
@@ -242,28 +365,34 @@ class Open(Section):
 
 
 class Firewall(Section):
-    """What reaches the machines from outside the cluster's own network."""
+    """What reaches the machines from outside the cluster's own network; not `manage`d, it is only verified."""
 
+    manage: bool = True
+    close_others: bool = False  # also ports on which something listens that is not the cluster's
     ssh: Networks = Field((), examples=[["203.0.113.7/32"]])
     open: Annotated[tuple[Open, ...], Listed] = Field((), examples=OPEN_EXAMPLE)
 
 
 class Data(Section):
-    """The directory that all machines share, and the machine whose disk it is on."""
+    """The directory that all machines share, and the machine whose disk it is on; parse() fills in the scheduler's."""
 
     path: Annotated[str, AfterValidator(partial(_folder, _NO_DATA, DATA))] = DATA
-    machine: str = "scheduler"
+    machine: str | None = Field(None, examples=["scheduler"])
     options: Annotated[tuple[Annotated[str, AfterValidator(_mount_option)], ...], Listed] = Field(
         (), examples=[["compression=no"]]
     )
+    delete: bool = False  # the user's files too, when the cluster is destroyed
 
 
 class Environment(Section):
-    """The Python packages of every machine. `lock` is relative to the project folder."""
+    """The Python packages of every machine. `lock` is relative to the project folder.
+
+    Where `source` is missing, parse() fills it in: existing machines have an index, local ones do not.
+    """
 
     lock: str = "environment.lock"
     python: Annotated[str, BeforeValidator(_minor_version)] = "3.11"
-    source: Literal["index", "wheelhouse"] = "wheelhouse"
+    source: Literal["index", "wheelhouse"] | None = Field(None, examples=["wheelhouse"])
 
 
 class Ports(Section):
@@ -294,18 +423,20 @@ class Vms(Section):
     """A cluster on machines that are reached over SSH."""
 
     target: Literal["vms"] = Field(examples=["vms"])
-    machines: Local = Field(discriminator="source", examples=[MINIMAL["machines"]])
+    machines: Local | Existing = Field(discriminator="source", examples=[MINIMAL["machines"]])
     workers: Workers = Workers()
     firewall: Firewall = Firewall()
     data: Data = Data()
     environment: Environment = Environment()
     dask: Dask = Dask()
     credentials: Credentials = Credentials()
+    # What may move to another machine with the next `up`.
+    moves: Annotated[tuple[Literal["scheduler", "data"], ...], Listed] = Field((), examples=[["scheduler"]])
 
 
-# A second target or source joins here, and as `Local | Existing` in its field above.
+# A second target or another source joins here, and in its field above.
 Cluster = Annotated[Vms, Field(discriminator="target")]
-_BY_TAG: dict[str | int, type[Section]] = {"vms": Vms, "local": Local}
+_BY_TAG: dict[str | int, type[Section]] = {"vms": Vms, "local": Local, "existing": Existing}
 
 
 def load() -> Vms:
@@ -361,16 +492,21 @@ def parse(value: dict[str, Any], folder: Path) -> Vms:
             problems.append(_line(place, text))
     if problems:
         raise SettingsError(problems)
-    return cluster
+    machine = cluster.data.machine or cluster.machines.scheduler_name
+    source = cluster.environment.source or ("wheelhouse" if cluster.machines.source == "local" else "index")
+    data = cluster.data.model_copy(update={"machine": machine})
+    environment = cluster.environment.model_copy(update={"source": source})
+    return cluster.model_copy(update={"data": data, "environment": environment})
 
 
 def _conflicts(cluster: Vms, folder: Path) -> Iterator[tuple[Place, list[Place], str]]:
     """Where settings contradict each other or the lock: a place, all places that count, and what is wrong."""
     names, machine = cluster.machines.machine_names, cluster.data.machine
-    if machine not in names:
-        known = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
+    if isinstance(cluster.machines, Existing):
+        yield from _machine_conflicts(cluster.machines)
+    if machine and machine not in names:
         place = ("data", "machine")
-        yield place, [place, ("machines",)], f"{machine} is not one of the machines; choose one of {known}"
+        yield place, [place, ("machines",)], f"{machine} {_not_one_of(cluster.machines)}"
 
     path, spill = cluster.data.path, cluster.workers.spill
     if _below(path, spill) or _below(spill, path):
@@ -405,6 +541,86 @@ def _conflicts(cluster: Vms, folder: Path) -> Iterator[tuple[Place, list[Place],
             yield place, [place, ("environment", "lock")], text
 
 
+def _not_one_of(machines: Local | Existing) -> str:
+    names = machines.machine_names
+    known = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
+    return f"is not one of the machines; choose one of {known}"
+
+
+def _machine_conflicts(machines: Existing) -> Iterator[tuple[Place, list[Place], str]]:
+    hosts: list[tuple[Place, Machine]] = [(("machines", "hosts", i), host) for i, host in enumerate(machines.hosts)]
+    bastions: list[tuple[Place, Bastion]] = [(("machines", "bastions", i), b) for i, b in enumerate(machines.bastions)]
+
+    for place, first in _twice(((*place, "name"), each.name) for place, each in [*hosts, *bastions]):
+        yield place, [place, first], f"has the same name as {_dotted(first[:-1])[1:]}; use each name once"
+    for place, first in _twice(((*place, "address"), (host.address, host.port)) for place, host in hosts):
+        grounds = [place, first, (*place[:-1], "port"), (*first[:-1], "port")]
+        yield place, grounds, f"address and port are those of {_dotted(first[:-1])[1:]}; list each machine once"
+
+    network = ipaddress.ip_network(machines.network) if machines.network else None
+    inside = [((*place, "privateAddress" if host.private_address else "address"), host.inside) for place, host in hosts]
+    for place, first in _twice(inside):
+        if not place[-1] == first[-1] == "address":
+            text = (
+                f"is where {_dotted(first[:-1])[1:]} is reached inside the cluster already; each needs its own address"
+            )
+            yield place, [place, first], text
+    for place, address in inside:
+        try:
+            _inside(address)
+        except ValueError as error:
+            yield place, [place], f"{error} as its privateAddress"
+            continue
+        if network and ipaddress.ip_address(address) not in network:
+            text = f"{address} is outside machines.network {network}; write the machine's address inside it as"
+            yield place, [place, ("machines", "network")], f"{text} privateAddress, or correct the network"
+
+    passed = {each.name: each for _, each in [*bastions, *hosts]}
+    for place, host in hosts:
+        by = passed.get(host.bastion or host.name)
+        problem = None
+        if by is None:
+            problem = "is neither in machines.bastions nor in machines.hosts; add it to either"
+        elif host.bastion == host.name:
+            problem = "is this machine itself; name another, or leave it out"
+        elif host.bastion and isinstance(by, Machine) and by.bastion:
+            problem = f"is itself behind {by.bastion}; choose one that is reached without a bastion"
+        elif host.bastion and isinstance(by, Machine) and by.gone and not host.gone:
+            problem = "is marked gone; choose another"
+        if problem:
+            yield (*place, "bastion"), [("machines",)], f"{host.bastion} {problem}"
+
+    for place, host in hosts:
+        if host.port != hosts[0][1].port and not machines.ssh_port:
+            text = (
+                f"{host.port} is not {hosts[0][1].port}, that of machines.hosts[0]; machines reach each other at one"
+                " port, on which each sshd must listen: write it as machines.sshPort"
+            )
+            yield (*place, "port"), [(*place, "port"), (*hosts[0][0], "port")], text
+
+    names = machines.machine_names
+    if machines.scheduler_name not in names:
+        place = ("machines", "scheduler")
+        text = f"{machines.scheduler_name} {_not_one_of(machines)}"
+        if any(host.name == machines.scheduler_name for _, host in hosts):
+            text = (
+                f"{machines.scheduler_name} is marked gone; choose another and allow the move (moves: [scheduler]), or"
+                " forget a cluster of which nothing is left: pulumi stack rm --force"
+            )
+        yield place, [place, ("machines", "hosts")], text
+    elif len(names) == 1 and not machines.scheduler_works:
+        text = "no machine is left to work but the scheduler's; add one, or set machines.schedulerWorks: true"
+        yield ("machines", "hosts"), [("machines", "hosts")], text
+
+
+def _twice(values: Iterable[tuple[Place, object]]) -> Iterator[tuple[Place, Place]]:
+    """Each place of a value that is at an earlier place too, with the first such place."""
+    seen: dict[object, Place] = {}
+    for place, value in values:
+        if seen.setdefault(value, place) != place:
+            yield place, seen[value]
+
+
 def _port_conflicts(cluster: Vms) -> Iterator[tuple[Place, list[Place], str]]:
     ports, processes = cluster.dask.ports, cluster.workers.per_machine
     block = range(ports.workers, ports.workers + 3 * processes)
@@ -419,6 +635,10 @@ def _port_conflicts(cluster: Vms) -> Iterator[tuple[Place, list[Place], str]]:
         (("dask", "ports", "dashboard"), range(ports.dashboard, ports.dashboard + 1)),
         (block_place, block),
     ]
+    if isinstance(cluster.machines, Existing) and cluster.machines.inner_port != 22:
+        ssh = cluster.machines.inner_port
+        place = ("machines", "sshPort") if cluster.machines.ssh_port else ("machines", "hosts", 0, "port")
+        taken.insert(0, (place, range(ssh, ssh + 1)))
     for index, opened in enumerate(cluster.firewall.open):
         taken.append((("firewall", "open", index, "port"), range(opened.port, opened.port + 1)))
     for (first, one), (second, other) in itertools.combinations(taken, 2):
@@ -428,6 +648,8 @@ def _port_conflicts(cluster: Vms) -> Iterator[tuple[Place, list[Place], str]]:
         used = " to ".join(str(port) for port in sorted({other[0], other[-1]}))
         if first[0] == "firewall":
             remedy = "put all its sources into one entry"
+        elif first[0] == "machines" and second[0] == "firewall":
+            remedy = "list who may reach SSH in firewall.ssh"
         elif second[0] == "firewall":
             remedy = "leave it closed, and reach Dask through an SSH tunnel"
         else:

@@ -49,21 +49,24 @@ def read(path, deadline):
 
 
 def check_workers(client, expected):
+    """What it found, and the addresses of the workers that work; those that are on their way out do not."""
     deadline = time.time() + WAIT
     while True:
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        names = {worker["name"] for worker in workers if worker["status"] == "running"}
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        running = {address: worker for address, worker in workers.items() if worker["status"] == "running"}
+        names = {worker["name"] for worker in running.values()}
         if names == set(expected):
-            return f"{len(names)} running, {sum(worker['nthreads'] for worker in workers)} threads"
+            threads = sum(worker["nthreads"] for worker in running.values())
+            return f"{len(names)} running, {threads} threads", list(running)
         if time.time() > deadline:
             missing, others = sorted(set(expected) - names), sorted(names - set(expected))
             raise Failure(f"workers after {WAIT} s: missing {missing or 'none'}, not asked for {others or 'none'}")
         time.sleep(0.2)
 
 
-def check_versions(client, python, packages):
+def check_versions(client, workers, python, packages):
     expected = {"python": python, **packages}
-    found = client.run(versions, list(packages))
+    found = client.run(versions, list(packages), workers=workers)
     found["the scheduler"] = client.run_on_scheduler(versions, list(packages))
     for where, seen in found.items():
         for name, version in expected.items():
@@ -72,27 +75,33 @@ def check_versions(client, python, packages):
     return f"Python {python}, dask {packages['dask']}, {len(packages)} packages as locked on {len(found)} processes"
 
 
-def check_data(client, data):
+def check_data(client, workers, data):
     path = os.path.join(data, f".check-{uuid.uuid4().hex}")
-    first = next(iter(client.scheduler_info()["workers"]))
-    client.run(write, path, workers=[first])
+    first = workers[:1]
+    client.run(write, path, workers=first)
     try:
-        blind = [worker for worker, seen in client.run(read, path, time.time() + 10).items() if not seen]
+        seen = client.run(read, path, time.time() + 10, workers=workers)
     finally:
-        client.run(os.remove, path, workers=[first])
-    if blind:
-        raise Failure(f"{data}: what {first} writes is not seen by {', '.join(blind)}")
+        client.run(os.remove, path, workers=first)
+    if blind := [worker for worker in workers if not seen[worker]]:
+        raise Failure(f"{data}: what {first[0]} writes is not seen by {', '.join(blind)}")
     return f"{data}, seen by all"
 
 
-def check_job(client):
+def check_job(client, workers):
     import dask
     import pandas as pd
 
     frame = dask.datasets.timeseries(seed=1)
     means = frame.groupby("name").x.mean()
     started = time.time()
-    found = client.compute(means).result(timeout=180)
+    try:
+        # Ahead of what users have queued; tasks that have begun are waited for. Where workers are named, none are held
+        # back until a worker has nothing else to do.
+        found = client.compute(means, priority=100, workers=workers, allow_other_workers=True).result(timeout=180)
+    except TimeoutError:
+        busy = sum(len(tasks) for tasks in client.processing().values())
+        raise Failure(f"no result of a small job after 180 s, workers have {busy} tasks: run up again later") from None
     seconds = time.time() - started
     # The same rows without Dask's own grouping, one part at a time where this runs.
     parts = [part.compute(scheduler="synchronous")[["name", "x"]] for part in frame.partitions]
@@ -104,11 +113,12 @@ def check_job(client):
 
 def main(expect):
     with Client(expect["address"], timeout=30) as client:
+        found, workers = check_workers(client, expect["workers"])
         table = [
-            ("workers", check_workers(client, expect["workers"])),
-            ("environment", check_versions(client, expect["python"], expect["packages"])),
-            ("data", check_data(client, expect["data"])),
-            ("job", check_job(client)),
+            ("workers", found),
+            ("environment", check_versions(client, workers, expect["python"], expect["packages"])),
+            ("data", check_data(client, workers, expect["data"])),
+            ("job", check_job(client, workers)),
         ]
     for name, seen in table:
         print(f"{name:<12} {seen}")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fleet import Machine
+
 from daskstack import engine
 
 PROJECT = Path(__file__).parents[1]
@@ -33,7 +35,7 @@ class Checkout:
     def pulumi(self, *words: str) -> str:
         environ = self.environ | engine.variables("dev", self.environ)
         command = ["pulumi", *words, "--stack", "dev"]
-        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -41,3 +43,16 @@ class Checkout:
         """What a Command of the stack printed."""
         resources = json.loads(self.pulumi("stack", "export"))["deployment"]["resources"]
         return next(each["outputs"]["stdout"] for each in resources if each["urn"].endswith(f"::{name}"))
+
+    def machines(self) -> dict[str, Machine]:
+        """The stack's machines by name, as the user that `up` logs in as reaches them."""
+        bridge = json.loads(self.printed("machines-network"))["bridge"]
+        key = self.folder.parent / "login"
+        key.touch(mode=0o600)
+        found = {}
+        client = json.loads(self.pulumi("stack", "output", "client", "--show-secrets"))
+        for name, facts in client["machines"].items():
+            key.write_text(facts["private_key"])
+            state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
+            found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
+        return found

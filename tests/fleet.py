@@ -40,6 +40,7 @@ class Machine:
     bridge: str
     folder: Path
     key: Path
+    port: int = 22
 
     def ssh(
         self, command: str, user: str = "admin", stdin: str | None = None, check: bool = True
@@ -50,7 +51,7 @@ class Machine:
         options = {
             "IdentitiesOnly": "yes", "BatchMode": "yes", "ControlMaster": "no", "ConnectTimeout": "10",
             "StrictHostKeyChecking": "yes", "UserKnownHostsFile": known_hosts, "GlobalKnownHostsFile": "none",
-            "HostKeyAlgorithms": "ssh-ed25519",
+            "HostKeyAlgorithms": "ssh-ed25519", "HostKeyAlias": self.address, "Port": self.port,
         }  # fmt: skip
         done = subprocess.run(
             ["ssh", "-F", "none", "-i", self.key, *(f"-o{k}={v}" for k, v in options.items()),

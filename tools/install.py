@@ -3,6 +3,7 @@
     program    the Pulumi engine, its plugins, and .venv with what the program imports
     machines   the Debian packages that local machines are made with
     test       what the tests need beside these
+    bench      Ansible, which the figures are compared with
 
 Needs Python's standard library alone. What it prints goes to stderr; where all is there, it prints nothing.
 """
@@ -34,6 +35,7 @@ MACHINES = {
     "ssh": "openssh-client",
     "unshare": "util-linux",
 }
+BENCH = PROJECT / "requirements-bench.txt"
 TEST = {"sshd": "openssh-server", "git": "git"}
 
 
@@ -41,7 +43,7 @@ def main(words: list[str]) -> None:
     os.environ.setdefault("UV_SYSTEM_CERTS", "1")  # uv's own roots do not know a closed network's authority
     with one_at_a_time():
         for word in words:
-            {"program": program, "machines": machines, "test": test}[word]()
+            {"program": program, "machines": machines, "test": test, "bench": bench}[word]()
 
 
 def program() -> None:
@@ -58,6 +60,17 @@ def test() -> None:
     install_packages(TEST, "for the tests")
     install_venv("requirements.txt", "requirements-dev.txt")
     install_actionlint()
+
+
+def bench() -> None:
+    folder = bench_venv()
+    if (folder / "complete").exists():
+        return
+    uv()
+    with phase(f"Installing {BENCH.name}"):
+        run(uv(), "venv", "--clear", "--python", sys.executable, folder, log="bench")
+        run(uv(), "pip", "sync", "--python", folder / "bin" / "python", BENCH, log="bench")
+        (folder / "complete").touch()
 
 
 # Engine
@@ -186,6 +199,11 @@ def make_venv(folder: Path) -> None:
     except InstallError:
         say(f"No Python {PYTHON} to be had: using {platform.python_version()}; `connect` will want {PYTHON}")
         run(uv(), "venv", "--clear", "--python", sys.executable, folder, log="python")
+
+
+def bench_venv() -> Path:
+    """Where Ansible is: apart from .venv, whose packages are the program's."""
+    return CACHE / "bench" / digest(BENCH)
 
 
 def uv() -> str:

@@ -2,28 +2,32 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TypedDict
 
-from pulumi import ComponentResource, Input, Output, ResourceOptions, Stash, log
-from pulumi_command import local
+from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash, log
+from pulumi_command import local, remote
 
 import lock
-from components.vms import dask
+from components.vms import dask, placement
 from components.vms.credentials import notice, tls_identity
 from components.vms.machine import Machine
 from components.vms.step import Host, Step
 from settings import Vms
 
 CHECK = Path(__file__).parents[1] / "check.py"
+DRAIN = Path(__file__).with_name("drain.py")
+# All steps that a machine can have.
+STATES = ("firewall", "keys", "authority", "certificates", "credentials", "data", "environment", "service")
 
 
 class DaskVmsArgs(TypedDict):
     hosts: list[Host]
     """The machines; the first is the scheduler's and signs the others' keys."""
     network: Input[str]
-    """The network in which they reach each other, in CIDR notation."""
+    """The network in which they reach each other, in CIDR notation; or their addresses, separated by blanks."""
     settings: Vms
     """What the stack says about all else."""
 
@@ -42,10 +46,20 @@ class DaskVms(ComponentResource):
 
     def __init__(self, name: str, args: DaskVmsArgs, opts: ResourceOptions | None = None):
         super().__init__("dask:index:DaskVms", name, {}, opts)
-        settings, hosts = args["settings"], args["hosts"]
+        settings = args["settings"]
         self.settings = settings
+        hosts = self._placed([host for host in args["hosts"] if not host.gone])
         self.machines = {host.name: Machine(host, ResourceOptions(parent=self)) for host in hosts}
         self.head = self.machines[hosts[0].name]
+        # Those that run Dask's workers.
+        self.workers = {
+            each: machine
+            for each, machine in self.machines.items()
+            if machine is not self.head or settings.machines.scheduler_works
+        }
+        for host in args["hosts"]:
+            if host.gone:
+                self._leave_alone(host)
         self.lock = lock.read(Path(settings.environment.lock), settings.environment.python)
 
         self._firewall(args["network"])
@@ -58,7 +72,7 @@ class DaskVms(ComponentResource):
         address = Output.from_input(self.head.host.address)
         self.scheduler = Output.format("{}://{}:{}", dask.protocol(settings), address, ports.scheduler)
         self.dashboard = Output.format("http://{}:{}/status", address, ports.dashboard)
-        self.check = self._check().command.stdout
+        self.check = self._check(self._members()).command.stdout
         self.client = Output.secret(
             Output.all(
                 scheduler=self.scheduler,
@@ -74,6 +88,41 @@ class DaskVms(ComponentResource):
         self.register_outputs(
             {"scheduler": self.scheduler, "dashboard": self.dashboard, "check": self.check, "client": self.client}
         )
+
+    def _placed(self, hosts: list[Host]) -> list[Host]:
+        """The hosts; nothing is run on them where scheduler or data moved to another one without a word."""
+        moves = self.settings.moves
+        here = {"scheduler": hosts[0].name, "data": self.settings.data.machine}
+
+        def recorded(what: str, machine: str) -> Output[str]:
+            kept = [] if what in moves else ["input"]
+            opts = ResourceOptions(parent=self, ignore_changes=kept, replace_on_changes=["input"])
+            return Stash(f"{what}-machine", input=machine, opts=opts).output
+
+        def allow(before: dict[str, str]) -> bool:
+            if problem := placement.refusal(before, here, moves):
+                raise RunError(problem)
+            return True
+
+        allowed = Output.all(**{what: recorded(what, machine) for what, machine in here.items()}).apply(allow)
+        return [
+            replace(host, identity=Output.all(host.identity, allowed).apply(lambda known: known[0])) for host in hosts
+        ]
+
+    def _leave_alone(self, host: Host) -> None:
+        """Keeps the steps of a machine that is gone as they are, and has them forgotten, not undone, at the end.
+
+        A step that it never had is registered too, because what was once made is not known here; it does nothing,
+        and that on the scheduler's machine.
+        """
+        machine = Machine(host, ResourceOptions(parent=self))
+        for state in STATES:
+            remote.Command(
+                f"{host.name}-{state}",
+                connection=remote.ConnectionArgs(**self.head.host.connection),
+                create="true",
+                opts=ResourceOptions(parent=machine, ignore_changes=["*"], retain_on_delete=True),
+            )
 
     def _warn(self, text: str | None) -> None:
         if text:
@@ -96,16 +145,38 @@ class DaskVms(ComponentResource):
     def _firewall(self, network: Input[str]) -> None:
         firewall = self.settings.firewall
         for machine in self.machines.values():
-            machine.step(
+            step = machine.step(
                 "firewall",
                 {
                     "NETWORK": network,
-                    "SSH_PORT": "22",
+                    "SSH_PORT": str(machine.host.port),
                     "SSH_SOURCES": " ".join(firewall.ssh),
                     "PORTS": dask.cluster_ports(self.settings),
                     "OPEN": " ".join(f"{each.port}={source}" for each in firewall.open for source in each.sources),
+                    "CLOSE_OTHERS": "yes" if firewall.close_others else "no",
+                    "MANAGE": "yes" if firewall.manage else "no",
                 },
             )
+            if firewall.manage:
+                self._reachable(machine, step)
+
+    def _reachable(self, machine: Machine, firewall: Step) -> None:
+        """The proof that a firewall let us in again, without which it takes its change back.
+
+        A local Command, because one that finds it taken back makes it anew, and then needs yet another connection.
+        """
+        local.Command(
+            f"{machine.host.name}-reachable",
+            create=".venv/bin/python -m components.vms.reachable",
+            environment={
+                "CONNECTION": Output.json_dumps(machine.host.connection),
+                "COMMAND": firewall.command.create,
+            },
+            stdin=firewall.command.stdin,
+            add_previous_output_in_env=False,
+            logging=local.Logging.STDERR,
+            opts=ResourceOptions(parent=machine, depends_on=[firewall.command]),
+        )
 
     def _credentials(self, name: str) -> Output[dict]:
         """Every machine's SSH and TLS credentials; returns the client's, secret."""
@@ -139,7 +210,7 @@ class DaskVms(ComponentResource):
             )
             return {
                 "ADDRESS": host.address,
-                "SSH_PORT": "22",
+                "SSH_PORT": str(host.port),
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
                 "HOST_AUTHORITY": authority["hostAuthority"],
                 "USER_AUTHORITY": authority["userAuthority"],
@@ -172,6 +243,7 @@ class DaskVms(ComponentResource):
                 "DATA_ADDRESS": holder.host.address,
                 "HOLDS": "yes" if machine is holder else "no",
                 "OPTIONS": "".join(f",{option}" for option in data.options),
+                "DELETE": "yes" if data.delete else "no",
                 "LOGIN_USER": machine.host.connection["user"],
             }
 
@@ -204,7 +276,7 @@ class DaskVms(ComponentResource):
                 "SOURCE": environment.source,
                 "UV": uv["uv"],
                 "UV_SHA256": uv["uvSha256"],
-                "FILES_ADDRESS": self._address_seen_from(machine, self.head),
+                "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
                 "LOGIN_USER": machine.host.connection["user"],
             }
 
@@ -218,7 +290,10 @@ class DaskVms(ComponentResource):
 
         def variables(machine: Machine) -> dict[str, Input[str]]:
             return {
-                "ROLES": "scheduler" if machine is self.head else "worker",
+                "ROLES": " ".join(
+                    (["scheduler"] if machine is self.head else [])
+                    + (["worker"] if machine.host.name in self.workers else [])
+                ),
                 "NAME": machine.host.name,
                 "ADDRESS": machine.host.address,
                 "SCHEDULER": scheduler,
@@ -233,22 +308,33 @@ class DaskVms(ComponentResource):
                 "CONFIG": dask.config(settings),
                 "SCHEDULER_ARGS": dask.quoted(settings.dask.scheduler_args),
                 "WORKER_ARGS": dask.quoted(settings.dask.worker_args),
-                "ENVIRONMENT": f"{self.lock.sha256} {settings.environment.python} {settings.credentials.renewal}",
+                "DRAIN": DRAIN.read_text(),
+                "CREDENTIALS": Output.format("{} {}", self.head.host.identity, settings.credentials.renewal),
+                "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
             }
 
         self._everywhere("service", variables, first=self.head)
 
-    def _check(self) -> Step:
+    def _members(self) -> Step:
+        return Step(
+            "members",
+            self.head.host,
+            {
+                "DRAIN": DRAIN.read_text(),
+                "SCHEDULER": self.scheduler,
+                "MEMBERS": " ".join(dask.worker_names(self.settings, self.workers)),
+            },
+            parent=self,
+            after=[machine.steps[-1] for machine in self.machines.values()],
+            name="members",
+        )
+
+    def _check(self, members: Step) -> Step:
         settings = self.settings
         expect = Output.json_dumps(
             {
                 "address": self.scheduler,
-                "workers": [
-                    f"{name}-{number + 1}"
-                    for name, machine in self.machines.items()
-                    if machine is not self.head
-                    for number in range(settings.workers.per_machine)
-                ],
+                "workers": dask.worker_names(settings, self.workers),
                 "python": settings.environment.python,
                 "packages": self.lock.packages,
                 "data": settings.data.path,
@@ -264,7 +350,7 @@ class DaskVms(ComponentResource):
                 "CONFIRMS": Output.all(*(step.fingerprint for step in steps)).apply(" ".join),
             },
             parent=self,
-            after=steps,
+            after=[*steps, members],
             name="check",
             show=True,
         )

@@ -1,7 +1,7 @@
 """What Dask is told on each machine: pure functions of the settings."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from settings import Vms
 
@@ -11,6 +11,11 @@ TLS = f"{ETC}/tls"
 
 def protocol(settings: Vms) -> str:
     return "tls" if settings.dask.tls else "tcp"
+
+
+def worker_names(settings: Vms, machines: Iterable[str]) -> list[str]:
+    """Dask's names of the worker processes on the named machines, as the step `service` gives them."""
+    return [f"{machine}-{number + 1}" for machine in machines for number in range(settings.workers.per_machine)]
 
 
 def worker_ports(settings: Vms) -> range:

@@ -58,7 +58,11 @@ def download(what: list[str], python: str, folder: Path) -> None:
 def send(folder: Path, connection: dict) -> None:
     """Copies the folder into the login user's home."""
     with ssh.command(connection) as command:
-        take = f"rm -rf {FOLDER} && tar --extract --no-same-owner"
+        # Whole or not at all: the step that takes it over must not meet what a killed run is still sending.
+        take = (
+            f"new=$(mktemp -d {FOLDER}.XXXXXX) && tar --extract --no-same-owner --directory=$new"
+            f" && rm -rf {FOLDER} && mv $new/{FOLDER} {FOLDER}; status=$?; rm -rf $new; exit $status"
+        )
         tar = subprocess.Popen(["tar", "--create", "--directory", folder.parent, FOLDER], stdout=subprocess.PIPE)
         done = subprocess.run([*command, take], stdin=tar.stdout)
         if tar.wait() or done.returncode:

@@ -28,6 +28,10 @@ class Host:
     """How `up` reaches it: the arguments of `remote.ConnectionArgs`."""
     deleted_with: Resource | None = None
     """The resource with which the machine itself goes away, so that nothing needs to be undone on it."""
+    port: int = 22
+    """Where its sshd answers the other machines; the same on all."""
+    gone: bool = False
+    """It will never answer again, and nothing is run on it."""
 
 
 class Step:

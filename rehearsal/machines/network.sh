@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# network.sh up|down: the private network of one stack's local machines.
+# network.sh up|down|sweep: the private network of one stack's local machines.
 #
 #   DIRECTORY   the stack's own folder, e.g. ~/.local/share/daskstack/machines/dev (made, 0700)
 #   NAME        the stack's name, for messages
+#   BOOT_ID     for `up`: which start of this computer the network is made in; kept in DIRECTORY/boot
 #
-# `up` prints {"bridge": NAME, "network": "10.x.y.0/24", "gateway": "10.x.y.1"}.
+# `up` prints {"bridge": NAME, "network": "10.x.y.0/24", "gateway": "10.x.y.1"}. `sweep` is a `down` for what a killed
+# run left and the stack's state does not know: it takes machines away too, and says what it found.
 #
 # The bridge is in a network namespace of the same name, joined to this computer by a link that carries the
 # gateway's address. So nothing that this computer does with bridges, links and firewalls of its own (Docker
@@ -17,7 +19,7 @@ source "$here/common.sh"
 
 main() {
     [[ ${1-} != up ]] || (umask 077 && mkdir -p "$DIRECTORY") # before becoming root: it is the user's
-    become_root "DIRECTORY NAME" "$@"
+    become_root "DIRECTORY NAME BOOT_ID" "$@"
     need ip=iproute2 flock=util-linux
     [[ $DIRECTORY == /* ]] || fatal "DIRECTORY '$DIRECTORY' must be an absolute path"
     bridge=dask-$(hash "$DIRECTORY" | cut -c 1-8)
@@ -25,6 +27,7 @@ main() {
     case ${1-} in
     up) up ;;
     down) down ;;
+    sweep) sweep ;;
     *) fatal "expected 'up' or 'down', got '${1-}'" ;;
     esac
 }
@@ -44,14 +47,35 @@ up() {
         make_link "${network%.0/24}.1/24"
     fi
     network=$(<"$record")
+    echo "${BOOT_ID-}" >"$DIRECTORY/boot"
     printf '{"bridge": "%s", "network": "%s", "gateway": "%s"}\n' "$bridge" "$network" "${network%.0/24}.1"
 }
 
 down() {
     remove_link
     [[ ! -e /run/netns/$bridge ]] || ip netns delete "$bridge"
-    rm -f "$record" "$record.partial"
+    rm -f "$record" "$record.partial" "$DIRECTORY/boot"
     [[ ! -d $DIRECTORY ]] || rmdir --ignore-fail-on-non-empty "$DIRECTORY"
+}
+
+sweep() {
+    local name
+    while read -r name; do
+        say "Removing machine $name of stack $NAME, which its state does not know"
+        DIRECTORY=$DIRECTORY NAME=$name BRIDGE=$bridge bash "$here/machine.sh" down </dev/null
+    done < <(machines)
+    [[ ! -e /sys/class/net/$bridge && ! -e /run/netns/$bridge ]] ||
+        say "Removing network $bridge of stack $NAME, which its state does not know"
+    down
+}
+
+# By their folders, half-made ones too, and by their processes' control groups.
+machines() {
+    {
+        find "$DIRECTORY" -mindepth 1 -maxdepth 1 -type d -printf '%f\n' 2>/dev/null | sed 's/^\.//' || true
+        find "$(findmnt -rn -o TARGET -t cgroup2 | head -n 1)" -maxdepth 1 -name "$bridge-*" -printf '%f\n' |
+            sed "s/^$bridge-//"
+    } | sort -u
 }
 
 is_up() { [[ -n $(ip link show dev "$bridge" up 2>/dev/null) ]]; }

@@ -89,7 +89,8 @@ class Project:
         finally:
             watch.cancel()
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stdout.close()
 
     def run(self, *arguments: str, succeeds: bool = True) -> str:
         """Run `pulumi` and return what it prints. Fails the test where it does not end as expected."""

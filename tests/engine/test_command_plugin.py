@@ -198,12 +198,14 @@ remote.CopyToRemote(
 
 
 def test_a_second_up_opens_no_connection(project, sshd, tmp_path):
+    tmp_path.joinpath("folder").mkdir()
+    tmp_path.joinpath("folder", "file").write_text("content")
     program = f"""
 connection = {sshd.connection()}
 made = remote.Command("command", connection=connection, create="date", triggers=["x", 1])
 local.Command("local", create="true", environment={{"A": made.stdout}}, interpreter=["/bin/sh", "-c"])
 remote.CopyToRemote(
-    "copy", connection=connection, source=pulumi.FileArchive("."), remote_path="{tmp_path}/copy"
+    "copy", connection=connection, source=pulumi.FileArchive("{tmp_path}/folder"), remote_path="{tmp_path}/copy"
 )
 """
     project.up(program)

@@ -23,18 +23,6 @@ from daskstack import connection, engine
 NAMES = ("scheduler", "worker-1", "worker-2")
 
 
-def machines_of(checkout: Checkout) -> dict[str, Machine]:
-    bridge = json.loads(checkout.printed("machines-network"))["bridge"]
-    key = checkout.folder.parent / "login"
-    key.touch(mode=0o600)
-    found = {}
-    for name, facts in json.loads(checkout.pulumi("stack", "output", "client", "--show-secrets"))["machines"].items():
-        key.write_text(facts["private_key"])
-        state = Path(checkout.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
-        found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
-    return found
-
-
 @pytest.fixture(scope="module")
 def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +39,7 @@ def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 @pytest.fixture(scope="module")
 def machines(checkout: Checkout) -> Mapping[str, Machine]:
-    return machines_of(checkout)
+    return checkout.machines()
 
 
 def ssh_sessions(machines: Mapping[str, Machine]) -> int:
@@ -196,28 +184,6 @@ def test_a_failed_check_says_first_what_failed(
     assert said in done.stderr.splitlines()[0]
 
 
-def test_a_changed_lock_installs_what_differs_and_restarts_services(
-    checkout: Checkout, machines: Mapping[str, Machine]
-) -> None:
-    lock = checkout.folder / "environment.lock"
-    text = lock.read_text()
-    changed, count = re.subn(r"^tzdata==.*\n(?: .*\n)*", "", text, flags=re.MULTILINE)
-    assert count == 1
-    packages = "/opt/daskstack/environment/lib/python3.11/site-packages"
-    stamps = f"stat -c %Z {packages}/numpy/__init__.py; systemctl show -p ActiveEnterTimestamp dask-worker@1"
-    before = machines["worker-1"].ssh(stamps).stdout.splitlines()
-    lock.write_text(changed)
-    try:
-        printed = checkout.make("up")
-    finally:
-        lock.write_text(text)
-    after = machines["worker-1"].ssh(stamps).stdout.splitlines()
-    assert "30 packages as locked" in printed
-    assert machines["worker-1"].ssh(f"ls {packages}/tzdata", check=False).returncode
-    assert before[0] == after[0], "numpy was installed again"
-    assert before[1] != after[1], "the worker was not restarted"
-
-
 def test_a_cluster_that_is_gone_for_destroy_leaves_nothing(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
     running = [machine.pid for machine in machines.values()]
     checkout.make("destroy")
@@ -225,6 +191,7 @@ def test_a_cluster_that_is_gone_for_destroy_leaves_nothing(checkout: Checkout, m
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     data = Path(checkout.environ["XDG_DATA_HOME"])
-    left = [path for path in data.rglob("*") if path.is_file()]
+    # The engine's own note on the format of the folder is no stack's.
+    left = [path for path in data.rglob("*") if path.is_file() and not path.name.startswith("meta.yaml")]
     assert left == []
     assert str(data) not in Path("/proc/mounts").read_text()

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,22 @@ import settings
 
 DOCUMENTED = """
 target: vms
-machines: {source: local, workers: 2}
+machines: {source: local, workers: 2, schedulerWorks: false}
 workers:
   perMachine: 1
   threads: null
   memoryLimit: null
   spill: /var/lib/daskstack/spill
 firewall:
+  manage: true
+  closeOthers: false
   ssh: []
   open: []
 data:
   path: /srv/daskdata
   machine: scheduler
   options: []
+  delete: false
 environment:
   lock: environment.lock
   python: "3.11"
@@ -40,6 +45,7 @@ dask:
   tls: true
 credentials:
   renewal: 1
+moves: []
 """
 
 HASH = "--hash=sha256:" + "0" * 64
@@ -110,12 +116,14 @@ def test_the_smallest_stack_gets_the_documented_defaults(folder: Path) -> None:
 def test_every_documented_key_round_trips_with_a_value_of_its_own(folder: Path) -> None:
     value = yaml.safe_load("""
 target: vms
-machines: {source: local, workers: 3}
+machines: {source: local, workers: 3, schedulerWorks: true}
 workers: {perMachine: 4, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill}
 firewall:
+  manage: false
+  closeOthers: true
   ssh: [203.0.113.7/32, "2001:db8::/32"]
   open: [{port: 9100, sources: [203.0.113.0/24]}]
-data: {path: /mnt/shared, machine: worker-3, options: [compression=no, Ciphers=aes128-gcm@openssh.com]}
+data: {path: /mnt/shared, machine: worker-3, options: [compression=no, Ciphers=aes128-gcm@openssh.com], delete: true}
 environment: {lock: other.lock, python: "3.12", source: wheelhouse}
 dask:
   ports: {scheduler: 18786, dashboard: 18787, workers: 19000}
@@ -124,6 +132,7 @@ dask:
   config: {distributed: {scheduler: {work-stealing: false}}}
   tls: false
 credentials: {renewal: 2}
+moves: [scheduler, data]
 """)
     (folder / "other.lock").write_text(LOCK)
     parsed = settings.parse(value, folder)
@@ -146,7 +155,7 @@ def test_machines_are_named_scheduler_and_workers_from_one(folder: Path) -> None
 
 def test_what_an_error_shows_as_right_is_right() -> None:
     """parse() goes on with it, and finds nothing more where it is wrong itself."""
-    for section in settings.Section.__subclasses__():
+    for section in (*settings.Section.__subclasses__(), settings.Machine):
         fields = section.model_fields.values()
         right = {field.alias: field.examples[0] if field.examples else field.default for field in fields}
         section.model_validate(right)
@@ -184,7 +193,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_named(folder: Path, place: st
 
 
 def test_an_unknown_key_like_no_other_is_answered_with_all_keys(folder: Path) -> None:
-    assert one(folder, data__zzz=1).endswith("; the keys here are path, machine, options")
+    assert one(folder, data__zzz=1).endswith("; the keys here are path, machine, options, delete")
 
 
 def test_what_is_wrong_below_a_misspelt_key_is_found_as_well(folder: Path) -> None:
@@ -201,7 +210,7 @@ def test_what_is_wrong_below_a_misspelt_key_is_found_as_well(folder: Path) -> No
     [
         ("machines.workers", "two", '"two" is not a whole number; write e.g. 2'),
         ("machines.workers", True, "true is not a whole number; write e.g. 2"),
-        ("machines", [], "[] is not a set of keys; write some of source, workers"),
+        ("machines", [], "[] is not a set of keys; write some of source, workers, schedulerWorks"),
         ("workers", None, "nothing is not a set of keys; write some of perMachine, threads, memoryLimit, spill"),
         ("workers.threads", 1.5, "1.5 is not a whole number; write e.g. 2"),
         ("workers.memoryLimit", 2048, '2048 is not text; write e.g. "2 GiB"'),
@@ -240,7 +249,7 @@ def test_an_open_port_without_sources_is_refused(folder: Path) -> None:
 
 def test_an_unknown_target_or_source_is_answered_with_the_known_ones(folder: Path) -> None:
     assert one(folder, target="vm") == "target: vm is not known here; write 'vms'"
-    assert one(folder, machines__source="locl") == "machines.source: locl is not known here; write 'local'"
+    assert one(folder, machines__source="locl") == "machines.source: locl is not known here; write 'local', 'existing'"
     assert one(folder, {"machines": {"source": "local"}}) == 'target: is missing; write e.g. "vms"'
 
 
@@ -340,6 +349,164 @@ def test_local_machines_have_no_index(folder: Path) -> None:
     text = one(folder, environment__source="index")
     assert text.startswith("environment.source: index cannot be used with local machines")
     assert text.endswith("write wheelhouse")
+
+
+# Machines that exist.
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + 43 * "A"
+EXISTING = f"""
+target: vms
+machines:
+  source: existing
+  hosts:
+    - {{name: head, address: 203.0.113.5, port: 22, user: admin, privateAddress: 10.1.0.5, hostKey: {KEY},
+       bastion: gate, gone: false}}
+    - {{name: worker-1, address: worker-1.example.org, port: 2201, user: root, privateAddress: 10.1.0.6, hostKey: null,
+       bastion: null, gone: false}}
+    - {{name: worker-2, address: 10.1.0.7, port: 22, user: root, privateAddress: null, hostKey: null, bastion: worker-1,
+       gone: false}}
+  bastions:
+    - {{name: gate, address: "2001:db8::4", port: 2222, user: ops, hostKey: {KEY}}}
+  network: 10.1.0.0/24
+  sshPort: 22
+  scheduler: worker-1
+  schedulerWorks: false
+"""
+
+
+def existing(**changes: Any) -> dict[str, Any]:
+    """The stack above, some of it changed: `hosts__0__port` is machines.hosts[0].port."""
+    value = yaml.safe_load(EXISTING)
+    for key, new in changes.items():
+        *path, last = (int(part) if part.isdigit() else part for part in key.split("__"))
+        reduce(getitem, path, value["machines"])[last] = new
+    return value
+
+
+def test_every_key_of_existing_machines_round_trips(folder: Path) -> None:
+    parsed = settings.parse(yaml.safe_load(EXISTING), folder)
+    assert parsed.machines.model_dump(by_alias=True, mode="json") == yaml.safe_load(EXISTING)["machines"]
+    assert parsed.machines.machine_names == ("worker-1", "head", "worker-2")
+
+
+def test_the_smallest_list_of_machines_gets_the_defaults(folder: Path) -> None:
+    hosts = [{"name": "a", "address": "203.0.113.5"}, {"name": "b", "address": "203.0.113.6"}]
+    parsed = settings.parse(stack(machines={"source": "existing", "hosts": hosts}), folder)
+    assert parsed.machines.scheduler_name == parsed.data.machine == "a"
+    assert parsed.environment.source == "index"
+    assert [host.user for host in parsed.machines.hosts] == ["root", "root"]
+    assert parsed.machines.inner_port == 22
+
+
+def test_the_data_are_with_the_scheduler_unless_they_are_said_to_be_elsewhere(folder: Path) -> None:
+    assert settings.parse(existing(), folder).data.machine == "worker-1"
+    assert settings.parse(existing() | {"data": {"machine": "head"}}, folder).data.machine == "head"
+
+
+def test_existing_machines_may_have_either_source_of_packages(folder: Path) -> None:
+    for source in ("index", "wheelhouse"):
+        assert settings.parse(existing() | {"environment": {"source": source}}, folder).environment.source == source
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"hosts__0__name": "worker-2"}, "hosts[2].name: has the same name as machines.hosts[0]; use each name once"),
+        (
+            {"bastions__0__name": "head", "hosts__0__bastion": None},
+            "bastions[0].name: has the same name as machines.hosts[0]",
+        ),
+        (
+            {"hosts__1__address": "203.0.113.5", "hosts__1__port": 22},
+            "hosts[1].address: address and port are those of machines.hosts[0]; list each machine once",
+        ),
+        ({"hosts__1__privateAddress": "10.1.0.5"}, "hosts[1].privateAddress: is where machines.hosts[0] is reached"),
+        ({"hosts__1__privateAddress": "10.1.0.7"}, "hosts[2].address: is where machines.hosts[1] is reached"),
+        ({"hosts__1__privateAddress": "10.2.0.6"}, "hosts[1].privateAddress: 10.2.0.6 is outside machines.network"),
+        (
+            {"hosts__2__address": "203.0.113.7"},
+            "hosts[2].address: 203.0.113.7 is outside machines.network 10.1.0.0/24;",
+        ),
+        ({"hosts__1__privateAddress": None}, "hosts[1].address: 'worker-1.example.org' is not an IPv4 address"),
+        ({"hosts__1__privateAddress": "127.0.0.1"}, "hosts[1].privateAddress: 127.0.0.1 is no address at which other"),
+        ({"hosts__1__privateAddress": "fd00::6"}, "hosts[1].privateAddress: 'fd00::6' is not an IPv4 address"),
+        (
+            {"hosts__0__bastion": "door"},
+            "hosts[0].bastion: door is neither in machines.bastions nor in machines.hosts;",
+        ),
+        ({"hosts__0__bastion": "head"}, "hosts[0].bastion: head is this machine itself;"),
+        ({"hosts__1__bastion": "gate"}, "hosts[2].bastion: worker-1 is itself behind gate;"),
+        ({"scheduler": "gate"}, "scheduler: gate is not one of the machines; choose one of head, worker-1, worker-2"),
+        ({"scheduler": "head", "hosts__1__gone": True}, "hosts[2].bastion: worker-1 is marked gone; choose another"),
+        ({"scheduler": "worker-2", "hosts__2__gone": True}, "scheduler: worker-2 is marked gone; choose another and"),
+        ({"hosts__0__gone": True, "hosts__2__gone": True}, "hosts: no machine is left to work but the scheduler's;"),
+        ({"hosts__0__port": 0}, "hosts[0].port: 0 is too small; write 1 or more"),
+        (
+            {"sshPort": None},
+            "hosts[1].port: 2201 is not 22, that of machines.hosts[0]; machines reach each other at one",
+        ),
+        ({"network": "10.1.0.5/24"}, "network: 10.1.0.5/24 does not name a network; write 10.1.0.0/24"),
+        ({"hosts": []}, "hosts: the list is empty; write e.g. [{"),
+    ],
+)
+def test_a_bad_list_of_machines_is_named(folder: Path, changes: dict[str, Any], text: str) -> None:
+    assert one(folder, existing(**changes)).startswith(f"machines.{text}")
+
+
+def test_a_machine_alone_needs_a_scheduler_that_works(folder: Path) -> None:
+    alone = existing(hosts=[{"name": "a", "address": "10.1.0.5"}], scheduler="a")
+    assert "set machines.schedulerWorks: true" in one(folder, alone)
+    alone["machines"]["schedulerWorks"] = True
+    assert not problems(folder, alone)
+
+
+def test_what_is_gone_holds_no_data(folder: Path) -> None:
+    text = one(folder, existing(hosts__0__gone=True) | {"data": {"machine": "head"}})
+    assert text == "data.machine: head is not one of the machines; choose one of worker-1, worker-2"
+
+
+def test_what_is_gone_may_stay_behind_what_is_gone(folder: Path) -> None:
+    both = existing(scheduler="head", hosts__1__gone=True, hosts__2__gone=True, schedulerWorks=True)
+    assert not problems(folder, both)
+
+
+@pytest.mark.parametrize("name", ["", "Head", "a_b", "-a", "a-", "a.b", "a b", 64 * "a", "client"])
+def test_a_name_that_is_no_host_name_is_refused(folder: Path, name: str) -> None:
+    assert one(folder, existing(hosts__2__name=name)).startswith("machines.hosts[2].name: ")
+
+
+@pytest.mark.parametrize("address", ["", "203.0.113", "203.0.113.256", "a b", "a..b", "-a", "user@a", "a:22", "[::1]"])
+def test_an_address_that_cannot_be_one_is_refused(folder: Path, address: str) -> None:
+    assert "is neither an address nor a host name" in one(folder, existing(hosts__0__address=address))
+
+
+@pytest.mark.parametrize("user", ["", "a b", "$(id)", "-l", "dask"])
+def test_a_user_that_cannot_log_in_is_refused(folder: Path, user: str) -> None:
+    assert one(folder, existing(hosts__0__user=user)).startswith("machines.hosts[0].user: ")
+
+
+@pytest.mark.parametrize(
+    "key", ["", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-rsa " + KEY[12:], KEY[12:], KEY + "AAAA", "a " + KEY, KEY[:-1]]
+)
+def test_a_host_key_that_is_not_whole_is_refused(folder: Path, key: str) -> None:
+    assert "is not an ed25519 host key; write both words" in one(folder, existing(hosts__0__hostKey=key))
+
+
+def test_a_host_key_may_be_pasted_with_its_comment(folder: Path) -> None:
+    parsed = settings.parse(existing(hosts__0__hostKey=f"{KEY} root@head\n"), folder)
+    assert parsed.machines.hosts[0].host_key == KEY
+
+
+def test_the_port_of_sshd_is_none_of_dasks(folder: Path) -> None:
+    assert one(folder, existing(sshPort=9001)).startswith(
+        "dask.ports.workers: 9000 to 9002 is taken by machines.sshPort already; choose another"
+    )
+    opened = {"firewall": {"open": [{"port": 2222, "sources": ["203.0.113.0/24"]}]}}
+    assert one(folder, existing(sshPort=2222) | opened).endswith("list who may reach SSH in firewall.ssh")
+
+
+def test_only_scheduler_and_data_move(folder: Path) -> None:
+    assert one(folder, moves=["workers"]) == "moves[0]: \"workers\" is not known here; write 'scheduler' or 'data'"
 
 
 # Ports.

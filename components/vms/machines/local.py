@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TypedDict
 
-from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash
+from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash, log
 from pulumi_command import local
 
 from components.vms.credentials import ssh_identity
@@ -40,6 +40,9 @@ class LocalMachines(ComponentResource):
         folder = data_folder() / "machines" / args["stack"]
         # A restart of this computer ends machines and network; the next up finds the id changed and starts them.
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        before = folder / "boot"  # of network.sh
+        if before.exists() and before.read_text().strip() != boot:
+            log.warn("this computer was restarted, which ended the stack's machines: up starts them again", self)
 
         login = Stash(
             f"{name}-login",
@@ -99,7 +102,8 @@ class LocalMachines(ComponentResource):
             environment=environment,
             add_previous_output_in_env=False,
             logging=local.Logging.STDERR,
-            opts=ResourceOptions(parent=self),
+            # A machine that is to be made anew has the old one's folder and address.
+            opts=ResourceOptions(parent=self, delete_before_replace=True),
         )
 
 

@@ -6,7 +6,7 @@ AUTHORITY=$ETC/authority
 
 main() {
   if [ "${1:-}" = undo ]; then
-    rm -rf $AUTHORITY
+    rm -rf $AUTHORITY $ETC/members # the list of members moved with the authority, and stays behind as the keys do
     tidy
     return
   fi
@@ -37,4 +37,4 @@ main() {
     "$(awk -v ORS='\\n' 1 $AUTHORITY/tls.pem)"
 }
 
-main "$@" </dev/null
+alone main "$@" </dev/null

@@ -49,7 +49,7 @@ main() {
   [ "${1:-}" = undo ] && return # what was signed goes with the machine that has it
   [ -s $AUTHORITY/tls.pem ] || fatal "the authority has no keys; run up again to make them"
   work=$(mktemp -d)
-  trap 'rm -rf "$work"' EXIT
+  at_exit="rm -rf $work"
   local host='' user='' tls
   if [ -n "$ADDRESS" ]; then
     host=$(sign_ssh host "$HOST_KEY" "$NAME,$ADDRESS")

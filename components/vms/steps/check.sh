@@ -6,8 +6,7 @@
 main() {
   [ "${1:-}" = undo ] && return
   cd $CLUSTER_HOME
-  as_cluster_user DASK_CONFIG=$ETC/dask.yaml PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache \
-    timeout 240 $OPT/environment/bin/python -c "$CHECK" "$EXPECT"
+  in_environment timeout 240 python -c "$CHECK" "$EXPECT"
 }
 
 main "$@" </dev/null

@@ -22,17 +22,47 @@ fatal() {
 
 note() { printf '%s\n' "$*" >&2; }
 
+# alone COMMAND...: runs it as the only step on this machine: that of an up that was killed may still be at work here.
+# What such a step changed and did not see through counts as changed, so that services take it up.
+UNFINISHED=/run/daskstack-unfinished
+alone() {
+  exec 9</run
+  if ! flock --nonblock 9; then
+    note "waiting for a step of an earlier run that is still at work on $(hostname)"
+    flock --wait 300 9 || fatal "a step of an earlier run is still at work after 300 s; end it or restart the machine, then run up again"
+  fi
+  [ ! -e $UNFINISHED ] || changed=yes
+  "$@" 9>&-
+  rm -f $UNFINISHED
+}
+
+at_exit=: # what a step has to clean up
+# A full disk fails a step at any point, and what fails then seldom says why.
+trap 'ended $?' EXIT
+ended() {
+  local folder left
+  $at_exit
+  [ "$1" != 0 ] || return 0
+  for folder in /etc /tmp /opt $OPT /var $VAR; do
+    left=$(df --output=avail --block-size=1M "$folder" 2>/dev/null | tail -n 1 | tr -dc 0-9) || continue
+    [ "${left:-100}" -lt 20 ] || continue
+    note "the disk of $folder on $(hostname) is full ($left MB left): make room there, then run up again"
+    return
+  done
+}
+
 # put FILE MODE OWNER: FILE holds what arrives on standard input. Sets `changed` when it did not before.
 changed=no
 put() {
-  local file=$1 mode=$2 owner=$3 new
-  new=$(mktemp "$file.XXXXXX")
-  cat >"$new"
+  local file=$1 mode=$2 owner=$3 new=$1.new # one name: a killed run's is written over
+  rm -f "$new"
+  (umask 077 && cat >"$new")
   chmod "$mode" "$new"
   chown "$owner" "$new"
   if cmp -s "$new" "$file" && [ "$(stat -c %a:%U:%G "$new")" = "$(stat -c %a:%U:%G "$file")" ]; then
     rm -f "$new"
   else
+    touch $UNFINISHED
     mv -f "$new" "$file"
     changed=yes
   fi
@@ -91,3 +121,40 @@ forget() {
 tidy() { rmdir "$BEFORE" $VAR $ETC $OPT 2>/dev/null || true; }
 
 as_cluster_user() { setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --init-groups env HOME=$CLUSTER_HOME "$@"; }
+
+# A program of the installed environment, as the cluster's user, with Dask's configuration.
+in_environment() {
+  as_cluster_user PATH=$OPT/environment/bin:/usr/local/bin:/usr/bin:/bin DASK_CONFIG=$ETC/dask.yaml \
+    PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache "$@"
+}
+
+# one_at_a_time AUTHORITY_ADDRESS: until this step ends, no other machine of the cluster stops its workers. The lock is
+# on the authority's machine (no address: this one), and ends with the connection; after 300 s at the latest, when this
+# machine died with it.
+one_at_a_time() {
+  local here=(bash -c) lock="exec 9>$CLUSTER_HOME/stopping.lock && flock -w 1800 9 && echo held && timeout 300 cat"
+  [ -z "$1" ] || here=("$ETC/ssh/ssh" "$1")
+  coproc LOCK { as_cluster_user "${here[@]}" "$lock"; }
+  read -r _ <&"${LOCK[0]}" ||
+    fatal "waited 1800 s in vain for other machines to restart their workers, or could not ask for the lock on ${1:-this machine}"
+}
+
+# Starts the worker units that are named, and waits until each answers.
+start_workers() {
+  local unit
+  systemctl start "$@"
+  for unit in "$@"; do
+    # shellcheck source=/dev/null
+    (source "$ETC/worker-${unit#*@}.env" && until_it_answers "$unit" "$ADDRESS" "$WORKER_PORT")
+  done
+}
+
+# until_it_answers UNIT ADDRESS PORT
+until_it_answers() {
+  local end=$((SECONDS + 60))
+  until (exec 3<>"/dev/tcp/$2/$3") 2>/dev/null; do
+    [ $SECONDS -lt $end ] ||
+      fatal "$1 does not answer on port $3 after 60 s: $(journalctl -u "$1" -n 15 --no-pager -o cat)"
+    sleep 0.2
+  done
+}

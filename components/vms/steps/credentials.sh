@@ -67,7 +67,10 @@ main() {
   printf '%s' "$TLS_AUTHORITY" | put $TLS/authority.pem 0644 root:root
   printf '%s' "$TLS_CERTIFICATE" | put $TLS/certificate.pem 0644 root:root
   if [ "$sshd_changed" = yes ]; then
-    sshd -t || fatal "sshd does not take $SSHD together with /etc/ssh/sshd_config; its complaint is above"
+    sshd -t || { # or the next restart of sshd would close the machine's door
+      rm -f $SSHD
+      fatal "sshd does not take our settings together with /etc/ssh/sshd_config; its complaint is above"
+    }
     reload_sshd
   fi
   wait_for 20 "the cluster's user reaches its own machine; try: sudo -u $CLUSTER_USER ssh $ADDRESS" reaches "$ADDRESS"
@@ -77,17 +80,24 @@ main() {
 }
 
 # The unit is ssh on Debian and Ubuntu, sshd elsewhere; an sshd that a socket starts reads its config every time.
-# While it reloads it does not listen: the next step must not meet a closed door.
+# It takes a moment before it even begins to, and then does not listen: the next step must not meet a closed door.
 reload_sshd() {
-  local unit
+  local unit before
+  before=$(listening)
   for unit in ssh sshd; do
     if systemctl is-active -q $unit; then
       systemctl reload $unit
+      for _ in {1..15}; do # a socket that systemd holds stays the same
+        [ "$(listening)" = "$before" ] || break
+        sleep 0.2
+      done
       wait_for 20 "sshd answers on $ADDRESS again after its reload; see: journalctl -u $unit" answers
       return
     fi
   done
 }
+
+listening() { ss -Hltne "sport = :$SSH_PORT" | grep -o 'ino:[0-9]*'; } 2>/dev/null || true
 
 answers() { (exec 3<>"/dev/tcp/$ADDRESS/$SSH_PORT"); }
 
@@ -97,4 +107,4 @@ undo() {
   reload_sshd
 }
 
-main "$@" </dev/null
+alone main "$@" </dev/null

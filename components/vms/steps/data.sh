@@ -3,6 +3,7 @@
 #   HOLDS         yes on the machine that holds the files, else no
 #   DATA_ADDRESS  address of that machine
 #   OPTIONS       further sshfs mount options, each with a comma in front
+#   DELETE        yes: undo deletes the files, too
 #   LOGIN_USER    the user that up logs in as, who may use the directory like root and the cluster's user
 # On the machine that holds them the files lie at DATA_PATH, underneath the mount. It mounts from itself so that whose
 # a file is does not depend on where it was written: on disk all are the cluster user's.
@@ -12,6 +13,7 @@ UNITS=/etc/systemd/system
 TMPFILES=/etc/tmpfiles.d/tmp.conf
 DISK=$VAR/data
 DISK_UNIT=dask-data.service
+WATCH_UNIT=dask-data-watch.service
 
 members() {
   if [ "$LOGIN_USER" != root ]; then usermod --append --groups $CLUSTER_USER "$LOGIN_USER"; fi
@@ -42,14 +44,15 @@ is_mounted() { findmnt -n "$1" >/dev/null; }
 directory() {
   ! is_mounted "$DATA_PATH" || return 0
   if [ ! -d "$DATA_PATH" ]; then
+    local top=$DATA_PATH
+    while [ ! -e "$(dirname "$top")" ]; do top=$(dirname "$top"); done
+    remember data <<<"made $top"
     mkdir -p "$DATA_PATH"
-    remember data <<<made
-  elif [ "$HOLDS" = yes ]; then
-    remember data <<<"$(stat -c '%a %U:%G' "$DATA_PATH")"
   else
-    [ -z "$(ls -A "$DATA_PATH")" ] || fatal "$DATA_PATH has files on this machine, which the shared directory would hide; move them away"
+    remember data <<<"$(stat -c '%a %U:%G' "$DATA_PATH")"
+    [ "$HOLDS" = yes ] || [ -z "$(ls -A "$DATA_PATH")" ] ||
+      fatal "$DATA_PATH has files on this machine, which the shared directory would hide; move them away"
   fi
-  [ "$HOLDS" = no ] || install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER "$DATA_PATH"
 }
 
 # Where the files stay reachable once the mount lies over them. Not a mount unit: systemd would want DATA_PATH mounted
@@ -64,7 +67,7 @@ RequiresMountsFor=$(dirname "$DATA_PATH")
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=mount --bind --make-private $DATA_PATH $DISK
-ExecStop=umount $DISK
+ExecStop=umount --lazy $DISK
 
 [Install]
 WantedBy=multi-user.target
@@ -78,7 +81,7 @@ mount_unit() {
 [Unit]
 Description=Shared directory of the Dask cluster
 After=network-online.target
-Wants=network-online.target
+Wants=network-online.target $WATCH_UNIT
 # The machine that holds the files may be away for long; each access tries again.
 StartLimitIntervalSec=0
 
@@ -86,8 +89,21 @@ StartLimitIntervalSec=0
 What=$CLUSTER_USER@$DATA_ADDRESS:$DISK
 Where=$DATA_PATH
 Type=fuse.sshfs
-Options=_netdev,ssh_command=$ETC/ssh/ssh,reconnect,allow_other,default_permissions,uid=$(id -u $CLUSTER_USER),gid=$(id -g $CLUSTER_USER),umask=007,dir_cache=no$OPTIONS
+Options=_netdev,ssh_command=$ETC/ssh/ssh,reconnect,allow_other,default_permissions,uid=$(id -u $CLUSTER_USER),gid=$(id -g $CLUSTER_USER),umask=007,dir_cache=no,attr_timeout=0,entry_timeout=0$OPTIONS
 TimeoutSec=20
+UNIT
+}
+
+# A mount whose sshfs has died answers "Transport endpoint is not connected" for ever, and systemd takes it for mounted.
+watch_unit() {
+  cat <<UNIT
+[Unit]
+Description=Lets go of the shared directory when its sshfs has died; the next access mounts it again
+BindsTo=$1.mount
+After=$1.mount
+
+[Service]
+ExecStart=/bin/sh -c 'tail --pid="\$\$(pgrep -f "^[^ ]*sshfs [^ ]* $DATA_PATH ")" -f /dev/null && umount -l $DATA_PATH'
 UNIT
 }
 
@@ -115,22 +131,34 @@ mount_all() {
     below="Requires=$DISK_UNIT"$'\n'"After=$DISK_UNIT"
     disk_unit | put $UNITS/$DISK_UNIT 0644 root:root
   fi
+  need pgrep procps procps-ng
   mount_unit | put "$UNITS/$data.mount" 0644 root:root
+  watch_unit "$data" | put $UNITS/$WATCH_UNIT 0644 root:root
   automount_unit "$below" | put "$UNITS/$data.automount" 0644 root:root
   if [ $changed = yes ]; then
     systemctl daemon-reload
     systemctl stop "$data.automount" "$data.mount"
   fi
   if [ "$HOLDS" = yes ]; then
+    is_mounted "$DATA_PATH" || install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER "$DATA_PATH"
     mkdir -p $DISK
     systemctl -q enable $DISK_UNIT
     systemctl start $DISK_UNIT
+  else
+    drop_disk # held the files until the data moved to another machine
   fi
   systemctl -q enable "$data.automount"
   systemctl start "$data.automount"
   timeout 30 ls "$DATA_PATH" >/dev/null 2>&1 || true
   [ "$(findmnt -n -o FSTYPE -t fuse.sshfs "$DATA_PATH")" = fuse.sshfs ] ||
     fatal "$DATA_PATH is not mounted: $(journalctl -u "$data.mount" -n 8 --no-pager -o cat)"
+}
+
+drop_disk() {
+  [ -e $UNITS/$DISK_UNIT ] || return 0
+  systemctl -q disable --now $DISK_UNIT
+  rm -f $UNITS/$DISK_UNIT
+  rmdir $DISK
 }
 
 # Also the proof that nothing goes beside the mount: what is written must arrive where the files are.
@@ -162,27 +190,34 @@ undo() {
     systemctl -q disable --now "$data.automount"
     systemctl stop "$data.mount" || umount -l "$DATA_PATH"
   fi
-  if [ -e $UNITS/$DISK_UNIT ]; then systemctl -q disable --now $DISK_UNIT; fi
-  rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$DISK_UNIT
+  drop_disk
+  rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT
   systemctl daemon-reload
-  [ ! -d $DISK ] || rmdir $DISK
   if in_tmp; then rm -f $TMPFILES; fi
   if [ "$LOGIN_USER" != root ]; then gpasswd -d "$LOGIN_USER" $CLUSTER_USER >/dev/null 2>&1 || true; fi
   give_back
   forget data
 }
 
-# A directory with files in it is the user's.
+# The files are the user's: they stay, and are those of the directory's owner, or of the login user where we made it.
 give_back() {
-  local mode owner
-  read -r mode owner <$BEFORE/data || return 0
-  if [ "$mode" != made ]; then
-    chmod "$mode" "$DATA_PATH"
-    chown "$owner" "$DATA_PATH"
-  elif ! rmdir "$DATA_PATH" 2>/dev/null; then
-    note "$DATA_PATH on $(hostname) is kept: it has files in it"
-    chown -R "$LOGIN_USER:" "$DATA_PATH"
+  local mode owner top
+  [ -e $BEFORE/data ] || return 0
+  read -r mode owner <$BEFORE/data
+  if [ "$HOLDS" = yes ] && [ "$DELETE" = yes ]; then
+    find "$DATA_PATH" -xdev -mindepth 1 -delete
   fi
+  if [ "$mode" = made ]; then
+    top=$(dirname "$owner")
+    [ ! -d "$DATA_PATH" ] ||
+      (cd "$top" && rmdir --parents --ignore-fail-on-non-empty "${DATA_PATH#"${top%/}/"}")
+    [ -d "$DATA_PATH" ] || return 0
+    owner=$LOGIN_USER: mode=0700
+  fi
+  chmod "$mode" "$DATA_PATH"
+  chown "$owner" "$DATA_PATH"
+  find "$DATA_PATH" -xdev -user $CLUSTER_USER -exec chown -h "$owner" {} +
+  [ -z "$(ls -A "$DATA_PATH")" ] || note "$DATA_PATH on $(hostname) is kept: it has files in it"
 }
 
-main "$@" </dev/null
+alone main "$@" </dev/null

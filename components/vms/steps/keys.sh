@@ -57,11 +57,15 @@ main() {
 
 undo() {
   if [ "$(home_of $CLUSTER_USER)" = $CLUSTER_HOME ]; then
-    pkill -KILL -u $CLUSTER_USER || true
+    # A killed process is there for a moment more, and userdel refuses.
+    for _ in {1..100}; do
+      pkill -KILL -u $CLUSTER_USER || break
+      sleep 0.1
+    done
     userdel $CLUSTER_USER
   fi
   rm -rf $ETC/ssh $ETC/tls $CLUSTER_HOME
   tidy
 }
 
-main "$@" </dev/null
+alone main "$@" </dev/null

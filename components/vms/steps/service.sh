@@ -10,10 +10,16 @@
 #   DATA_PATH       the shared directory
 #   CONFIG          Dask's configuration, YAML
 #   SCHEDULER_ARGS, WORKER_ARGS    further arguments, quoted for systemd
-#   ENVIRONMENT     names the installed environment: when it changes, services restart
+#   DRAIN           the program that lets workers leave, Python
+#   CREDENTIALS     changes when all certificates were made anew
+#   AUTHORITY_ADDRESS  of the machine that lets workers restart on one machine at a time; empty on that machine
+# What runs restarts where its own files have changed since it began; changed packages are the step environment's.
 
 UNITS=/etc/systemd/system
 DASK=$OPT/environment/bin/dask
+LEAVE=$OPT/drain.py
+RETIRED=$CLUSTER_HOME/retired
+COMMON_FILES=("$ETC/dask.yaml" "$ETC/tls/authority.pem" "$ETC/tls/certificate.pem")
 
 # As many open files as the machine lets a service have, up to what a large cluster's scheduler needs.
 open_files() { awk '/^Max open files/ {print ($5 == "unlimited" || $5 > 65536) ? 65536 : $5}' /proc/1/limits; }
@@ -25,7 +31,8 @@ unit() {
   cat <<UNIT
 [Unit]
 Description=$1
-After=network-online.target
+# At a shutdown it stops while network and shared directory are still there.
+After=network-online.target remote-fs.target
 Wants=network-online.target
 StartLimitIntervalSec=0
 
@@ -39,7 +46,9 @@ Environment=PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache
 $2
 Restart=always
 RestartSec=2
-TimeoutStopSec=60
+TimeoutStopSec=90
+# Else the process that a nanny minds would die before the nanny closes it.
+KillMode=mixed
 UMask=0007
 LimitNOFILE=$(open_files)
 NoNewPrivileges=yes
@@ -65,10 +74,15 @@ scheduler_unit() {
 }
 
 worker_unit() {
+  local host=${SCHEDULER#*://}
   unit "Dask worker %i" "EnvironmentFile=$ETC/worker-%i.env
+# Retired by the step members: it comes back when it is on that step's list again.
+ExecStartPre=/bin/sh -c 'while [ -e $RETIRED-$NAME-%i ]; do $ETC/ssh/ssh ${host%:*} grep -qx $NAME-%i $ETC/members && rm $RETIRED-$NAME-%i || sleep 5; done'
+TimeoutStartSec=infinity
 ExecStart=$DASK worker $SCHEDULER --name $NAME-%i --host $ADDRESS --worker-port \${WORKER_PORT} \
 --nanny-port \${NANNY_PORT} --dashboard-address $ADDRESS:\${DASHBOARD_PORT} --nthreads \${THREADS} \
---memory-limit \${MEMORY} --local-directory $SPILL $WORKER_ARGS"
+--memory-limit \${MEMORY} --local-directory $SPILL $WORKER_ARGS
+ExecStop=-timeout 80 $OPT/environment/bin/python $LEAVE $SCHEDULER $NAME-%i"
 }
 
 worker_environment() {
@@ -76,22 +90,20 @@ worker_environment() {
   processors=$(nproc)
   [ -n "$threads" ] || threads=$((processors > WORKERS ? processors / WORKERS : 1))
   [ -n "$memory" ] || memory=$(awk -v share="$WORKERS" '/^MemTotal/ {printf "%d", $2 * 1024 / share}' /proc/meminfo)
-  printf 'WORKER_PORT=%s\nNANNY_PORT=%s\nDASHBOARD_PORT=%s\nTHREADS=%s\nMEMORY=%s\n' \
-    $port $((port + 1)) $((port + 2)) "$threads" "$memory"
+  printf 'ADDRESS=%s\nWORKER_PORT=%s\nNANNY_PORT=%s\nDASHBOARD_PORT=%s\nTHREADS=%s\nMEMORY="%s"\n' \
+    "$ADDRESS" $port $((port + 1)) $((port + 2)) "$threads" "$memory"
 }
 
-answers() { (exec 3<>"/dev/tcp/$ADDRESS/$1"); }
-
-# run UNIT PORT: UNIT is enabled, runs what is installed now, and answers on PORT.
-run() {
-  local unit=$1 port=$2 end=$((SECONDS + 60))
-  systemctl -q enable "$unit"
-  if [ $changed = yes ]; then systemctl restart "$unit"; else systemctl start "$unit"; fi
-  until answers "$port" 2>/dev/null; do
-    [ $SECONDS -lt $end ] ||
-      fatal "$unit does not answer on port $port after 60 s: $(journalctl -u "$unit" -n 15 --no-pager -o cat)"
-    sleep 0.2
+# outdated UNIT FILE...: UNIT runs, and one of the files that it began with has changed since.
+outdated() {
+  local since file
+  systemctl is-active -q "$1" || return
+  since=$(systemctl show --timestamp=unix -p ActiveEnterTimestamp --value "$1")
+  shift
+  for file in "$@"; do
+    [ "$(stat -c %Y "$file")" -le "${since#@}" ] || return 0
   done
+  return 1
 }
 
 # Units of worker processes from NUMBER on are not wanted any more.
@@ -106,6 +118,12 @@ stop_workers_from() {
   done
 }
 
+stop_scheduler() {
+  [ -e $UNITS/dask-scheduler.service ] || return 0
+  systemctl -q disable --now dask-scheduler
+  rm -f $UNITS/dask-scheduler.service
+}
+
 has() { case " $ROLES " in *" $1 "*) ;; *) return 1 ;; esac }
 
 main() {
@@ -115,35 +133,50 @@ main() {
   fi
   install -d -m 0755 "$(dirname "$SPILL")"
   install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER "$SPILL"
-  printf '%s\n' "$ENVIRONMENT" | put $ETC/service 0644 root:root
   printf '%s\n' "$CONFIG" | put $ETC/dask.yaml 0644 root:root
-  local number common=$changed
-  if has scheduler; then
-    scheduler_unit | put $UNITS/dask-scheduler.service 0644 root:root
-    systemctl daemon-reload
-    run dask-scheduler "$SCHEDULER_PORT"
+  printf '%s\n' "$SCHEDULER" | put $ETC/scheduler 0644 root:root
+  # What moved to another machine stops here.
+  if has scheduler; then run_scheduler; else stop_scheduler; fi
+  if has worker; then run_workers; else stop_workers_from 1; fi
+}
+
+run_scheduler() {
+  scheduler_unit | put $UNITS/dask-scheduler.service 0644 root:root
+  systemctl daemon-reload
+  if outdated dask-scheduler $UNITS/dask-scheduler.service "${COMMON_FILES[@]}"; then systemctl stop dask-scheduler; fi
+  systemctl -q enable --now dask-scheduler
+  until_it_answers dask-scheduler "$ADDRESS" "$SCHEDULER_PORT"
+}
+
+run_workers() {
+  local number workers=() restart=()
+  printf '%s' "$DRAIN" | put $LEAVE 0644 root:root
+  worker_unit | put $UNITS/dask-worker@.service 0644 root:root
+  systemctl daemon-reload
+  rm -f $RETIRED-*
+  stop_workers_from $((WORKERS + 1))
+  for ((number = 1; number <= WORKERS; number++)); do
+    worker_environment $number | put $ETC/worker-$number.env 0644 root:root
+    workers+=("dask-worker@$number")
+    if outdated "dask-worker@$number" $UNITS/dask-worker@.service $ETC/worker-$number.env "${COMMON_FILES[@]}"; then
+      restart+=("dask-worker@$number")
+    fi
+  done
+  if [ ${#restart[@]} -gt 0 ]; then
+    one_at_a_time "$AUTHORITY_ADDRESS"
+    systemctl stop "${restart[@]}"
   fi
-  if has worker; then
-    changed=$common
-    worker_unit | put $UNITS/dask-worker@.service 0644 root:root
-    common=$changed
-    systemctl daemon-reload
-    stop_workers_from $((WORKERS + 1))
-    for ((number = 1; number <= WORKERS; number++)); do
-      changed=$common
-      worker_environment $number | put $ETC/worker-$number.env 0644 root:root
-      run "dask-worker@$number" $((WORKERS_PORT + 3 * (number - 1)))
-    done
-  fi
+  systemctl -q enable "${workers[@]}"
+  start_workers "${workers[@]}"
 }
 
 undo() {
   stop_workers_from 1
-  systemctl -q disable --now dask-scheduler 2>/dev/null || true
-  rm -f $UNITS/dask-scheduler.service $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/service
+  stop_scheduler
+  rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/scheduler $LEAVE $RETIRED-*
   systemctl daemon-reload
   rm -rf "$SPILL"
   tidy
 }
 
-main "$@" </dev/null
+alone main "$@" </dev/null

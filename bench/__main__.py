@@ -1,0 +1,40 @@
+"""Runs the bench: python -m bench [--only a,c] [--repeats 3]; `make bench` installs what it needs first."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bench import job, mount, prepare, preview, report
+from bench.rig import BenchError, rig
+from daskstack import engine
+
+PARTS = "abcdef"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, such as a,c")
+    parser.add_argument("--repeats", type=int, default=3)
+    wanted = parser.parse_args()
+    parts = wanted.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    os.environ |= engine.variables("dev")
+    os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+    with rig() as place:
+        if prepared := [part for part in parts if part in "abc"]:
+            report.keep(prepare.measure(place, prepared, wanted.repeats))
+        for part, module in (("d", preview), ("e", mount), ("f", job)):
+            if part in parts:
+                report.keep({part: module.measure(place, wanted.repeats)})
+    print(f"the figures are in {report.RESULTS.relative_to(Path.cwd())}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BenchError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

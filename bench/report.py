@@ -1,0 +1,126 @@
+"""Keeps the figures in results.json, and writes results.md from them."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from bench.figures import Comparison, rounded, spread
+
+FOLDER = Path(__file__).parent
+KEPT = FOLDER / "results.json"
+RESULTS = FOLDER / "results.md"
+THOUSAND = FOLDER / "thousand.md.in"
+TITLES = {
+    "a": "Preparing fresh machines: `up` against Ansible",
+    "b": "Preparing fresh machines: `up` against the scripts alone",
+    "c": "Changing nothing, and adding a worker",
+    "d": "Previews of many existing machines",
+    "e": "Files through the shared directory",
+    "f": "Jobs on a cluster of two workers with one thread each",
+}
+
+
+def keep(results: dict[str, dict[str, Any]]) -> None:
+    """Puts new results of some parts in the place of their old ones."""
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    for part, result in results.items():
+        comparisons = [asdict(each) for each in result["comparisons"].values()]
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        kept[part] = {**result, "comparisons": comparisons, "date": today, "machine": computer()}
+    KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+    RESULTS.write_text(page(json.loads(KEPT.read_text())))
+
+
+def computer() -> str:
+    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    memory = int(next(line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))) / 1024**2
+    system = f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}"
+    return f"{os.cpu_count()} processors ({model or platform.machine()}), {memory:.0f} GiB, {system}"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def page(kept: dict[str, dict[str, Any]]) -> str:
+    """All results, as Markdown."""
+    text = ["# Figures", "", "Written by `make bench`; [README.md](README.md) says what is measured and how.", ""]
+    for part, result in kept.items():
+        comparisons = [Comparison(**each) for each in result["comparisons"]]
+        text += [f"## {part}. {TITLES[part]}", "", f"{result['date']}, {result['machine']}.", ""]
+        text += [*_table(comparisons), ""]
+        if table := result.get("table"):
+            text += [*_rows([table["what"], *table["columns"]], [[k, *v] for k, v in table["rows"].items()]), ""]
+        text += _differences(result.get("differences", {}))
+        if any(not each.met for each in comparisons):
+            text += _profiles(result.get("profiles", {}))
+    return "\n".join([*text, *_thousand(kept)]).rstrip() + "\n"
+
+
+def _table(comparisons: list[Comparison]) -> list[str]:
+    rows = []
+    for each in comparisons:
+        goal = "" if each.goal is None else f"{'at least' if each.more else 'at most'} {each.goal:g}"
+        verdict = "" if each.goal is None else ("met" if each.met else "**missed**")
+        ours, theirs = f"{spread(each.ours)} {each.unit}", f"{each.beside}: {spread(each.theirs)} {each.unit}"
+        rows.append([each.what, ours, theirs, f"{each.ratio}", goal, verdict])
+    return _rows(["measured", "here", "beside", "ratio", "goal", ""], rows)
+
+
+def _rows(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _differences(differences: dict[str, list[str]]) -> list[str]:
+    """What `up` and Ansible left on the machines that is not the same."""
+    text = []
+    for what, lines in differences.items():
+        if lines:
+            text += [f"After {what}, the two ways left this apart:", "", *(f"    {line}" for line in lines), ""]
+    return text
+
+
+def _profiles(profiles: dict[str, list[tuple[str, float]]]) -> list[str]:
+    """Where time went in the last repeat."""
+    text = []
+    for what, rows in profiles.items():
+        text += [f"Where the time of {what} goes:", "", *_rows(["", "s"], [[name, f"{s:.2f}"] for name, s in rows]), ""]
+    return text
+
+
+def _thousand(kept: dict[str, dict[str, Any]]) -> list[str]:
+    """The page about a thousand machines, as soon as all figures that it needs are there."""
+    if not {"c", "d", "e"} <= set(kept):
+        return []
+    return Template(THOUSAND.read_text()).substitute(facts(kept)).splitlines()
+
+
+def facts(kept: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The figures that the page about a thousand machines argues with."""
+    found = {(part, each["what"]): Comparison(**each) for part in kept for each in kept[part]["comparisons"]}
+
+    def ours(part: str, start: str) -> float:
+        [each] = [each for (of, what), each in found.items() if of == part and what.startswith(start)]
+        return spread(each.ours).median
+
+    preview, memory = ours("d", "time of each"), ours("d", "memory of each")
+    rows = kept["c"]["table"]["rows"]
+    return {
+        "preview_each": rounded(preview),
+        "preview_thousand": rounded(1000 * preview),
+        "memory_each": rounded(memory),
+        "memory_thousand": rounded(memory),
+        "nothing": rounded(ours("c", "`up` without")),
+        "added": rounded(ours("c", "one worker")),
+        "sessions_four": rows["the first `up`"][0],
+        "sessions_nothing": rows["`up` without a change"][0],
+        "sessions_added": rows["one worker more"][0],
+        "sessions_thousand": rounded(1000 * float(rows["the first `up`"][0]) / 4),
+        "read": rounded(ours("e", "512 MiB read")),
+        "written": rounded(ours("e", "512 MiB written")),
+    }

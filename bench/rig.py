@@ -1,0 +1,234 @@
+"""What every part works with: fresh machines, the program on a stack of its own, and a stopwatch."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from checkout import Checkout
+from fleet import SUDO, Machine, Stack, call
+
+from bench.figures import Operation
+from daskstack import engine
+
+ADMIN = "admin"  # whom the machines let in over SSH
+
+
+class BenchError(RuntimeError):
+    """Something that is measured did not do its work; the message has its last lines."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that has ended well."""
+
+    seconds: float
+    lines: list[tuple[float, str]]
+    """What it printed, each line with its seconds since the start."""
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    text_in: str = "",
+    limit: float = 600,
+    beside: Callable[[int], Any] | None = None,
+    **kwargs: Any,
+) -> Run:
+    """Runs a command by the stopwatch. `beside` gets its process id, in a thread that must end with the process."""
+    with tempfile.TemporaryFile("w+") as stdin:
+        stdin.write(text_in)
+        stdin.seek(0)
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True, **kwargs,
+        )  # fmt: skip
+    watch = threading.Timer(limit, _end, [process])
+    observer = threading.Thread(target=beside, args=[process.pid]) if beside else None
+    lines = []
+    try:
+        watch.start()
+        if observer:
+            observer.start()
+        for line in process.stdout:
+            lines.append((time.monotonic() - started, line.rstrip()))
+        process.wait()
+        seconds = time.monotonic() - started
+    finally:
+        watch.cancel()
+        _end(process)
+        process.stdout.close()
+        if observer:
+            observer.join()
+    if process.returncode:
+        end = "\n".join(line for _, line in lines[-40:])
+        raise BenchError(f"{Path(command[0]).name} ended with {process.returncode} after {seconds:.0f} s:\n{end}")
+    return Run(seconds, lines)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a process and what it started, politely first: an engine stops its plugins."""
+    for number, patience in ((signal.SIGINT, 15), (signal.SIGKILL, 5)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, number)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+class Fleet:
+    """Machines on a network of their own. A machine keeps its address when it is made anew."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self.network = stack.network
+
+    def fresh(self, *names: str) -> list[Machine]:
+        """These machines and no others, just booted for the first time."""
+        self._stack.remove(*self._stack.machines)
+        self._stack.machines.clear()
+        return self.add(*names)
+
+    def add(self, *names: str) -> list[Machine]:
+        self._stack.boot(*names)
+        return list(self._stack.machines.values())
+
+
+class Rig:
+    """Makes fleets and programs, all in folders that go with it."""
+
+    def __init__(self, cleanup: ExitStack) -> None:
+        self._cleanup = cleanup
+        self.folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="daskstack-bench-")))
+        self.key = self.folder / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True)
+        self.image = call("image.sh", CACHE=str(engine.cache_folder()))
+
+    def fleet(self, name: str) -> Fleet:
+        stack = Stack(f"bench-{name}", Path(tempfile.mkdtemp(prefix="daskstack-")), self.image, self.key)
+        self._cleanup.callback(stack.down)
+        return Fleet(stack)
+
+    def program(self, name: str) -> "Program":
+        folder = self.folder / name
+        folder.mkdir()
+        return Program(folder, self.key)
+
+    def scratch(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+
+class Program(Checkout):
+    """The program in a folder of its own, on existing machines; its state goes with `fresh`."""
+
+    def __init__(self, folder: Path, key: Path) -> None:
+        super().__init__(folder)
+        self._key = key
+        self._count = 0
+
+    def fresh(self) -> None:
+        """A stack that nobody has brought up yet."""
+        self._count += 1
+        self.environ["XDG_DATA_HOME"] = str(self.folder.parent / f"data-{self._count}")
+        self.pulumi_environ = self.environ | engine.variables("dev", self.environ)
+        self._pulumi("stack", "init", "dev")
+        self._pulumi("config", "set", "--secret", "dask:sshKey", "--stack", "dev", "--", self._key.read_text())
+
+    def describe(self, cluster: dict[str, Any]) -> None:
+        """Writes the stack's settings."""
+        file = self.folder / "Pulumi.dev.yaml"
+        stack = yaml.safe_load(file.read_text())
+        stack["config"]["dask:cluster"] = cluster
+        file.write_text(yaml.safe_dump(stack))
+
+    def up(self, *words: str) -> Run:
+        return self._pulumi("up", "--yes", "--skip-preview", "--stack", "dev", *words)
+
+    def preview(self, beside: Callable[[int], Any]) -> Run:
+        return self._pulumi("preview", "--stack", "dev", beside=beside)
+
+    def deployment(self) -> list[dict[str, Any]]:
+        """The stack's resources, each after those that it depends on, with secrets in the clear."""
+        return json.loads(self._told("stack", "export"), object_hook=_revealed)["deployment"]["resources"]
+
+    def output(self, name: str) -> Any:
+        return json.loads(self._told("stack", "output", name, "--json"))
+
+    def _told(self, *words: str) -> str:
+        return "\n".join(line for _, line in self._pulumi(*words, "--show-secrets", "--stack", "dev").lines)
+
+    def _pulumi(self, *words: str, **kwargs: Any) -> Run:
+        command = [str(engine.engine()), "--non-interactive", *words]
+        return run(command, cwd=self.folder, env=self.pulumi_environ, **kwargs)
+
+
+def _revealed(value: dict[str, Any]) -> Any:
+    return json.loads(value["plaintext"]) if "plaintext" in value else value
+
+
+def cluster(machines: Sequence[Machine], network: str, **more: Any) -> dict[str, Any]:
+    """Settings of a cluster on these machines, the first of which is the scheduler's.
+
+    One machine alone is the scheduler's and a worker's.
+    """
+    hosts = [{"name": m.name, "address": m.address, "user": ADMIN, "hostKey": m.host_key} for m in machines]
+    source = {"source": "existing", "hosts": hosts, "network": network, "schedulerWorks": len(hosts) == 1}
+    # The machines of the bench have no way to a package index.
+    return {"target": "vms", "machines": source, "environment": {"source": "wheelhouse"}, **more}
+
+
+def ssh_connections(machines: Sequence[Machine]) -> int:
+    """How many SSH connections of ours the machines have let in so far, by their own journals."""
+    count = f"journalctl -q -o cat -t sshd | grep -c 'Accepted publickey for {ADMIN}' || true"
+    return sum(int(inside(machine, count)) for machine in machines)
+
+
+def inside(machine: Machine, script: str) -> str:
+    """What a script prints that root runs on the machine, without SSH."""
+    command = [*SUDO, "nsenter", "--target", str(machine.pid), "--all", "bash", "-s"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise BenchError(f"on {machine.name}, status {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+@contextmanager
+def rig() -> Iterator[Rig]:
+    """A rig; every machine, process and folder of it is gone afterwards, also after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as cleanup:
+        try:
+            yield Rig(cleanup)
+        finally:
+            # A second signal must not end what the first one began.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+
+
+def steps(done: Run) -> list[Operation]:
+    """The Commands that the engine ran."""
+    started: dict[str, float] = {}
+    found = []
+    for seconds, line in done.lines:
+        match = re.match(r"\s*[+~-]+\s+command:\S+ (\S+) (\w+)", line)
+        if not match:
+            continue
+        name, word = match.groups()
+        if word in ("creating", "updating", "deleting"):
+            started.setdefault(name, seconds)
+        elif word in ("created", "updated", "deleted") and name in started:
+            found.append(Operation(name, started[name], seconds))
+    return found

@@ -1,0 +1,79 @@
+"""Lets workers leave without a loss; runs on the machines, in their environment, with their credentials.
+
+    drain.py SCHEDULER NAME...             these are about to be stopped: what a worker's unit does before
+    drain.py SCHEDULER --all-but NAME...   all but these leave for good: what the step `members` does
+
+A worker that leaves gets no new tasks, hands back those that it has not begun, and moves its results to others.
+Fails where results cannot be moved.
+"""
+
+import asyncio
+import socket
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+BEGUN = 20  # seconds for tasks that a worker has begun; then others do them again
+ALONE = 5  # seconds until another worker can take the results: a machine may just be restarting its own
+
+
+async def leave(names, all_but, dask_scheduler):
+    """Runs in the scheduler. Returns the addresses of workers that may stop now, and the names of those that cannot."""
+    scheduler, start = dask_scheduler, time.monotonic()
+    leaving = {address: worker for address, worker in scheduler.workers.items() if (worker.name in names) != all_but}
+    ready, idle = {}, False
+    while leaving:
+        ready = await scheduler.retire_workers(list(leaving), close_workers=False, remove=False)
+        passed = time.monotonic() - start
+        # Moved once more after the last task has ended, for its result.
+        if idle or passed > BEGUN or (len(ready) < len(leaving) and passed > ALONE):
+            break
+        begun = await scheduler.broadcast(
+            msg={"op": "call_stack", "keys": None}, workers=list(ready), on_error="ignore"
+        )
+        for address in ready:
+            hand_back(scheduler, leaving[address], begun.get(address, ()))
+        idle = len(ready) == len(leaving) and not any(begun.values())
+        if not idle:
+            await asyncio.sleep(0.2)
+    for address in ready:
+        hand_back(scheduler, leaving[address], ())
+    return list(ready), [worker.name for address, worker in leaving.items() if address not in ready]
+
+
+def hand_back(scheduler, worker, begun):
+    """Else tasks wait on the worker until it is gone, and then count as ones that may have killed it."""
+    for task in list(worker.processing):
+        if task.key not in begun:
+            scheduler._reschedule(task.key, worker=worker.address, stimulus_id="drain")
+
+
+def stay_away(dask_worker):
+    """The mark on the worker's machine that keeps its unit from coming back by itself."""
+    Path.home().joinpath(f"retired-{dask_worker.name}").touch()
+
+
+def main():
+    address, *names = sys.argv[1:]
+    for_good = names[0] == "--all-but"
+    where = urlsplit(address)
+    try:
+        # Known at once where the scheduler is not there, at a power-off of all; Dask itself would try for long.
+        socket.create_connection((where.hostname, where.port), timeout=5).close()
+        from distributed import Client
+
+        with Client(address, timeout=10) as client:
+            ready, kept = client.run_on_scheduler(leave, names[for_good:], for_good)
+            if for_good and ready:
+                # Shuffles place their results on every worker that the scheduler knows, idle ones too.
+                client.run(stay_away, workers=ready)
+                client.retire_workers(ready, close_workers=True, remove=True)
+    except OSError as error:
+        sys.exit(f"the scheduler at {address} does not answer: {error}")
+    if kept:
+        sys.exit(f"what {', '.join(kept)} hold cannot be moved: there are actors, or no worker has memory for it")
+
+
+if __name__ == "__main__":
+    main()

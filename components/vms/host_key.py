@@ -1,0 +1,56 @@
+"""Prints a machine's ed25519 host key as the network shows it now; run once for each machine, at the first contact.
+
+Variables: ADDRESS, PORT, and BASTION: JSON as daskstack.ssh takes it, empty where the machine is reached directly.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+from daskstack import ssh
+
+ATTEMPTS = 3
+
+
+def read(address: str, port: str, bastion: dict | None) -> str:
+    """The key, "ssh-ed25519 AAAA...". Ends the program with a sentence where there is none."""
+    scan = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", port, address]
+    with ExitStack() as stack:
+        if bastion:
+            scan = [*stack.enter_context(ssh.command(bastion)), shlex.join(scan)]
+        for _ in range(ATTEMPTS):
+            try:
+                done = subprocess.run(scan, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+            except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+                sys.exit(f"error: {error}")
+            for line in done.stdout.splitlines():
+                if " ssh-ed25519 " in line:
+                    return " ".join(line.split()[1:3])
+            time.sleep(1)
+    through = f" through {bastion['host']}" if bastion else ""
+    sys.exit(
+        f"error: no ed25519 host key from {address} port {port}{through}; is the machine up, and its sshd on that port?"
+        f" Else write its key into the settings, as hostKey. {done.stderr.strip()}"
+    )
+
+
+def fingerprint(key: str) -> str:
+    digest = hashlib.sha256(base64.b64decode(key.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def main() -> None:
+    address, port, bastion = os.environ["ADDRESS"], os.environ["PORT"], os.environ["BASTION"]
+    key = read(address, port, json.loads(bastion) if bastion else None)
+    print(f"first contact: {address} port {port} has the host key {fingerprint(key)}; it is kept", file=sys.stderr)
+    print(key, end="")
+
+
+if __name__ == "__main__":
+    main()

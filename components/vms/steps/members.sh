@@ -1,0 +1,28 @@
+# State (on the authority's machine): only the cluster's own workers work; others hand over what they have, and end.
+#   DRAIN      the program that lets workers leave, Python
+#   SCHEDULER  tls://10.1.0.10:8786
+#   MEMBERS    names of the cluster's workers, separated by blanks
+# This runs while a machine that is to go is still there; its workers stay away until it is stopped, or on the list again.
+
+LIST=$ETC/members
+
+main() {
+  if [ "${1:-}" = undo ]; then
+    rm -f $LIST
+    tidy
+    return
+  fi
+  local list
+  list=$(tr ' ' '\n' <<<"$MEMBERS")
+  # The first workers of a cluster have nothing to hand over.
+  if [ -e $LIST ] && [ "$(<$LIST)" != "$list" ]; then
+    cd $CLUSTER_HOME
+    # shellcheck disable=SC2086 # the names are words
+    in_environment timeout 600 python -c "$DRAIN" "$SCHEDULER" --all-but $MEMBERS ||
+      fatal "workers could not be taken out without a loss (above is why, or it took 600 s)." \
+        "Release what they hold in the notebooks that use it, or give it up with client.restart(); then run up again"
+  fi
+  printf '%s\n' "$list" | put $LIST 0644 root:root
+}
+
+alone main "$@" </dev/null

@@ -1,0 +1,39 @@
+"""What a killed run had begun is undone by the destroy after it."""
+
+import json
+import os
+import signal
+
+from tests.engine.support import Project, descendants, wait_for
+from tools import adopt
+
+
+def test_a_command_that_a_killed_up_had_begun_is_undone(project: Project, tmp_path) -> None:
+    made = tmp_path / "made"
+    project.write(
+        f"""
+first = local.Command("first", create="true")
+local.Command("second", create="touch {made}; sleep 30", delete="rm {made}",
+              opts=pulumi.ResourceOptions(depends_on=[first]))
+"""
+    )
+    with project.started("up", "--yes", "--skip-preview") as up:
+        wait_for("the command has begun", made.exists)
+        for pid in descendants(up.pid) | {up.pid}:
+            os.kill(pid, signal.SIGKILL)
+    project.run("cancel", "--yes")
+
+    state = json.loads(project.run("stack", "export"))
+    assert adopt.adopt(state["deployment"]) == ["second"]
+    (tmp_path / "state").write_text(json.dumps(state))
+    project.run("stack", "import", "--file", str(tmp_path / "state"))
+    project.run("destroy", "--yes", "--skip-preview")
+    assert not made.exists()
+
+
+def test_a_run_that_ended_leaves_nothing_to_adopt(project: Project) -> None:
+    project.up("local.Command('it', create='true')")
+    state = json.loads(project.run("stack", "export"))
+    before = json.dumps(state)
+    assert adopt.adopt(state["deployment"]) == []
+    assert json.dumps(state) == before

@@ -1,0 +1,98 @@
+"""The whole program on machines that exist, as far as it goes without one: nothing of this connects to anything."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from checkout import Checkout
+
+from components.vms import STATES
+from settings import HOST_KEY
+
+HOSTS = [
+    {"name": "head", "address": "203.0.113.5", "port": 2222, "hostKey": HOST_KEY},
+    {"name": "worker-1", "address": "203.0.113.6", "port": 2222, "bastion": "gate", "privateAddress": "10.1.0.6"},
+    {"name": "worker-2", "address": "203.0.113.7", "port": 2222},
+]
+MACHINES = {"source": "existing", "hosts": HOSTS, "bastions": [{"name": "gate", "address": "203.0.113.4"}]}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Checkout]:
+    """A clone whose stack is on such machines; an agent seems to be there."""
+    checkout = Checkout(tmp_path)
+    path = checkout.folder / "Pulumi.dev.yaml"
+    stack = yaml.safe_load(path.read_text())
+    stack["config"]["dask:cluster"] = {"target": "vms", "machines": MACHINES}
+    path.write_text(yaml.safe_dump(stack))
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(tmp_path / "agent"))
+        checkout.environ["SSH_AUTH_SOCK"] = str(tmp_path / "agent")
+        checkout.pulumi("stack", "init")
+        yield checkout
+
+
+@pytest.fixture
+def preview(checkout: Checkout) -> Callable[[], dict[str, dict]]:
+    """What a preview would create, by the name of the resource."""
+
+    def run() -> dict[str, dict]:
+        steps = json.loads(checkout.pulumi("preview", "--json"))["steps"]
+        return {step["urn"].rsplit("::", 1)[1]: step["newState"] for step in steps}
+
+    return run
+
+
+def test_a_preview_shows_every_machine_and_takes_no_connection(preview: Callable[[], dict[str, dict]]) -> None:
+    planned = preview()
+    steps = {name for name, state in planned.items() if state["type"] == "command:remote:Command"}
+    for machine in ("head", "worker-1", "worker-2"):
+        states = {name.removeprefix(f"{machine}-") for name in steps if name.startswith(f"{machine}-")}
+        assert states | {"authority"} == set(STATES), "those that are kept of a machine that is gone"
+    assert "gate-host-key" in planned
+    assert "\nSSH_PORT=2222\n" in planned["head-firewall"]["inputs"]["stdin"]
+
+
+def test_a_failure_tells_what_to_do_about_a_machine_that_is_dead(checkout: Checkout) -> None:
+    """Here it is the key that is missing: a failure tells it whatever the reason, which the engine alone knows."""
+    del checkout.environ["SSH_AUTH_SOCK"]
+    advice = "write `gone: true` beside its name in Pulumi.dev.yaml, and make up"
+    assert advice in checkout.make("up", succeeds=False)
+    assert advice in checkout.make("-n", "destroy")
+
+
+def test_without_agent_and_key_nothing_is_registered_and_both_remedies_are_told(
+    checkout: Checkout, preview: Callable[[], dict[str, dict]]
+) -> None:
+    del checkout.environ["SSH_AUTH_SOCK"]
+    with pytest.raises(AssertionError) as failure:
+        preview()
+    said = str(failure.value)
+    assert "ssh-add" in said and "pulumi config set --secret dask:sshKey" in said
+    assert "ExistingMachines" not in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("passphrase", "said"), [("", None), ("secret", "has a passphrase"), (None, "is not a private key")]
+)
+def test_a_key_of_the_stack_is_used_unless_it_cannot_be(
+    checkout: Checkout, preview: Callable[[], dict[str, dict]], tmp_path: Path, passphrase: str | None, said: str | None
+) -> None:
+    del checkout.environ["SSH_AUTH_SOCK"]
+    key = tmp_path / "key"
+    key.write_text("rubbish")
+    if passphrase is not None:
+        key.unlink()
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", key], check=True)
+    checkout.pulumi("config", "set-all", "--secret", f"dask:sshKey={key.read_text()}")
+    if said is None:
+        assert preview()["head-keys"]["inputs"]["connection"]
+        return
+    with pytest.raises(AssertionError) as failure:
+        preview()
+    assert said in str(failure.value)
+    assert "Traceback" not in str(failure.value)

@@ -1,0 +1,223 @@
+"""A cluster that is changed while somebody computes on it: what should run does, and no result is lost."""
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import cloudpickle
+import distributed
+import pytest
+from checkout import Checkout
+from fleet import Machine
+
+import daskstack
+from daskstack import engine
+
+PACKAGES = "/opt/daskstack/environment/lib/python3.11/site-packages"
+
+
+def numbers(part: int) -> list[float]:
+    """Other ones each time: results that were lost and computed again differ."""
+    import random
+
+    return [random.random() for _ in range(1000)]
+
+
+def total(part: list[float], more: int) -> float:
+    time.sleep(0.1)
+    return sum(part) + more
+
+
+@dataclass
+class Work:
+    """Data on the workers, and a computation on it that never ends."""
+
+    client: distributed.Client
+    rounds: int = 0
+    wrong: list[object] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.parts = self.client.map(numbers, range(24), pure=False)
+        self.sums = [sum(part) for part in self.client.gather(self.parts)]
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            try:
+                tasks = self.client.map(total, self.parts, [self.rounds] * len(self.parts), pure=False)
+                found = self.client.gather(tasks)
+            except Exception as error:
+                self.wrong.append(error)
+                return
+            right = [part + self.rounds for part in self.sums]
+            if found != pytest.approx(right):
+                self.wrong.append((found, right))
+            self.rounds += 1
+
+    def goes_on(self) -> None:
+        """Fails unless every result so far was right, one more arrives, and the data is still the first one."""
+        so_far, deadline = self.rounds, time.monotonic() + 60
+        while self.rounds < so_far + 2 and not self.wrong:
+            assert time.monotonic() < deadline, f"no result in 60 s, after {self.rounds} rounds"
+            time.sleep(0.1)
+        assert self.wrong == []
+        assert [sum(part) for part in self.client.gather(self.parts)] == self.sums
+
+    def workers(self) -> dict[str, str]:
+        """Status of each worker by its name."""
+        return {each["name"]: each["status"] for each in self.client.scheduler_info(n_workers=-1)["workers"].values()}
+
+    def end(self) -> None:
+        self.ended.set()
+        self.thread.join(timeout=60)
+        self.client.close()
+
+
+@pytest.fixture(scope="module")
+def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    with pytest.MonkeyPatch.context() as patch:
+        checkout = Checkout(tmp_path_factory.mktemp("user"))
+        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
+        patch.setattr(engine, "PROJECT", checkout.folder)
+        try:
+            checkout.make("up")
+            yield checkout
+        finally:
+            checkout.make("destroy")
+
+
+@pytest.fixture(scope="module")
+def work(checkout: Checkout) -> Iterator[Work]:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the cluster does not have this file
+    work = Work(daskstack.connect("dev"))
+    yield work
+    work.end()
+
+
+def change(checkout: Checkout, file: str, old: str, new: str) -> None:
+    path = checkout.folder / file
+    text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
+    assert count == 1, f"{old} is {count} times in {file}"
+    path.write_text(text)
+
+
+def touched(printed: str) -> set[str]:
+    """The Commands that `up` ran."""
+    return set(re.findall(r"command:\w+:Command (\S+) (?:created|updated|deleted)", printed))
+
+
+def sessions(machine: Machine) -> int:
+    return int(machine.ssh("sudo journalctl -t sshd | grep -c 'Accepted publickey for admin'").stdout)
+
+
+def began(machine: Machine, unit: str = "dask-worker@1") -> str:
+    return machine.ssh(f"systemctl show -p ActiveEnterTimestampMonotonic {unit}").stdout
+
+
+def comes_back(work: Work, name: str) -> None:
+    deadline = time.monotonic() + 90
+    while work.workers().get(name) != "running":
+        assert time.monotonic() < deadline, f"{name} does not run again: {work.workers()}"
+        time.sleep(0.2)
+
+
+def test_adding_a_worker_runs_commands_on_it_and_on_the_authority_alone(checkout: Checkout, work: Work) -> None:
+    others = [checkout.machines()[name] for name in ("worker-1", "worker-2")]
+    before = [sessions(machine) for machine in others]
+    change(checkout, "Pulumi.dev.yaml", "workers: 2", "workers: 3")
+    printed = checkout.make("up")
+    assert re.search(r"^workers +3 running", printed, re.MULTILINE)
+    assert [sessions(machine) - 1 for machine in others] == before, "more than this test's own"
+    assert {each for each in touched(printed) if not each.startswith("worker-3-")} == {"members", "check"}
+    work.goes_on()
+
+
+def test_a_worker_that_is_removed_hands_over_first(checkout: Checkout, work: Work) -> None:
+    change(checkout, "Pulumi.dev.yaml", "workers: 3", "workers: 2")
+    printed = checkout.make("up")
+    assert re.search(r"^workers +2 running", printed, re.MULTILINE)
+    assert {each for each in touched(printed) if not each.startswith("worker-3-")} == {"members", "check"}
+    assert work.workers() == {"worker-1-1": "running", "worker-2-1": "running"}
+    work.goes_on()
+
+
+@pytest.mark.parametrize("how", ["systemctl stop dask-worker@1", "systemctl reboot"])
+def test_a_worker_hands_over_when_it_is_stopped(checkout: Checkout, work: Work, how: str) -> None:
+    worker = checkout.machines()["worker-1"]
+    worker.ssh(f"sudo {how}", check=False)
+    deadline = time.monotonic() + 60
+    while "worker-1-1" in work.workers():
+        assert time.monotonic() < deadline, "it was not stopped"
+        time.sleep(0.1)
+    work.goes_on()
+    if "stop" in how:
+        worker.ssh("sudo systemctl start dask-worker@1")
+    comes_back(work, "worker-1-1")
+
+
+def test_a_package_that_goes_restarts_workers_one_by_one_and_the_scheduler_not(checkout: Checkout, work: Work) -> None:
+    lock = (checkout.folder / "environment.lock").read_text()
+    machines = checkout.machines()
+    head, worker = machines["scheduler"], machines["worker-1"]
+    scheduler_began, worker_began = began(head, "dask-scheduler"), began(worker)
+    numpy = worker.ssh(f"stat -c %Z {PACKAGES}/numpy/__init__.py").stdout
+    fewest: list[int] = [2]
+    counting = threading.Event()
+
+    def count() -> None:
+        while not counting.wait(0.1):
+            fewest.append(sum(status == "running" for status in work.workers().values()))
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        change(checkout, "environment.lock", r"^tzdata==.*\n(?: .*\n)*", "")
+        printed = checkout.make("up")
+    finally:
+        counting.set()
+        counter.join()
+    assert "30 packages as locked" in printed
+    assert worker.ssh(f"ls {PACKAGES}/tzdata", check=False).returncode
+    assert worker.ssh(f"stat -c %Z {PACKAGES}/numpy/__init__.py").stdout == numpy, "numpy was installed again"
+    assert began(worker) != worker_began
+    assert began(head, "dask-scheduler") == scheduler_began
+    assert min(fewest) == 1
+    work.goes_on()
+
+    # And back: what is only added restarts nothing.
+    worker_began = began(worker)
+    (checkout.folder / "environment.lock").write_text(lock)
+    assert "31 packages as locked" in checkout.make("up")
+    assert began(worker) == worker_began
+    work.goes_on()
+
+
+def test_a_setting_of_the_workers_touches_their_services_alone(checkout: Checkout, work: Work) -> None:
+    head = checkout.machines()["scheduler"]
+    scheduler_began = began(head, "dask-scheduler")
+    change(checkout, "Pulumi.dev.yaml", "^    target: vms", "    target: vms\n    workers: {threads: 3}")
+    printed = checkout.make("up")
+    services = {f"{name}-service" for name in ("scheduler", "worker-1", "worker-2")}
+    assert touched(printed) == {*services, "check"}
+    assert re.search(r"^workers +2 running, 6 threads", printed, re.MULTILINE)
+    assert began(head, "dask-scheduler") == scheduler_began
+    work.goes_on()
+
+
+def test_a_machine_made_anew_under_its_address_gets_all_its_steps(checkout: Checkout) -> None:
+    resources = json.loads(checkout.pulumi("stack", "export"))["deployment"]["resources"]
+    [urn] = [each["urn"] for each in resources if each["urn"].endswith("::worker-2-machine")]
+    before = json.loads(checkout.printed("worker-2-machine"))
+    printed = checkout.pulumi("up", "--yes", "--skip-preview", "--replace", urn)
+    after = json.loads(checkout.printed("worker-2-machine"))
+    assert after["id"] != before["id"]
+    assert after["address"] == before["address"]
+    assert re.search(r"workers +2 running", printed)
+    steps = ("firewall", "keys", "certificates", "credentials", "data", "environment", "service")
+    assert {f"worker-2-{step}" for step in steps} <= touched(printed)

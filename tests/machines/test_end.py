@@ -1,0 +1,90 @@
+"""What stays when the shared directory's step is undone: the user's files, and only where they were kept on purpose."""
+
+from collections.abc import Callable
+
+import pytest
+from fleet import Machine, Stack
+from test_steps import Pair, snapshot
+
+from components.vms.step import script
+
+
+@pytest.fixture(scope="module")
+def alone(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
+    """One machine with its credentials, the holder of its own data."""
+    [machine] = boot("holder")
+    pair = Pair(machine, machine, stack.network)
+    pair.credentials(machine)
+    return pair
+
+
+def data(pair: Pair, path: str, *arguments: str, **changes: str) -> str:
+    """Runs the step, or its undo, and returns what it said."""
+    variables = {"IDENTITY": pair.head.id, **pair.data_variables(pair.head, path), **changes}
+    return pair.head.run(script("data", variables), {}, *arguments).stderr
+
+
+def test_files_stay_and_are_the_login_users(alone: Pair) -> None:
+    machine = alone.head
+    data(alone, "/srv/daskdata")
+    machine.ssh("echo mine >/srv/daskdata/mine && sudo -u dask mkdir -p /srv/daskdata/of/dask")
+    assert "/srv/daskdata on holder is kept: it has files in it" in data(alone, "/srv/daskdata", "undo")
+    assert machine.ssh("cat /srv/daskdata/mine").stdout == "mine\n"
+    assert machine.ssh("find /srv/daskdata ! -user admin").stdout == ""
+    machine.ssh("sudo rm -r /srv/daskdata")
+
+
+def test_with_delete_they_go_too(alone: Pair) -> None:
+    data(alone, "/srv/daskdata", DELETE="yes")
+    alone.head.ssh("mkdir /srv/daskdata/of && echo mine >/srv/daskdata/of/mine")
+    assert data(alone, "/srv/daskdata", "undo", DELETE="yes") == ""
+    assert alone.head.ssh("ls -A /srv").stdout == ""
+
+
+def test_a_directory_that_was_there_is_its_owners_again_with_all_that_came_into_it(alone: Pair) -> None:
+    machine = alone.head
+    machine.run("useradd alice; install -d -m 2775 -o alice -g alice /srv/hers; sudo -u alice touch /srv/hers/old")
+    data(alone, "/srv/hers")
+    machine.ssh("touch /srv/hers/new")
+    data(alone, "/srv/hers", "undo")
+    assert machine.ssh("stat -c '%n %U %G %a' /srv/hers /srv/hers/old /srv/hers/new").stdout.splitlines() == [
+        "/srv/hers alice alice 2775",
+        "/srv/hers/old alice alice 644",
+        "/srv/hers/new alice alice 644",
+    ]
+    data(alone, "/srv/hers", DELETE="yes")
+    data(alone, "/srv/hers", "undo", DELETE="yes")
+    assert machine.ssh("ls -A /srv/hers").stdout == ""
+    assert machine.ssh("stat -c '%U %a' /srv/hers").stdout == "alice 2775\n"
+    machine.run("rm -r /srv/hers; userdel alice")
+
+
+def test_undo_takes_away_the_folders_above_that_it_made_and_no_others(alone: Pair) -> None:
+    machine = alone.head
+    machine.run("mkdir /srv/there")
+    data(alone, "/srv/there/made/too")
+    data(alone, "/srv/there/made/too", "undo")
+    assert machine.ssh("find /srv/there").stdout == "/srv/there\n"
+    machine.run("rmdir /srv/there")
+
+
+def test_a_step_that_was_killed_is_finished_and_undone_like_any_other(alone: Pair) -> None:
+    """At any of its lines: the machine lost power, or ran out of memory."""
+    machine, before = alone.head, snapshot(alone.head)
+    text = script("data", {"IDENTITY": machine.id, **alone.data_variables(machine, "/srv/daskdata")})
+    for milliseconds in (50, 150, 250, 400):
+        machine.run(f"timeout --signal=KILL 0.{milliseconds:03} bash -s <<'STEP'\n{text}\nSTEP", check=False)
+    data(alone, "/srv/daskdata")
+    machine.ssh("touch /srv/daskdata/works && rm /srv/daskdata/works")
+    data(alone, "/srv/daskdata", "undo")
+    assert snapshot(machine) ^ before == set()
+
+
+def test_two_runs_of_a_step_wait_for_each_other(alone: Pair) -> None:
+    """As when the `up` that began the first was killed: on the machine it goes on."""
+    machine = alone.head
+    machine.run("systemd-run -q -u former flock /run sleep 3")
+    said = data(alone, "/srv/daskdata")
+    assert "waiting for a step of an earlier run" in said
+    assert machine.ssh("systemctl is-active former", check=False).stdout == "inactive\n"
+    data(alone, "/srv/daskdata", "undo")

@@ -1,0 +1,217 @@
+"""Machines that somebody has already: a whole stack on them, from the first contact to its last trace."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from checkout import Checkout
+from fleet import Machine, Stack, as_root
+from test_steps import snapshot
+
+from components.vms import files
+
+PORT = 2222
+INDEX_PORT = 8080
+
+
+@pytest.fixture(scope="module")
+def agent(key: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The socket of an SSH agent that has the login key."""
+    socket = tmp_path_factory.mktemp("agent") / "socket"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    try:
+        while not socket.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        subprocess.run(["ssh-add", "-q", key], env={**os.environ, "SSH_AUTH_SOCK": str(socket)}, check=True)
+        yield str(socket)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def lan(make_stack: Callable[[str], Stack]) -> Stack:
+    return make_stack("existing")
+
+
+@pytest.fixture(scope="module")
+def index(lan: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A package index that the machines reach: its URL."""
+    root = tmp_path_factory.mktemp("index")
+    for wheel in files.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("wheels/*.whl"):
+        project = root / "simple" / wheel.name.split("-")[0].lower().replace("_", "-")
+        project.mkdir(parents=True, exist_ok=True)
+        (project / wheel.name).symlink_to(wheel)
+    command = [sys.executable, "-m", "http.server", str(INDEX_PORT), "--bind", lan.gateway, "--directory", root]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://{lan.gateway}:{INDEX_PORT}/simple"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """Three machines with an sshd of their own mind, the last reached through a fourth; and a user's clone."""
+    head, hand, spare, gate = lan.boot("head", "hand", "spare", "gate")
+    machines = {}
+    for machine in (head, hand, spare):
+        machine.run(
+            f"echo Port {PORT} >/etc/ssh/sshd_config.d/10-port.conf && systemctl restart ssh\n"
+            f"mkdir /etc/uv && printf '[[index]]\\nurl = \"{index}\"\\ndefault = true\\n' >/etc/uv/uv.toml"
+        )
+        machines[machine.name] = replace(machine, port=PORT)
+    before = {machine.name: snapshot(machine) for machine in machines.values()}
+
+    checkout = Checkout(tmp_path_factory.mktemp("user"))
+    checkout.environ["SSH_AUTH_SOCK"] = agent
+    host = {"user": "admin", "port": PORT}
+    cluster = {
+        "target": "vms",
+        "machines": {
+            "source": "existing",
+            "hosts": [
+                {"name": "head", "address": head.address, **host},
+                {"name": "hand", "address": hand.address, "bastion": "gate", **host},
+                {"name": "spare", "address": spare.address, **host},
+            ],
+            "bastions": [{"name": "gate", "address": gate.address, "user": "admin", "hostKey": gate.host_key}],
+            "schedulerWorks": True,
+        },
+        "firewall": {"ssh": [f"{lan.gateway}/32", f"{gate.address}/32"]},
+    }
+    office = SimpleNamespace(
+        checkout=checkout, cluster=cluster, machines=machines, gate=gate, before=before,
+        sessions=len(sessions(machines["hand"])),
+    )  # fmt: skip
+    try:
+        yield office
+    finally:
+        office.cluster = cluster
+        subprocess.run(["make", "destroy"], cwd=checkout.folder, env=checkout.environ, capture_output=True, timeout=300)
+
+
+def up(office: SimpleNamespace, succeeds: bool = True, **changes) -> str:
+    """Runs `make up` on the office's machines with these changes of the settings, which stay."""
+    office.cluster |= changes
+    path = office.checkout.folder / "Pulumi.dev.yaml"
+    stack = yaml.safe_load(path.read_text())
+    stack["config"]["dask:cluster"] = office.cluster
+    path.write_text(yaml.safe_dump(stack))
+    return office.checkout.make("up", succeeds=succeeds)
+
+
+def sessions(machine: Machine) -> list[str]:
+    """Where each login of `up` came from, this look at it included."""
+    logged = machine.ssh("sudo journalctl -o cat -t sshd -g 'Accepted publickey for admin'").stdout
+    return re.findall(r"admin from (\S+)", logged)
+
+
+def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: SimpleNamespace) -> None:
+    printed = up(office)
+    assert "workers      3 running" in printed, "the scheduler's machine works too"
+    assert "right for 26 names" in printed
+    for machine in office.machines.values():
+        digest = subprocess.run(["ssh-keygen", "-lf", "-"], input=machine.host_key, capture_output=True, text=True)
+        assert f"first contact: {machine.address} port {PORT} has the host key {digest.stdout.split()[1]}" in printed
+
+
+def test_a_machine_behind_a_bastion_is_reached_through_it_alone(office: SimpleNamespace) -> None:
+    *of_up, look = sessions(office.machines["hand"])[office.sessions :]
+    assert set(of_up) == {office.gate.address} != {look}
+
+
+def test_the_key_that_the_agent_has_is_nowhere_in_the_state(office: SimpleNamespace) -> None:
+    exported = office.checkout.pulumi("stack", "export", "--show-secrets")
+    assert office.machines["head"].host_key in exported
+    assert "OPENSSH PRIVATE KEY" not in exported
+    assert "privateKey" not in exported
+
+
+def test_a_second_up_opens_no_ssh_session(office: SimpleNamespace) -> None:
+    before = {name: len(sessions(machine)) for name, machine in office.machines.items()}
+    assert re.search(r"Resources:\n +\d+ unchanged\n", up(office))
+    assert {name: len(sessions(machine)) - 1 for name, machine in office.machines.items()} == before
+
+
+def test_a_changed_host_key_fails_with_both_fingerprints_and_what_to_do(office: SimpleNamespace) -> None:
+    machine = office.machines["spare"]
+    key = "/etc/ssh/ssh_host_ed25519_key"
+    machine.run(
+        f"cp -a {key} {key}.old && ssh-keygen -q -t ed25519 -N '' -f {key} <<<y >/dev/null && systemctl reload ssh"
+    )
+    try:
+        printed = up(office, succeeds=False, credentials={"renewal": 2})
+    finally:
+        as_root(
+            "nsenter",
+            "--target",
+            str(machine.pid),
+            "--all",
+            "bash",
+            "-c",
+            f"mv {key}.old {key} && systemctl reload ssh",
+        )
+        office.cluster.pop("credentials")
+    assert len(set(re.findall("SHA256:[A-Za-z0-9+/]{43}", printed))) == 2
+    assert "give its new host key" in printed
+
+
+def test_neither_scheduler_nor_data_moves_without_a_word(office: SimpleNamespace) -> None:
+    before = {name: len(sessions(machine)) for name, machine in office.machines.items()}
+    elsewhere = {**office.cluster["machines"], "scheduler": "hand"}
+    printed = up(office, succeeds=False, machines=elsewhere)
+    assert "scheduler would move from head to hand: running work ends" in printed
+    assert "data would move from head to hand: the files stay on the old machine's disk and are not copied" in printed
+    assert "moves: [scheduler, data]" in printed
+    assert "Traceback" not in printed
+    assert {name: len(sessions(machine)) - 1 for name, machine in office.machines.items()} == before
+
+
+def test_with_a_word_both_move(office: SimpleNamespace) -> None:
+    head, hand = office.machines["head"], office.machines["hand"]
+    head.ssh("echo mine >/srv/daskdata/mine")
+    printed = up(office, moves=["scheduler", "data"])
+    assert f"scheduler    tls://{hand.address}:8786" in printed
+    assert "workers      3 running" in printed
+    assert hand.ssh("ls /srv/daskdata").stdout == ""
+    head.ssh("echo new >/srv/daskdata/new")
+    assert hand.ssh("cat /srv/daskdata/new").stdout == "new\n"
+    assert head.ssh("systemctl is-active dask-scheduler", check=False).stdout == "inactive\n"
+    assert head.ssh("sudo ls -d /etc/daskstack/authority", check=False).returncode
+    office.cluster.pop("moves")
+    assert re.search(r"Resources:\n +\d+ unchanged\n", up(office)), "without the word they stay"
+
+
+def test_a_machine_that_is_gone_blocks_neither_up_nor_its_removal_nor_destroy(
+    office: SimpleNamespace, lan: Stack
+) -> None:
+    lan.remove("spare")
+    machines = office.cluster["machines"]
+    *others, spare = machines["hosts"]
+    printed = up(office, machines={**machines, "hosts": [*others, {**spare, "gone": True}]})
+    assert "workers      2 running" in printed
+    for machine in (office.machines["head"], office.machines["hand"]):
+        assert spare["address"] not in machine.ssh("sudo cat /etc/firewalld/zones/dask.xml").stdout
+    up(office, machines={**machines, "hosts": others})
+    assert "spare" not in office.checkout.pulumi("stack", "export")
+
+
+def test_destroy_leaves_machines_as_they_were_and_keeps_the_files(office: SimpleNamespace) -> None:
+    head, hand = office.machines["head"], office.machines["hand"]
+    office.checkout.make("destroy")
+    assert head.ssh("cat /srv/daskdata/mine").stdout == "mine\n", "the login user's own again"
+    assert hand.ssh("cat /srv/daskdata/new").stdout == "new\n"
+    for machine in (head, hand):
+        machine.ssh("rm -r /srv/daskdata/* && sudo rmdir /srv/daskdata")
+        assert snapshot(machine) ^ office.before[machine.name] == set()

@@ -1,0 +1,320 @@
+"""What breaks, and what then comes back by itself or by the next `make up`, on a whole stack.
+
+KILLS=20 tries more moments at which `make up` is killed.
+"""
+
+import os
+import random
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from checkout import Checkout
+from fleet import SUDO, Machine, as_root
+
+import daskstack
+from daskstack import engine
+
+KILLS = int(os.environ.get("KILLS", "4"))
+NAMES = ("scheduler", "worker-1", "worker-2")
+# What a machine makes once, by its place on the machine: another one would mean another machine or another cluster.
+MADE_ONCE = (
+    "etc/machine-id", "etc/ssh/ssh_host_ed25519_key.pub", "etc/daskstack/ssh/id_ed25519.pub",
+    "etc/daskstack/authority/host.pub", "etc/daskstack/authority/user.pub", "etc/daskstack/authority/tls.pem",
+)  # fmt: skip
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        time.sleep(0.2)
+
+
+def processes() -> dict[int, tuple[int, int]]:
+    """Every process with its parent and its session."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,sid="], capture_output=True, text=True, check=True).stdout
+    return {pid: (parent, session) for pid, parent, session in (map(int, line.split()) for line in listed.splitlines())}
+
+
+def kill(make: subprocess.Popen, with_commands: bool) -> None:
+    """`kill -9` of make, engine and plugins; with or without the local commands that these run."""
+    found = processes()
+    doomed = {make.pid}
+    while more := {pid for pid, (parent, _) in found.items() if parent in doomed} - doomed:
+        doomed |= more
+    for pid in doomed:
+        if pid in found and (with_commands or found[pid][1] == make.pid):
+            as_root("kill", "-KILL", str(pid), check=False)
+    make.wait()
+
+
+class Cluster:
+    """A user's checkout, its stack of local machines, and what was seen of both."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout = checkout
+        self.data = Path(checkout.environ["XDG_DATA_HOME"], "daskstack")
+
+    def locked(self) -> bool:
+        return any(self.data.glob("state/.pulumi/locks/organization/dask/dev/*.json"))
+
+    def made(self) -> dict[str, str]:
+        """What has been made once up to now."""
+        folders = [self.data / "machines/dev" / name for name in NAMES]
+        files = [folder / "id" for folder in folders] + [f / "upper" / path for f in folders for path in MADE_ONCE]
+        return {str(file): as_root("cat", str(file)).stdout for file in files if file.exists()}
+
+    def killed_up(self, seconds: float, with_commands: bool) -> bool:
+        """An `up` that is killed after some seconds, False where it was faster."""
+        output = self.checkout.folder / "up.log"
+        with output.open("w") as log:
+            make = subprocess.Popen(
+                ["make", "up"], cwd=self.checkout.folder, env=self.checkout.environ, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        try:
+            make.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        finally:
+            kill(make, with_commands)
+            self.last = output.read_text()
+        assert make.returncode == 0, self.last
+        return False
+
+    def works(self) -> None:
+        """All workers are there and a job gives the right answer."""
+
+        def answer() -> int | None:
+            try:
+                with daskstack.connect("dev") as client:
+                    client.wait_for_workers(2, timeout=30)
+                    return client.submit(sum, range(100)).result(timeout=30)
+            except (OSError, ValueError, RuntimeError):
+                return None  # it is still on its way back
+
+        until(lambda: answer() == 4950, 120)
+
+
+@pytest.fixture(scope="module")
+def cluster(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        checkout = Checkout(tmp_path_factory.mktemp("user"))
+        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
+        patch.setattr(engine, "PROJECT", checkout.folder)
+        try:
+            yield Cluster(checkout)
+        finally:
+            checkout.make("destroy")
+
+
+def traces(cluster: Cluster) -> list[str]:
+    """What of the stack can be seen on this computer."""
+    folder = cluster.data / "machines/dev"
+    digest = subprocess.run(["sha256sum"], input=str(folder), capture_output=True, text=True).stdout
+    words = (f"dask-{digest[:8]}", str(folder))
+    found = as_root("ip", "-o", "link").stdout + as_root("ip", "netns").stdout + Path("/proc/mounts").read_text()
+    found += as_root("ps", "-eo", "args").stdout + as_root("find", "/sys/fs/cgroup", "-maxdepth", "2").stdout
+    found += "\n".join(str(path) for path in cluster.data.glob("machines/*"))
+    return [line for line in found.splitlines() if any(word in line for word in words)]
+
+
+def test_an_up_that_is_killed_at_any_moment_is_finished_by_the_next(cluster: Cluster) -> None:
+    chance = random.Random(KILLS)
+    killed, moments, made = 0, [], {}
+    while killed < KILLS:
+        # As many at the beginning of a stack as at its end.
+        seconds = chance.uniform(0.5, 25)
+        locked = cluster.locked()
+        was_killed = cluster.killed_up(seconds, with_commands=chance.random() < 0.5)
+        if locked and seconds > 5:
+            assert "Cleared the lock of a run that is dead" in cluster.last
+        killed += was_killed
+        now = cluster.made()
+        assert {file: now.get(file) for file in made} == made, f"after {moments}"
+        made = now
+        moments.append(f"{seconds:.1f} {was_killed}")
+        print(moments[-1], len(made))
+        if not was_killed or killed % 4 == 0:
+            cluster.checkout.make("destroy")
+            assert traces(cluster) == []
+            made = {}
+    cluster.checkout.make("up")
+    now = cluster.made()
+    assert {file: now[file] for file in made} == made
+    assert re.search(r"Resources:\n +\d+ unchanged\n", cluster.checkout.make("up"))
+    cluster.works()
+
+
+@pytest.fixture(scope="module")
+def machines(cluster: Cluster) -> Mapping[str, Machine]:
+    cluster.checkout.make("up")
+    return cluster.checkout.machines()
+
+
+def group(machine: Machine) -> Path:
+    """The control group that holds all processes of a machine."""
+    top = as_root("findmnt", "-rn", "-o", "TARGET", "-t", "cgroup2").stdout.splitlines()[0]
+    return Path(top, f"{machine.bridge}-{machine.name}")
+
+
+@contextmanager
+def frozen(machine: Machine) -> Iterator[None]:
+    """A machine all of whose processes stand still; its kernel still takes connections."""
+    freezer = group(machine) / "cgroup.freeze"
+    as_root("sh", "-c", f"echo 1 >{freezer}")
+    try:
+        yield
+    finally:
+        as_root("sh", "-c", f"echo 0 >{freezer}")
+
+
+@contextmanager
+def unplugged(machine: Machine) -> Iterator[None]:
+    """A machine whose network link is down: what is sent to it gets no answer at all."""
+    link = ("nsenter", "--target", str(machine.pid), "--net", "ip", "link", "set", "host0")
+    as_root(*link, "down")
+    try:
+        yield
+    finally:
+        as_root(*link, "up")
+
+
+def test_a_restart_of_this_computer_is_seen_by_preview_and_mended_by_up(
+    cluster: Cluster, machines: Mapping[str, Machine], tmp_path: Path
+) -> None:
+    made = cluster.made()
+    for machine in machines.values():
+        pids = as_root("find", str(group(machine)), "-name", "cgroup.procs", "-exec", "cat", "{}", "+").stdout.split()
+        as_root("kill", "-KILL", *pids, check=False)  # some end with the first
+    bridge = machines["scheduler"].bridge
+    as_root("ip", "link", "delete", bridge)
+    as_root("ip", "netns", "delete", bridge)
+
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text("2f1c9d1e-0000-4000-8000-000000000000\n")
+    restarted = (
+        f"mount --make-private /proc && mount --bind {boot_id} /proc/sys/kernel/random/boot_id"
+        " && make preview && echo previewed && make up"
+    )
+    wrapped = ["unshare", "--mount", "--propagation", "unchanged", "bash", "-c", restarted]
+    done = subprocess.run(
+        [*SUDO, "env", *(f"{k}={v}" for k, v in cluster.checkout.environ.items()), *wrapped],
+        cwd=cluster.checkout.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for printed in done.stdout.split("previewed\n"):
+        assert "this computer was restarted, which ended the stack's machines: up starts them again" in printed
+    assert cluster.made() == made
+    cluster.works()
+
+
+@pytest.mark.parametrize("name", ["scheduler", "worker-1"])
+def test_a_machine_that_reboots_comes_back_by_itself(
+    cluster: Cluster, machines: Mapping[str, Machine], name: str
+) -> None:
+    machine = machines[name]
+    started = machine.pid
+    machine.ssh("sudo systemctl reboot", check=False)
+
+    def has_rebooted() -> bool:
+        try:
+            return machine.pid != started
+        except (IndexError, subprocess.CalledProcessError):
+            return False  # there is no process 1 between the two
+
+    until(has_rebooted)
+    cluster.works()
+
+
+def test_a_scheduler_that_is_killed_comes_back_with_its_workers(
+    cluster: Cluster, machines: Mapping[str, Machine]
+) -> None:
+    machines["scheduler"].ssh("sudo systemctl kill --signal=KILL dask-scheduler")
+    cluster.works()
+
+
+def test_a_job_one_of_whose_workers_is_killed_gives_the_right_answer(
+    cluster: Cluster, machines: Mapping[str, Machine]
+) -> None:
+    def square(number: int) -> int:
+        time.sleep(0.1)
+        return number * number
+
+    with daskstack.connect("dev") as client:
+        client.wait_for_workers(2, timeout=60)
+        futures = client.map(square, range(60))
+        until(lambda: any(future.done() for future in futures))
+        machines["worker-1"].ssh("sudo systemctl kill --signal=KILL dask-worker@1")
+        assert client.submit(sum, futures).result(timeout=60) == sum(number * number for number in range(60))
+
+
+def test_a_mount_whose_sshfs_dies_comes_back_by_itself(machines: Mapping[str, Machine]) -> None:
+    for machine in machines.values():
+        machine.ssh("touch /srv/daskdata/seen && sudo pkill -KILL -f '^[^ ]*sshfs [^ ]* /srv/daskdata '")
+        until(lambda m=machine: m.ssh("ls /srv/daskdata/seen", check=False).returncode == 0, 20)
+
+
+def test_many_machines_that_meet_one_at_once_all_get_in(machines: Mapping[str, Machine]) -> None:
+    scheduler = machines["scheduler"]
+    many = f"for each in $(seq 40); do sudo -u dask ssh {scheduler.address} true || echo refused & done; wait"
+    assert machines["worker-1"].ssh(f"cd /; {many}").stdout == ""
+
+
+def test_storage_that_is_away_for_a_minute_gives_errors_and_then_comes_back(
+    cluster: Cluster, machines: Mapping[str, Machine]
+) -> None:
+    """The scheduler's machine holds the data, so all of Dask waits with it."""
+    worker = machines["worker-1"]
+    worker.ssh("echo kept >/srv/daskdata/kept")
+    with unplugged(machines["scheduler"]):
+        away = time.monotonic()
+        done = worker.ssh("timeout 50 touch /srv/daskdata/astray", check=False)
+        assert done.returncode not in (0, 124), "expected an error, neither success nor a hanging access"
+        time.sleep(away + 60 - time.monotonic())
+    until(lambda: worker.ssh("timeout 20 cat /srv/daskdata/kept", check=False).stdout == "kept\n")
+    assert "astray" not in machines["scheduler"].ssh("ls /srv/daskdata").stdout
+    cluster.works()
+
+
+def test_a_full_disk_is_named_and_the_next_up_mends_what_it_left(
+    cluster: Cluster, machines: Mapping[str, Machine]
+) -> None:
+    """That next `up` meets an sshd that restarts again and again, and a machine that stands still for 20 seconds."""
+    lock, worker = cluster.checkout.folder / "environment.lock", machines["worker-1"]
+    text = lock.read_text()
+    lock.write_text(re.sub(r"^tzdata==.*\n(?: .*\n)*", "", text, flags=re.MULTILINE))
+    worker.ssh("sudo mount -t tmpfs -o size=1M,mode=0755 tmpfs /opt/daskstack")
+    try:
+        printed = cluster.checkout.make("up", succeeds=False)
+    finally:
+        worker.ssh("sudo umount -l /opt/daskstack")
+    assert re.search(r"the disk of /opt/daskstack on worker-1 is full \(\d MB left\): make room there", printed)
+
+    over = threading.Event()
+
+    def restart_sshd() -> None:
+        while not over.wait(1):
+            as_root("nsenter", "--target", str(worker.pid), "--all", "systemctl", "restart", "ssh")
+
+    def stand_still() -> None:
+        with frozen(machines["worker-2"]):
+            over.wait(20)
+
+    disturbers = [threading.Thread(target=restart_sshd), threading.Thread(target=stand_still)]
+    for each in disturbers:
+        each.start()
+    try:
+        assert "30 packages as locked on 3 processes" in cluster.checkout.make("up")
+    finally:
+        over.set()
+        for each in disturbers:
+            each.join()
+        lock.write_text(text)
+    cluster.works()

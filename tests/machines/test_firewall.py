@@ -1,0 +1,363 @@
+"""The firewall step on machines that people use already: it shuts out whom it should, and nobody else by surprise."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from fleet import Machine, Outside, Stack
+
+from components.vms import reachable
+from components.vms.step import script
+
+# All that the step may change, with what makes a difference.
+STATE = r"""
+systemctl is-enabled firewalld; systemctl is-active firewalld
+nft -s list ruleset
+find /etc/firewalld /var/lib/daskstack /run/daskstack-firewall* -printf '%p %m %u %l\n' -type f -exec md5sum {} + \
+  2>/dev/null | sort
+systemctl list-units --all --no-legend 'daskstack*'
+true
+"""
+RESTORE = r"""
+systemctl stop 'listen-*' 2>/dev/null
+systemctl disable --now firewalld nftables 2>/dev/null
+nft flush ruleset
+rm -rf /etc/ufw /etc/firewalld /run/daskstack-unfinished
+cp -a /root/firewalld /etc/firewalld
+"""
+LOCAL = "nft add table inet mine; nft add chain inet mine in '{ type filter hook input priority 0; }'\n"
+
+
+class Guest:
+    """A machine with a firewall step."""
+
+    def __init__(self, machine: Machine, network: str) -> None:
+        self.machine, self.network = machine, network
+
+    def text(self, **more: str) -> str:
+        variables = {
+            "IDENTITY": self.machine.id, "NETWORK": self.network, "SSH_PORT": "22", "SSH_SOURCES": "", "OPEN": "",
+            "PORTS": "8786 8787 9000-9002", "CLOSE_OTHERS": "no", "MANAGE": "yes",
+        }  # fmt: skip
+        return script("firewall", variables | more)
+
+    def apply(self, **more: str) -> str:
+        """The step, and its proof that there is a way in; returns what it said."""
+        said = self.machine.run(self.text(**more)).stderr
+        self.machine.run(self.text(**more), {}, "confirm")
+        return said
+
+    def refuses(self, **more: str) -> str:
+        """The step, which fails and changes nothing; returns its reason."""
+        before = self.state()
+        done = self.machine.run(self.text(**more), check=False)
+        assert done.returncode == 1, done.stderr
+        assert self.state() == before
+        return done.stderr
+
+    def undo(self) -> None:
+        self.machine.run(self.text(), {}, "undo")
+
+    def state(self) -> str:
+        return self.machine.run(STATE).stdout
+
+
+@pytest.fixture(scope="module")
+def pair(boot: Callable[..., list[Machine]], stack: Stack) -> tuple[Guest, Guest]:
+    one, other = (Guest(machine, stack.network) for machine in boot("guest", "beside"))
+    for each in (one, other):
+        each.machine.run("cp -a /etc/firewalld /root/firewalld")
+    return one, other
+
+
+@pytest.fixture
+def guest(pair: tuple[Guest, Guest]) -> Iterator[Guest]:
+    """A machine without a firewall; it is without one again after the test."""
+    yield pair[0]
+    pair[0].undo()
+    pair[0].machine.run(RESTORE)
+
+
+def listens(machine: Machine, port: int, address: str = "0.0.0.0") -> None:
+    """Something answers on the port, whatever the firewall says about it."""
+    machine.run(
+        f"systemd-run -q -u listen-{port} python3 -m http.server {port} --bind {address} 2>/dev/null || true\n"
+        f"for _ in $(seq 50); do (exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && exit; sleep 0.1; done\n"
+        "exit 1"
+    )
+
+
+def listens_udp(machine: Machine, port: int) -> None:
+    code = f"import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', {port})); time.sleep(600)"
+    machine.run(
+        f'systemd-run -q -u listen-udp-{port} python3 -c "{code}"\n'
+        f"for _ in $(seq 50); do ss -Hlnu sport = :{port} | grep -q . && exit; sleep 0.1; done\nexit 1"
+    )
+
+
+def inside_connects(one: Machine, other: Machine, port: int) -> bool:
+    return one.ssh(f"timeout 2 bash -c 'exec 3<>/dev/tcp/{other.address}/{port}'", check=False).returncode == 0
+
+
+def gateway(guest: Guest) -> str:
+    """The address from which this computer reaches the machine."""
+    return guest.network.replace(".0/24", ".1")
+
+
+# What it lets in
+
+
+def test_the_firewall_lets_the_cluster_in_and_nobody_else_but_to_ssh_from_where_it_may(
+    guest: Guest, pair: tuple[Guest, Guest], outside: Outside
+) -> None:
+    head, hand = guest.machine, pair[1].machine
+    for port in (8786, 9000, 9100, 9200):
+        listens(head, port)
+    assert outside.connects(head, 9200), "the way from outside must work for the test to mean something"
+    guest.apply(CLOSE_OTHERS="yes")
+    for machine in (head, hand):
+        for port in (22, 8786, 9000):
+            assert inside_connects(machine, head, port), f"{machine.name} to port {port}"
+    assert not inside_connects(hand, head, 9200)
+    for port in (22, 8786, 9000, 9100, 9200):
+        assert not outside.connects(head, port), port
+
+    guest.apply(SSH_SOURCES="198.51.100.0/24", OPEN="9100=198.51.100.1/32 9200=203.0.113.0/24")
+    assert [port for port in (22, 8786, 9000, 9100, 9200) if outside.connects(head, port)] == [22, 9100]
+
+
+def test_the_firewall_holds_after_a_reboot(
+    guest: Guest, pair: tuple[Guest, Guest], outside: Outside, stack: Stack
+) -> None:
+    guest.apply()
+    guest.machine.ssh("sudo systemctl reboot", check=False)
+    stack.boot("guest")
+    for port in (8786, 9200):
+        listens(guest.machine, port)
+    assert inside_connects(pair[1].machine, guest.machine, 8786)
+    assert not inside_connects(pair[1].machine, guest.machine, 9200)
+    assert not outside.connects(guest.machine, 22)
+    assert not outside.connects(guest.machine, 8786)
+
+
+# Beside other firewalls
+
+
+@pytest.mark.parametrize(
+    ("made_by", "named"),
+    [
+        ("mkdir -p /etc/ufw; echo ENABLED=yes >/etc/ufw/ufw.conf", "ufw is on; turn it off: ufw disable"),
+        (
+            "nft add table ip filter; nft add chain ip filter ufw-user-input; nft add chain ip filter INPUT"
+            " '{ type filter hook input priority 0; policy drop; }'; nft add rule ip filter INPUT accept",
+            "nftables table ip filter has rules of ufw",
+        ),
+        (
+            "nft add table ip filter; nft add chain ip filter FORWARD '{ type filter hook forward priority 0; }';"
+            " nft add chain ip filter DOCKER-USER; nft add rule ip filter FORWARD jump DOCKER-USER;"
+            " nft add rule ip filter DOCKER-USER iifname br-1 drop",
+            "nftables table ip filter has rules of Docker",
+        ),
+        (LOCAL + "nft add rule inet mine in tcp dport 23 reject", "nftables table inet mine has rules"),
+        ("systemctl -q enable nftables", "turn it off: systemctl disable --now nftables"),
+    ],
+    ids=["ufw", "ufw's rules", "Docker", "nftables", "nftables.service"],
+)  # fmt: skip
+def test_beside_another_firewall_it_changes_nothing_and_says_what_to_do(
+    guest: Guest, made_by: str, named: str
+) -> None:
+    guest.machine.run(made_by)
+    reason = guest.refuses(SSH_SOURCES="203.0.113.7/32")
+    assert named in reason
+    assert "firewall: {manage: false}" in reason
+    assert f"TCP 22 8786 8787 9000-9002 to {guest.network}; 22 to 203.0.113.7/32" in reason
+
+
+def test_rules_that_shut_nobody_out_are_no_firewall(guest: Guest) -> None:
+    nat = "nft add table ip nat; nft add chain ip nat PREROUTING '{ type nat hook prerouting priority 0; }'"
+    banned = "nft add chain inet mine f2b-sshd; nft add rule inet mine f2b-sshd ip saddr 192.0.2.1 reject"
+    guest.machine.run(f"{nat}; nft add table ip filter\n{LOCAL}{banned}")
+    guest.apply()
+
+
+def test_left_alone_it_changes_nothing_and_says_what_must_be_let_in(guest: Guest) -> None:
+    accepts = "nft add rule inet mine in tcp dport { 22, 9000-9010 } accept\n"
+    guest.machine.run(LOCAL + accepts + "nft add rule inet mine in drop")
+    before = guest.state()
+    said = guest.machine.run(guest.text(MANAGE="no")).stderr
+    assert f"they must let in TCP 22 8786 8787 9000-9002 to {guest.network}" in said
+    assert "no rule names TCP 8786 8787:" in said
+    guest.machine.run(guest.text(MANAGE="no"), {}, "undo")
+    assert guest.state() == before
+
+
+def test_left_alone_from_now_on_it_gives_back_what_it_had_changed(guest: Guest) -> None:
+    before = guest.state()
+    guest.apply()
+    assert guest.machine.run(guest.text(MANAGE="no")).stderr == ""
+    assert guest.state() == before
+
+
+# Services of others
+
+
+def test_a_service_that_would_be_closed_stops_it_with_the_line_that_opens_it(guest: Guest) -> None:
+    for port in (9200, 9300, 9001):
+        listens(guest.machine, port)
+    listens(guest.machine, 9400, address="127.0.0.1")
+    for port in (53, 68, 45000):
+        listens_udp(guest.machine, port)
+    reason = guest.refuses(OPEN="9300=203.0.113.0/24")
+    assert "  53/udp  python3\n  9200/tcp  python3\n" in reason
+    assert "firewall: {open: [{port: 9200, sources: [203.0.113.0/24]}]}" in reason
+    assert "firewall: {closeOthers: true}" in reason
+    assert not [port for port in ("9300/", "9001/", "9400/", "68/", "45000/", "22/") if f"  {port}" in reason]
+
+    said = guest.apply(OPEN="9300=203.0.113.0/24", CLOSE_OTHERS="yes")
+    assert "  9200/tcp  python3\n" in said
+    # What is open from now on is a matter of the settings: nothing to ask again.
+    assert guest.apply() == ""
+
+
+def test_what_firewalld_has_closed_already_is_not_asked_about(guest: Guest) -> None:
+    guest.machine.run("firewall-offline-cmd -q --add-port=9200/tcp; systemctl start firewalld")
+    for port in (9200, 9300):
+        listens(guest.machine, port)
+    reason = guest.refuses()
+    assert "  9200/tcp  python3\n" in reason
+    assert "9300" not in reason
+
+
+# The way in
+
+
+def test_an_address_that_would_be_shut_out_is_told_before_anything_changes(guest: Guest) -> None:
+    here = gateway(guest)
+    assert f"firewall: {{ssh: [{here}/32]}}" in guest.refuses(NETWORK="192.0.2.0/24")
+    guest.apply(NETWORK="192.0.2.0/24", SSH_SOURCES=f"{here}/32")
+
+
+def test_another_ssh_port_than_the_one_used_is_told_before_anything_changes(guest: Guest) -> None:
+    assert "came in on port 22" in guest.refuses(SSH_PORT="2222")
+
+
+def hurried(text: str, seconds: int) -> str:
+    """The step with less than a minute to prove the way in."""
+    assert "--on-active=60" in text
+    return text.replace("--on-active=60", f"--on-active={seconds}")
+
+
+def wait_for_rollback(guest: Guest) -> None:
+    deadline = time.monotonic() + 20
+    while guest.machine.run("ls /run/daskstack-firewall.sh", check=False).returncode == 0:
+        assert time.monotonic() < deadline, guest.state()
+        time.sleep(0.2)
+
+
+def test_a_change_that_nobody_confirms_takes_itself_back(guest: Guest, outside: Outside) -> None:
+    before = guest.state()
+    guest.machine.run(hurried(guest.text(), seconds=3))
+    wait_for_rollback(guest)
+    assert guest.state() == before
+    assert guest.machine.run(guest.text(), {}, "confirm", check=False).returncode == 3
+
+    guest.apply(SSH_SOURCES="198.51.100.0/24")
+    before = guest.state()
+    guest.machine.run(hurried(guest.text(), seconds=8))
+    assert not outside.connects(guest.machine, 22)
+    wait_for_rollback(guest)
+    assert outside.connects(guest.machine, 22)
+    assert guest.state() == before
+
+
+def test_a_step_that_fails_half_way_takes_its_change_back_at_once(guest: Guest) -> None:
+    guest.machine.run("firewall-offline-cmd -q --zone=trusted --add-interface=host0")
+    assert "host0 (zone trusted)" in guest.refuses()
+
+
+def prove(guest: Guest, **more: str) -> subprocess.CompletedProcess[str]:
+    machine = guest.machine
+    connection = {
+        "host": machine.address, "user": "admin", "host_key": machine.host_key, "private_key": machine.key.read_text(),
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "components.vms.reachable"],
+        cwd=Path(reachable.__file__).parents[2],
+        env=os.environ | {"CONNECTION": json.dumps(connection | more), "COMMAND": "sudo -n bash -s"},
+        input=guest.text(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_a_new_connection_keeps_the_change_and_makes_it_again_where_it_was_taken_back(guest: Guest) -> None:
+    guest.machine.run(guest.text())
+    assert prove(guest).returncode == 0
+    kept = guest.state()
+    assert "rollback" not in kept
+
+    guest.undo()
+    assert prove(guest).returncode == 0
+    assert guest.state() == kept
+
+
+def test_a_machine_that_lets_nobody_in_again_fails_the_up(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = {"host": guest.machine.address, "port": 23, "user": "admin", "host_key": guest.machine.host_key}
+    monkeypatch.setenv("CONNECTION", json.dumps(closed))
+    monkeypatch.setenv("COMMAND", "bash -s")
+    monkeypatch.setattr("sys.stdin", StringIO(guest.text()))
+    monkeypatch.setattr(reachable, "WAIT", 1)
+    with pytest.raises(SystemExit, match=r"no new SSH connection to .* takes itself back"):
+        reachable.main()
+
+
+# firewalld as others have set it up
+
+
+def test_the_firewalld_of_others_keeps_what_they_said_and_undo_gives_back_the_rest(guest: Guest) -> None:
+    guest.machine.run(
+        "firewall-offline-cmd -q --set-default-zone=work; firewall-offline-cmd -q --zone=work --add-service=http\n"
+        "firewall-offline-cmd -q --zone=internal --add-source=192.0.2.0/24; systemctl -q enable --now firewalld"
+    )
+    before = guest.state()
+    guest.apply()
+    zones = guest.machine.run("firewall-cmd --get-active-zones; cd /etc/firewalld; ls zones").stdout
+    assert "internal\n  sources: 192.0.2.0/24" in zones
+    assert "work.xml" in zones
+    guest.undo()
+    assert guest.state() == before
+    guest.undo()
+    assert guest.state() == before
+
+
+@pytest.mark.parametrize(
+    ("made_by", "named"),
+    [
+        ("firewall-cmd -q --add-port=9300/tcp", "firewall-cmd --runtime-to-permanent"),
+        ("firewall-cmd -q --zone=trusted --change-interface=host0", "host0 (zone trusted)"),
+        (
+            "firewall-cmd -q --permanent --zone=internal --add-source=NETWORK; firewall-cmd -q --reload",
+            "among its sources",
+        ),
+    ],
+    ids=["not permanent", "interface", "source"],
+)
+def test_a_firewalld_in_which_it_would_not_hold_is_left_as_it_is(guest: Guest, made_by: str, named: str) -> None:
+    guest.machine.run("systemctl start firewalld\n" + made_by.replace("NETWORK", guest.network))
+    assert named in guest.refuses()
+
+
+def test_undo_works_where_firewalld_was_removed_meanwhile(guest: Guest) -> None:
+    guest.apply()
+    guest.machine.run("systemctl stop firewalld; mv /usr/bin/firewall-cmd /usr/bin/firewall-cmd.away")
+    try:
+        guest.undo()
+    finally:
+        guest.machine.run("mv /usr/bin/firewall-cmd.away /usr/bin/firewall-cmd")
+    assert guest.machine.run("ls /etc/firewalld/zones /var/lib/daskstack 2>/dev/null; true").stdout == (
+        "/etc/firewalld/zones:\n"
+    )

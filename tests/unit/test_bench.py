@@ -1,0 +1,63 @@
+"""The arithmetic of the figures in bench/."""
+
+import pytest
+
+from bench.figures import Comparison, Operation, Spread, longest_path, rounded, slowest, spread
+from bench.report import THOUSAND, page
+
+
+def comparison(more: bool = False, goal: float | None = 0.5) -> Comparison:
+    return Comparison("1 machine", "Ansible", "s", goal, more, ours=[1.0, 4.0, 2.0], theirs=[4.0, 5.0, 4.0])
+
+
+def test_a_ratio_is_that_of_each_turns_pair() -> None:
+    assert comparison().ratio == Spread(0.5, 0.25, 0.8)
+
+
+def test_a_spread_is_the_median_the_lowest_and_the_highest() -> None:
+    assert spread([3, 1, 10, 2]) == Spread(2.5, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("more", "goal", "met"),
+    [(False, 0.5, True), (False, 0.49, False), (True, 0.5, True), (True, 0.51, False), (True, None, True)],
+)
+def test_a_goal_is_met_by_the_median(more: bool, goal: float | None, met: bool) -> None:
+    assert comparison(more, goal).met is met
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (12.345, "12.3"), (1234.5, "1234"), (0, "0")])
+def test_figures_have_three_digits(value: float, text: str) -> None:
+    assert rounded(value) == text
+
+
+def test_the_longest_path_leaves_out_what_nobody_waited_for() -> None:
+    operations = [
+        Operation("start", 0, 1), Operation("quick", 1, 2), Operation("slow", 1.5, 4), Operation("last", 4.5, 6),
+    ]  # fmt: skip
+    path = longest_path(operations, 7)
+    assert path == [("start", 1), ("slow", 2.5), ("last", 1.5), ("between and around them", 2)]
+
+
+def test_the_slowest_keep_their_order_and_the_others_their_sum() -> None:
+    durations = [("a", 1.0), ("b", 5.0), ("c", 2.0), ("d", 7.0)]
+    assert slowest(durations, 2) == [("b", 5.0), ("d", 7.0), ("all else", 3.0)]
+
+
+def test_a_missed_goal_is_told_with_its_profile() -> None:
+    kept = {
+        "a": {
+            "date": "2026-01-02", "machine": "2 processors", "profiles": {"`up`": [("scheduler-data", 1.234)]},
+            "comparisons": [vars(comparison(goal=0.4))],
+        }
+    }  # fmt: skip
+    text = page(kept)
+    assert "| 1 machine | 2 (1 to 4) s | Ansible: 4 (4 to 5) s | 0.5 (0.25 to 0.8) | at most 0.4 | **missed** |" in text
+    assert "| scheduler-data | 1.23 |" in text
+    kept["a"]["comparisons"] = [vars(comparison(goal=0.5))]
+    assert "scheduler-data" not in page(kept)
+
+
+def test_the_page_about_a_thousand_machines_waits_for_its_figures() -> None:
+    assert "A thousand machines" in THOUSAND.read_text()
+    assert "A thousand machines" not in page({})
