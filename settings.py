@@ -553,14 +553,15 @@ def _machine_conflicts(machines: Existing) -> Iterator[tuple[Place, list[Place],
 
     for place, first in _twice(((*place, "name"), each.name) for place, each in [*hosts, *bastions]):
         yield place, [place, first], f"has the same name as {_dotted(first[:-1])[1:]}; use each name once"
-    for place, first in _twice(((*place, "address"), (host.address, host.port)) for place, host in hosts):
+    listed = list(_twice(((*place, "address"), (host.address, host.port)) for place, host in hosts))
+    for place, first in listed:
         grounds = [place, first, (*place[:-1], "port"), (*first[:-1], "port")]
         yield place, grounds, f"address and port are those of {_dotted(first[:-1])[1:]}; list each machine once"
 
     network = ipaddress.ip_network(machines.network) if machines.network else None
     inside = [((*place, "privateAddress" if host.private_address else "address"), host.inside) for place, host in hosts]
     for place, first in _twice(inside):
-        if not place[-1] == first[-1] == "address":
+        if (place, first) not in listed:
             text = (
                 f"is where {_dotted(first[:-1])[1:]} is reached inside the cluster already; each needs its own address"
             )

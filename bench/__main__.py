@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bench import job, mount, prepare, preview, report
 from bench.rig import BenchError, rig
-from daskstack import engine
 
 PARTS = "abcdef"
 
@@ -20,13 +19,14 @@ def main() -> None:
     parts = wanted.only.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
-    os.environ |= engine.variables("dev")
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
     with rig() as place:
         if prepared := [part for part in parts if part in "abc"]:
+            print(f"parts {', '.join(prepared)}", flush=True)
             report.keep(prepare.measure(place, prepared, wanted.repeats))
         for part, module in (("d", preview), ("e", mount), ("f", job)):
             if part in parts:
+                print(f"part {part}", flush=True)
                 report.keep({part: module.measure(place, wanted.repeats)})
     print(f"the figures are in {report.RESULTS.relative_to(Path.cwd())}")
 

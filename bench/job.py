@@ -21,7 +21,7 @@ WORKERS, THREADS = 2, 1
 
 def series(client: Client) -> None:
     """Much computing, little traffic: the mean of a column by group."""
-    frame = dask.datasets.timeseries(start="2000-01-01", end="2000-07-01", partition_freq="2d", seed=1)
+    frame = dask.datasets.timeseries(start="2000-01-01", end="2000-03-01", partition_freq="1d", seed=1)
     client.compute(frame.groupby("name").x.mean()).result(timeout=300)
 
 
@@ -89,7 +89,7 @@ def _seconds(job: Callable[[Client], None], client: Client) -> float:
 def _cluster(rig: Rig, stack: ExitStack, *, tls: bool) -> Client:
     """A client of a cluster that stays until the end of the bench."""
     name = "tls" if tls else "plain"
-    fleet, program = rig.fleet(name), rig.program(name)
+    fleet, program = stack.enter_context(rig.fleet(name)), rig.program(name)
     names = ["scheduler", *(f"worker-{number + 1}" for number in range(WORKERS))]
     settings = {"workers": {"threads": THREADS, "memoryLimit": "2 GiB"}, "dask": {"tls": tls}}
     up(program, fleet, fleet.fresh(*names), **settings)

@@ -25,7 +25,12 @@ VARIANTS = {"without the environment": (WITHOUT, ("--skip-tags", "environment"))
 
 def measure(rig: Rig, parts: Sequence[str], repeats: int) -> dict[str, dict[str, Any]]:
     """The results of those of the parts a, b and c that are asked for."""
-    fleet, program = rig.fleet("prepare"), rig.program("prepare")
+    with rig.fleet("prepare") as fleet:
+        return _measure(rig, fleet, parts, repeats)
+
+
+def _measure(rig: Rig, fleet: Fleet, parts: Sequence[str], repeats: int) -> dict[str, dict[str, Any]]:
+    program = rig.program("prepare")
     results: dict[str, dict[str, Any]] = {part: {"comparisons": {}, "profiles": {}} for part in parts}
     wanted = [(size, variant) for variant in VARIANTS for size in SIZES if needed(parts, size, variant)]
 

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,19 +108,22 @@ class Fleet:
 
 
 class Rig:
-    """Makes fleets and programs, all in folders that go with it."""
+    """Makes fleets, and programs in a folder that goes with it."""
 
-    def __init__(self, cleanup: ExitStack) -> None:
-        self._cleanup = cleanup
-        self.folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="daskstack-bench-")))
-        self.key = self.folder / "key"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key = folder / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True)
         self.image = call("image.sh", CACHE=str(engine.cache_folder()))
 
-    def fleet(self, name: str) -> Fleet:
+    @contextmanager
+    def fleet(self, name: str) -> Iterator[Fleet]:
+        """Machines that are gone afterwards."""
         stack = Stack(f"bench-{name}", Path(tempfile.mkdtemp(prefix="daskstack-")), self.image, self.key)
-        self._cleanup.callback(stack.down)
-        return Fleet(stack)
+        try:
+            yield Fleet(stack)
+        finally:
+            stack.down()
 
     def program(self, name: str) -> "Program":
         folder = self.folder / name
@@ -207,15 +210,19 @@ def inside(machine: Machine, script: str) -> str:
 
 @contextmanager
 def rig() -> Iterator[Rig]:
-    """A rig; every machine, process and folder of it is gone afterwards, also after Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with ExitStack() as cleanup:
-        try:
-            yield Rig(cleanup)
-        finally:
-            # A second signal must not end what the first one began.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
+    """A rig; after Ctrl-C, too, every machine, process and folder of it is gone."""
+
+    def stop(*_: object) -> None:
+        # A second signal must not end the cleaning up that the first one begins.
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        signal.signal(number, stop)
+    with tempfile.TemporaryDirectory(prefix="daskstack-bench-") as folder:
+        yield Rig(Path(folder))
 
 
 def steps(done: Run) -> list[Operation]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 BEGUN = 20  # seconds for tasks that a worker has begun; then others do them again
-ALONE = 5  # seconds until another worker can take the results: a machine may just be restarting its own
+ALONE = 15  # seconds until another worker can take over: a machine may just be restarting its own
 
 
 async def leave(names, all_but, dask_scheduler):
@@ -23,6 +23,12 @@ async def leave(names, all_but, dask_scheduler):
     scheduler, start = dask_scheduler, time.monotonic()
     leaving = {address: worker for address, worker in scheduler.workers.items() if (worker.name in names) != all_but}
     ready, idle = {}, False
+    while (
+        any(worker.has_what or worker.processing for worker in leaving.values())
+        and scheduler.running <= set(leaving.values())
+        and time.monotonic() - start < ALONE
+    ):
+        await asyncio.sleep(0.2)
     while leaving:
         ready = await scheduler.retire_workers(list(leaving), close_workers=False, remove=False)
         passed = time.monotonic() - start

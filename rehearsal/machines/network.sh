@@ -59,10 +59,10 @@ down() {
 }
 
 sweep() {
-    local name
-    while read -r name; do
-        say "Removing machine $name of stack $NAME, which its state does not know"
-        DIRECTORY=$DIRECTORY NAME=$name BRIDGE=$bridge bash "$here/machine.sh" down </dev/null
+    local machine
+    while read -r machine; do
+        say "Removing machine $machine of stack $NAME, which its state does not know"
+        DIRECTORY=$DIRECTORY NAME=$machine BRIDGE=$bridge bash "$here/machine.sh" down </dev/null
     done < <(machines)
     [[ ! -e /sys/class/net/$bridge && ! -e /run/netns/$bridge ]] ||
         say "Removing network $bridge of stack $NAME, which its state does not know"

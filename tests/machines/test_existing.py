@@ -1,5 +1,6 @@
 """Machines that somebody has already: a whole stack on them, from the first contact to its last trace."""
 
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,8 @@ from checkout import Checkout
 from fleet import Machine, Stack, as_root
 from test_steps import snapshot
 
-from components.vms import files
+from components.vms import STATES, files
+from settings import HOST_KEY
 
 PORT = 2222
 INDEX_PORT = 8080
@@ -62,13 +64,16 @@ def index(lan: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 @pytest.fixture(scope="module")
 def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """Three machines with an sshd of their own mind, the last reached through a fourth; and a user's clone."""
+    """Three machines with an sshd of their own mind, one reached through a fourth, one as root; and a user's clone."""
     head, hand, spare, gate = lan.boot("head", "hand", "spare", "gate")
     machines = {}
     for machine in (head, hand, spare):
         machine.run(
-            f"echo Port {PORT} >/etc/ssh/sshd_config.d/10-port.conf && systemctl restart ssh\n"
-            f"mkdir /etc/uv && printf '[[index]]\\nurl = \"{index}\"\\ndefault = true\\n' >/etc/uv/uv.toml"
+            f"echo Port {PORT} >/etc/ssh/sshd_config.d/10-own.conf\n"
+            "echo PermitRootLogin prohibit-password >>/etc/ssh/sshd_config.d/10-own.conf\n"
+            "install -D -m 0600 /etc/machine/authorized_keys.admin /root/.ssh/authorized_keys\n"
+            f"mkdir /etc/uv && printf '[[index]]\\nurl = \"{index}\"\\ndefault = true\\n' >/etc/uv/uv.toml\n"
+            "systemctl restart ssh"
         )
         machines[machine.name] = replace(machine, port=PORT)
     before = {machine.name: snapshot(machine) for machine in machines.values()}
@@ -76,6 +81,7 @@ def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPath
     checkout = Checkout(tmp_path_factory.mktemp("user"))
     checkout.environ["SSH_AUTH_SOCK"] = agent
     host = {"user": "admin", "port": PORT}
+    root = {"user": "root", "port": PORT}
     cluster = {
         "target": "vms",
         "machines": {
@@ -83,7 +89,7 @@ def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPath
             "hosts": [
                 {"name": "head", "address": head.address, **host},
                 {"name": "hand", "address": hand.address, "bastion": "gate", **host},
-                {"name": "spare", "address": spare.address, **host},
+                {"name": "spare", "address": spare.address, **root},
             ],
             "bastions": [{"name": "gate", "address": gate.address, "user": "admin", "hostKey": gate.host_key}],
             "schedulerWorks": True,
@@ -103,12 +109,16 @@ def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPath
 
 def up(office: SimpleNamespace, succeeds: bool = True, **changes) -> str:
     """Runs `make up` on the office's machines with these changes of the settings, which stay."""
+    write(office, **changes)
+    return office.checkout.make("up", succeeds=succeeds)
+
+
+def write(office: SimpleNamespace, **changes) -> None:
     office.cluster |= changes
     path = office.checkout.folder / "Pulumi.dev.yaml"
     stack = yaml.safe_load(path.read_text())
     stack["config"]["dask:cluster"] = office.cluster
     path.write_text(yaml.safe_dump(stack))
-    return office.checkout.make("up", succeeds=succeeds)
 
 
 def sessions(machine: Machine) -> list[str]:
@@ -142,6 +152,17 @@ def test_a_second_up_opens_no_ssh_session(office: SimpleNamespace) -> None:
     before = {name: len(sessions(machine)) for name, machine in office.machines.items()}
     assert re.search(r"Resources:\n +\d+ unchanged\n", up(office))
     assert {name: len(sessions(machine)) - 1 for name, machine in office.machines.items()} == before
+
+
+def test_a_machine_that_was_made_anew_gets_all_its_steps_again(office: SimpleNamespace) -> None:
+    """Its new host key, written into the settings, says so."""
+    *others, spare = office.cluster["machines"]["hosts"]
+    write(office, machines={**office.cluster["machines"], "hosts": [*others, {**spare, "hostKey": HOST_KEY}]})
+    steps = json.loads(office.checkout.pulumi("preview", "--json"))["steps"]
+    again = {step["urn"].rsplit("::", 1)[1] for step in steps if step["op"] == "update"}
+    write(office, machines={**office.cluster["machines"], "hosts": [*others, spare]})
+    assert {f"spare-{state}" for state in STATES if state != "authority"} <= again
+    assert not [name for name in again if name.startswith(("head-", "hand-"))]
 
 
 def test_a_changed_host_key_fails_with_both_fingerprints_and_what_to_do(office: SimpleNamespace) -> None:

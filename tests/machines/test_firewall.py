@@ -169,9 +169,7 @@ def test_the_firewall_holds_after_a_reboot(
     ],
     ids=["ufw", "ufw's rules", "Docker", "nftables", "nftables.service"],
 )  # fmt: skip
-def test_beside_another_firewall_it_changes_nothing_and_says_what_to_do(
-    guest: Guest, made_by: str, named: str
-) -> None:
+def test_beside_another_firewall_it_changes_nothing_and_says_what_to_do(guest: Guest, made_by: str, named: str) -> None:
     guest.machine.run(made_by)
     reason = guest.refuses(SSH_SOURCES="203.0.113.7/32")
     assert named in reason
@@ -353,11 +351,13 @@ def test_a_firewalld_in_which_it_would_not_hold_is_left_as_it_is(guest: Guest, m
 
 def test_undo_works_where_firewalld_was_removed_meanwhile(guest: Guest) -> None:
     guest.apply()
-    guest.machine.run("systemctl stop firewalld; mv /usr/bin/firewall-cmd /usr/bin/firewall-cmd.away")
+    program, unit = "/usr/bin/firewall-cmd", "/usr/lib/systemd/system/firewalld.service"
+    guest.machine.run("systemctl -q disable --now firewalld")
+    guest.machine.run(f"mv {program} {program}.away; mv {unit} {unit}.away; systemctl daemon-reload")
     try:
         guest.undo()
     finally:
-        guest.machine.run("mv /usr/bin/firewall-cmd.away /usr/bin/firewall-cmd")
-    assert guest.machine.run("ls /etc/firewalld/zones /var/lib/daskstack 2>/dev/null; true").stdout == (
+        guest.machine.run(f"mv {program}.away {program}; mv {unit}.away {unit}; systemctl daemon-reload")
+    assert guest.machine.run("ls -A /etc/firewalld/zones /var/lib/daskstack 2>/dev/null; true").stdout == (
         "/etc/firewalld/zones:\n"
     )

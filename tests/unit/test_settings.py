@@ -422,6 +422,14 @@ def test_existing_machines_may_have_either_source_of_packages(folder: Path) -> N
         ),
         ({"hosts__1__privateAddress": "10.1.0.5"}, "hosts[1].privateAddress: is where machines.hosts[0] is reached"),
         ({"hosts__1__privateAddress": "10.1.0.7"}, "hosts[2].address: is where machines.hosts[1] is reached"),
+        (
+            {"hosts__1__privateAddress": None, "hosts__1__address": "10.1.0.7"},
+            "hosts[2].address: is where machines.hosts[1] is reached inside the cluster already; each needs its own",
+        ),
+        (
+            {"hosts__1__privateAddress": None, "hosts__1__address": "10.1.0.7", "hosts__1__port": 22},
+            "hosts[2].address: address and port are those of machines.hosts[1]; list each machine once",
+        ),
         ({"hosts__1__privateAddress": "10.2.0.6"}, "hosts[1].privateAddress: 10.2.0.6 is outside machines.network"),
         (
             {"hosts__2__address": "203.0.113.7"},

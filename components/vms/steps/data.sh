@@ -103,7 +103,7 @@ BindsTo=$1.mount
 After=$1.mount
 
 [Service]
-ExecStart=/bin/sh -c 'tail --pid="\$\$(pgrep -f "^[^ ]*sshfs [^ ]* $DATA_PATH ")" -f /dev/null && umount -l $DATA_PATH'
+ExecStart=/bin/sh -c 'p=\$\$(pgrep -nf "^[^ ]*sshfs [^ ]* $DATA_PATH ") && tail --pid=\$\$p -f /dev/null; umount -l $DATA_PATH'
 UNIT
 }
 

@@ -198,9 +198,9 @@ check_services() {
     note "closed on $(hostname), to all but this machine itself:$shut"
     return
   fi
+  [ -z "$opened" ] || shut+=$'\n'"open TCP to the networks that need it:  firewall: {open: [${opened#, }]}"
   fatal "what listens here would no longer be reached:$shut
-${opened:+open TCP to the networks that need it:  firewall: {open: [${opened#, }]}
-}close what nobody needs:  firewall: {closeOthers: true}
+close what nobody needs:  firewall: {closeOthers: true}
 $LEAVE"
 }
 
