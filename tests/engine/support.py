@@ -69,6 +69,8 @@ class Project:
         runtime = f"{{name: python, options: {options}}}"
         self.folder.joinpath("Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: {runtime}\n")
         self.folder.joinpath("__main__.py").write_text(PRELUDE + program)
+        # Two programs of one length within one second are the same to Python.
+        shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
 
     @contextlib.contextmanager
     def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:

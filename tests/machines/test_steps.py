@@ -239,14 +239,29 @@ def test_nothing_is_ever_written_beside_the_mount(shared: Pair) -> None:
 def test_a_mount_that_does_not_work_fails_the_step_with_its_reason(
     mesh: Pair, boot: Callable[..., list[Machine]], stack: Stack
 ) -> None:
-    [lost] = boot("lost")
-    variables = {**mesh.data_variables(mesh.hand, "/srv/elsewhere"), "DATA_ADDRESS": lost.address}
-    done = mesh.hand.run(script("data", variables), check=False)
-    mesh.hand.run(script("data", variables), {}, "undo")
+    [astray, stranger] = boot("astray", "stranger")
+    Pair(astray, astray, stack.network).credentials(astray)
+    variables = {**mesh.data_variables(astray, "/srv/elsewhere"), "DATA_ADDRESS": stranger.address}
+    done = astray.run(script("data", variables), check=False)
+    astray.run(script("data", variables), {}, "undo")
     assert done.returncode == 1
     assert "/srv/elsewhere is not mounted" in done.stderr
     assert "Connection reset by peer" in done.stderr
-    assert mesh.hand.ssh("ls -d /srv/elsewhere", check=False).returncode != 0
+    assert astray.ssh("ls -d /srv/elsewhere", check=False).returncode != 0
+
+
+def test_a_changed_path_leaves_nothing_at_the_old_one_but_its_files(
+    mesh: Pair, boot: Callable[..., list[Machine]], stack: Stack
+) -> None:
+    [mover] = boot("mover")
+    pair = Pair(mover, mover, stack.network)
+    pair.credentials(mover)
+    pair.data(mover, "/srv/before")
+    mover.ssh("touch /srv/before/kept")
+    pair.data(mover, "/srv/after")
+    assert mover.ssh("findmnt -n -o FSTYPE /srv/before; sudo ls /srv/before", check=False).stdout.split() == ["kept"]
+    assert mover.ssh("ls /srv/after").stdout == ""
+    assert "before" not in mover.ssh("ls /etc/systemd/system").stdout
 
 
 def test_files_that_the_mount_would_hide_stop_the_step(mesh: Pair) -> None:

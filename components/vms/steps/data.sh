@@ -14,6 +14,7 @@ TMPFILES=/etc/tmpfiles.d/tmp.conf
 DISK=$VAR/data
 DISK_UNIT=dask-data.service
 WATCH_UNIT=dask-data-watch.service
+PATH_FILE=$ETC/data # where the shared directory is now
 
 members() {
   if [ "$LOGIN_USER" != root ]; then usermod --append --groups $CLUSTER_USER "$LOGIN_USER"; fi
@@ -50,9 +51,21 @@ directory() {
     mkdir -p "$DATA_PATH"
   else
     remember data <<<"$(stat -c '%a %U:%G' "$DATA_PATH")"
-    [ "$HOLDS" = yes ] || [ -z "$(ls -A "$DATA_PATH")" ] ||
-      fatal "$DATA_PATH has files on this machine, which the shared directory would hide; move them away"
   fi
+}
+
+refuse_to_hide_files() {
+  if [ "$HOLDS" = yes ] || is_mounted "$DATA_PATH" || [ ! -d "$DATA_PATH" ]; then return; fi
+  [ -z "$(ls -A "$DATA_PATH")" ] ||
+    fatal "$DATA_PATH has files on this machine, which the shared directory would hide; move them away"
+}
+
+# A setting that changed: what was made for the old path goes, its files stay.
+leave_former_path() {
+  local former
+  former=$(cat $PATH_FILE 2>/dev/null || true)
+  [ -z "$former" ] || [ "$former" = "$DATA_PATH" ] || DATA_PATH=$former DELETE=no undo
+  printf '%s\n' "$DATA_PATH" | put $PATH_FILE 0644 root:root
 }
 
 # Where the files stay reachable once the mount lies over them. Not a mount unit: systemd would want DATA_PATH mounted
@@ -175,9 +188,11 @@ main() {
     undo
     return
   fi
+  [ "$HOLDS" = no ] || refuse_tmpfs
+  refuse_to_hide_files
+  leave_former_path
   members
   keep_from_cleaning
-  [ "$HOLDS" = no ] || refuse_tmpfs
   directory
   mount_all
   verify
@@ -191,8 +206,9 @@ undo() {
     systemctl stop "$data.mount" || umount -l "$DATA_PATH"
   fi
   drop_disk
-  rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT
+  rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT $PATH_FILE
   systemctl daemon-reload
+  systemctl reset-failed "$data.mount" 2>/dev/null || true
   if in_tmp; then rm -f $TMPFILES; fi
   if [ "$LOGIN_USER" != root ]; then gpasswd -d "$LOGIN_USER" $CLUSTER_USER >/dev/null 2>&1 || true; fi
   give_back

@@ -274,6 +274,8 @@ apply() {
 
 verify() {
   local zones port want have
+  # On a busy machine it is running before it can be asked.
+  wait_for 20 "firewalld answers; see journalctl -u firewalld" firewall-cmd --state
   zones=$(firewall-cmd --list-all-zones)
   want=$(for port in $SSH_PORT $PORTS; do echo "$port/tcp"; done | sort)
   have=$(sed -n "/^$INSIDE (active)/,/^$/s/^  ports: //p" <<<"$zones" | tr ' ' '\n' | sort)
