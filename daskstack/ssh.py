@@ -1,5 +1,7 @@
 """The OpenSSH client with keys from memory."""
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,9 @@ OPTIONS = {
 }
 
 
+PREFIX = "daskstack-ssh-"
+
+
 @contextmanager
 def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
     """The `ssh` command that reaches a machine; append what to run there.
@@ -25,10 +30,23 @@ def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
     (else the user's agent is asked) and `proxy` (the same again, for a bastion). Keys are on disk only inside the
     context, in a folder that only the caller's user can read.
     """
-    with tempfile.TemporaryDirectory(prefix="daskstack-") as folder:
+    _remove_left_keys()
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
         config = Path(folder) / "config"
         config.write_text(_config("machine", connection, Path(folder)))
         yield ["ssh", "-F", str(config), "machine"]
+
+
+def _remove_left_keys() -> None:
+    """A process that was killed could not remove its folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = int(folder.name.removeprefix(PREFIX).partition("-")[0])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)  # another user's stays
+        except PermissionError:
+            pass
 
 
 def _config(alias: str, connection: Mapping[str, Any], folder: Path) -> str:
