@@ -3,9 +3,10 @@
 import contextlib
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from daskstack import ssh
 
@@ -22,23 +23,24 @@ def tunnel(connection: Mapping[str, Any], targets: Sequence[str]) -> Iterator[li
     (see `ssh.command`) reaches them. They are open inside the context."""
     ports = [_free_port() for _ in targets]
     forwards = [f"-L127.0.0.1:{port}:{target}" for port, target in zip(ports, targets, strict=True)]
-    with ssh.command(connection) as command:
-        process = subprocess.Popen(
-            [*command[:-1], "-N", "-oExitOnForwardFailure=yes", *forwards, command[-1]],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    # A file, for ssh says something at each refused connection and would stand still once a pipe is full.
+    with tempfile.TemporaryFile("w+") as said:
+        with ssh.command(connection) as command:
+            process = subprocess.Popen(
+                [*command[:-1], "-N", "-oExitOnForwardFailure=yes", *forwards, command[-1]],
+                stdin=subprocess.DEVNULL,
+                stderr=said,
+            )
+            try:
+                _wait(process, ports, said)
+            except BaseException:
+                _end(process)
+                raise
+        # ssh has read its keys by now, and they are off the disk again.
         try:
-            _wait(process, ports)
-        except BaseException:
+            yield ports
+        finally:
             _end(process)
-            raise
-    # ssh has read its keys by now, and they are off the disk again.
-    try:
-        yield ports
-    finally:
-        _end(process)
 
 
 def _free_port() -> int:
@@ -46,14 +48,15 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _wait(process: subprocess.Popen, ports: Sequence[int]) -> None:
+def _wait(process: subprocess.Popen, ports: Sequence[int], said: IO[str]) -> None:
     deadline = time.monotonic() + WAIT
     for port in ports:
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             if process.poll() is not None:
-                raise TunnelError(f"the SSH tunnel did not open: {process.stderr.read().strip()}")
+                said.seek(0)
+                raise TunnelError(f"the SSH tunnel did not open: {said.read().strip()}")
             if time.monotonic() > deadline:
                 raise TunnelError(f"the SSH tunnel did not open within {WAIT} s")
             time.sleep(0.05)
@@ -66,4 +69,3 @@ def _end(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    process.stderr.close()
