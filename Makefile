@@ -89,6 +89,7 @@ compile = uv pip compile --quiet --universal --python-version 3.11 --generate-ha
 
 lock:
 	$(compile) environment.in -o environment.lock
+	$(compile) jupyter.in -c environment.lock -o jupyter.lock
 	$(compile) pyproject.toml environment.in -c environment.lock -o requirements.txt
 	$(compile) --group test -c requirements.txt -o requirements-dev.txt
 	$(compile) --group bench -o requirements-bench.txt

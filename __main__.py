@@ -3,22 +3,38 @@
 import pulumi
 
 import settings
-from components.vms import DaskVms
-from components.vms.machines.existing import ExistingMachines
-from components.vms.machines.local import LocalMachines
 
 cluster = settings.load()
 stack = pulumi.get_stack()
+config = pulumi.Config("dask")
 
-if isinstance(cluster.machines, settings.Local):
-    machines = LocalMachines("machines", {"stack": stack, "names": list(cluster.machines.machine_names)})
+# Each target's SDK is imported where it is used: together they take seconds.
+if isinstance(cluster, settings.Gke):
+    import pulumi_kubernetes as kubernetes
+
+    from components.gke import DaskRelease
+
+    access = {"kubeconfig": str(cluster.cluster.path), "context": cluster.cluster.context or ""}
+    provider = kubernetes.Provider("kubernetes", kubeconfig=access["kubeconfig"], context=cluster.cluster.context)
+    dask = DaskRelease(
+        stack,
+        {"cluster": access, "settings": cluster, "password": config.get_secret("jupyterPassword")},
+        pulumi.ResourceOptions(providers=[provider]),
+    )
+    pulumi.export("jupyterPassword", dask.password)
 else:
-    key = pulumi.Config("dask").get_secret("sshKey")
-    machines = ExistingMachines("machines", {"settings": cluster.machines, "key": key})
-dask = DaskVms(stack, {"hosts": machines.hosts, "network": machines.network, "settings": cluster})
+    from components.vms import DaskVms
+    from components.vms.machines.existing import ExistingMachines
+    from components.vms.machines.local import LocalMachines
+
+    if isinstance(cluster.machines, settings.Local):
+        machines = LocalMachines("machines", {"stack": stack, "names": list(cluster.machines.machine_names)})
+    else:
+        machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
+    dask = DaskVms(stack, {"hosts": machines.hosts, "network": machines.network, "settings": cluster})
+    pulumi.export("data", cluster.data.path)
 
 pulumi.export("scheduler", dask.scheduler)
 pulumi.export("dashboard", dask.dashboard)
-pulumi.export("data", cluster.data.path)
 pulumi.export("check", dask.check)
 pulumi.export("client", dask.client)

@@ -32,10 +32,10 @@ class LockError(ValueError):
         self.problems = problems
 
 
-def read(path: Path, python: str) -> Lock:
+def read(path: Path, python: str, dask: bool = True) -> Lock:
     """The lock at `path` for the minor version `python`, such as "3.11"; LockError lists all that is wrong.
 
-    Markers are judged for that minor version's first release.
+    Markers are judged for that minor version's first release. Without `dask` the lock need not pin Dask.
     """
     make = (
         f"make it with `uv pip compile environment.in -o {path.name} --generate-hashes"
@@ -86,16 +86,16 @@ def read(path: Path, python: str) -> Lock:
         kept.append(lines[requirement])
         if (other := packages.setdefault(name, version)) != version:
             problems.append(("lock", f"{path.name} pins {name} to both {other} and {version}; {make}"))
-    loose += [name for name in ("dask", "distributed") if name not in pinned and name not in loose]
+    needed = ("dask", "distributed") if dask else ()
+    loose += [name for name in needed if name not in pinned and name not in loose]
     if loose:
         problems.append(("lock", f"{path.name} does not pin {', '.join(loose)} with ==; {make}"))
     if absent := [name for name in ("dask", "distributed") if name in pinned and name not in packages]:
         problems.append(("python", f"{path.name} leaves out {', '.join(absent)} for Python {python}; {make}"))
-    dask, distributed = packages.get("dask"), packages.get("distributed")
-    if dask and distributed and dask != distributed:
-        problems.append(
-            ("lock", f"{path.name} pins dask {dask} and distributed {distributed}, which must agree; {make}")
-        )
+    versions = [packages[name] for name in ("dask", "distributed") if name in packages]
+    if len(set(versions)) > 1:
+        found = "dask {} and distributed {}".format(*versions)
+        problems.append(("lock", f"{path.name} pins {found}, which must agree; {make}"))
 
     if excluded := _exclusion(text, python):
         problems.append(("python", f"{path.name} is for {excluded}, not {python}; write that or {make}"))

@@ -1,16 +1,20 @@
 """Looks whether a cluster does what it is for; runs on one of its machines, in its environment, with its credentials.
 
-The one argument is JSON: `address` of the scheduler, `workers` (names), `python` (minor version), `packages` (name to
-version), `data` (path of the shared directory). Prints a table of what it saw; the first line of a failure names it.
+The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
+`packages` (name to version), and where there is one `data` (path of the shared directory). Prints a table of what it
+saw; the first line of a failure names it.
 """
 
 import importlib.metadata
 import json
 import os
 import platform
+import socket
+import ssl
 import sys
 import time
 import uuid
+from urllib.parse import urlsplit
 
 from distributed import Client
 
@@ -50,16 +54,19 @@ def read(path, deadline):
 
 def check_workers(client, expected):
     """What it found, and the addresses of the workers that work; those that are on their way out do not."""
+    expected = expected if isinstance(expected, int) else set(expected)
     deadline = time.time() + WAIT
     while True:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         running = {address: worker for address, worker in workers.items() if worker["status"] == "running"}
         names = {worker["name"] for worker in running.values()}
-        if names == set(expected):
+        if (len(names) if isinstance(expected, int) else names) == expected:
             threads = sum(worker["nthreads"] for worker in running.values())
             return f"{len(names)} running, {threads} threads", list(running)
+        if time.time() > deadline and isinstance(expected, int):
+            raise Failure(f"workers after {WAIT} s: {len(names)}, asked for {expected}")
         if time.time() > deadline:
-            missing, others = sorted(set(expected) - names), sorted(names - set(expected))
+            missing, others = sorted(expected - names), sorted(names - expected)
             raise Failure(f"workers after {WAIT} s: missing {missing or 'none'}, not asked for {others or 'none'}")
         time.sleep(0.2)
 
@@ -73,6 +80,18 @@ def check_versions(client, workers, python, packages):
             if seen[name] != version:
                 raise Failure(f"{name} is {seen[name]} on {where}, and {version} in the lock")
     return f"Python {python}, dask {packages['dask']}, {len(packages)} packages as locked on {len(found)} processes"
+
+
+def check_tls(address):
+    """Tries to get in without a certificate."""
+    host, port = urlsplit(address).hostname, urlsplit(address).port
+    context = ssl._create_unverified_context()
+    try:
+        with socket.create_connection((host, port), timeout=10) as plain, context.wrap_socket(plain) as stream:
+            answer = stream.recv(1)
+    except (ssl.SSLError, ConnectionError):
+        return "who has no certificate is refused"
+    raise Failure(f"{address} answers a client without a certificate: {answer!r}")
 
 
 def check_data(client, workers, data):
@@ -117,9 +136,13 @@ def main(expect):
         table = [
             ("workers", found),
             ("environment", check_versions(client, workers, expect["python"], expect["packages"])),
-            ("data", check_data(client, workers, expect["data"])),
-            ("job", check_job(client, workers)),
         ]
+        if expect["address"].startswith("tls:"):
+            table.append(("tls", check_tls(expect["address"])))
+        if "data" in expect:
+            table.append(("data", check_data(client, workers, expect["data"])))
+        if workers:
+            table.append(("job", check_job(client, workers)))
     for name, seen in table:
         print(f"{name:<12} {seen}")
 

@@ -3,14 +3,15 @@
 import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import urlsplit
 
 import distributed
 from distributed.security import Security
 
-from daskstack import engine
+from daskstack import engine, kubernetes
 from daskstack.tunnel import tunnel
 
 # Where client and workers differ in these, tasks fail or, worse, give other results.
@@ -22,13 +23,12 @@ class VersionError(RuntimeError):
 
 
 class Client(distributed.Client):
-    """A client that reaches its scheduler and dashboard through SSH tunnels; closing it closes them."""
+    """A client that reaches its scheduler and dashboard through tunnels; closing it closes them."""
 
     def __init__(self, facts: Mapping[str, Any], **kwargs):
         self._tunnels = contextlib.ExitStack()
         scheduler, dashboard = urlsplit(facts["scheduler"]), urlsplit(facts["dashboard"])
-        head = facts["machines"][facts["head"]]
-        ports = self._tunnels.enter_context(tunnel(head, [scheduler.netloc, dashboard.netloc]))
+        ports = self._tunnels.enter_context(way_to(facts, [scheduler.netloc, dashboard.netloc]))
         self._dashboard = f"http://127.0.0.1:{ports[1]}{dashboard.path}"
         try:
             super().__init__(
@@ -50,6 +50,13 @@ class Client(distributed.Client):
             await super()._close(fast=fast)
         finally:
             self._tunnels.close()
+
+
+def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[list[int]]:
+    """Ports of this computer that lead to `targets` ("host:port", as the cluster itself names them)."""
+    if "kubernetes" in facts:
+        return kubernetes.forward(facts["kubernetes"], facts["namespace"], targets)
+    return tunnel(facts["machines"][facts["head"]], targets)
 
 
 def connect(stack: str = "dev", **kwargs) -> Client:

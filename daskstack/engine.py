@@ -20,6 +20,16 @@ PROJECT = Path(__file__).resolve().parents[1]
 VERSION = "3.259.0"  # what is installed where PATH has no engine
 MINIMUM = (3, 214, 0)  # older engines have no `pulumi.Stash`
 COMMAND = "1.2.1"  # the plugin of the pulumi-command in pyproject.toml
+KUBERNETES_PLUGIN = "4.34.2"  # that of its pulumi-kubernetes
+
+KUBERNETES = "1.34.2"  # rehearsal/kubernetes/programs/go.mod's, as are the next
+HELM = "3.19.0"
+KUBERNETES_MODULES = PROJECT / "rehearsal" / "kubernetes" / "programs"
+KUBERNETES_FLAGS = (
+    f"-s -w -X k8s.io/component-base/version.gitVersion=v{KUBERNETES} -X k8s.io/component-base/version.gitMajor=1"
+    f" -X k8s.io/component-base/version.gitMinor={KUBERNETES.split('.')[1]}"
+    f" -X k8s.io/client-go/pkg/version.gitVersion=v{KUBERNETES} -X helm.sh/helm/v3/internal/version.version=v{HELM}"
+)
 
 
 class EngineError(RuntimeError):
@@ -55,6 +65,14 @@ def built_engine(environ: Mapping[str, str] = os.environ) -> Path:
     return cache_folder(environ) / "engine" / made_of / "pulumi"
 
 
+def kubernetes_programs(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of kube, coredns, pause, kubectl and helm, whether they are built yet or not."""
+    modules = KUBERNETES_MODULES
+    sources = [modules / "go.mod", modules / "go.sum", *sorted(modules.rglob("*.go"))]
+    # main.go is the name of several: their order is what tells them apart.
+    return cache_folder(environ) / "kubernetes" / digest(*sources, KUBERNETES_FLAGS)
+
+
 def language_host(engine: Path, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the official Python language host is there: beside the engine, or on PATH."""
     beside = engine.resolve().with_name("pulumi-language-python")
@@ -74,7 +92,8 @@ def standins(engine: Path, environ: Mapping[str, str] = os.environ) -> Path:
 
 def complete(standins: Path) -> bool:
     """Whether all of them is there, also the Python that they were made with."""
-    return (standins / "complete").exists() and (standins / "venv" / "bin" / "python").exists()
+    parts = ("complete", "rehearsal/plugins", "venv/bin/python")
+    return all((standins / part).exists() for part in parts)
 
 
 def standin_sources() -> list[Path]:
@@ -142,6 +161,29 @@ def pulumi(stack: str, *arguments: str, **kwargs) -> subprocess.CompletedProcess
     """Runs `pulumi ARGUMENTS --stack STACK` on this project; `kwargs` go to `subprocess.run`."""
     environ = {**os.environ, **variables(stack)}
     return subprocess.run([str(engine()), "--cwd", str(PROJECT), *arguments, "--stack", stack], env=environ, **kwargs)
+
+
+def rehearsal(state: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """A whole environment with state in this folder, in which no account can be reached, by accident or otherwise.
+
+    Its stand-ins, kubectl and helm are what `tools.install rehearsal` installs.
+    """
+    found = engine(environ)
+    if found is None:
+        raise EngineError("no Pulumi engine: `make rehearse` installs it")
+    cloud = re.compile(r"GOOGLE_|GCLOUD_|CLOUDSDK_|GKE_|KUBE|HELM_|PULUMI_")
+    result = {name: value for name, value in environ.items() if not cloud.match(name)}
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return result | {
+        "PATH": os.pathsep.join([str(kubernetes_programs(environ)), str(found.parent), _callers_path(environ)]),
+        "PULUMI_HOME": str(standins(found, environ) / "rehearsal"),
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "PULUMI_BACKEND_URL": state.as_uri(),
+        # For stack files with secrets in them.
+        "PULUMI_CONFIG_PASSPHRASE": environ.get("PULUMI_CONFIG_PASSPHRASE", ""),
+        "PULUMI_PARALLEL": "64",
+    }
 
 
 def outputs(stack: str, *, secrets: bool = True) -> dict:

@@ -21,7 +21,7 @@ class TunnelError(ConnectionError):
 def tunnel(connection: Mapping[str, Any], targets: Sequence[str]) -> Iterator[list[int]]:
     """Ports of this computer's loopback that lead to `targets` ("host:port") as the machine behind `connection`
     (see `ssh.command`) reaches them. They are open inside the context."""
-    ports = [_free_port() for _ in targets]
+    ports = [free_port() for _ in targets]
     forwards = [f"-L127.0.0.1:{port}:{target}" for port, target in zip(ports, targets, strict=True)]
     # A file, for ssh says something at each refused connection and would stand still once a pipe is full.
     with tempfile.TemporaryFile("w+") as said:
@@ -43,17 +43,22 @@ def tunnel(connection: Mapping[str, Any], targets: Sequence[str]) -> Iterator[li
             _end(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+def opens(port: int) -> bool:
+    """Whether something on this computer's loopback takes connections at the port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def _wait(process: subprocess.Popen, ports: Sequence[int], said: IO[str]) -> None:
     deadline = time.monotonic() + WAIT
     for port in ports:
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
+        while not opens(port):
             if process.poll() is not None:
                 said.seek(0)
                 raise TunnelError(f"the SSH tunnel did not open: {said.read().strip()}")

@@ -2,6 +2,8 @@
 
     program    the Pulumi engine, its plugins, and .venv with what the program imports
     machines   the Debian packages that local machines are made with
+    kubernetes what a Kubernetes of one node on this computer is made of, kubectl and helm
+    rehearsal  that, and stand-ins for the plugins of clouds
     test       what the tests need beside these
     bench      Ansible, which the figures are compared with
 
@@ -21,7 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from daskstack import engine
-from daskstack.engine import COMMAND, MINIMUM, PROJECT, VERSION, digest, dotted
+from daskstack.engine import COMMAND, KUBERNETES_PLUGIN, MINIMUM, PROJECT, VERSION, digest, dotted
 from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run, say, which
 
 PYTHON = "3.11"  # environment.lock's: notebooks and workers have to agree
@@ -37,13 +39,29 @@ MACHINES = {
 }
 BENCH = PROJECT / "requirements-bench.txt"
 TEST = {"sshd": "openssh-server", "git": "git"}
+KUBERNETES = {
+    "etcd": "etcd-server",
+    "containerd": "containerd",
+    "runc": "runc",
+    "/usr/lib/cni/ptp": "containernetworking-plugins",
+    "nft": "nftables",
+    "debootstrap": "debootstrap",
+    "ip": "iproute2",
+    "unshare": "util-linux",
+}
+# What packages start at the next boot, if let.
+SERVICES = {
+    "openssh-server": ("ssh.service", "ssh.socket"),
+    "etcd-server": ("etcd.service",),
+    "containerd": ("containerd.service",),
+}
 
 
 def main(words: list[str]) -> None:
     os.environ.setdefault("UV_SYSTEM_CERTS", "1")  # uv's own roots do not know a closed network's authority
     with one_at_a_time():
         for word in words:
-            {"program": program, "machines": machines, "test": test, "bench": bench}[word]()
+            WORDS[word]()
 
 
 def program() -> None:
@@ -62,6 +80,11 @@ def test() -> None:
     install_actionlint()
 
 
+def kubernetes() -> None:
+    install_packages(KUBERNETES, "for a Kubernetes on this computer")
+    build_kubernetes(engine.kubernetes_programs())
+
+
 def bench() -> None:
     folder = bench_venv()
     if (folder / "complete").exists():
@@ -71,6 +94,20 @@ def bench() -> None:
         run(uv(), "venv", "--clear", "--python", sys.executable, folder, log="bench")
         run(uv(), "pip", "sync", "--python", folder / "bin" / "python", BENCH, log="bench")
         (folder / "complete").touch()
+
+
+def rehearsal() -> None:
+    """All stand-ins, also where the official plugins are there."""
+    install_engine()
+    folder = engine.standins(engine.engine())
+    if not engine.complete(folder):
+        with phase("Installing stand-ins for the plugins of clouds"):
+            install_standins(folder)
+    install_venv("requirements.txt")
+    kubernetes()
+
+
+WORDS = {word.__name__: word for word in (program, machines, kubernetes, rehearsal, test, bench)}
 
 
 # Engine
@@ -119,6 +156,21 @@ def build_engine(binary: Path) -> None:
         run(go, "build", "-trimpath", "-ldflags", flags, "-o", new, package, log="engine", cwd=modules)
 
 
+def build_kubernetes(folder: Path) -> None:
+    """kube, coredns, helm and pause from their Go modules, and `kubectl`; nobody publishes them as packages."""
+    if folder.exists():
+        return
+    go = find_go("build Kubernetes")
+    said = f"Building Kubernetes {engine.KUBERNETES} and helm from their Go modules (about fifteen minutes, once)"
+    with phase(said), made_whole(folder) as new:
+        packages = ("./kube", "./coredns", "./pause", "helm.sh/helm/v3/cmd/helm")
+        build = (go, "build", "-trimpath", "-ldflags", engine.KUBERNETES_FLAGS, "-o", new, *packages)
+        run(*build, log="kubernetes", cwd=engine.KUBERNETES_MODULES)
+        kubectl = new / "kubectl"
+        kubectl.write_text('#!/bin/sh\nexec "$(dirname "$(readlink -f "$0")")/kube" kubectl "$@"\n')
+        kubectl.chmod(0o755)
+
+
 def find_go(purpose: str) -> str:
     go = which("go")
     said = subprocess.run([go, "version"], capture_output=True, text=True).stdout if go else "none"
@@ -161,14 +213,18 @@ def install_standins(folder: Path) -> None:
     python = folder / "venv" / "bin" / "python"
     run(uv(), "venv", "--python", sys.executable, folder / "venv", log="plugins")
     run(uv(), "pip", "sync", "--python", python, sources / "requirements.txt", log="plugins")
-    for plugin, source in {
+    everywhere = {
         f"resource-command-v{COMMAND}/pulumi-resource-command": "resource_command.py",
         f"language-python-v{VERSION}/pulumi-language-python": "language_python.py",
-    }.items():
-        script = folder / "home" / "plugins" / plugin
-        script.parent.mkdir(parents=True)
-        script.write_text(f'#!/bin/sh\nexec "{python}" "{sources / source}" "$@"\n')
-        script.chmod(0o755)
+    }
+    # The cloud's are never where a user's own stacks could meet them.
+    rehearsed = {f"resource-kubernetes-v{KUBERNETES_PLUGIN}/pulumi-resource-kubernetes": "resource_kubernetes.py"}
+    for home, plugins in {"home": everywhere, "rehearsal": everywhere | rehearsed}.items():
+        for plugin, source in plugins.items():
+            script = folder / home / "plugins" / plugin
+            script.parent.mkdir(parents=True)
+            script.write_text(f'#!/bin/sh\nexec "{python}" "{sources / source}" "$@"\n')
+            script.chmod(0o755)
     (folder / "complete").touch()
 
 
@@ -242,10 +298,15 @@ def install_packages(wanted: dict[str, str], why: str) -> None:
                 chmod +x "$policy"
             fi
             export DEBIAN_FRONTEND=noninteractive
+            services=$1
+            shift
             apt-get update && apt-get install --yes --no-install-recommends "$@" || exit
-            case " $* " in *" openssh-server "*) systemctl disable ssh.service ssh.socket || true ;; esac
+            for service in $services; do
+                systemctl disable "$service" || true
+            done
         """
-        run(*sudo, "sh", "-c", script, "sh", *missing, log="packages")
+        services = " ".join(service for package in missing for service in SERVICES.get(package, ()))
+        run(*sudo, "sh", "-c", script, "sh", services, *missing, log="packages")
 
 
 def install_actionlint() -> None:

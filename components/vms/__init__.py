@@ -18,7 +18,7 @@ from components.vms.step import Host, Step
 from settings import Vms
 
 CHECK = Path(__file__).parents[1] / "check.py"
-DRAIN = Path(__file__).with_name("drain.py")
+DRAIN = Path(__file__).parents[2] / "charts/dask/files/drain.py"  # pods of the chart run it too
 # All steps that a machine can have.
 STATES = ("firewall", "keys", "authority", "certificates", "credentials", "data", "environment", "service")
 

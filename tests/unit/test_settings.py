@@ -248,7 +248,7 @@ def test_an_open_port_without_sources_is_refused(folder: Path) -> None:
 
 
 def test_an_unknown_target_or_source_is_answered_with_the_known_ones(folder: Path) -> None:
-    assert one(folder, target="vm") == "target: vm is not known here; write 'vms'"
+    assert one(folder, target="vm") == "target: vm is not known here; write 'vms', 'gke'"
     assert one(folder, machines__source="locl") == "machines.source: locl is not known here; write 'local', 'existing'"
     assert one(folder, {"machines": {"source": "local"}}) == 'target: is missing; write e.g. "vms"'
 
@@ -888,7 +888,7 @@ def test_a_lock_from_windows_reads_the_same(folder: Path) -> None:
 @pytest.fixture
 def configured(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """A function that gives the program a configuration, beside a project folder with a good lock."""
-    monkeypatch.setattr(settings, "__file__", str(folder / "settings.py"))
+    monkeypatch.setattr(settings, "__file__", str(folder / "settings/__init__.py"))
     yield pulumi.runtime.set_all_config
     pulumi.runtime.set_all_config({})
 
@@ -922,5 +922,5 @@ def test_load_ends_in_one_error_with_all_problems_and_no_traceback(configured: A
 
 
 def test_the_lock_in_the_project_fits_the_defaults() -> None:
-    project = Path(settings.__file__).parent
+    project = Path(settings.__file__).parents[1]
     settings.parse(stack(), project)

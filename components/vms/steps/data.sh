@@ -104,6 +104,7 @@ Where=$DATA_PATH
 Type=fuse.sshfs
 Options=_netdev,ssh_command=$ETC/ssh/ssh,reconnect,allow_other,default_permissions,uid=$(id -u $CLUSTER_USER),gid=$(id -g $CLUSTER_USER),umask=007,dir_cache=no,attr_timeout=0,entry_timeout=0$OPTIONS
 TimeoutSec=20
+LazyUnmount=yes
 UNIT
 }
 
@@ -116,7 +117,8 @@ BindsTo=$1.mount
 After=$1.mount
 
 [Service]
-ExecStart=/bin/sh -c 'p=\$\$(pgrep -nf "^[^ ]*sshfs [^ ]* $DATA_PATH ") && tail --pid=\$\$p -f /dev/null; umount -l $DATA_PATH'
+# The unit, not the path: where sshfs took its mount along, the path is the automount's, which has to stay.
+ExecStart=/bin/sh -c 'p=\$\$(pgrep -nf "^[^ ]*sshfs [^ ]* $DATA_PATH ") && tail --pid=\$\$p -f /dev/null; systemctl stop --no-block $1.mount'
 UNIT
 }
 

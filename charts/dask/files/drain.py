@@ -1,7 +1,8 @@
 """Lets workers leave without a loss; runs on the machines, in their environment, with their credentials.
 
-    drain.py SCHEDULER NAME...             these are about to be stopped: what a worker's unit does before
-    drain.py SCHEDULER --all-but NAME...   all but these leave for good: what the step `members` does
+    drain.py SCHEDULER NAME...                 these are about to be stopped
+    drain.py SCHEDULER --all-but NAME...       all but these leave for good
+    drain.py SCHEDULER --until-idle SECONDS    the scheduler itself is about to be stopped: what runs may end
 
 A worker that leaves gets no new tasks, hands back those that it has not begun, and moves its results to others.
 Fails where results cannot be moved.
@@ -48,6 +49,18 @@ async def leave(names, all_but, dask_scheduler):
     return list(ready), [worker.name for address, worker in leaving.items() if address not in ready]
 
 
+async def idle(seconds, dask_scheduler):
+    """Runs in the scheduler: waits for what runs to end, as long as there are workers for it. Whether it has."""
+    scheduler, start = dask_scheduler, time.monotonic()
+    while scheduler.workers and any(
+        task.state in ("waiting", "queued", "processing") for task in scheduler.tasks.values()
+    ):
+        if time.monotonic() - start > seconds:
+            return False
+        await asyncio.sleep(0.2)
+    return True
+
+
 def hand_back(scheduler, worker, begun):
     """Else tasks wait on the worker until it is gone, and then count as ones that may have killed it."""
     for task in list(worker.processing):
@@ -70,6 +83,10 @@ def main():
         from distributed import Client
 
         with Client(address, timeout=10) as client:
+            if names[0] == "--until-idle":
+                if not client.run_on_scheduler(idle, float(names[1])):
+                    sys.exit(f"tasks still run after {names[1]} s")
+                return
             ready, kept = client.run_on_scheduler(leave, names[for_good:], for_good)
             if for_good and ready:
                 # Shuffles place their results on every worker that the scheduler knows, idle ones too.

@@ -1,0 +1,34 @@
+#!/bin/sh
+# The packages of the lock, and no others but EXTRA, are installed in /opt/dask/environment.
+#   EXTRA      further requirements, which may not change what the lock pins
+#   JUPYTER    yes: also what Jupyter needs
+# Nothing is done where they are there already: a container that restarts finds what its pod installed.
+set -eu
+
+files=/etc/dask-environment
+environment=/opt/dask/environment
+locks=$files/environment.lock
+[ -z "$JUPYTER" ] || locks="$locks $files/jupyter.lock"
+
+# uv is asked by way of Python, since the volume may forbid programs no less than the image does.
+uv() { /opt/dask/uv/bin/python -m uv --quiet --no-progress "$@"; }
+
+requirements() { for each in $locks; do printf ' --requirement %s' "$each"; done; }
+
+main() {
+    [ ! -e /opt/dask/complete ] || return 0
+    export UV_CACHE_DIR=/opt/dask/cache UV_PYTHON_DOWNLOADS=never PIP_DISABLE_PIP_VERSION_CHECK=1
+    python3 -m venv --clear /opt/dask/uv
+    /opt/dask/uv/bin/pip install --quiet --no-cache-dir --require-hashes --requirement $files/uv.lock
+    uv venv --clear --python "$(command -v python3)" $environment
+    # shellcheck disable=SC2046  # words
+    uv pip install --python $environment/bin/python --require-hashes --no-deps $(requirements)
+    if [ -n "$EXTRA" ]; then
+        # shellcheck disable=SC2086  # words
+        uv pip install --python $environment/bin/python --constraint $files/environment.lock $EXTRA
+    fi
+    rm -rf /opt/dask/cache /opt/dask/uv
+    touch /opt/dask/complete
+}
+
+main "$@"

@@ -1,0 +1,240 @@
+{{- define "dask.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels by which Services, budgets and Deployments find pods: (list root component) */}}
+{{- define "dask.selector" -}}
+{{- $root := index . 0 -}}
+app: {{ default $root.Chart.Name $root.Values.nameOverride }}
+release: {{ $root.Release.Name }}
+{{- with index . 1 }}
+component: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* (list root component) */}}
+{{- define "dask.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "dask.selector" . }}
+app.kubernetes.io/name: {{ $root.Chart.Name }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- end -}}
+
+{{- define "dask.scheme" -}}
+{{ if .Values.tls.scheduler }}tls{{ else }}tcp{{ end }}
+{{- end -}}
+
+{{- define "dask.address" -}}
+{{ include "dask.scheme" . }}://{{ include "dask.fullname" . }}-scheduler:{{ .Values.scheduler.servicePort }}
+{{- end -}}
+
+{{/* Dask's configuration as every pod of the release reads it. */}}
+{{- define "dask.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- if .Values.tls.scheduler -}}
+{{- $pair := dict "cert" "/etc/dask-tls/tls.crt" "key" "/etc/dask-tls/tls.key" -}}
+{{- $tls := dict "ca-file" "/etc/dask-tls/ca.crt" "scheduler" $pair "worker" $pair "client" $pair -}}
+{{- $comm := dict "default-scheme" "tls" "require-encryption" true "tls" $tls -}}
+{{- $config = mustMergeOverwrite $config (dict "distributed" (dict "comm" $comm)) -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{/*
+A pod of the release, from a dict:
+  root, component, values (the component's), tls (its Secret), secrets (checksum of what else it reads),
+  container (its command, ports and so on, YAML), env, volumes, mounts (lists), jupyter (its lock is installed too)
+*/}}
+{{- define "dask.pod" -}}
+{{- $root := .root -}}
+{{- $values := .values -}}
+{{- $environment := $root.Values.environment -}}
+{{- $full := include "dask.fullname" $root -}}
+{{- $name := printf "%s-%s" $full .component -}}
+{{- $image := printf "%s:%s" $values.image.repository (toString $values.image.tag) -}}
+{{- $variables := list
+  (dict "name" "DASK_CONFIG" "value" "/etc/dask")
+  (dict "name" "DASK_SCHEDULER_ADDRESS" "value" (include "dask.address" $root))
+  (dict "name" "HOME" "value" "/home/dask")
+  (dict "name" "PATH" "value" "/opt/dask/environment/bin:/opt/conda/bin:/usr/local/bin:/usr/bin:/bin")
+-}}
+metadata:
+  labels:
+    {{- include "dask.selector" (list $root .component) | nindent 4 }}
+  annotations:
+    checksum/environment: {{ list $environment (ternary $root.Values.jupyter.lock "" (hasKey . "jupyter")) ($root.Files.Get "files/install.sh") | toJson | sha256sum }}
+    checksum/config: {{ list (include "dask.config" $root) ($root.Files.Get "files/drain.py") | toJson | sha256sum }}
+    checksum/restart: {{ $root.Values.restart | sha256sum }}
+    {{- with $values.annotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ $values.serviceAccountName | default $full }}
+  automountServiceAccountToken: {{ ne (toString $values.serviceAccountName) "" }}
+  enableServiceLinks: false
+  {{- with $root.Values.podSecurityContext }}
+  securityContext:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.gracePeriod }}
+  terminationGracePeriodSeconds: {{ . }}
+  {{- end }}
+  {{- if $environment.lock }}
+  initContainers:
+    - name: environment
+      image: {{ $image | quote }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      command: [sh, /etc/dask-environment/install.sh]
+      env:
+        - {name: HOME, value: /home/dask}
+        - {name: EXTRA, value: {{ $environment.extra | join " " | quote }}}
+        - {name: JUPYTER, value: {{ ternary "yes" "" (hasKey . "jupyter") | quote }}}
+      securityContext:
+        {{- include "dask.security" $values | nindent 8 }}
+      volumeMounts:
+        - {name: environment, mountPath: /opt/dask}
+        - {name: environment-files, mountPath: /etc/dask-environment, readOnly: true}
+        - {name: home, mountPath: /home/dask}
+        - {name: tmp, mountPath: /tmp}
+  {{- end }}
+  containers:
+    - name: {{ .component }}
+      image: {{ $image | quote }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      {{- .container | trim | nindent 6 }}
+      env:
+        {{- concat $variables .env (default list $values.env) | toYaml | nindent 8 }}
+      {{- with $values.resources }}
+      resources:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      securityContext:
+        {{- include "dask.security" $values | nindent 8 }}
+      {{- range $key := list "startupProbe" "readinessProbe" "livenessProbe" }}
+      {{- with index $values $key }}
+      {{ $key }}: {{ toJson . }}
+      {{- end }}
+      {{- end }}
+      volumeMounts:
+        - {name: config, mountPath: /etc/dask, readOnly: true}
+        {{- if .tls }}
+        - {name: tls, mountPath: /etc/dask-tls, readOnly: true}
+        {{- end }}
+        {{- if $environment.lock }}
+        - {name: environment, mountPath: /opt/dask}
+        {{- end }}
+        - {name: home, mountPath: /home/dask}
+        - {name: tmp, mountPath: /tmp}
+        {{- with concat .mounts (default list (default dict $values.mounts).volumeMounts) }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+  volumes:
+    - name: config
+      configMap: {name: {{ $full }}-config}
+    {{- if .tls }}
+    - name: tls
+      secret: {secretName: {{ .tls }}, defaultMode: 0440}
+    {{- end }}
+    {{- if $environment.lock }}
+    - name: environment
+      emptyDir: {sizeLimit: {{ $environment.size }}}
+    - name: environment-files
+      configMap: {name: {{ $full }}-environment}
+    {{- end }}
+    - name: tmp
+      emptyDir: {}
+    {{- with concat .volumes (default list (default dict $values.mounts).volumes) }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- range $key := list "nodeSelector" "tolerations" "affinity" }}
+  {{- with index $values $key }}
+  {{ $key }}: {{ toJson . }}
+  {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* What the restricted Pod Security Standard asks of a container, and what its values add. */}}
+{{- define "dask.security" -}}
+{{- $restricted := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) -}}
+{{- mustMergeOverwrite $restricted (default dict .securityContext) | toYaml -}}
+{{- end -}}
+
+{{/* A Service, from a dict: root, name, component, values, ports (list) */}}
+{{- define "dask.service" -}}
+{{- if and (eq .values.serviceType "LoadBalancer") (not .values.sourceRanges) -}}
+{{- fail (printf "%s.serviceType is LoadBalancer without sourceRanges: name the networks that may reach it" .name) -}}
+{{- end -}}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ include "dask.fullname" .root }}-{{ .name }}
+  labels:
+    {{- include "dask.labels" (list .root .component) | nindent 4 }}
+  {{- with .values.serviceAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  type: {{ .values.serviceType }}
+  selector:
+    {{- include "dask.selector" (list .root .component) | nindent 4 }}
+  ports:
+    {{- toYaml .ports | nindent 4 }}
+  {{- if eq .values.serviceType "LoadBalancer" }}
+  # Only so do sources arrive as themselves, and the network policy sees them.
+  externalTrafficPolicy: Local
+  loadBalancerSourceRanges:
+    {{- toYaml .values.sourceRanges | nindent 4 }}
+  {{- with .values.loadBalancerIP }}
+  loadBalancerIP: {{ . }}
+  {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* An Ingress, from a dict: root, name, component, values (its Service's) */}}
+{{- define "dask.ingress" -}}
+{{- $full := include "dask.fullname" .root -}}
+{{- with .values.ingress -}}
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {{ $full }}-{{ $.name }}
+  labels:
+    {{- include "dask.labels" (list $.root $.component) | nindent 4 }}
+  {{- with .annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- with .ingressClassName }}
+  ingressClassName: {{ . }}
+  {{- end }}
+  rules:
+    - host: {{ .hostname }}
+      http:
+        paths:
+          - path: /
+            pathType: {{ .pathType }}
+            backend: {service: {name: {{ $full }}-{{ $.name }}, port: {number: {{ $.values.servicePort }}}}}
+  {{- if .tls }}
+  tls:
+    - hosts: [{{ .hostname }}]
+      secretName: {{ .secretName | default (printf "%s-%s-tls" $full $.name) }}
+  {{- end }}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,210 @@
+"""Dask in Kubernetes: one Helm release, closed to all but its own pods, and proved by a job."""
+
+import hashlib
+import json
+from datetime import date
+from pathlib import Path
+from typing import TypedDict
+
+import pulumi_kubernetes as kubernetes
+from pulumi import ComponentResource, Input, Output, ResourceOptions, Stash, log
+from pulumi_command import local
+
+import lock
+from components.gke import values
+from components.gke.credentials import jupyter_hash, jupyter_secret, tls_identities
+from components.vms.credentials import notice
+from daskstack.engine import PROJECT, digest
+from settings.gke import JUPYTER_LOCK, Gke
+
+CHART = Path("charts") / "dask"
+UV = PROJECT / "tools" / "uv.txt"
+CHECK = PROJECT / "components" / "check.py"
+NAME = "dask"  # of the release, and so of all that is in it
+PARTS = ("scheduler", "worker", "client")
+# What every container must do without in this namespace (Kubernetes' Pod Security Standards).
+RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+
+
+class DaskReleaseArgs(TypedDict):
+    cluster: Input[dict]
+    """`kubeconfig` (a path, or such a file's text) and `context` (may be empty): how kubectl reaches it."""
+    settings: Gke
+    """What the stack says about all else."""
+    password: Input[str] | None
+    """The user's own password for Jupyter, secret; None: a random one."""
+
+
+class DaskRelease(ComponentResource):
+    """A Dask cluster with its notebook server in Kubernetes, by a provider that comes with `opts`."""
+
+    scheduler: Output[str]
+    """The scheduler's address inside the namespace, such as "tls://dask-scheduler:8786"."""
+    dashboard: Output[str]
+    """The dashboard's URL inside the namespace."""
+    password: Output[str]
+    """Jupyter's, secret."""
+    check: Output[str]
+    """The table that the check printed."""
+    client: Output[dict]
+    """What `daskstack.connect` needs, secret."""
+
+    def __init__(self, name: str, args: DaskReleaseArgs, opts: ResourceOptions | None = None):
+        super().__init__("dask:index:DaskRelease", name, {}, opts)
+        settings = args["settings"]
+        self.settings = settings
+        self.stack = name
+        self.cluster = Output.json_dumps(args["cluster"])
+        self.lock = lock.read(PROJECT / settings.environment.lock, settings.environment.python)
+        self.namespace = settings.namespace.name or f"dask-{name}"
+
+        self._make_namespace()
+        identities = self._identities()
+        jupyter = self._jupyter(args.get("password"))
+        release = self._release(identities, jupyter)
+        self.check = self._check(release)
+
+        scheme = "tls" if settings.dask.tls else "tcp"
+        self.scheduler = Output.from_input(f"{scheme}://{NAME}-scheduler:8786")
+        self.dashboard = Output.from_input(f"http://{NAME}-webui:80/status")
+        self.password = Output.secret(jupyter["password"])
+        self.client = Output.secret(
+            Output.all(
+                kubernetes=args["cluster"],
+                namespace=self.namespace,
+                scheduler=self.scheduler,
+                dashboard=self.dashboard,
+                jupyter=f"{NAME}-jupyter:80" if settings.jupyter.enabled else None,
+                tls=identities.apply(lambda known: connection_credentials(known["client"])),
+                python=settings.environment.python,
+                packages=self.lock.packages,
+                lock=settings.environment.lock,
+            )
+        )
+        self.register_outputs(
+            {
+                "scheduler": self.scheduler,
+                "dashboard": self.dashboard,
+                "password": self.password,
+                "check": self.check,
+                "client": self.client,
+            }
+        )
+
+    def _make_namespace(self) -> None:
+        """Nothing is made where the cluster does not answer, or somebody else's namespace is in the way."""
+        opts = ResourceOptions(parent=self)
+        settings = self.settings.namespace
+        answers = self._command("answers", {"CREATE": "yes" if settings.create else "no", "STACK": self.stack}, opts)
+        self.made = [answers]
+        if settings.create:
+            labels = {"dask-stack": self.stack, **RESTRICTED}
+            metadata = {"name": self.namespace, "labels": labels}
+            opts = ResourceOptions(parent=self, depends_on=[answers])
+            self.made = [kubernetes.core.v1.Namespace("namespace", metadata=metadata, opts=opts)]
+
+    def _command(self, name: str, environment: dict[str, Input[str]], opts: ResourceOptions) -> local.Command:
+        """A module of this folder, run on this computer."""
+        return local.Command(
+            name,
+            create=f".venv/bin/python -m components.gke.{name}",
+            environment={"CLUSTER": self.cluster, "NAMESPACE": self.namespace, **environment},
+            add_previous_output_in_env=False,
+            logging=local.Logging.STDERR,
+            opts=opts,
+        )
+
+    def _secret(self, name: str, data: Input[dict]) -> str:
+        """Its name; `data` becomes base64 on the way."""
+        kubernetes.core.v1.Secret(
+            name,
+            metadata={"name": f"{NAME}-{name}", "namespace": self.namespace, "labels": {"dask-stack": self.stack}},
+            string_data=data,
+            opts=ResourceOptions(parent=self, depends_on=self.made),
+        )
+        return f"{NAME}-{name}"
+
+    def _stash(self, name: str, value: dict) -> Output[dict]:
+        """The value of the first `up`, secret."""
+        opts = ResourceOptions(parent=self, ignore_changes=["input"])
+        return Stash(name, input=Output.secret(value), opts=opts).output
+
+    def _identities(self) -> Output[dict]:
+        """TLS credentials for schedulers, workers and clients; another `renewal` makes all of them anew."""
+        made = self._stash(f"tls-{self.settings.credentials.renewal}", tls_identities(self.stack, list(PARTS)))
+
+        def warn(expires: str) -> None:
+            if text := notice("the cluster", expires, date.today()):
+                log.warn(text, self)
+
+        Output.unsecret(made["expires"]).apply(warn)
+        return made
+
+    def _jupyter(self, own: Input[str] | None) -> Output[dict]:
+        """`password`, the user's own or a random one, and `hash`."""
+
+        def hashed(known: dict) -> dict:
+            password = known["own"] or known["made"]["password"]
+            return {"password": password, "hash": jupyter_hash(password, known["made"]["salt"])}
+
+        return Output.secret(Output.all(own=own, made=self._stash("jupyter", jupyter_secret())).apply(hashed))
+
+    def _release(self, identities: Output[dict], jupyter: Output[dict]) -> kubernetes.helm.v3.Release:
+        settings = self.settings
+        tls = settings.dask.tls
+        secrets = {part: self._secret(f"tls-{part}", identities[part]) if tls else "" for part in PARTS}
+        password = ""
+        if settings.jupyter.enabled:
+            config = jupyter.apply(lambda known: {"jupyter_server_config.json": jupyter_config(known["hash"])})
+            password = self._secret("jupyter-password", config)
+        names = values.Names(**secrets, password=password)
+        locks = {
+            "environment": self.lock,
+            "jupyter": lock.read(PROJECT / JUPYTER_LOCK, settings.environment.python, False),
+        }
+        restart = Output.unsecret(Output.all(settings.credentials.renewal, identities, jupyter).apply(sha256))
+        self.values = values.own(settings, names, locks, UV.read_text(), restart)
+        return kubernetes.helm.v3.Release(
+            "release",
+            name=NAME,
+            namespace=self.namespace,
+            chart=f"./{CHART}",
+            values=self.values,
+            # Else a change of the chart's own files would not be seen.
+            description=f"charts/dask {digest(*sorted(p for p in (PROJECT / CHART).rglob('*') if p.is_file()))}",
+            skip_await=True,
+            opts=ResourceOptions(parent=self, depends_on=self.made),
+        )
+
+    def _check(self, release: kubernetes.helm.v3.Release) -> Output[str]:
+        settings = self.settings
+        expect = {
+            "address": f"{'tls' if settings.dask.tls else 'tcp'}://{NAME}-scheduler:8786",
+            "workers": settings.workers.replicas,
+            "python": settings.environment.python,
+            "packages": self.lock.packages,
+        }
+        return self._command(
+            "check",
+            {
+                "RELEASE": NAME,
+                "WAIT": str(settings.wait),
+                "CHECK": CHECK.read_text(),
+                "EXPECT": json.dumps(expect),
+                "CONFIRMS": Output.all(release.status.revision, Output.json_dumps(self.values)).apply(sha256),
+            },
+            ResourceOptions(parent=self, depends_on=[release]),
+        ).stdout
+
+
+def sha256(known: object) -> str:
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def connection_credentials(identity: dict[str, str]) -> dict[str, str]:
+    return {"authority": identity["ca.crt"], "certificate": identity["tls.crt"], "key": identity["tls.key"]}
+
+
+def jupyter_config(hashed: str) -> str:
+    """jupyter_server_config.json: this password, and no token beside it."""
+    return json.dumps({"PasswordIdentityProvider": {"hashed_password": hashed}, "IdentityProvider": {"token": ""}})

@@ -1,0 +1,128 @@
+"""Takes a cluster up and down."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from daskstack.engine import PROJECT, kubernetes_programs
+from rehearsal.kubernetes import NodeError, cgroups, components, images, network, pki
+from rehearsal.kubernetes.api import Api
+
+# In every cluster's folder, so that no other folder is ever taken for one.
+MARK = ".kubernetes"
+
+
+def up(directory: Path, *, python: str, locks: list[Path], seconds: float) -> dict[str, str]:
+    """Starts what does not run; `seconds` is the limit for the wait until it is ready.
+
+    Raises NodeError where it does not get so, InstallError where images or wheels cannot be made.
+    """
+    _check(directory)
+    layers, wheels = images.template(python), images.wheels(locks, python)
+    with network.held(directory, seconds):
+        (directory / MARK).touch()
+        if not _is_running(directory) or (directory / "images").resolve() != layers:
+            _prepare(directory, layers)
+            _start(directory)
+        _point(directory / "wheels", wheels)
+        _wait(directory, seconds)
+    node = network.addresses(directory)[1]
+    return {"kubeconfig": str(directory / "kubeconfig"), "context": pki.CONTEXT, "node": node}
+
+
+def down(directory: Path) -> None:
+    """Removes all of a cluster, or what is left of one; raises NodeError for a folder that is something else."""
+    if directory.exists() and any(directory.iterdir()) and not (directory / MARK).exists():
+        raise NodeError(f"{directory} is not the folder of a cluster: it is left alone")
+    name = network.name(directory)
+    cgroups.kill(name)  # an `up` that waits for it gives up
+    with network.held(directory) if directory.exists() else contextlib.nullcontext():
+        cgroups.kill(name)
+        cgroups.remove(name)
+        network.down(directory)
+        if directory.exists():
+            shutil.rmtree(directory)
+
+
+def _check(directory: Path) -> None:
+    programs = [*map(shutil.which, ("etcd", "containerd", "runc", "nft", "unshare"))]
+    if None in programs or not kubernetes_programs().exists() or not Path("/usr/lib/cni").exists():
+        raise NodeError("programs are missing: install them with `python3 -m tools.install kubernetes`")
+    if any(directory.iterdir()) and not (directory / MARK).exists():
+        raise NodeError(f"{directory} has other files: give a new or empty folder")
+
+
+def _prepare(directory: Path, layers: Path) -> None:
+    name = network.name(directory)
+    cgroups.kill(name)  # processes of a killed supervisor, about to end
+    cgroups.remove(name)
+    network.up(directory)
+    shutil.rmtree(directory / "log", ignore_errors=True)
+    (directory / "log").mkdir()
+    (directory / "state").write_text("supervisor")
+    _point(directory / "images", layers)
+    node = network.addresses(directory)[1]
+    folder, new = directory / "pki", directory / "pki.new"
+    if not folder.exists():
+        shutil.rmtree(new, ignore_errors=True)
+        pki.make(new, f"https://{node}:6443", [*components.NAMES, node])
+        new.rename(folder)
+    pki.private(directory / "kubeconfig", (folder / "admin.kubeconfig").read_bytes())
+    os.chown(directory / "kubeconfig", directory.stat().st_uid, directory.stat().st_gid)
+    components.write_settings(directory)
+
+
+def _start(directory: Path) -> None:
+    with (directory / "running").open("w") as lock, (directory / "log" / "supervisor.log").open("w") as log:
+        network.locked(lock.fileno())
+        command = [sys.executable, "-m", "rehearsal.kubernetes", "supervise", str(directory)]
+        # A session of its own, nothing inherited but the lock: it must outlive this process and not make callers wait.
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        environ = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        kept = (lock.fileno(),)
+        subprocess.Popen(command, cwd=PROJECT, env=environ, start_new_session=True, pass_fds=kept, **streams)
+
+
+def _is_running(directory: Path) -> bool:
+    """Whether a supervisor lives: it has a lock as long as it does."""
+    if not (directory / "running").exists():
+        return False
+    with (directory / "running").open() as lock:
+        return not network.locked(lock.fileno())
+
+
+def _wait(directory: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while (state := (directory / "state").read_text()) != "ready":
+        if not _is_running(directory):
+            _fail(directory, state, "does not stay up")
+        if time.monotonic() > deadline:
+            _fail(directory, state, f"is not ready after {seconds:.0f} s")
+        time.sleep(0.1)
+    address = network.addresses(directory)[1]
+    while True:
+        try:
+            Api(address, directory / "pki").call("GET", "/readyz")
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                _fail(directory, "kube-apiserver", f"does not answer from this computer at {address} ({error})")
+            time.sleep(0.1)
+
+
+def _fail(directory: Path, component: str, what: str) -> None:
+    log = directory / "log" / f"{component}.log"
+    lines = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else ["(no log)"]
+    raise NodeError("\n".join([f"{component} {what}. Last lines of its log ({log}):", *lines]))
+
+
+def _point(link: Path, target: Path) -> None:
+    """A link to the target, at every moment a whole one."""
+    new = link.with_name(f"{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(link)

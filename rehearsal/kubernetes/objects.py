@@ -1,0 +1,126 @@
+"""What a provider's cluster has by itself: a DNS Service, volumes on demand, addresses for load balancers."""
+
+import json
+import shutil
+import subprocess
+from datetime import datetime
+
+from rehearsal.kubernetes.api import Api
+from rehearsal.kubernetes.components import NODE
+from rehearsal.kubernetes.network import DNS, INNER
+
+CLASS = "standard"
+PROVISIONER = "rehearsal/volumes"
+OURS = {"pv.kubernetes.io/provisioned-by": PROVISIONER}  # the controller then leaves their removal to us
+
+STORAGE_CLASS = {
+    "apiVersion": "storage.k8s.io/v1",
+    "kind": "StorageClass",
+    "metadata": {"name": CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+    "provisioner": PROVISIONER,
+}
+DNS_PORTS = [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]
+DNS_SERVICE = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "kube-dns", "labels": {"k8s-app": "kube-dns"}},
+    "spec": {"clusterIP": DNS, "ports": DNS_PORTS},
+}
+DNS_ENDPOINTS = {
+    "apiVersion": "discovery.k8s.io/v1",
+    "kind": "EndpointSlice",
+    "metadata": {"name": "kube-dns", "labels": {"kubernetes.io/service-name": "kube-dns"}},
+    "addressType": "IPv4",
+    "ports": DNS_PORTS,
+    "endpoints": [{"addresses": [INNER]}],
+}
+
+
+def make(api: Api) -> None:
+    api.make("/apis/storage.k8s.io/v1/storageclasses", STORAGE_CLASS)
+    api.make("/api/v1/namespaces/kube-system/services", DNS_SERVICE)
+    api.make("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", DNS_ENDPOINTS)
+
+
+def node_is_ready(api: Api, since: datetime) -> bool:
+    """Whether the kubelet has said so since then; what it said before it was killed is kept."""
+    conditions = api.get("/api/v1/nodes/node").get("status", {}).get("conditions", [])
+    ready = [each for each in conditions if each["type"] == "Ready" and each["status"] == "True"]
+    # Kubernetes leaves out fractions of a second.
+    return any(datetime.fromisoformat(each["lastHeartbeatTime"]) >= since.replace(microsecond=0) for each in ready)
+
+
+def reconcile(api: Api, spare: list[str]) -> None:
+    """One turn of the node's own controllers; `spare` are the addresses for load balancers."""
+    for claim in api.get("/api/v1/persistentvolumeclaims?resourceVersion=0")["items"]:
+        spec = claim["spec"]
+        if claim["status"].get("phase") == "Pending" and spec.get("storageClassName") == CLASS:
+            (NODE / "volumes" / _volume(claim)).mkdir(parents=True, exist_ok=True)
+            (NODE / "volumes" / _volume(claim)).chmod(0o777)
+            api.make("/api/v1/persistentvolumes", volume(claim))
+    for found in api.get("/api/v1/persistentvolumes?resourceVersion=0")["items"]:
+        if is_over(found):
+            api.delete(f"/api/v1/persistentvolumes/{found['metadata']['name']}")
+            shutil.rmtree(NODE / "volumes" / found["metadata"]["name"], ignore_errors=True)
+    balance(api, api.get("/api/v1/services?resourceVersion=0")["items"], spare)
+
+
+def volume(claim: dict) -> dict:
+    """A folder of the node's for a claim."""
+    metadata, spec = claim["metadata"], claim["spec"]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": _volume(claim), "annotations": OURS},
+        "spec": {
+            "storageClassName": CLASS,
+            "capacity": spec["resources"]["requests"],
+            "accessModes": spec["accessModes"],
+            "persistentVolumeReclaimPolicy": "Delete",
+            "hostPath": {"path": str(NODE / "volumes" / _volume(claim)), "type": "Directory"},
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                **{key: metadata[key] for key in ("namespace", "name", "uid")},
+            },
+        },
+    }
+
+
+def is_over(volume: dict) -> bool:
+    """Whether it is one of ours whose claim is gone."""
+    metadata = volume["metadata"]
+    ours = OURS.items() <= metadata.get("annotations", {}).items() and "deletionTimestamp" not in metadata
+    released = volume["status"].get("phase") == "Released"
+    return ours and released and volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
+
+
+def _volume(claim: dict) -> str:
+    return f"pvc-{claim['metadata']['uid']}"
+
+
+def balance(api: Api, services: list[dict], spare: list[str]) -> None:
+    """Gives each Service of type LoadBalancer an address that it keeps, and the node these addresses."""
+    balanced = [each for each in services if each["spec"].get("type") == "LoadBalancer"]
+    given = {address for each in balanced for address in ingress(each)}
+    for service in balanced:
+        if not ingress(service) and (free := [each for each in spare if each not in given]):
+            metadata = service["metadata"]
+            path = f"/api/v1/namespaces/{metadata['namespace']}/services/{metadata['name']}/status"
+            api.patch(path, {"status": {"loadBalancer": {"ingress": [{"ip": free[0]}]}}})
+            given.add(free[0])
+    has = addresses()
+    for address in given - has:
+        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+    for address in (has & set(spare)) - given:
+        subprocess.run(["ip", "address", "delete", f"{address}/32", "dev", "lo"], check=True)
+
+
+def ingress(service: dict) -> list[str]:
+    found = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+    return [each["ip"] for each in found if "ip" in each]
+
+
+def addresses() -> set[str]:
+    shown = subprocess.run(["ip", "-json", "address", "show", "dev", "lo"], capture_output=True, text=True, check=True)
+    return {each["local"] for each in json.loads(shown.stdout)[0]["addr_info"]}

@@ -1,0 +1,176 @@
+"""The process that a cluster's life hangs on: it starts the node's components, and takes care of volumes and addresses.
+
+It runs in namespaces of its own: files, processes, network. With it end all processes of the cluster, also of pods, and
+all mounts. What it waits for is in the cluster's file `state`, "ready" at last.
+"""
+
+import datetime
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from daskstack.engine import kubernetes_programs
+from rehearsal.kubernetes import cgroups, components, network, objects
+from rehearsal.kubernetes.api import Api
+from rehearsal.kubernetes.components import NODE, SOCKET
+
+# What the kubelet sets for the whole computer where it finds something else. It gets files that say so already.
+SYSCTLS = {
+    "vm/overcommit_memory": 1,
+    "vm/panic_on_oom": 0,
+    "kernel/panic": 10,
+    "kernel/panic_on_oops": 1,
+    "kernel/keys/root_maxkeys": 1000000,
+    "kernel/keys/root_maxbytes": 25000000,
+}
+ENDS = 5  # times that a component may end by itself until the node is ready
+
+
+def supervise(directory: Path) -> None:
+    """Goes into the cluster's namespaces, and boots there; does not return."""
+    name = network.name(directory)
+    cgroups.enter(name)
+    space = ["nsenter", f"--net=/run/netns/{name}"]
+    space += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    # bash is process 1: it reaps what pods and shims leave.
+    reaper = ["bash", "-c", '"$@"; exit $?', "bash"]
+    boot = [sys.executable, "-m", "rehearsal.kubernetes", "boot", str(directory)]
+    os.execvp("nsenter", [*space, *reaper, *boot])
+
+
+def boot(directory: Path) -> None:
+    _, address, spare = network.addresses(directory)
+    renew(directory)
+    mount(directory)
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    call("ip", "address", "replace", f"{network.INNER}/32", "dev", "lo")
+    os.chdir("/")
+    Node(components.commands(kubernetes_programs(), address), Api(address, components.PKI), spare).live()
+
+
+def renew(directory: Path) -> None:
+    """The node begins anew, with its images and no containers; what the cluster knows, etcd keeps."""
+    for folder in ("containerd", "kubelet"):
+        shutil.rmtree(directory / folder, ignore_errors=True)
+    images = (directory / "images").resolve()
+    try:
+        # The layers are never written to. The databases are.
+        shutil.copytree(images, directory / "containerd", symlinks=True, copy_function=link)
+    except OSError:
+        shutil.rmtree(directory / "containerd", ignore_errors=True)
+        call("cp", "--archive", str(images), str(directory / "containerd"))
+
+
+def mount(directory: Path) -> None:
+    """Keeps what the components write at fixed places off this computer, and the cluster's folder at one of them."""
+    call("mount", "--bind", str(directory), "/mnt")
+    call("mount", "-t", "tmpfs", "tmpfs", "/run")
+    for folder in (NODE, Path("/run/var/upper"), Path("/run/var/work"), Path("/run/sysctl")):
+        folder.mkdir(parents=True)
+    call("mount", "--move", "/mnt", str(NODE))
+    layers = "lowerdir=/var,upperdir=/run/var/upper,workdir=/run/var/work"
+    call("mount", "-t", "overlay", "overlay", "-o", layers, "/var")
+    for sysctl, value in SYSCTLS.items():
+        file = Path("/run/sysctl", sysctl.replace("/", "."))
+        file.write_text(f"{value}\n")
+        call("mount", "--bind", str(file), f"/proc/sys/{sysctl}")
+
+
+def call(*command: str) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+class Node:
+    def __init__(self, commands: dict[str, list[str]], api: Api, spare: list[str]) -> None:
+        self.commands, self.api, self.spare = commands, api, spare
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.ends = dict.fromkeys(commands, 0)
+        self.ready, self.begun = False, time.monotonic()
+
+    def live(self) -> None:
+        begun = datetime.datetime.now(datetime.UTC)
+        self.start("etcd", "containerd", "wheels")
+        self.wait("etcd", lambda: answers("127.0.0.1", 2379))
+        self.start("kube-apiserver")
+        self.wait("containerd", SOCKET.exists)
+        self.wait("kube-apiserver", lambda: self.api.call("GET", "/readyz") == "ok")
+        self.start("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns")
+        self.wait("supervisor", lambda: objects.make(self.api) is None)
+        self.wait("kubelet", lambda: objects.node_is_ready(self.api, begun))
+        self.wait(
+            "kube-controller-manager", lambda: bool(self.api.get("/api/v1/namespaces/default/serviceaccounts/default"))
+        )
+        self.wait("kube-proxy", lambda: bool(fetch("http://127.0.0.1:10256/healthz")))
+        self.wait("coredns", lambda: bool(fetch("http://127.0.0.1:8181/ready")))
+        self.wait("wheels", lambda: answers(network.INNER, components.WHEELS))
+        self.ready = True
+        self.tell("ready")
+        while True:
+            self.mend()
+            # One that ended is started again by the next turn; a refused request is made again.
+            try:
+                objects.reconcile(self.api, self.spare)
+            except OSError as error:
+                print(error, flush=True)
+            time.sleep(1)
+
+    def start(self, *names: str) -> None:
+        for name in names:
+            with (NODE / "log" / f"{name}.log").open("a") as log:
+                command = self.commands[name]
+                environ = {**os.environ, "TMPDIR": "/run"}
+                streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                self.processes[name] = subprocess.Popen(command, env=environ, **streams)
+
+    def wait(self, name: str, reached: Callable[[], bool]) -> None:
+        """Until it is so; whoever waits for the node knows how long that may take."""
+        self.tell(name)
+        while True:
+            try:
+                if reached():
+                    return
+            except OSError as error:
+                print(f"{name}: {error}", flush=True)
+            time.sleep(0.2)
+            self.mend()
+
+    def tell(self, state: str) -> None:
+        print(f"{time.monotonic() - self.begun:.1f} s: {state}", flush=True)
+        (NODE / "state.new").write_text(state)
+        (NODE / "state.new").rename(NODE / "state")
+
+    def mend(self) -> None:
+        for name, process in self.processes.items():
+            if process.poll() is None:
+                continue
+            print(f"{name} ended with status {process.returncode}", flush=True)
+            self.ends[name] += 1
+            if self.ends[name] >= ENDS and not self.ready:
+                self.tell(name)
+                sys.exit(f"{name} ended {ENDS} times")
+            time.sleep(0.5)
+            self.start(name)
+
+
+def answers(address: str, port: int) -> bool:
+    socket.create_connection((address, port), timeout=2).close()
+    return True
+
+
+def fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=2) as answer:
+        return answer.read()
+
+
+def link(source: str, destination: str) -> str:
+    if source.endswith(".db"):
+        return shutil.copy2(source, destination)
+    os.link(source, destination)
+    return destination

@@ -1,0 +1,1 @@
+"""What `resource_kubernetes.py` does, by topic."""

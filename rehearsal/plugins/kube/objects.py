@@ -1,0 +1,212 @@
+"""Kubernetes objects through `kubectl`, by server-side apply."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from command import wire
+from command.output import CommandError
+from kube import ready
+from kube.run import Cluster, ProgramError
+from kube.values import differences, drifted, marked, redacted, secret, touches, without_nulls
+
+Object = dict[str, Any]
+MANAGER = "pulumi-kubernetes"
+SECONDS = 600.0  # for a wait, unless the program says otherwise
+AUTONAMED, SKIP_AWAIT, TIMEOUT, FORCE = (
+    f"pulumi.com/{name}" for name in ("autonamed", "skipAwait", "timeoutSeconds", "patchForce")
+)
+
+
+class PartialError(CommandError):
+    """The object is there, in the state of `outputs`, but not as it should be."""
+
+    def __init__(self, message: str, identity: str, outputs: wire.Properties) -> None:
+        super().__init__(message)
+        self.identity, self.outputs = identity, outputs
+
+
+@dataclass(frozen=True)
+class Kind:
+    resource: str  # as kubectl calls it
+    namespaced: bool = True
+    fixed: tuple[str, ...] = ()  # where a change asks for another object
+    dependents: bool = False  # whether others are made for it, which go before it
+
+
+KINDS = {
+    "core/v1:ConfigMap": Kind("configmaps", fixed=("data", "binaryData")),
+    "core/v1:Namespace": Kind("namespaces", namespaced=False),
+    "core/v1:PersistentVolumeClaim": Kind(
+        "persistentvolumeclaims",
+        fixed=("spec.accessModes", "spec.selector", "spec.storageClassName", "spec.volumeName"),
+    ),
+    "core/v1:Secret": Kind("secrets", fixed=("type", "data", "stringData")),
+    "core/v1:Service": Kind("services", fixed=("spec.clusterIP",)),
+    "core/v1:ServiceAccount": Kind("serviceaccounts"),
+    "apps/v1:Deployment": Kind("deployments.apps", fixed=("spec.selector",), dependents=True),
+    "batch/v1:Job": Kind(
+        "jobs.batch",
+        fixed=("spec.completions", "spec.parallelism", "spec.selector", "spec.template"),
+        dependents=True,
+    ),
+    "networking.k8s.io/v1:NetworkPolicy": Kind("networkpolicies.networking.k8s.io"),
+    "rbac.authorization.k8s.io/v1:ClusterRoleBinding": Kind(
+        "clusterrolebindings.rbac.authorization.k8s.io", namespaced=False, fixed=("roleRef",)
+    ),
+    "rbac.authorization.k8s.io/v1:Role": Kind("roles.rbac.authorization.k8s.io"),
+    "rbac.authorization.k8s.io/v1:RoleBinding": Kind("rolebindings.rbac.authorization.k8s.io", fixed=("roleRef",)),
+}
+
+
+def complete(token: str, raw: wire.Properties, old: wire.Properties, name: str, namespace: str) -> wire.Properties:
+    """The inputs with what the program may leave out: version, kind, name, the provider's namespace."""
+    version, kind = token.removeprefix("core/").split(":")
+    inputs = {"apiVersion": version, "kind": kind, "metadata": {}} | without_nulls(raw)
+    metadata = inputs["metadata"]
+    if not isinstance(metadata, dict) or wire.SIGNATURE in metadata:
+        return inputs
+    inputs["metadata"] = metadata = dict(metadata)
+    if not metadata.get("name"):
+        previous = wire.plain(old).get("metadata", {})
+        adopted = previous.get("annotations", {}).get(AUTONAMED) == "true"
+        metadata["name"] = previous["name"] if adopted else f"{name}-{secrets.token_hex(4)}"
+        annotations = metadata.get("annotations", {})
+        if isinstance(annotations, dict) and wire.SIGNATURE not in annotations:
+            metadata["annotations"] = annotations | {AUTONAMED: "true"}
+    if namespace and KINDS[token].namespaced and not metadata.get("namespace"):
+        metadata["namespace"] = namespace
+    return inputs
+
+
+def fixed(token: str, new: Object, mutable: set[str]) -> list[str]:
+    """Where a change replaces; ConfigMaps and Secrets change in place only where the provider's `mutable` has them."""
+    paths = KINDS[token].fixed
+    if new.get("kind") in mutable and new.get("immutable") is not True:
+        paths = tuple(path for path in paths if path == "type")
+    return ["metadata.name", "metadata.namespace", *paths]
+
+
+def keeps_its_name(old: Object, new: Object) -> bool:
+    """Whether a replacement is to have the old one's place, which has to be free by then."""
+    before, after = old.get("metadata", {}), new.get("metadata", {})
+    if not isinstance(after, dict) or after.get("annotations", {}).get(AUTONAMED) == "true":
+        return False
+    return all(before.get(key) == after.get(key) for key in ("name", "namespace"))
+
+
+def changes(token: str, old: Object, new: Object, mutable: set[str]) -> tuple[dict[str, str], list[str], bool]:
+    """Differences between plain inputs, those that replace, and whether the old object has to go first."""
+    found = differences(old, new)
+    replacing = [path for path in found if touches(path, fixed(token, new, mutable))]
+    return found, replacing, bool(replacing) and keeps_its_name(old, new)
+
+
+class Objects:
+    """The objects of one kind in a cluster."""
+
+    def __init__(self, cluster: Cluster, token: str) -> None:
+        self._cluster, self._kind = cluster, KINDS[token]
+
+    async def exists(self, manifest: Object) -> bool:
+        place = self._place(manifest["metadata"])
+        return bool(await self._cluster.kubectl("get", *place, "--ignore-not-found", "-o", "name"))
+
+    async def apply(self, raw: wire.Properties, *, force: bool, dry: bool = False) -> tuple[Object, str]:
+        """Make the object as the inputs say. Returns it, and the API server's warnings."""
+        manifest = wire.plain(raw)
+        arguments = ["apply", "--server-side", f"--field-manager={MANAGER}", "--validate=warn", "-o", "json", "-f", "-"]
+        if dry:
+            arguments.append("--dry-run=server")
+        if force or dry or _annotation(manifest, FORCE) == "true":
+            arguments.append("--force-conflicts")
+        try:
+            text, said = await self._cluster.kubectl_with_warnings(*arguments, stdin=json.dumps(manifest))
+        except ProgramError as error:
+            raise ProgramError(redacted(str(error), raw)) from None
+        return json.loads(text), redacted(said.strip(), raw)
+
+    async def ready(self, raw: wire.Properties, found: Object, seconds: float) -> Object:
+        """The object once it does its work. Raises PartialError where it does not in time."""
+        manifest = wire.plain(raw)
+        if _annotation(manifest, SKIP_AWAIT) == "true":
+            return found
+        try:
+            return await ready.until_ready(self._cluster, self._kind.resource, found, seconds)
+        except (CommandError, asyncio.CancelledError) as error:
+            why = str(error) or "cancelled"
+            what = f"{found['kind']} {identity(found)} is there but not ready: {why}"
+            raise PartialError(redacted(what, raw), identity(found), outputs(found, raw)) from None
+
+    async def read(self, identity: str) -> Object | None:
+        """The object as it is now, None if it is gone."""
+        text = await self._cluster.kubectl("get", *self._place(_named(identity)), "--ignore-not-found", "-o", "json")
+        return json.loads(text) if text else None
+
+    async def delete(self, identity: str, seconds: float) -> None:
+        """Delete the object and wait until it is gone; it may be gone already."""
+        cascade = "foreground" if self._kind.dependents else "background"
+        options = ["--ignore-not-found", "--wait", f"--timeout={seconds:g}s", f"--cascade={cascade}"]
+        try:
+            await self._cluster.kubectl("delete", *self._place(_named(identity)), *options)
+        except ProgramError as error:
+            found = await self.read(identity)
+            if found is None:
+                return
+            conditions = [c for c in found.get("status", {}).get("conditions", []) if c.get("status") == "True"]
+            reasons = [f"{c.get('type')}: {c.get('message')}" for c in conditions]
+            raise ProgramError("\n".join([f"{identity} is not gone: {error}", *reasons])) from None
+
+    def _place(self, metadata: Object) -> list[str]:
+        namespace = metadata.get("namespace") if self._kind.namespaced else None
+        return [self._kind.resource, metadata["name"], *(["--namespace", namespace] if namespace else [])]
+
+
+def identity(found: Object) -> str:
+    metadata = found["metadata"]
+    return f"{metadata['namespace']}/{metadata['name']}" if metadata.get("namespace") else metadata["name"]
+
+
+def _named(identity: str) -> Object:
+    namespace, _, name = identity.rpartition("/")
+    return {"namespace": namespace, "name": name}
+
+
+def timeout(manifest: Object, custom: float) -> float:
+    """Seconds for a wait: the resource option's, the annotation's, or the default."""
+    said = _annotation(manifest, TIMEOUT)
+    return custom or (float(said) if said else SECONDS)
+
+
+def _annotation(manifest: Object, name: str) -> str:
+    return manifest.get("metadata", {}).get("annotations", {}).get(name, "")
+
+
+def outputs(found: Object, raw: wire.Properties) -> wire.Properties:
+    """The object as the state keeps it: secret where the inputs are, and a Secret's content always."""
+    result = marked(found, raw)
+    for name in ("data", "stringData") if found["kind"] == "Secret" else ():
+        if name in result:
+            result[name] = secret(wire.plain(result[name]))
+    return result
+
+
+def inputs_now(raw: wire.Properties, before: wire.Properties, found: Object) -> wire.Properties:
+    """The inputs as they would have to be to make the object that is there now."""
+    plain = drifted(wire.plain(raw), _readable(wire.plain(before)), _readable(found))
+    return marked(plain, raw)
+
+
+def _readable(found: Object) -> Object:
+    """A Secret also in the words of `stringData`, which the API server takes but never shows."""
+    if found.get("kind") != "Secret":
+        return found
+    texts = {}
+    for key, value in found.get("data", {}).items():
+        with contextlib.suppress(ValueError):
+            texts[key] = base64.b64decode(value).decode()
+    return found | {"stringData": texts}

@@ -1,0 +1,102 @@
+"""`kubectl` and `helm` as child processes, which end with the operation that runs them."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+from command.output import CommandError
+
+GRACE = 2.0  # seconds between SIGTERM, at which helm records a release as failed, and SIGKILL
+PROBE = 5  # seconds in which a cluster that is there answers
+
+
+class ProgramError(CommandError):
+    """A program ended with another status than 0; the text is what it said."""
+
+
+class Cluster:
+    """One cluster and the way to it: a kubeconfig and one of its contexts, each empty for the ambient one."""
+
+    def __init__(self, kubeconfig: str, context: str) -> None:
+        self._environment = dict(os.environ)
+        self._context = context
+        self._file: Path | None = None
+        self._answers: bool | None = None
+        self._asking = asyncio.Lock()
+        if is_path(kubeconfig):
+            self._environment["KUBECONFIG"] = str(Path(kubeconfig).expanduser())
+        elif kubeconfig:
+            handle, name = tempfile.mkstemp(prefix="kubeconfig-")  # which only this user can read
+            with os.fdopen(handle, "w") as file:
+                file.write(kubeconfig)
+            self._file = Path(name)
+            self._environment["KUBECONFIG"] = name
+
+    def forget(self) -> None:
+        """Remove what was written of the kubeconfig."""
+        if self._file:
+            self._file.unlink(missing_ok=True)
+
+    async def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return (await self.kubectl_with_warnings(*arguments, stdin=stdin))[0]
+
+    async def kubectl_with_warnings(self, *arguments: str, stdin: str = "") -> tuple[str, str]:
+        """Run kubectl. Returns what it wrote to stdout and, if it succeeded, to stderr."""
+        context = ["--context", self._context] if self._context else []
+        return await self._run("kubectl", *context, *arguments, stdin=stdin)
+
+    async def helm(self, *arguments: str, stdin: str = "") -> str:
+        context = ["--kube-context", self._context] if self._context else []
+        return (await self._run("helm", *arguments, *context, stdin=stdin))[0]
+
+    async def reachable(self) -> bool:
+        """Whether the cluster answers; asked once."""
+        async with self._asking:
+            if self._answers is None:
+                try:
+                    await self.kubectl("get", "--raw", "/version", f"--request-timeout={PROBE}s")
+                    self._answers = True
+                except ProgramError:
+                    self._answers = False
+        return self._answers
+
+    async def _run(self, program: str, *arguments: str, stdin: str) -> tuple[str, str]:
+        if not shutil.which(program):
+            raise CommandError(f"no `{program}` on PATH, which the stand-in for kubernetes runs")
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+            # A group of its own: the engine's SIGINT is for the plugin, which then ends what runs.
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = await process.communicate(stdin.encode())
+        except asyncio.CancelledError:
+            await _end(process)
+            raise
+        if process.returncode:
+            raise ProgramError(stderr.decode(errors="replace").strip() or f"{program}: status {process.returncode}")
+        return stdout.decode(), stderr.decode(errors="replace")
+
+
+def is_path(kubeconfig: str) -> bool:
+    """Whether a provider's `kubeconfig` names a file; otherwise it is a kubeconfig's text."""
+    with contextlib.suppress(OSError):  # a text is longer than a name may be
+        return bool(kubeconfig) and Path(kubeconfig).expanduser().exists()
+    return False
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), GRACE)
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,146 @@
+"""What targets have in common: checks of single values, and sections that read the same in each."""
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic.alias_generators import to_camel
+
+import lock
+
+KEY = "dask:cluster"
+Place = tuple[str | int, ...]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+# A place, all places that count, and what is wrong there.
+Conflict = tuple[Place, list[Place], str]
+
+
+# Checks of single values: each returns its argument or raises ValueError with the rest of a sentence.
+
+
+def is_world(networks: list[Network]) -> bool:
+    """Whether the networks hold half or more of the addresses in use: of IPv4's, or of IPv6's 2000::/3."""
+    for version, half in (4, 2**31), (6, 2**124):
+        members = ipaddress.collapse_addresses(network for network in networks if network.version == version)
+        if sum(network.num_addresses for network in members) >= half:
+            return True
+    return False
+
+
+def valid_network(text: str) -> str:
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"{text} is not a network; write an address and a prefix length, e.g. 203.0.113.7/32"
+        ) from None
+    if is_world([network]):
+        extent = "the whole world" if network.prefixlen == 0 else "half of the world or more"
+        raise ValueError(f"{text} is open to {extent}; name the networks that need it, e.g. 203.0.113.7/32")
+    if text != str(network):
+        address = text.split("/")[0]
+        alone = (
+            ""
+            if ipaddress.ip_address(address) == network[0]
+            else f", or {address}/{network.max_prefixlen} for one machine"
+        )
+        raise ValueError(f"{text} does not name a network; write {network}{alone}")
+    return text
+
+
+def valid_memory(text: str) -> str:
+    number = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:[kmgtp]i?b?|b)", text, re.IGNORECASE | re.ASCII)
+    if not number or float(number[1]) == 0:
+        raise ValueError(f'"{text}" is not an amount of memory; write one above 0 with its unit, e.g. "2 GiB"')
+    return text
+
+
+def valid_argument(refused: Mapping[str, str], word: str) -> str:
+    flag = re.split(r"[=\s]", word)[0]
+    for pattern, remedy in refused.items():
+        if re.fullmatch(pattern, flag):
+            raise ValueError(f"{flag} is set by the cluster; {remedy}")
+    if not word.isprintable() or not re.match(r"-[\w-]+(=|$)|[^-]", word):
+        raise ValueError(f'{word!r} is not one word of a command line; write e.g. ["--preload", "my.module"]')
+    return word
+
+
+def valid_python(found: object) -> object:
+    if not isinstance(found, str) or not re.fullmatch(r"3\.(0|[1-9][0-9]?)", found):
+        raise ValueError(
+            f'{shown(found)} is not a minor version in quotes; write e.g. "3.11"'
+            " (without quotes YAML reads 3.10 as 3.1)"
+        )
+    return found
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        name = prefix + key.replace("_", "-")  # to Dask both are one
+        if value and isinstance(value, dict):
+            yield from flat(value, name + ".")
+        else:
+            yield name
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel)
+
+
+Listed = Strict(False)  # strict pydantic takes no list for a tuple, and a tuple stays as it is
+Networks = Annotated[tuple[Annotated[str, AfterValidator(valid_network)], ...], Listed]
+
+
+class Environment(Section):
+    """The Python packages of every process. `lock` is relative to the project folder."""
+
+    lock: str = "environment.lock"
+    python: Annotated[str, BeforeValidator(valid_python)] = "3.11"
+
+
+class Credentials(Section):
+    """A higher `renewal` than the last one renews every certificate."""
+
+    renewal: int = Field(1, ge=1)
+
+
+def line(place: Place, text: str) -> str:
+    return f"{KEY}{dotted(place)}: {text}"
+
+
+def dotted(place: Place) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+
+
+def shown(value: object) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 80 else text[:76] + " ..."
+
+
+def not_the_world(lists: Mapping[Place, tuple[str, ...]]) -> Iterator[Conflict]:
+    """Lists of networks that cover too much together; each network alone has been judged already."""
+    for place, networks in lists.items():
+        if is_world([ipaddress.ip_network(network) for network in networks]):
+            text = "these cover half of the world or more together; name only the networks that need it"
+            yield place, [], text
+
+
+def lock_conflicts(environment: Environment, folder: Path) -> Iterator[Conflict]:
+    try:
+        lock.read(folder / environment.lock, environment.python)
+    except lock.LockError as error:
+        for setting, text in error.problems:
+            place = ("environment", setting)
+            yield place, [place, ("environment", "lock")], text
+
+
+def config_conflicts(config: dict[str, Any], refused: Mapping[str, str]) -> Iterator[Conflict]:
+    """Keys of Dask's configuration that the cluster sets itself; `refused` has patterns with remedies."""
+    for name in flat(config):
+        for pattern, remedy in refused.items():
+            if re.fullmatch(pattern, name):
+                yield ("dask", "config", name), [], f"is set by the cluster; {remedy}"
