@@ -14,6 +14,7 @@ python = .venv/bin/python
 dev = $(filter dev,$(STACK))
 yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
 file = Pulumi.$(notdir $(STACK)).yaml
+cloud = $(shell grep -qs 'target: *gke' $(file) && echo cloud)
 machines = $(shell grep -qs 'source: *local' $(file) && echo machines)
 # The engine cannot tell a machine that is dead for good from one that is away.
 dead = If a machine that did not answer is dead for good: write `gone: true` beside its name in $(file), and make up; \
@@ -28,7 +29,7 @@ sweep = DIRECTORY=$${XDG_DATA_HOME:-$$HOME/.local/share}/daskstack/machines/$(no
 	bash rehearsal/machines/network.sh sweep
 variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
-.PHONY: help up preview destroy status logs env test bench lock
+.PHONY: help up preview destroy rehearse status logs env test bench lock
 
 help:
 	@echo 'make up        build or change the cluster of stack $(STACK)'
@@ -36,6 +37,7 @@ help:
 	@echo 'make status    how the cluster is'
 	@echo 'make logs      what its services said (MACHINE=name for one machine)'
 	@echo 'make destroy   take the cluster away'
+	@echo 'make rehearse  try a stack with target gke on this computer, and take it away (STACK=kubernetes)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
 	@echo 'make bench     figures beside those of other ways, into bench/results.md (25 minutes)'
@@ -43,24 +45,29 @@ help:
 
 up:
 	@$(known)
-	@$(install) program $(machines)
+	@$(install) program $(machines) $(cloud)
 	@$(PYTHON) -m tools.unlock $(STACK)
 	@$(variables) && pulumi stack select --create $(STACK) && pulumi up --stack $(STACK) $(yes) $(hint)
 	@$(python) -m daskstack summary $(STACK)
 
 preview:
 	@$(known)
-	@$(install) program $(machines)
+	@$(install) program $(machines) $(cloud)
 	@$(variables) && pulumi stack select --create $(STACK) && pulumi preview --stack $(STACK)
 
 # The stack of this computer leaves nothing behind, not even its state.
 destroy:
-	@$(install) program $(machines)
+	@$(install) program $(machines) $(cloud)
 	@$(PYTHON) -m tools.unlock $(STACK)
 	@$(PYTHON) -m tools.adopt $(STACK)
 	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes) $(hint)
 	@$(if $(machines),$(sweep))
 	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
+
+rehearse:
+	@$(known)
+	@$(install) rehearsal
+	@$(python) -m tools.rehearse $(STACK)
 
 status:
 	@$(install) program
@@ -75,7 +82,7 @@ env:
 	@$(PYTHON) -m daskstack.engine $(STACK)
 
 test:
-	@$(install) program machines test
+	@$(install) program machines rehearsal test
 	@.venv/bin/ruff check
 	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!components/vms/steps' | xargs -0 .venv/bin/shellcheck -x
 	@.venv/bin/pytest $(PYTEST)

@@ -1,11 +1,12 @@
-"""What `make` shows of a stack: python -m daskstack summary|status|logs|dashboard STACK [MACHINE]."""
+"""What `make` shows of a stack: python -m daskstack summary|status|logs|dashboard|jupyter STACK [MACHINE]."""
 
 import subprocess
 import sys
 import time
 
-from daskstack import engine, ssh
-from daskstack.tunnel import TunnelError, tunnel
+from daskstack import engine, kubernetes, ssh
+from daskstack.tunnel import TunnelError
+from daskstack.ways import way_to
 
 PYTHON = ".venv/bin/python"
 
@@ -18,6 +19,8 @@ def summary(stack: str) -> None:
     print()
     print(f"{'scheduler':<12} {outputs['scheduler']}")
     print(f"{'dashboard':<12} {PYTHON} -m daskstack dashboard {stack}")
+    if outputs["client"].get("jupyter"):
+        print(f"{'notebook':<12} {PYTHON} -m daskstack jupyter {stack}")
     print(f"{'in Python':<12} {PYTHON} -ic 'import daskstack; client = daskstack.connect(\"{stack}\")'")
     print(f"{'take away':<12} make destroy" + ("" if stack == "dev" else f" STACK={stack}"))
 
@@ -36,8 +39,15 @@ def status(stack: str) -> None:
 
 
 def logs(stack: str, machine: str | None = None) -> None:
-    """The last lines of Dask's services, of all machines or one."""
-    machines = engine.cluster(stack)["client"]["machines"]
+    """The last lines of Dask's services, of all machines (or kinds of pods) or one."""
+    client = engine.cluster(stack)["client"]
+    if "kubernetes" in client:
+        selector = f"release=dask,component={machine}" if machine else "release=dask"
+        with kubernetes.kubectl(client["kubernetes"]) as command:
+            words = ["--namespace", client["namespace"], "logs", "--selector", selector, "--tail", "40"]
+            subprocess.run([*command, *words, "--prefix", "--all-containers"])
+        return
+    machines = client["machines"]
     if machine and machine not in machines:
         raise engine.EngineError(f"stack {stack} has no machine {machine}; it has {', '.join(machines)}")
     for name in [machine] if machine else machines:
@@ -47,17 +57,30 @@ def logs(stack: str, machine: str | None = None) -> None:
 
 
 def dashboard(stack: str) -> None:
-    """Keeps a tunnel to the dashboard open until Ctrl-C."""
+    """Keeps a way to the dashboard open until Ctrl-C."""
     client = engine.cluster(stack)["client"]
     host, _, path = client["dashboard"].removeprefix("http://").partition("/")
-    with tunnel(client["machines"][client["head"]], [host]) as [port]:
-        print(f"the dashboard of {stack}: http://127.0.0.1:{port}/{path} (until Ctrl-C)", flush=True)
+    keep_open(client, f"the dashboard of {stack}", host, path)
+
+
+def jupyter(stack: str) -> None:
+    """Keeps a way to the notebook server open until Ctrl-C."""
+    outputs = engine.cluster(stack)
+    if not outputs["client"].get("jupyter"):
+        raise engine.EngineError(f"stack {stack} has no notebook server")
+    print(f"the password: {outputs['jupyterPassword']}")
+    keep_open(outputs["client"], f"the notebook server of {stack}", outputs["client"]["jupyter"], "lab")
+
+
+def keep_open(client: dict, what: str, target: str, path: str) -> None:
+    with way_to(client, [target]) as [port]:
+        print(f"{what}: http://127.0.0.1:{port}/{path} (until Ctrl-C)", flush=True)
         while True:
             time.sleep(3600)
 
 
 def main() -> None:
-    commands = {command.__name__: command for command in (summary, status, logs, dashboard)}
+    commands = {command.__name__: command for command in (summary, status, logs, dashboard, jupyter)}
     words = sys.argv[1:]
     if len(words) not in (2, 3) or words[0] not in commands:
         sys.exit(__doc__)

@@ -3,16 +3,15 @@
 import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import distributed
 from distributed.security import Security
 
-from daskstack import engine, kubernetes
-from daskstack.tunnel import tunnel
+from daskstack import engine
+from daskstack.ways import way_to
 
 # Where client and workers differ in these, tasks fail or, worse, give other results.
 MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", "numpy", "pandas", "pyarrow")
@@ -50,13 +49,6 @@ class Client(distributed.Client):
             await super()._close(fast=fast)
         finally:
             self._tunnels.close()
-
-
-def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[list[int]]:
-    """Ports of this computer that lead to `targets` ("host:port", as the cluster itself names them)."""
-    if "kubernetes" in facts:
-        return kubernetes.forward(facts["kubernetes"], facts["namespace"], targets)
-    return tunnel(facts["machines"][facts["head"]], targets)
 
 
 def connect(stack: str = "dev", **kwargs) -> Client:

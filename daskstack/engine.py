@@ -92,8 +92,7 @@ def standins(engine: Path, environ: Mapping[str, str] = os.environ) -> Path:
 
 def complete(standins: Path) -> bool:
     """Whether all of them is there, also the Python that they were made with."""
-    parts = ("complete", "rehearsal/plugins", "venv/bin/python")
-    return all((standins / part).exists() for part in parts)
+    return (standins / "complete").exists() and (standins / "venv" / "bin" / "python").exists()
 
 
 def standin_sources() -> list[Path]:
@@ -189,7 +188,10 @@ def rehearsal(state: Path, environ: Mapping[str, str] = os.environ) -> dict[str,
 def outputs(stack: str, *, secrets: bool = True) -> dict:
     """A stack's outputs by name; raises EngineError where the stack does not exist or cannot be read."""
     reveal = ["--show-secrets"] if secrets else []
-    done = pulumi(stack, "stack", "output", "--json", *reveal, capture_output=True, text=True)
+    try:
+        done = pulumi(stack, "stack", "output", "--json", *reveal, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"stack {stack} cannot be read within 120 s: is its backend out of reach?") from None
     if "no stack named" in done.stderr:
         raise EngineError(f"stack {stack} does not exist: build it with `make up STACK={stack}`")
     if done.returncode:

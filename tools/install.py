@@ -2,6 +2,7 @@
 
     program    the Pulumi engine, its plugins, and .venv with what the program imports
     machines   the Debian packages that local machines are made with
+    cloud      nothing: says where Pulumi's own plugins are missing
     kubernetes what a Kubernetes of one node on this computer is made of, kubectl and helm
     rehearsal  that, and stand-ins for the plugins of clouds
     test       what the tests need beside these
@@ -80,6 +81,15 @@ def test() -> None:
     install_actionlint()
 
 
+def cloud() -> None:
+    """Stacks in a cloud are built by Pulumi's own plugins or not at all."""
+    if "PULUMI_HOME" in engine.variables("dev") and not os.environ.get("PULUMI_HOME"):
+        raise InstallError(
+            "this stack needs Pulumi's own plugins, which were out of reach: install `pulumi` (https://www.pulumi.com/"
+            "docs/install) with a way to https://get.pulumi.com, or try the stack on this computer with make rehearse"
+        )
+
+
 def kubernetes() -> None:
     install_packages(KUBERNETES, "for a Kubernetes on this computer")
     build_kubernetes(engine.kubernetes_programs())
@@ -107,7 +117,7 @@ def rehearsal() -> None:
     kubernetes()
 
 
-WORDS = {word.__name__: word for word in (program, machines, kubernetes, rehearsal, test, bench)}
+WORDS = {word.__name__: word for word in (program, machines, cloud, kubernetes, rehearsal, test, bench)}
 
 
 # Engine

@@ -37,12 +37,16 @@ class Rehearsal:
         return done.stdout
 
     def start(self, config: dict[str, Any]) -> None:
-        """The Kubernetes, and the stack file's copy, which the engine may write into."""
+        """The Kubernetes, and the program's settings for it."""
         cluster = config["config"][KEY]
         locks = [cluster.get("environment", {}).get("lock", "environment.lock"), "jupyter.lock"]
         words = [word for lock in locks for word in ("--lock", str(PROJECT / lock))]
         found = json.loads(self.kubernetes("up", *words))
-        cluster["cluster"] |= {"kubeconfig": found["kubeconfig"], "context": found["context"]}
+        self.set(config, found["kubeconfig"], found["context"])
+
+    def set(self, config: dict[str, Any], kubeconfig: str, context: str) -> None:
+        """A copy of the stack file, for the engine writes into it, too."""
+        config["config"][KEY]["cluster"] |= {"kubeconfig": kubeconfig, "context": context}
         self.settings.write_text(yaml.safe_dump(config))
 
     def pulumi(self, *words: str, **kwargs) -> subprocess.CompletedProcess:

@@ -6,12 +6,13 @@ A lock whose process still runs is refused. Stacks that live elsewhere are left 
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from daskstack import engine
+from daskstack import engine, kubernetes
 
 
 def main(stack: str) -> None:
@@ -28,6 +29,21 @@ def main(stack: str) -> None:
             )
     engine.pulumi(stack, "cancel", "--yes", capture_output=True, check=True)
     print(f"Cleared the lock of a run that is dead (process {holders[0]['pid']}); going on where it ended")
+    clear_release(json.loads(engine.pulumi(stack, "stack", "export", capture_output=True, check=True).stdout))
+
+
+def clear_release(exported: Mapping) -> None:
+    """Has helm forget what a killed run began, and would not go on with; what it made stays, and is used again."""
+    resources = (exported["deployment"] or {}).get("resources", [])
+    known = any(each["type"] == "kubernetes:helm.sh/v3:Release" for each in resources)
+    unfinished = ",status in (pending-install,pending-upgrade,pending-rollback)" if known else ""
+    for environment in (each["inputs"]["environment"] for each in resources if each["urn"].endswith("::answers")):
+        with kubernetes.kubectl(json.loads(environment["CLUSTER"])) as command:
+            words = ["--namespace", environment["NAMESPACE"], "--request-timeout", "20s", "delete", "secrets"]
+            selector = f"owner=helm,name=dask{unfinished}"
+            done = subprocess.run([*command, *words, "--selector", selector], capture_output=True, text=True)
+        if "deleted" in done.stdout:
+            print("Cleared the Helm release that was under way; it is finished now")
 
 
 def locks(backend: str, stack: str) -> list[Path]:

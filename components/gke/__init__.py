@@ -198,7 +198,7 @@ class DaskRelease(ComponentResource):
 
 
 def sha256(known: object) -> str:
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def connection_credentials(identity: dict[str, str]) -> dict[str, str]:

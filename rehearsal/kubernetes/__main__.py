@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 from rehearsal.kubernetes import NodeError, node
-from rehearsal.kubernetes.supervisor import boot, supervise
+from rehearsal.kubernetes.supervisor import boot
 from tools.running import InstallError
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m rehearsal.kubernetes", description=__doc__.split("\n\n")[1])
-    parser.add_argument("word", choices=["up", "down", "supervise", "boot"], metavar="up|down")
+    parser.add_argument("word", choices=["up", "down", "boot"], metavar="{up,down}")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--python", default="3.11", help="minor version of the image python:X.Y-slim (%(default)s)")
     parser.add_argument("--lock", type=Path, action="append", default=[], help="its wheels are for pods, too")
@@ -36,8 +36,6 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(node.up(directory, python=options.python, locks=locks, seconds=options.seconds)))
         case "down":
             node.down(directory)
-        case "supervise":
-            supervise(directory)
         case "boot":
             boot(directory)
 

@@ -37,9 +37,21 @@ def kill(name: str, seconds: float = 15) -> None:
 
 
 def remove(name: str) -> None:
+    """Removes groups without processes."""
     for folder in [*_controllers(), _unified()]:
         for path, _, _ in os.walk(folder / name, topdown=False):
-            os.rmdir(path)
+            _remove(path)
+
+
+def _remove(path: str, attempts: int = 100) -> None:
+    """A group can be busy a moment longer than its processes live."""
+    for attempt in range(attempts):
+        try:
+            return os.rmdir(path)
+        except OSError:
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.05)
 
 
 def _is_populated(name: str) -> bool:

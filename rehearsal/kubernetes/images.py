@@ -14,7 +14,7 @@ from pathlib import Path
 from components.vms.files import UV, collect
 from daskstack.engine import PROJECT, digest, kubernetes_programs
 from rehearsal.kubernetes.network import INNER
-from tools.running import CACHE, InstallError, made_whole, phase, run
+from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run
 
 PAUSE = "registry.k8s.io/pause:3.10"
 INDEX = f"http://{INNER}:8080/"
@@ -43,13 +43,15 @@ IMPORT = """
 
 
 def template(python: str) -> Path:
-    """A containerd's folder with both images in it, from the cache or made there (a minute)."""
+    """A containerd's folder with both images in it, from the cache or made there (15 s)."""
     system = machine_image()
     programs = kubernetes_programs()
     folder = CACHE / "kubernetes" / "images" / digest(Path(__file__), str(system), str(programs), python)
     if not folder.exists():
-        with phase(f"Making the image of Python {python} for pods (once)"), made_whole(folder) as new:
-            fill(new, system, programs / "pause", python)
+        with one_at_a_time():
+            if not folder.exists():
+                with phase(f"Making the image of Python {python} for pods (once)"), made_whole(folder) as new:
+                    fill(new, system, programs / "pause", python)
     return folder
 
 
@@ -138,7 +140,7 @@ def wheels(locks: list[Path], python: str) -> Path:
     locks = [PROJECT / "environment.lock", *locks]
     folder = CACHE / "kubernetes" / "wheels" / digest(*locks, UV, python)
     if not folder.exists():
-        with phase("Collecting wheels for pods"), made_whole(folder) as new:
+        with one_at_a_time(), phase("Collecting wheels for pods"), made_whole(folder) as new:
             for lock in locks:
                 for wheel in collect(lock, python, "wheelhouse").rglob("*.whl"):
                     shutil.copy(wheel, new)

@@ -4,12 +4,11 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from daskstack.engine import PROJECT, kubernetes_programs
-from rehearsal.kubernetes import NodeError, cgroups, components, images, network, pki
+from rehearsal.kubernetes import NodeError, cgroups, components, images, network, pki, supervisor
 from rehearsal.kubernetes.api import Api
 
 # In every cluster's folder, so that no other folder is ever taken for one.
@@ -38,11 +37,9 @@ def down(directory: Path) -> None:
     """Removes all of a cluster, or what is left of one; raises NodeError for a folder that is something else."""
     if directory.exists() and any(directory.iterdir()) and not (directory / MARK).exists():
         raise NodeError(f"{directory} is not the folder of a cluster: it is left alone")
-    name = network.name(directory)
-    cgroups.kill(name)  # an `up` that waits for it gives up
+    cgroups.kill(network.name(directory))  # an `up` that waits for it gives up
     with network.held(directory) if directory.exists() else contextlib.nullcontext():
-        cgroups.kill(name)
-        cgroups.remove(name)
+        _end(directory)
         network.down(directory)
         if directory.exists():
             shutil.rmtree(directory)
@@ -57,9 +54,7 @@ def _check(directory: Path) -> None:
 
 
 def _prepare(directory: Path, layers: Path) -> None:
-    name = network.name(directory)
-    cgroups.kill(name)  # processes of a killed supervisor, about to end
-    cgroups.remove(name)
+    _end(directory)
     network.up(directory)
     shutil.rmtree(directory / "log", ignore_errors=True)
     (directory / "log").mkdir()
@@ -79,12 +74,28 @@ def _prepare(directory: Path, layers: Path) -> None:
 def _start(directory: Path) -> None:
     with (directory / "running").open("w") as lock, (directory / "log" / "supervisor.log").open("w") as log:
         network.locked(lock.fileno())
-        command = [sys.executable, "-m", "rehearsal.kubernetes", "supervise", str(directory)]
         # A session of its own, nothing inherited but the lock: it must outlive this process and not make callers wait.
-        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        environ = {**os.environ, "PYTHONPATH": str(PROJECT)}
-        kept = (lock.fileno(),)
-        subprocess.Popen(command, cwd=PROJECT, env=environ, start_new_session=True, pass_fds=kept, **streams)
+        subprocess.Popen(
+            supervisor.command(directory),
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(lock.fileno(),),
+            preexec_fn=lambda: cgroups.enter(network.name(directory)),
+        )
+
+
+def _end(directory: Path, seconds: float = 15) -> None:
+    name, deadline = network.name(directory), time.monotonic() + seconds
+    cgroups.kill(name)
+    while _is_running(directory):  # one that was just started is not in its group yet
+        if time.monotonic() > deadline:
+            raise NodeError(f"the cluster in {directory} does not end after {seconds:.0f} s")
+        time.sleep(0.05)
+        cgroups.kill(name)
+    cgroups.remove(name)
 
 
 def _is_running(directory: Path) -> bool:

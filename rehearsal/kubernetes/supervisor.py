@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daskstack.engine import kubernetes_programs
-from rehearsal.kubernetes import cgroups, components, network, objects
+from rehearsal.kubernetes import components, network, objects
 from rehearsal.kubernetes.api import Api
 from rehearsal.kubernetes.components import NODE, SOCKET
 
@@ -33,16 +33,13 @@ SYSCTLS = {
 ENDS = 5  # times that a component may end by itself until the node is ready
 
 
-def supervise(directory: Path) -> None:
-    """Goes into the cluster's namespaces, and boots there; does not return."""
-    name = network.name(directory)
-    cgroups.enter(name)
-    space = ["nsenter", f"--net=/run/netns/{name}"]
+def command(directory: Path) -> list[str]:
+    """Runs `boot` in namespaces of its own."""
+    space = ["nsenter", f"--net=/run/netns/{network.name(directory)}"]
     space += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     # bash is process 1: it reaps what pods and shims leave.
     reaper = ["bash", "-c", '"$@"; exit $?', "bash"]
-    boot = [sys.executable, "-m", "rehearsal.kubernetes", "boot", str(directory)]
-    os.execvp("nsenter", [*space, *reaper, *boot])
+    return [*space, *reaper, sys.executable, "-m", "rehearsal.kubernetes", "boot", str(directory)]
 
 
 def boot(directory: Path) -> None:
@@ -132,12 +129,14 @@ class Node:
     def wait(self, name: str, reached: Callable[[], bool]) -> None:
         """Until it is so; whoever waits for the node knows how long that may take."""
         self.tell(name)
+        said = ""
         while True:
             try:
                 if reached():
                     return
             except OSError as error:
-                print(f"{name}: {error}", flush=True)
+                if said != (said := str(error)):
+                    print(said, flush=True)
             time.sleep(0.2)
             self.mend()
 

@@ -125,7 +125,7 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
             return _checked(objects.complete(TOKENS[kind], raw, old, name, namespace), [])
         inputs = release.complete(raw, old, name, namespace)
         try:
-            version = await release.chart_version(self._cluster, inputs) if self._cluster else None
+            version = await self._run(release.chart_version(self._cluster, inputs)) if self._cluster else None
         except CommandError as error:
             return _checked(inputs, [("chart", f"{error}; check the chart's name and repository")])
         return _checked(inputs | ({"version": version} if version else {}), [])
@@ -183,17 +183,22 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
             self._cluster.forget()
 
     async def _operate(self, context, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do the work as a task that `end` can cancel, and turn its failure into one that the engine shows."""
-        task = asyncio.create_task(work)
-        self._running.add(task)
+        """Do the work, and turn its failure into one that the engine shows."""
         try:
-            return await task
+            return await self._run(work)
         except PartialError as error:
             await _abort_partially(context, error)
         except (CommandError, OSError) as error:
             await context.abort(grpc.StatusCode.UNKNOWN, str(error))
         except asyncio.CancelledError:
             await context.abort(grpc.StatusCode.CANCELLED, "cancelled, and what was running has been ended")
+
+    async def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do the work as a task that `end` can cancel."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        try:
+            return await task
         finally:
             self._running.discard(task)
 
@@ -223,7 +228,7 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
         if kind == TOKEN:
             return release.identity(manifest), await Releases(self._known()).install(inputs)
         those = Objects(self._known(), TOKENS[kind])
-        # Only the official plugin's default: an object of another owner would be lost with this one.
+        # As the official plugin: what is somebody else's would one day be deleted with this stack.
         if not is_true(self._config.get("upsertExistingObjects")) and await those.exists(manifest):
             raise CommandError(
                 f"{manifest['kind']} {manifest['metadata']['name']} already exists: delete it, import it into the"

@@ -150,6 +150,12 @@ def make(kind, name, /, **properties):
 
 
 @pytest.fixture
+def pulumi_environment(tmp_path: Path) -> dict[str, str]:
+    """A rehearsal's, which has the stand-in."""
+    return engine.rehearsal(tmp_path / "state")
+
+
+@pytest.fixture
 def cluster(project: Project, api_server: ApiServer, tmp_path: Path) -> Cluster:
     namespace = f"test-{time.time_ns()}"
     api_server.kubectl("create", "namespace", namespace)
@@ -230,7 +236,8 @@ def test_objects_and_releases_are_made_changed_left_alone_and_deleted_even_if_go
         return f"""
 make("core/v1:ConfigMap", "config", data={{"key": "kept"}})
 make("core/v1:ServiceAccount", "account", metadata={{"labels": {{"label": "{text}"}}}})
-{release(repr({"greeting": text, "count": 3}), skipAwait=True)}
+make("helm.sh/v3:Release", "kept", chart=f"{{charts}}/chart", values={{"greeting": secret("kept")}}, skipAwait=True)
+{release(repr({"greeting": text, "count": 3}), skipAwait=True, maxHistory=3)}
 """
 
     output = cluster.up(program("first"))
@@ -247,18 +254,18 @@ make("core/v1:ServiceAccount", "account", metadata={{"labels": {{"label": "{text
         "version": "0.1.0",
         "appVersion": "7",
     }
-    assert "5 unchanged" in cluster.up(program("first"))
-    assert cluster.releases()["demo"]["revision"] == "1"
-
     output = cluster.up(program("second"))
     assert "2 updated" in output
-    assert "3 unchanged" in output
+    assert "4 unchanged" in output
+    revisions = {name.split("-")[0]: found["revision"] for name, found in cluster.releases().items()}
+    assert revisions == {"demo": "2", "kept": "1"}
     assert "label=second" in cluster.kubectl("get", "serviceaccounts", "--show-labels")
     found = json.loads(cluster.kubectl("get", "configmap", "demo", "-o", "json"))
     assert found["data"] == {"greeting": "second", "count": "3"}
 
     cluster.kubectl("delete", "configmap", config)
-    assert "5 deleted" in cluster.project.run("destroy", "--yes", "--skip-preview")
+    cluster.helm("uninstall", "demo")
+    assert "6 deleted" in cluster.project.run("destroy", "--yes", "--skip-preview")
     assert cluster.names("configmap,serviceaccount,secret") == []
 
 
@@ -289,7 +296,7 @@ def test_a_preview_passes_unknown_values_and_changes_nothing(cluster):
         cluster.program(f"""
 first = local.Command("first", create="true")
 make("core/v1:ConfigMap", "known", data={{"key": "value"}})
-make("core/v1:ConfigMap", "unknown", metadata={{"name": first.stdout}}, data={{"key": first.stdout}})
+make("core/v1:Service", "unknown", metadata={{"name": first.stdout}}, spec={{"type": first.stdout}})
 make("core/v1:ConfigMap", "in-a-namespace-to-come", metadata={{"namespace": "to-come"}})
 {release('{"greeting": first.stdout}')}
 cluster = pulumi.ProviderResource("kubernetes", "to-come", {{"kubeconfig": first.stdout}})
@@ -398,11 +405,12 @@ def test_a_wait_ends_when_all_is_ready_or_in_time_with_what_is_lacking(cluster):
         "endpoints": [{"addresses": ["10.0.0.1"]}],
     }
     (cluster.folder / "slices").write_text(json.dumps(slices))
+    looks = cluster.called.count("get endpointslices")
     with cluster.project.started("up", "--yes", "--skip-preview") as pulumi:
         for resource, status in statuses.items():
             patch = json.dumps({"status": status})
             cluster.kubectl("patch", resource, "it", "--subresource=status", "--type=merge", "-p", patch)
-        wait_for("a look for endpoints", lambda: cluster.called.count("kubectl get endpointslices") > 5)
+        wait_for("a look for endpoints", lambda: cluster.called.count("get endpointslices") > looks)
         assert pulumi.poll() is None, "the service has no endpoints yet"
         cluster.kubectl("create", "-f", f"{cluster.folder}/slices")
         output = pulumi.stdout.read()
@@ -420,6 +428,7 @@ def test_a_wait_ends_when_all_is_ready_or_in_time_with_what_is_lacking(cluster):
         ),
         ('pulumi.ProviderResource("kubernetes", "it", {"cluster": "other"})', ["cluster of the provider"]),
     ],
+    ids=["kind", "argument", "provider"],
 )
 def test_what_the_stand_in_does_not_do_it_refuses_by_name(cluster, program, refused):
     report = cluster.fails(program)
@@ -432,9 +441,13 @@ def test_the_engines_end_leaves_no_helm(cluster, ending):
     name = f"demo-{time.time_ns()}"
     cluster.project.write(cluster.program(release('{"greeting": "hello", "waits": True}', name=name)))
     with cluster.project.started("up", "--yes", "--skip-preview") as pulumi:
-        wait_for("a helm that waits", lambda: name in cluster.releases())
-        assert processes(name)
-        pulumi.send_signal(ending)
-        pulumi.wait(20)
-        wait_for("its end", lambda: not processes(name))
+        try:
+            wait_for("a helm that waits", lambda: name in cluster.releases())
+            assert processes(name)
+            pulumi.send_signal(ending)
+            pulumi.wait(20)
+            wait_for("its end", lambda: not processes(name))
+        finally:
+            for pid in processes(name):
+                os.kill(pid, signal.SIGKILL)
     assert cluster.releases()[name]["status"] == "failed"

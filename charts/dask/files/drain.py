@@ -9,8 +9,10 @@ Fails where results cannot be moved.
 """
 
 import asyncio
+import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -68,6 +70,17 @@ def hand_back(scheduler, worker, begun):
             scheduler._reschedule(task.key, worker=worker.address, stimulus_id="drain")
 
 
+def end_with(where):
+    """Ends this program where the scheduler goes: a client would wait for an answer that never comes."""
+    while True:
+        time.sleep(2)
+        try:
+            socket.create_connection(where, timeout=5).close()
+        except OSError as error:
+            print(f"the scheduler at {where[0]} went away: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
 def stay_away(dask_worker):
     """The mark on the worker's machine that keeps its unit from coming back by itself."""
     Path.home().joinpath(f"retired-{dask_worker.name}").touch()
@@ -76,10 +89,11 @@ def stay_away(dask_worker):
 def main():
     address, *names = sys.argv[1:]
     for_good = names[0] == "--all-but"
-    where = urlsplit(address)
+    where = (urlsplit(address).hostname, urlsplit(address).port)
     try:
         # Known at once where the scheduler is not there, at a power-off of all; Dask itself would try for long.
-        socket.create_connection((where.hostname, where.port), timeout=5).close()
+        socket.create_connection(where, timeout=5).close()
+        threading.Thread(target=end_with, args=[where], daemon=True).start()
         from distributed import Client
 
         with Client(address, timeout=10) as client:

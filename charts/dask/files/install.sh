@@ -10,16 +10,15 @@ environment=/opt/dask/environment
 locks=$files/environment.lock
 [ -z "$JUPYTER" ] || locks="$locks $files/jupyter.lock"
 
-# uv is asked by way of Python, since the volume may forbid programs no less than the image does.
-uv() { /opt/dask/uv/bin/python -m uv --quiet --no-progress "$@"; }
+uv() { /opt/dask/uv/bin/uv --quiet --no-progress "$@"; }
 
 requirements() { for each in $locks; do printf ' --requirement %s' "$each"; done; }
 
 main() {
     [ ! -e /opt/dask/complete ] || return 0
     export UV_CACHE_DIR=/opt/dask/cache UV_PYTHON_DOWNLOADS=never PIP_DISABLE_PIP_VERSION_CHECK=1
-    python3 -m venv --clear /opt/dask/uv
-    /opt/dask/uv/bin/pip install --quiet --no-cache-dir --require-hashes --requirement $files/uv.lock
+    rm -rf /opt/dask/uv
+    python3 -m pip install --quiet --no-cache-dir --require-hashes --requirement $files/uv.lock --target /opt/dask/uv
     uv venv --clear --python "$(command -v python3)" $environment
     # shellcheck disable=SC2046  # words
     uv pip install --python $environment/bin/python --require-hashes --no-deps $(requirements)

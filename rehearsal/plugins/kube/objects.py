@@ -138,8 +138,8 @@ class Objects:
         try:
             return await ready.until_ready(self._cluster, self._kind.resource, found, seconds)
         except (CommandError, asyncio.CancelledError) as error:
-            why = str(error) or "cancelled"
-            what = f"{found['kind']} {identity(found)} is there but not ready: {why}"
+            why = str(error) or "the wait for it was cancelled"
+            what = f"{found['kind']} {identity(found)} is there, but {why}"
             raise PartialError(redacted(what, raw), identity(found), outputs(found, raw)) from None
 
     async def read(self, identity: str) -> Object | None:
@@ -150,7 +150,7 @@ class Objects:
     async def delete(self, identity: str, seconds: float) -> None:
         """Delete the object and wait until it is gone; it may be gone already."""
         cascade = "foreground" if self._kind.dependents else "background"
-        options = ["--ignore-not-found", "--wait", f"--timeout={seconds:g}s", f"--cascade={cascade}"]
+        options = ["--wait", f"--timeout={seconds:g}s", f"--cascade={cascade}"]
         try:
             await self._cluster.kubectl("delete", *self._place(_named(identity)), *options)
         except ProgramError as error:

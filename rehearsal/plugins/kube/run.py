@@ -88,10 +88,8 @@ class Cluster:
 
 
 def is_path(kubeconfig: str) -> bool:
-    """Whether a provider's `kubeconfig` names a file; otherwise it is a kubeconfig's text."""
-    with contextlib.suppress(OSError):  # a text is longer than a name may be
-        return bool(kubeconfig) and Path(kubeconfig).expanduser().exists()
-    return False
+    """Whether a provider's `kubeconfig` names a file, which may be missing; otherwise it is such a file's text."""
+    return bool(kubeconfig) and "\n" not in kubeconfig and not kubeconfig.lstrip().startswith("{")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -10,7 +10,7 @@ SHORTEST_SECRET = 4  # characters; a text is not worth reading any more where sh
 
 
 def load(properties: struct_pb2.Struct) -> wire.Properties:
-    """Properties as `wire.load` has them, but with whole numbers whole: Kubernetes takes no 3.0 for a 3."""
+    """Properties as `wire.load` has them, but with whole numbers whole: Helm takes no 3.0 for a 3."""
     return _whole(wire.load(properties))
 
 

@@ -1,0 +1,18 @@
+"""How this computer gets to what a stack has inside: through SSH, or through Kubernetes."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from daskstack import kubernetes
+from daskstack.tunnel import tunnel
+
+
+def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[list[int]]:
+    """Ports of this computer's loopback that lead to `targets` ("host:port", as the cluster itself names them).
+
+    `facts` is the stack's output `client`. The ports are open inside the context; TunnelError where they do not open.
+    """
+    if "kubernetes" in facts:
+        return kubernetes.forward(facts["kubernetes"], facts["namespace"], targets)
+    return tunnel(facts["machines"][facts["head"]], targets)

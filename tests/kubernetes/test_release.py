@@ -1,0 +1,237 @@
+"""A stack with `target: gke` on a real Kubernetes: the program, the engine, helm, pods, and a notebook's way in."""
+
+import copy
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from http.cookiejar import CookieJar
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cluster
+from distributed import Client
+from distributed.security import Security
+
+from daskstack import connection
+from daskstack.engine import engine
+from daskstack.ways import way_to
+from tools.rehearse import KEY, Rehearsal
+
+SMALL = {"cpu": 0.2, "memory": "1 GiB"}
+SETTINGS = {
+    "target": "gke",
+    "cluster": {"source": "existing"},
+    "workers": {"replicas": 2, **SMALL},
+    "scheduler": SMALL,
+    "jupyter": {**SMALL, "storage": "1Gi"},
+    "wait": 240,
+}
+SPACE = "dask-trial"
+
+
+class Stack(Rehearsal):
+    """The stack `trial` on the session's cluster."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        super().__init__("trial", folder)
+        self.cluster = cluster
+        self.environ["KUBECACHEDIR"] = str(folder / "kubecache")
+        self.change({})
+
+    def change(self, settings: dict[str, Any], **config: str) -> None:
+        """Settings of the next command; a key's value replaces that of SETTINGS."""
+        whole = copy.deepcopy(SETTINGS) | settings
+        self.set({"config": {KEY: whole, **config}}, str(self.cluster.kubeconfig), "rehearsal")
+
+    def run(self, *words: str, succeeds: bool = True) -> str:
+        """What `pulumi` printed."""
+        try:
+            done = self.pulumi(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=560)
+        except subprocess.CalledProcessError as error:
+            assert not succeeds, error.stdout
+            return error.stdout
+        assert succeeds, done.stdout
+        return done.stdout
+
+    def up(self, succeeds: bool = True) -> str:
+        self.run("stack", "select", "--create")
+        return self.run("up", "--yes", "--skip-preview", succeeds=succeeds)
+
+    def outputs(self) -> dict[str, Any]:
+        return json.loads(self.run("stack", "output", "--json", "--show-secrets"))
+
+    def connect(self) -> connection.Client:
+        return connection.Client(self.outputs()["client"])
+
+    def kubectl(self, *words: str) -> str:
+        return self.cluster.kubectl("--namespace", SPACE, *words)
+
+
+@pytest.fixture(scope="module")
+def stack(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{kubernetes.programs}{os.pathsep}{os.environ['PATH']}")
+        yield Stack(tmp_path_factory.mktemp("trial"), kubernetes)
+
+
+@pytest.fixture(scope="module")
+def built(stack: Stack) -> Stack:
+    stack.printed = stack.up()
+    return stack
+
+
+def test_up_ends_with_a_table_that_proves_the_cluster(built: Stack) -> None:
+    names = [line.split()[0] for line in built.outputs()["check"].splitlines()]
+    assert names == ["workers", "environment", "tls", "job"]
+
+
+def test_a_second_up_changes_nothing(built: Stack) -> None:
+    assert re.search(r"Resources:\n +\d+ unchanged\n", built.up())
+
+
+def test_a_notebook_on_this_computer_reaches_the_cluster_and_its_dashboard(built: Stack) -> None:
+    with built.connect() as client:
+        assert client.submit(sum, range(100)).result(timeout=60) == 4950
+        assert urllib.request.urlopen(client.dashboard_link, timeout=30).status == 200
+
+
+def test_who_has_no_certificate_gets_no_answer(built: Stack) -> None:
+    facts = built.outputs()["client"]
+    with way_to(facts, ["dask-scheduler:8786"]) as [port]:
+        for address, security in (f"tcp://127.0.0.1:{port}", None), (f"tls://127.0.0.1:{port}", Security()):
+            with pytest.raises((OSError, TypeError)):
+                Client(address, security=security, timeout=5)
+    assert "BEGIN" not in built.kubectl("get", "configmaps,pods,deployments", "--output", "json")
+
+
+def test_no_secret_is_outside_of_secrets_and_encrypted_state(built: Stack) -> None:
+    outputs = built.outputs()
+    seen = built.run("stack", "export") + built.kubectl("get", "configmaps,pods", "--output", "json") + built.printed
+    for secret in (outputs["jupyterPassword"], *outputs["client"]["tls"]["key"].splitlines()[1:-1]):
+        assert secret not in seen
+
+
+def log_in(port: int, password: str) -> bool:
+    """Whether a notebook server's log-in form takes the password."""
+    base = f"http://127.0.0.1:{port}"
+    jar = CookieJar()
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+    opener.open(f"{base}/login", timeout=30).read()
+    xsrf = next(cookie.value for cookie in jar if cookie.name == "_xsrf")
+    form = urllib.parse.urlencode({"password": password, "_xsrf": xsrf}).encode()
+    try:
+        opener.open(f"{base}/login", form, timeout=30)
+        return opener.open(f"{base}/api/contents", timeout=30).status == 200
+    except urllib.error.HTTPError as error:
+        assert error.code in (401, 403)
+        return False
+
+
+def test_the_notebook_server_takes_its_password_and_no_other(built: Stack) -> None:
+    outputs = built.outputs()
+    with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as [port]:
+        assert log_in(port, outputs["jupyterPassword"])
+        assert not log_in(port, "dask")
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents", timeout=30)
+
+
+def test_a_notebook_has_the_workers_environment_and_finds_the_scheduler_by_itself(built: Stack) -> None:
+    program = "from distributed import Client\nwith Client(timeout=30) as c: print(c.submit(sum, range(10)).result(60))"
+    assert built.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program).split()[-1] == "45"
+
+
+def test_the_client_comes_back_when_the_scheduler_moves_to_another_pod(built: Stack) -> None:
+    with built.connect() as client:
+        built.kubectl("delete", "pod", "--selector", "component=scheduler", "--wait=true")
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                assert client.submit(sum, range(10), pure=False).result(timeout=10) == 45
+                break
+            except Exception:  # whatever Dask raises while it is away
+                time.sleep(1)
+        else:
+            raise AssertionError("no answer within 120 s")
+
+
+def slow(number: int) -> int:
+    time.sleep(0.2)
+    return number
+
+
+def test_changes_of_workers_and_packages_lose_no_running_work_and_are_seen_in_the_preview(built: Stack) -> None:
+    built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}})
+    assert "~values" in built.run("preview")
+    failed: list[BaseException] = []
+
+    def compute() -> None:
+        try:
+            with built.connect() as client:
+                futures = client.map(slow, range(300), pure=False)
+                assert client.submit(sum, futures).result(timeout=300) == sum(range(300))
+        except BaseException as error:
+            failed.append(error)
+
+    work = threading.Thread(target=compute)
+    work.start()
+    try:
+        built.up()
+    finally:
+        work.join()
+    assert not failed
+    with built.connect() as client:
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+        assert client.submit(lambda: __import__("json5").__name__).result(timeout=60) == "json5"
+
+
+def test_a_password_of_the_users_own_takes_effect(built: Stack) -> None:
+    with_password = {"dask:jupyterPassword": "correct horse battery staple"}
+    built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}}, **with_password)
+    built.up()
+    outputs = built.outputs()
+    with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as [port]:
+        assert log_in(port, "correct horse battery staple")
+
+
+def test_an_image_that_cannot_be_pulled_is_named(built: Stack) -> None:
+    built.change({"workers": {"replicas": 1, **SMALL}, "image": "example.invalid/dask:1"})
+    printed = built.up(succeeds=False)
+    assert re.search(r"is in (ErrImagePull|ImagePullBackOff) \(image example.invalid/dask:1\)", printed)
+
+
+def test_pods_that_find_no_node_are_named(built: Stack) -> None:
+    built.change({"workers": {"replicas": 1, "cpu": 500, "memory": "1 GiB"}, "wait": 30})
+    assert re.search(r"dask-worker-\S+ finds no node: .*Insufficient cpu", built.up(succeeds=False))
+
+
+def test_an_up_that_is_killed_while_helm_runs_is_finished_by_the_next(built: Stack) -> None:
+    built.change({"workers": {"replicas": 2, **SMALL}})
+    command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", "trial", "--config-file", str(built.settings)]
+    killed = subprocess.Popen(
+        command, env=built.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    end = time.monotonic() + 60
+    pending = ("get", "secrets", "--selector", "owner=helm,status=pending-upgrade", "--output", "name")
+    while not built.kubectl(*pending):
+        assert time.monotonic() < end and killed.poll() is None
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    subprocess.run(["python3", "-m", "tools.unlock", "trial"], env=built.environ, check=True)
+    built.up()
+    assert len(built.kubectl("get", "pods", "--selector", "component=worker", "--output", "name").split()) == 2
+
+
+def test_destroy_leaves_nothing(built: Stack) -> None:
+    built.destroy()
+    assert SPACE not in built.cluster.kubectl("get", "namespaces")
+    assert built.cluster.kubectl("get", "persistentvolumes", "--output", "name") == ""
