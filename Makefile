@@ -96,6 +96,7 @@ compile = uv pip compile --quiet --universal --python-version 3.11 --generate-ha
 
 lock:
 	$(compile) environment.in -o environment.lock
+	uv pip compile --quiet --python-version 3.10 --generate-hashes --no-emit-index-url official.in -o official.lock
 	$(compile) jupyter.in -c environment.lock -o jupyter.lock
 	$(compile) pyproject.toml environment.in -c environment.lock -o requirements.txt
 	$(compile) --group test -c requirements.txt -o requirements-dev.txt

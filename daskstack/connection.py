@@ -11,6 +11,7 @@ import distributed
 from distributed.security import Security
 
 from daskstack import engine
+from daskstack.tunnel import TunnelError
 from daskstack.ways import way_to
 
 # Where client and workers differ in these, tasks fail or, worse, give other results.
@@ -55,7 +56,8 @@ def connect(stack: str = "dev", **kwargs) -> Client:
     """A client of the cluster of a stack.
 
     `kwargs` go to `distributed.Client`. Raises `engine.EngineError` where the stack does not exist, `VersionError`
-    where this Python differs from the cluster's in what matters, `TunnelError` where its machine does not answer.
+    where this Python differs from the cluster's in what matters, `TunnelError` where there is no way to it, and
+    `ConnectionError` where the scheduler does not answer.
     """
     facts = engine.cluster(stack)["client"]
     if different := differences(facts["python"], facts["packages"]):
@@ -63,7 +65,13 @@ def connect(stack: str = "dev", **kwargs) -> Client:
             f"this Python differs from the cluster's in {', '.join(different)}. Run it with the cluster's environment: "
             f"uv run --no-project --python {facts['python']} --with-requirements {facts['lock']} python"
         )
-    return Client(facts, **kwargs)
+    try:
+        return Client(facts, **kwargs)
+    except TunnelError:
+        raise
+    except (OSError, ValueError) as error:  # a stream that broke while it became a TLS stream is a ValueError
+        text = f"the scheduler of stack {stack} does not answer ({error or type(error).__name__})"
+        raise ConnectionError(f"{text}: look at `make status STACK={stack}` and `make logs STACK={stack}`") from error
 
 
 def differences(python: str, packages: Mapping[str, str]) -> list[str]:

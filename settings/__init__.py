@@ -63,6 +63,9 @@ def parse(value: dict[str, Any], folder: Path) -> Vms | Gke:
             break
         except ValidationError as invalid:
             errors = invalid.errors()
+        # A list all of whose items are wrong is not an empty one.
+        items = {error["loc"][:-1] for error in errors}
+        errors = [error for error in errors if error["type"] != "too_short" or error["loc"] not in items]
         misspelt = [error for error in errors if error["type"] == "extra_forbidden"]
         for error in misspelt or errors:
             place, text, right = _explain(error)

@@ -86,7 +86,7 @@ class ExistingCluster(Section):
 
 
 class Pod(Section):
-    """A kind of pod. `cpu` (processors) and `memory` are both asked for and the limit."""
+    """A kind of pod. `cpu` is in processors that it is sure to get; `memory` is its limit, too."""
 
     cpu: Annotated[float, Field(strict=False), AfterValidator(valid_cpu)] = 1.0
     memory: Annotated[str, AfterValidator(valid_memory)] = "2 GiB"
@@ -100,11 +100,16 @@ class Scheduler(Pod):
 
 
 class KubernetesWorkers(Pod):
-    """`replicas` pods with one worker process each; `threads` follow the processors where they are not given."""
+    """`replicas` pods with one worker process each."""
 
     replicas: int = Field(3, ge=0, le=1000)
     threads: int | None = Field(None, ge=1, examples=[2])
     grace_period: int = Field(120, ge=30, le=3600)  # seconds to hand over tasks and results
+
+    @property
+    def threads_each(self) -> int:
+        """Of each process; as many as it has processors where it is not said."""
+        return self.threads or max(1, int(self.cpu))
 
 
 class Jupyter(Pod):
@@ -195,7 +200,10 @@ class Gke(Section):
     wait: int = Field(600, ge=30, le=7200)  # seconds for all pods to be ready
 
     def completed(self) -> "Gke":
-        return self
+        """The official chart has no TLS, which `conflicts` refuses where it is asked for."""
+        if self.chart == "own":
+            return self
+        return self.model_copy(update={"dask": self.dask.model_copy(update={"tls": False})})
 
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Where settings contradict each other, the lock or the chart."""
@@ -208,9 +216,16 @@ class Gke(Section):
         if self.expose.jupyter and not self.jupyter.enabled:
             place = ("expose", "jupyter")
             yield place, [place, ("jupyter", "enabled")], "there is no Jupyter; set jupyter.enabled: true"
+        if self.jupyter.keep and self.namespace.create:
+            place = ("jupyter", "keep")
+            text = (
+                "the volume would go with its namespace, which this stack makes and removes; make one yourself, and"
+                " write its name with namespace.create: false"
+            )
+            yield place, [place, ("namespace",)], text
         yield from config_conflicts(self.dask.config, CONFIG)
         yield from lock_conflicts(self.environment, folder)
-        yield from _unknown_values(self)
+        yield from unknown_values(self.values, chart_values(self.chart), ("values",))
         if self.chart == "official":
             yield from _official_conflicts(self, folder)
         else:
@@ -264,20 +279,16 @@ def _official_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
         yield place, [place, ("chart",)], text
 
 
-def _unknown_values(cluster: Gke) -> Iterator[Conflict]:
-    known = chart_values(cluster.chart)
-
-    def look(values: dict[str, Any], known: dict[str, Any], place: Place) -> Iterator[Conflict]:
-        for key, value in values.items():
-            here = (*place, key)
-            if key not in known:
-                nearest = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key, known, 1, 0.4)
-                hint = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(known)}"
-                yield here, [here, ("chart",)], f"is not a key of the chart; {hint}"
-            elif isinstance(value, dict) and known[key] and isinstance(known[key], dict) and key not in FREE:
-                yield from look(value, known[key], here)
-
-    yield from look(cluster.values, known, ("values",))
+def unknown_values(values: dict[str, Any], known: dict[str, Any], place: Place) -> Iterator[Conflict]:
+    """Keys that a chart does not know; `known` has those that it does, at `place`."""
+    for key, value in values.items():
+        here = (*place, key)
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, 1, 0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(known)}"
+            yield here, [here, ("chart",)], f"is not a key of the chart; {hint}"
+        elif isinstance(value, dict) and isinstance(known[key], dict) and key not in FREE:
+            yield from unknown_values(value, known[key], here)
 
 
 # Objects of Kubernetes' own in a chart's values: the API server knows what is in them.

@@ -20,6 +20,7 @@ from settings.gke import JUPYTER_LOCK, Gke
 CHART = Path("charts") / "dask"
 UV = PROJECT / "tools" / "uv.txt"
 CHECK = PROJECT / "components" / "check.py"
+OFFICIAL = "2024.1.1"  # the newest version of the official chart
 NAME = "dask"  # of the release, and so of all that is in it
 PARTS = ("scheduler", "worker", "client")
 # What every container must do without in this namespace (Kubernetes' Pod Security Standards).
@@ -57,6 +58,7 @@ class DaskRelease(ComponentResource):
         self.cluster = Output.json_dumps(args["cluster"])
         self.lock = lock.read(PROJECT / settings.environment.lock, settings.environment.python)
         self.namespace = settings.namespace.name or f"dask-{name}"
+        self.address = f"{'tls' if settings.dask.tls else 'tcp'}://{NAME}-scheduler:8786"
 
         self._make_namespace()
         identities = self._identities()
@@ -64,9 +66,9 @@ class DaskRelease(ComponentResource):
         release = self._release(identities, jupyter)
         self.check = self._check(release)
 
-        scheme = "tls" if settings.dask.tls else "tcp"
-        self.scheduler = Output.from_input(f"{scheme}://{NAME}-scheduler:8786")
-        self.dashboard = Output.from_input(f"http://{NAME}-webui:80/status")
+        self.scheduler = Output.from_input(self.address)
+        web = f"{NAME}-webui" if settings.chart == "own" else f"{NAME}-scheduler"
+        self.dashboard = Output.from_input(f"http://{web}:80/status")
         self.password = Output.secret(jupyter["password"])
         self.client = Output.secret(
             Output.all(
@@ -98,7 +100,8 @@ class DaskRelease(ComponentResource):
         answers = self._command("answers", {"CREATE": "yes" if settings.create else "no", "STACK": self.stack}, opts)
         self.made = [answers]
         if settings.create:
-            labels = {"dask-stack": self.stack, **RESTRICTED}
+            # The official chart's pods are root.
+            labels = {"dask-stack": self.stack, **(RESTRICTED if self.settings.chart == "own" else {})}
             metadata = {"name": self.namespace, "labels": labels}
             opts = ResourceOptions(parent=self, depends_on=[answers])
             self.made = [kubernetes.core.v1.Namespace("namespace", metadata=metadata, opts=opts)]
@@ -141,15 +144,40 @@ class DaskRelease(ComponentResource):
         return made
 
     def _jupyter(self, own: Input[str] | None) -> Output[dict]:
-        """`password`, the user's own or a random one, and `hash`."""
+        """`password`, the user's own or a random one, and its hashes: `hash`, and `sha1` for the official chart."""
 
         def hashed(known: dict) -> dict:
             password = known["own"] or known["made"]["password"]
-            return {"password": password, "hash": jupyter_hash(password, known["made"]["salt"])}
+            salt = known["made"]["salt"]
+            return {
+                "password": password,
+                "hash": jupyter_hash(password, salt),
+                "sha1": f"sha1:{salt}:{hashlib.sha1(f'{password}{salt}'.encode()).hexdigest()}",
+            }
 
         return Output.secret(Output.all(own=own, made=self._stash("jupyter", jupyter_secret())).apply(hashed))
 
     def _release(self, identities: Output[dict], jupyter: Output[dict]) -> kubernetes.helm.v3.Release:
+        if self.settings.chart == "official":
+            hashed = jupyter.apply(lambda known: known["sha1"])
+            self.values = values.official(self.settings, self.lock, Output.secret(hashed))
+            chart = {"chart": "dask", "version": OFFICIAL, "repository_opts": {"repo": "https://helm.dask.org"}}
+        else:
+            self.values = self._own_values(identities, jupyter)
+            # Else a change of the chart's own files would not be seen.
+            files = sorted(path for path in (PROJECT / CHART).rglob("*") if path.is_file())
+            chart = {"chart": f"./{CHART}", "description": f"{CHART} {digest(*files)}"}
+        return kubernetes.helm.v3.Release(
+            "release",
+            name=NAME,
+            namespace=self.namespace,
+            values=self.values,
+            skip_await=True,  # the check waits, and says for what
+            opts=ResourceOptions(parent=self, depends_on=self.made),
+            **chart,
+        )
+
+    def _own_values(self, identities: Output[dict], jupyter: Output[dict]) -> dict:
         settings = self.settings
         tls = settings.dask.tls
         secrets = {part: self._secret(f"tls-{part}", identities[part]) if tls else "" for part in PARTS}
@@ -158,28 +186,15 @@ class DaskRelease(ComponentResource):
             config = jupyter.apply(lambda known: {"jupyter_server_config.json": jupyter_config(known["hash"])})
             password = self._secret("jupyter-password", config)
         names = values.Names(**secrets, password=password)
-        locks = {
-            "environment": self.lock,
-            "jupyter": lock.read(PROJECT / JUPYTER_LOCK, settings.environment.python, False),
-        }
+        jupyter_lock = lock.read(PROJECT / JUPYTER_LOCK, settings.environment.python, dask=False)
+        locks = {"environment": self.lock, "jupyter": jupyter_lock}
         restart = Output.unsecret(Output.all(settings.credentials.renewal, identities, jupyter).apply(sha256))
-        self.values = values.own(settings, names, locks, UV.read_text(), restart)
-        return kubernetes.helm.v3.Release(
-            "release",
-            name=NAME,
-            namespace=self.namespace,
-            chart=f"./{CHART}",
-            values=self.values,
-            # Else a change of the chart's own files would not be seen.
-            description=f"charts/dask {digest(*sorted(p for p in (PROJECT / CHART).rglob('*') if p.is_file()))}",
-            skip_await=True,
-            opts=ResourceOptions(parent=self, depends_on=self.made),
-        )
+        return values.own(settings, names, locks, UV.read_text(), restart)
 
     def _check(self, release: kubernetes.helm.v3.Release) -> Output[str]:
         settings = self.settings
         expect = {
-            "address": f"{'tls' if settings.dask.tls else 'tcp'}://{NAME}-scheduler:8786",
+            "address": self.address,
             "workers": settings.workers.replicas,
             "python": settings.environment.python,
             "packages": self.lock.packages,

@@ -1,6 +1,6 @@
 """What the Helm release is told: pure functions of the settings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def own(settings: Gke, names: Names, locks: Mapping[str, Lock], uv: str, restart
             "env": environment,
             "extraArgs": list(settings.dask.worker_args),
             "replicas": settings.workers.replicas,
-            "threads_per_worker": settings.workers.threads,
+            "threads_per_worker": settings.workers.threads_each,
             "gracePeriod": settings.workers.grace_period,
         },
         "jupyter": {
@@ -67,12 +67,14 @@ def own(settings: Gke, names: Names, locks: Mapping[str, Lock], uv: str, restart
 
 
 def _pod(pod: Pod) -> dict[str, Any]:
-    amount = {"cpu": f"{round(pod.cpu * 1000)}m", "memory": str(memory(pod.memory))}
+    amount = {"memory": str(memory(pod.memory))}
+    account = {"serviceAccountName": pod.service_account} if pod.service_account else {}
     return {
-        "resources": {"requests": amount, "limits": amount},
+        # No limit of processors: what nobody else uses makes starts and bursts faster.
+        "resources": {"requests": {"cpu": f"{round(pod.cpu * 1000)}m", **amount}, "limits": amount},
         "nodeSelector": pod.node_selector,
         "tolerations": list(pod.tolerations),
-        "serviceAccountName": pod.service_account or "",
+        **account,
     }
 
 
@@ -103,3 +105,58 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def official(settings: Gke, lock: Lock, password: str) -> dict[str, Any]:
+    """Values of the official chart; `password` is a hash as its Jupyter takes it ("sha1:salt:digest")."""
+    pins = [f"{name}=={version}" for name, version in lock.packages.items()]
+    installed = {"PIP": [*pins, *settings.packages.pip], "CONDA": settings.packages.conda, "APT": settings.packages.apt}
+    variables = {
+        **settings.dask.env,
+        **{f"EXTRA_{kind}_PACKAGES": " ".join(words) for kind, words in installed.items() if words},
+        **{f"DASK_{'__'.join(path).upper().replace('-', '_')}": value for path, value in leaves(settings.dask.config)},
+    }
+    environment = [{"name": name, "value": value} for name, value in variables.items()]
+    image = {"image": _image(settings.image)} if settings.image else {}
+    values = {
+        "scheduler": {
+            **_pod(settings.scheduler),
+            **image,
+            "env": environment,
+            "extraArgs": list(settings.dask.scheduler_args),
+        },
+        "worker": {
+            **_pod(settings.workers),
+            **image,
+            "env": environment,
+            "extraArgs": list(settings.dask.worker_args),
+            "replicas": settings.workers.replicas,
+            "threads_per_worker": settings.workers.threads_each,
+        },
+        "jupyter": {
+            **_pod(settings.jupyter),
+            "env": [*environment, {"name": "JUPYTERLAB_ARGS", "value": JUPYTER_CONFIG}],
+            "enabled": settings.jupyter.enabled,
+            "password": password,
+            "passwordHint": "",
+        },
+    }
+    if exposure := settings.expose.scheduler:
+        annotations = {SOURCES: ",".join(exposure.sources)} | (INTERNAL if exposure.internal else {})
+        service = {"serviceType": "LoadBalancer", "serviceAnnotations": annotations}
+        values = merged(values, {"scheduler": service})
+    return merged(values, settings.values)
+
+
+# The official notebook image reads its chart's password only where it is told to.
+JUPYTER_CONFIG = "--config /usr/local/etc/jupyter/jupyter_notebook_config.py"
+SOURCES = "service.beta.kubernetes.io/load-balancer-source-ranges"
+
+
+def leaves(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each setting of a Dask configuration with its keys, as text that Dask reads back from a variable."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value if isinstance(value, str) else repr(value)

@@ -109,7 +109,7 @@ def test_who_has_no_certificate_gets_no_answer(built: Stack) -> None:
         for address, security in (f"tcp://127.0.0.1:{port}", None), (f"tls://127.0.0.1:{port}", Security()):
             with pytest.raises((OSError, TypeError)):
                 Client(address, security=security, timeout=5)
-    assert "BEGIN" not in built.kubectl("get", "configmaps,pods,deployments", "--output", "json")
+    assert "PRIVATE KEY" not in built.kubectl("get", "configmaps,pods,deployments", "--output", "json")
 
 
 def test_no_secret_is_outside_of_secrets_and_encrypted_state(built: Stack) -> None:

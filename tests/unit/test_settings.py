@@ -247,6 +247,11 @@ def test_an_open_port_without_sources_is_refused(folder: Path) -> None:
     assert text == f"firewall.open[0].sources: the list is empty; {remedy}"
 
 
+def test_a_list_whose_items_are_wrong_is_not_called_empty(folder: Path) -> None:
+    text = one(folder, firewall__open=[{"port": 9100, "sources": ["0.0.0.0/0"]}])
+    assert text.startswith("firewall.open[0].sources[0]: 0.0.0.0/0 is open to the whole world")
+
+
 def test_an_unknown_target_or_source_is_answered_with_the_known_ones(folder: Path) -> None:
     assert one(folder, target="vm") == "target: vm is not known here; write 'vms', 'gke'"
     assert one(folder, machines__source="locl") == "machines.source: locl is not known here; write 'local', 'existing'"

@@ -1,0 +1,152 @@
+"""What a stack with `target: gke` may say, and what the chart is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import lock
+import settings
+from components.gke import values
+from components.gke.answers import refusal
+from components.gke.credentials import jupyter_hash, tls_identities
+from settings.common import KEY
+from settings.gke import CHARTS, chart_values
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Path:
+    file = tmp_path / "kubeconfig"
+    file.touch()
+    return file
+
+
+def parse(kubeconfig: Path, **changed: Any) -> settings.Gke:
+    cluster = {"source": "existing", "kubeconfig": str(kubeconfig)}
+    return settings.parse({"target": "gke", "cluster": cluster} | changed, ROOT)
+
+
+def problem(kubeconfig: Path, **changed: Any) -> str:
+    with pytest.raises(settings.SettingsError) as raised:
+        parse(kubeconfig, **changed)
+    [only] = raised.value.problems
+    return only.removeprefix(f"{KEY}.")
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"workers": {"replicas": -1}}, "workers.replicas: -1 is too small; write 0 or more"),
+    ({"workers": {"replica": 3}}, "workers.replica: is not a key that is known here; did you mean replicas?"),
+    ({"workers": {"cpu": 0}}, "workers.cpu: 0.0 is not a number of processors; write e.g. 1 or 0.5"),
+    ({"workers": {"memory": "4"}}, 'workers.memory: "4" is not an amount of memory'),
+    ({"jupyter": {"storage": "10"}}, "jupyter.storage: '10' is not a volume's size; write e.g. 10Gi"),
+    ({"image": "python"}, "image: 'python' is not an image with its tag"),
+    ({"packages": {"pip": ["-r x"]}}, "packages.pip[0]: '-r x' is not a requirement"),
+    ({"packages": {"apt": ["libgomp1"]}}, "packages.apt: our chart's pods are not root"),
+    ({"namespace": {"name": "Dask"}}, "namespace.name: 'Dask' cannot be a name in Kubernetes"),
+    ({"expose": {"scheduler": {"sources": ["0.0.0.0/0"]}}}, "expose.scheduler.sources[0]: 0.0.0.0/0 is open to the"),
+    (
+        {"expose": {"jupyter": {"sources": ["0.0.0.0/2", "64.0.0.0/2"]}}},
+        "expose.jupyter.sources: these cover half of the world or more together",
+    ),
+    (
+        {"expose": {"jupyter": {"sources": ["203.0.113.7/32"]}}, "jupyter": {"enabled": False}},
+        "expose.jupyter: there is no Jupyter",
+    ),
+    (
+        {"dask": {"workerArgs": ["--nthreads", "2"]}},
+        "dask.workerArgs[0]: --nthreads is set by the cluster; use workers",
+    ),
+    ({"dask": {"config": {"distributed": {"comm": {"tls": {"ciphers": "x"}}}}}}, "dask.config.distributed.comm.tls"),
+    (
+        {"values": {"worker": {"replicaCount": 3}}},
+        "values.worker.replicaCount: is not a key of the chart; did you mean",
+    ),
+    ({"values": {"workers": {}}}, "values.workers: is not a key of the chart; did you mean worker?"),
+]
+
+
+@pytest.mark.parametrize(("changed", "text"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_wrong_is_named_with_what_would_be_right(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+    assert problem(kubeconfig, **changed).startswith(text)
+
+
+def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert problem(tmp_path / "none").startswith("cluster.kubeconfig: ")
+
+
+def test_objects_of_kubernetes_are_left_to_it(kubeconfig: Path) -> None:
+    assert parse(kubeconfig, values={"worker": {"affinity": {"nodeAffinity": {}}, "resources": {"x": 1}}})
+
+
+LOCKS = {"environment": lock.read(ROOT / "environment.lock", "3.11")}
+NAMES = values.Names("s", "w", "c", "p")
+
+
+def own(cluster: settings.Gke) -> dict[str, Any]:
+    return values.own(cluster, NAMES, LOCKS, "uv==1", "r")
+
+
+def test_every_value_that_we_set_is_a_key_of_the_chart(kubeconfig: Path) -> None:
+    exposure = {"sources": ["203.0.113.7/32"], "internal": True}
+    found = own(parse(kubeconfig, expose=dict.fromkeys(("scheduler", "dashboard", "jupyter"), exposure)))
+    assert not list(settings.gke.unknown_values(found, chart_values("own"), ()))
+
+
+def test_values_of_the_users_own_win(kubeconfig: Path) -> None:
+    cluster = parse(kubeconfig, values={"worker": {"replicas": 7, "strategy": {"type": "Recreate"}}})
+    assert own(cluster)["worker"]["replicas"] == 7
+    assert own(cluster)["worker"]["image"] == {"repository": "python", "tag": "3.11-slim"}
+
+
+def test_an_image_of_the_users_own_installs_nothing(kubeconfig: Path) -> None:
+    found = own(parse(kubeconfig, image="ghcr.io/me/dask:1.4"))
+    assert found["environment"]["lock"] == found["jupyter"]["lock"] == ""
+    assert found["scheduler"]["image"] == {"repository": "ghcr.io/me/dask", "tag": "1.4"}
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"), [("2 GiB", 2**31), ("1.5GB", 1_500_000_000), ("500 MB", 500_000_000), ("64k", 64_000)]
+)
+def test_memory_means_the_same_to_dask_and_to_kubernetes(text: str, amount: int) -> None:
+    assert values.memory(text) == amount
+
+
+def test_the_schema_of_the_chart_knows_its_values_and_no_others() -> None:
+    schema = json.loads((CHARTS / "dask" / "values.schema.json").read_text())
+
+    def keys(known: dict[str, Any], place: str = "") -> set[str]:
+        inner = known.get("properties", {})
+        return {place}.union(*(keys(each, f"{place}.{name}") for name, each in inner.items()))
+
+    def paths(found: Any, place: str = "") -> set[str]:
+        free = place.rsplit(".", 1)[-1] in settings.gke.FREE
+        inner = found if isinstance(found, dict) and not free else {}
+        return {place}.union(*(paths(each, f"{place}.{name}") for name, each in inner.items()))
+
+    assert keys(schema) - {".global"} == paths(yaml.safe_load((CHARTS / "dask" / "values.yaml").read_text()))
+
+
+def test_a_namespace_of_somebody_else_is_not_taken_over() -> None:
+    ours, theirs = ({"metadata": {"labels": {"dask-stack": name}}} for name in ("mine", "other"))
+    assert refusal("n", None, True, "mine") is None
+    assert refusal("n", ours, True, "mine") is None
+    assert "already, which this stack did not make" in (refusal("n", theirs, True, "mine") or "")
+    assert refusal("n", theirs, False, "mine") is None
+    assert "there is no namespace n" in (refusal("n", None, False, "mine") or "")
+
+
+def test_the_authoritys_key_is_kept_nowhere() -> None:
+    made = tls_identities("trial", ["scheduler", "client"])
+    assert set(made) == {"expires", "scheduler", "client"}
+    assert set(made["client"]) == {"ca.crt", "tls.crt", "tls.key"}
+    assert made["client"]["tls.key"] != made["scheduler"]["tls.key"]
+
+
+def test_a_password_has_the_same_hash_at_every_up_and_another_with_another_salt() -> None:
+    one, other = "00" * 16, "11" * 16
+    assert jupyter_hash("secret", one) == jupyter_hash("secret", one) != jupyter_hash("secret", other)
+    assert jupyter_hash("secret", one).startswith("argon2:$argon2id$")
