@@ -25,10 +25,21 @@ KUBERNETES_PLUGIN = "4.34.2"  # that of its pulumi-kubernetes
 KUBERNETES = "1.34.2"  # rehearsal/kubernetes/programs/go.mod's, as are the next
 HELM = "3.19.0"
 KUBERNETES_MODULES = PROJECT / "rehearsal" / "kubernetes" / "programs"
-KUBERNETES_FLAGS = (
-    f"-s -w -X k8s.io/component-base/version.gitVersion=v{KUBERNETES} -X k8s.io/component-base/version.gitMajor=1"
-    f" -X k8s.io/component-base/version.gitMinor={KUBERNETES.split('.')[1]}"
-    f" -X k8s.io/client-go/pkg/version.gitVersion=v{KUBERNETES} -X helm.sh/helm/v3/internal/version.version=v{HELM}"
+_MAJOR, _MINOR, _ = KUBERNETES.split(".")
+# What the programs say of themselves, and which Kubernetes helm takes for granted where it asks none.
+KUBERNETES_FLAGS = "-s -w" + "".join(
+    f" -X {variable}={value}"
+    for variable, value in {
+        "k8s.io/component-base/version.gitVersion": f"v{KUBERNETES}",
+        "k8s.io/component-base/version.gitMajor": _MAJOR,
+        "k8s.io/component-base/version.gitMinor": _MINOR,
+        "k8s.io/client-go/pkg/version.gitVersion": f"v{KUBERNETES}",
+        "helm.sh/helm/v3/internal/version.version": f"v{HELM}",
+        "helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor": _MAJOR,
+        "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": _MINOR,
+        "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor": _MAJOR,
+        "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor": _MINOR,
+    }.items()
 )
 
 

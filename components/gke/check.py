@@ -18,7 +18,8 @@ from daskstack.kubernetes import kubectl
 JOB = "dask-check"
 JOB_TIME = 420  # seconds
 # What a pod says that cannot be cured by waiting, after so many seconds: the first try may have met a bad moment.
-HOPELESS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "CrashLoopBackOff"}
+NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
+BROKEN = {"CreateContainerConfigError", "CrashLoopBackOff"}
 PATIENCE = 45
 SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}
 
@@ -95,10 +96,11 @@ def problems(deployments: list[dict], pods: list[dict]) -> Iterator[tuple[bool, 
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
                 yield False, f"{name} finds no node: {condition.get('message', condition.get('reason'))}"
         for container in containers(pod):
-            state = container["state"].get("waiting", {})
-            if state.get("reason") in HOPELESS:
-                image = f" (image {container['image']})" if "Image" in state["reason"] else ""
-                yield True, f"{name}: {container['name']} is in {state['reason']}{image}"
+            reason = container["state"].get("waiting", {}).get("reason")
+            if reason in NO_IMAGE:
+                yield True, f"{name}: the image {container['image']} cannot be pulled"
+            elif reason in BROKEN:
+                yield True, f"{name}: {container['name']} is in {reason}"
 
 
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:

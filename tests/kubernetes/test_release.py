@@ -21,7 +21,7 @@ from distributed import Client
 from distributed.security import Security
 
 from daskstack import connection
-from daskstack.engine import engine
+from daskstack.engine import PROJECT, engine
 from daskstack.ways import way_to
 from tools.rehearse import KEY, Rehearsal
 
@@ -34,14 +34,15 @@ SETTINGS = {
     "jupyter": {**SMALL, "storage": "1Gi"},
     "wait": 240,
 }
-SPACE = "dask-trial"
+STACK = "kubernetes"  # one that has a stack file, which is not changed
+SPACE = f"dask-{STACK}"
 
 
 class Stack(Rehearsal):
-    """The stack `trial` on the session's cluster."""
+    """A stack on the session's cluster."""
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
-        super().__init__("trial", folder)
+        super().__init__(STACK, folder)
         self.cluster = cluster
         self.environ["KUBECACHEDIR"] = str(folder / "kubecache")
         self.change({})
@@ -205,7 +206,7 @@ def test_a_password_of_the_users_own_takes_effect(built: Stack) -> None:
 def test_an_image_that_cannot_be_pulled_is_named(built: Stack) -> None:
     built.change({"workers": {"replicas": 1, **SMALL}, "image": "example.invalid/dask:1"})
     printed = built.up(succeeds=False)
-    assert re.search(r"is in (ErrImagePull|ImagePullBackOff) \(image example.invalid/dask:1\)", printed)
+    assert re.search(r"dask-\S+: the image example.invalid/dask:1 cannot be pulled", printed)
 
 
 def test_pods_that_find_no_node_are_named(built: Stack) -> None:
@@ -215,7 +216,7 @@ def test_pods_that_find_no_node_are_named(built: Stack) -> None:
 
 def test_an_up_that_is_killed_while_helm_runs_is_finished_by_the_next(built: Stack) -> None:
     built.change({"workers": {"replicas": 2, **SMALL}})
-    command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", "trial", "--config-file", str(built.settings)]
+    command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", STACK, "--config-file", str(built.settings)]
     killed = subprocess.Popen(
         command, env=built.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -226,12 +227,13 @@ def test_an_up_that_is_killed_while_helm_runs_is_finished_by_the_next(built: Sta
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    subprocess.run(["python3", "-m", "tools.unlock", "trial"], env=built.environ, check=True)
+    subprocess.run(["python3", "-m", "tools.unlock", STACK], env=built.environ, check=True)
     built.up()
     assert len(built.kubectl("get", "pods", "--selector", "component=worker", "--output", "name").split()) == 2
 
 
-def test_destroy_leaves_nothing(built: Stack) -> None:
+def test_destroy_leaves_nothing_and_the_stack_file_is_as_it_was(built: Stack) -> None:
     built.destroy()
+    assert "encryptionsalt" not in (PROJECT / f"Pulumi.{STACK}.yaml").read_text()
     assert SPACE not in built.cluster.kubectl("get", "namespaces")
     assert built.cluster.kubectl("get", "persistentvolumes", "--output", "name") == ""

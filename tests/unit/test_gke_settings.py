@@ -150,3 +150,49 @@ def test_a_password_has_the_same_hash_at_every_up_and_another_with_another_salt(
     one, other = "00" * 16, "11" * 16
     assert jupyter_hash("secret", one) == jupyter_hash("secret", one) != jupyter_hash("secret", other)
     assert jupyter_hash("secret", one).startswith("argon2:$argon2id$")
+
+
+OLDER = {"chart": "official", "environment": {"lock": "official.lock", "python": "3.10"}}
+
+
+def test_the_official_chart_is_told_nothing_that_it_does_not_know(kubeconfig: Path) -> None:
+    exposure = {"sources": ["203.0.113.7/32"], "internal": True}
+    workers = {"replicas": 4, "cpu": 1, "memory": "4 GB", "nodeSelector": {"pool": "dask"}, "serviceAccount": "dask"}
+    cluster = parse(kubeconfig, **OLDER, workers=workers, expose={"scheduler": exposure}, image="ghcr.io/me/dask:1")
+    found = values.official(cluster, lock.read(ROOT / "official.lock", "3.10"), "sha1:s:d")
+    assert not list(settings.gke.unknown_values(found, chart_values("official"), ()))
+    assert found["worker"]["replicas"] == 4
+    assert found["worker"]["resources"]["limits"] == {"memory": "4000000000"}
+    assert found["scheduler"]["serviceAnnotations"][values.SOURCES] == "203.0.113.7/32"
+
+
+def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Path) -> None:
+    cluster = parse(kubeconfig, **OLDER, packages={"pip": ["dask-ml"], "conda": ["shap"], "apt": ["libgomp1"]})
+    found = values.official(cluster, lock.read(ROOT / "official.lock", "3.10"), "sha1:s:d")
+    for part in ("scheduler", "worker", "jupyter"):
+        variables = {each["name"]: each["value"] for each in found[part]["env"]}
+        assert "dask==2024.1.0" in variables["EXTRA_PIP_PACKAGES"].split()
+        assert variables["EXTRA_PIP_PACKAGES"].endswith(" dask-ml")
+        assert (variables["EXTRA_CONDA_PACKAGES"], variables["EXTRA_APT_PACKAGES"]) == ("shap", "libgomp1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"environment": {}}, "environment.lock: has dask 2026"),
+        ({"dask": {"tls": True}}, "dask.tls: the official chart has no TLS of its own; write chart: own"),
+        ({"expose": {"jupyter": {"sources": ["203.0.113.7/32"]}}}, "expose.jupyter: the official chart has no source"),
+        ({"values": {"tls": {}}}, "values.tls: is not a key of the chart"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_official_chart_cannot_do_is_refused(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+    assert problem(kubeconfig, **(OLDER | changed)).startswith(text)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("Pulumi.*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_stack_file_is_accepted(kubeconfig: Path, file: Path) -> None:
+    cluster = yaml.safe_load(file.read_text())["config"][KEY]
+    if cluster["target"] == "gke":
+        cluster["cluster"]["kubeconfig"] = str(kubeconfig)
+    assert settings.parse(cluster, ROOT)

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 BEGUN = 20  # seconds for tasks that a worker has begun; then others do them again
+GONE = 60  # seconds without any worker until none is expected back
 ALONE = 15  # seconds until another worker can take over: a machine may just be restarting its own
 
 
@@ -52,12 +53,13 @@ async def leave(names, all_but, dask_scheduler):
 
 
 async def idle(seconds, dask_scheduler):
-    """Runs in the scheduler: waits for what runs to end, as long as there are workers for it. Whether it has."""
+    """Runs in the scheduler: waits for what runs to end, or for workers to be gone. Whether nothing runs any more."""
     scheduler, start = dask_scheduler, time.monotonic()
-    while scheduler.workers and any(
-        task.state in ("waiting", "queued", "processing") for task in scheduler.tasks.values()
-    ):
-        if time.monotonic() - start > seconds:
+    worked = start
+    while any(task.state in ("waiting", "queued", "no-worker", "processing") for task in scheduler.tasks.values()):
+        now = time.monotonic()
+        worked = now if scheduler.workers else worked
+        if now - start > seconds or now - worked > GONE:
             return False
         await asyncio.sleep(0.2)
     return True
@@ -93,13 +95,14 @@ def main():
     try:
         # Known at once where the scheduler is not there, at a power-off of all; Dask itself would try for long.
         socket.create_connection(where, timeout=5).close()
-        threading.Thread(target=end_with, args=[where], daemon=True).start()
+        if names[0] != "--until-idle":
+            threading.Thread(target=end_with, args=[where], daemon=True).start()
         from distributed import Client
 
         with Client(address, timeout=60) as client:  # a busy machine takes long; one that is gone is seen by end_with
             if names[0] == "--until-idle":
                 if not client.run_on_scheduler(idle, float(names[1])):
-                    sys.exit(f"tasks still run after {names[1]} s")
+                    sys.exit("there are tasks left")
                 return
             ready, kept = client.run_on_scheduler(leave, names[for_good:], for_good)
             if for_good and ready:

@@ -177,7 +177,7 @@ spec:
 {{/* A Service, from a dict: root, name, component, values, ports (list) */}}
 {{- define "dask.service" -}}
 {{- if and (eq .values.serviceType "LoadBalancer") (not .values.sourceRanges) -}}
-{{- fail (printf "%s.serviceType is LoadBalancer without sourceRanges: name the networks that may reach it" .name) -}}
+{{- fail (printf "%s.serviceType is LoadBalancer without sourceRanges: name the networks that may reach it" (.name | replace "webui" "webUI")) -}}
 {{- end -}}
 apiVersion: v1
 kind: Service
