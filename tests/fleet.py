@@ -59,9 +59,7 @@ class Machine:
             input=stdin or "", capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         if check and done.returncode:
-            raise AssertionError(
-                f"{self.name}: {command!r} ended with {done.returncode}\n{done.stdout}{done.stderr}"
-            )
+            raise AssertionError(f"{self.name}: {command!r} ended with {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
     def run(

@@ -21,9 +21,7 @@ def until(condition, seconds=20):
 
 
 def is_running(machine):
-    return (
-        as_root("flock", "--nonblock", str(machine.folder / "running"), "true", check=False).returncode == 1
-    )
+    return as_root("flock", "--nonblock", str(machine.folder / "running"), "true", check=False).returncode == 1
 
 
 def ancestor(machine, name):
@@ -78,9 +76,7 @@ def test_nobody_logs_in_as_root_or_by_password(boot):
     [machine] = boot("one")
     assert machine.ssh("true", user="root", check=False).returncode == 255
     effective = machine.run("sshd -T").stdout.splitlines()
-    assert {"permitrootlogin no", "passwordauthentication no", "kbdinteractiveauthentication no"} < {
-        *effective
-    }
+    assert {"permitrootlogin no", "passwordauthentication no", "kbdinteractiveauthentication no"} < {*effective}
 
 
 def test_a_script_gets_its_variables_and_arguments_as_they_are(boot):
@@ -280,9 +276,7 @@ def test_firewalld_closes_a_machine_to_the_outside_and_not_to_the_cluster(boot, 
     assert outside.connects(machine, 8000)
 
     network = machine.address.rpartition(".")[0] + ".0/24"
-    machine.run(
-        'systemctl start firewalld; firewall-cmd --zone trusted --add-source "$NETWORK"', {"NETWORK": network}
-    )
+    machine.run('systemctl start firewalld; firewall-cmd --zone trusted --add-source "$NETWORK"', {"NETWORK": network})
     assert not outside.connects(machine, 8000)
     assert outside.connects(machine, 22)
     assert neighbour.ssh(reach, check=False).returncode == 0
@@ -294,9 +288,7 @@ def test_a_directory_of_another_machine_is_mounted_on_first_access(boot):
     [server, client] = boot("one", "two")
     server.ssh("mkdir -p /tmp/daskdata && echo shared > /tmp/daskdata/file && mkdir -p -m 700 ~/.ssh")
     assert server.ssh("findmnt --noheadings --output FSTYPE --target /tmp").stdout == "overlay\n"
-    public = client.run(
-        "[ -e /root/key ] || ssh-keygen -q -t ed25519 -N '' -f /root/key; cat /root/key.pub"
-    ).stdout
+    public = client.run("[ -e /root/key ] || ssh-keygen -q -t ed25519 -N '' -f /root/key; cat /root/key.pub").stdout
     server.ssh("cat > ~/.ssh/authorized_keys", stdin=public)
     units = """
         printf '%s\\n' '[Mount]' "What=admin@$ADDRESS:/tmp/daskdata" 'Where=/mnt/shared' 'Type=fuse.sshfs' \\

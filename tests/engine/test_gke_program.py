@@ -1,0 +1,87 @@
+"""The program with `target: gke` in the real engine, without a cluster."""
+
+import copy
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tools.rehearse import KEY, Rehearsal
+
+UNREACHABLE = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+    "users": [{"name": "u", "user": {"token": "t"}}],
+    "contexts": [{"name": "none", "context": {"cluster": "c", "user": "u"}}],
+    "current-context": "none",
+}
+SETTINGS = {"target": "gke", "cluster": {"source": "existing"}}
+
+
+class Stack(Rehearsal):
+    def __init__(self, folder: Path) -> None:
+        super().__init__("kubernetes", folder)
+        self.kubeconfig = folder / "kubeconfig"
+        self.kubeconfig.write_text(yaml.safe_dump(UNREACHABLE))
+        self.environ["KUBECACHEDIR"] = str(folder / "cache")
+        self.pulumi("stack", "select", "--create", capture_output=True)
+
+    def preview(self, **changed: Any) -> subprocess.CompletedProcess[str]:
+        settings = copy.deepcopy(SETTINGS) | changed
+        self.set({"config": {KEY: settings}}, str(self.kubeconfig), "none")
+        try:
+            return self.pulumi("preview", "--json", capture_output=True, text=True)
+        except subprocess.CalledProcessError as error:
+            return subprocess.CompletedProcess(error.cmd, error.returncode, error.stdout, error.stderr)
+
+    def resources(self, **changed: Any) -> dict[str, dict[str, Any]]:
+        """What a preview would make, by name."""
+        done = self.preview(**changed)
+        assert done.returncode == 0, done.stdout + done.stderr
+        steps = json.loads(done.stdout)["steps"]
+        return {step["urn"].split("::")[-1]: step["newState"] for step in steps}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    return Stack(tmp_path_factory.mktemp("stack"))
+
+
+def test_a_preview_needs_no_cluster_and_shows_everything(stack: Stack) -> None:
+    found = stack.resources()
+    assert {
+        "answers",
+        "namespace",
+        "tls-scheduler",
+        "tls-worker",
+        "tls-client",
+        "jupyter-password",
+        "release",
+        "check",
+    } <= set(found)
+    assert found["namespace"]["inputs"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert found["release"]["inputs"]["chart"] == "./charts/dask"
+
+
+def test_without_tls_and_jupyter_there_is_nothing_of_theirs(stack: Stack) -> None:
+    found = stack.resources(dask={"tls": False}, jupyter={"enabled": False})
+    assert not {"tls-scheduler", "tls-worker", "tls-client", "jupyter-password"} & set(found)
+
+
+def test_a_namespace_that_is_there_is_not_made(stack: Stack) -> None:
+    found = stack.resources(namespace={"name": "theirs", "create": False})
+    assert "namespace" not in found
+    assert found["release"]["inputs"]["namespace"] == "theirs"
+
+
+def test_every_mistake_is_told_at_once_before_anything_is_registered(stack: Stack) -> None:
+    done = stack.preview(workers={"replica": 3}, wait=1)
+    assert done.returncode
+    printed = done.stdout + done.stderr
+    assert "workers.replica: is not a key that is known here; did you mean replicas?" in printed
+    assert "wait: 1 is too small; write 30 or more" in printed
+    assert "Traceback" not in printed
