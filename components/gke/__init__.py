@@ -60,6 +60,7 @@ class DaskRelease(ComponentResource):
         self.namespace = settings.namespace.name or f"dask-{name}"
         self.address = f"{'tls' if settings.dask.tls else 'tcp'}://{NAME}-scheduler:8786"
 
+        self.secrets: list[kubernetes.core.v1.Secret] = []
         self._make_namespace()
         identities = self._identities()
         jupyter = self._jupyter(args.get("password"))
@@ -119,13 +120,10 @@ class DaskRelease(ComponentResource):
 
     def _secret(self, name: str, data: Input[dict]) -> str:
         """Its name; `data` becomes base64 on the way."""
-        kubernetes.core.v1.Secret(
-            name,
-            metadata={"name": f"{NAME}-{name}", "namespace": self.namespace, "labels": {"dask-stack": self.stack}},
-            string_data=data,
-            opts=ResourceOptions(parent=self, depends_on=self.made),
-        )
-        return f"{NAME}-{name}"
+        metadata = {"name": f"{NAME}-{name}", "namespace": self.namespace, "labels": {"dask-stack": self.stack}}
+        opts = ResourceOptions(parent=self, depends_on=self.made)
+        self.secrets.append(kubernetes.core.v1.Secret(name, metadata=metadata, string_data=data, opts=opts))
+        return metadata["name"]
 
     def _stash(self, name: str, value: dict) -> Output[dict]:
         """The value of the first `up`, secret."""
@@ -173,7 +171,7 @@ class DaskRelease(ComponentResource):
             namespace=self.namespace,
             values=self.values,
             skip_await=True,  # the check waits, and says for what
-            opts=ResourceOptions(parent=self, depends_on=self.made),
+            opts=ResourceOptions(parent=self, depends_on=[*self.made, *self.secrets]),
             **chart,
         )
 

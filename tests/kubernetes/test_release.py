@@ -23,6 +23,7 @@ from distributed.security import Security
 from daskstack import connection
 from daskstack.engine import PROJECT, engine
 from daskstack.ways import way_to
+from rehearsal.kubernetes import network
 from tools.rehearse import KEY, Rehearsal
 
 SMALL = {"cpu": 0.2, "memory": "1 GiB"}
@@ -192,6 +193,26 @@ def test_changes_of_workers_and_packages_lose_no_running_work_and_are_seen_in_th
     with built.connect() as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
         assert client.submit(lambda: __import__("json5").__name__).result(timeout=60) == "json5"
+
+
+def test_a_load_balancer_lets_in_the_networks_that_are_named_and_nobody_without_a_certificate(built: Stack) -> None:
+    settings = {"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}}
+    credentials = connection.security(built.outputs()["client"]["tls"])
+    here, *_ = network.addresses(built.cluster.directory)
+    for sources, reachable in ([f"{here}/32"], True), (["203.0.113.7/32"], False):
+        built.change(settings | {"expose": {"scheduler": {"sources": sources}}})
+        built.up()
+        service = json.loads(built.kubectl("get", "service", "dask-scheduler", "--output", "json"))
+        [ingress] = service["status"]["loadBalancer"]["ingress"]
+        address = f"tls://{ingress['ip']}:8786"
+        if reachable:
+            with Client(address, security=credentials, timeout=30) as client:
+                assert client.submit(sum, range(10)).result(timeout=60) == 45
+            with pytest.raises((OSError, TypeError)):
+                Client(address, security=Security(), timeout=5)
+        else:
+            with pytest.raises(OSError):
+                Client(address, security=credentials, timeout=5)
 
 
 def test_a_password_of_the_users_own_takes_effect(built: Stack) -> None:
