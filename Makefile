@@ -40,7 +40,7 @@ help:
 	@echo 'make rehearse  try a stack with target gke on this computer, and take it away (STACK=kubernetes)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
-	@echo 'make bench     figures beside those of other ways, into bench/results.md (25 minutes)'
+	@echo 'make bench     figures beside those of other ways, into bench/results.md (40 minutes)'
 	@echo 'make lock      renew the locks of Python packages'
 
 up:
@@ -88,7 +88,7 @@ test:
 	@.venv/bin/pytest $(PYTEST)
 
 bench:
-	@$(install) program machines bench
+	@$(install) program machines rehearsal bench
 	@$(python) -m bench $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
 
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -53,7 +53,7 @@ def measure(rig: Rig, repeats: int) -> dict[str, Any]:
             # Turned around each time, so that no way is always the first.
             order = list(clients)[:: 1 if repeat % 2 == 0 else -1]
             for name, job in JOBS.items():
-                rates = {way: 60 / _seconds(job, clients[way]) for way in order}
+                rates = {way: 60 / seconds_of(job, clients[way]) for way in order}
                 for way in ("TLS", "no TLS"):
                     comparisons[name, way].add(rates[way], rates["local"])
         profiles = {
@@ -80,7 +80,7 @@ def _profile(job: Callable[[Client], None], client: Client) -> list[tuple[str, f
     return [*done.items(), ("waiting", waiting), ("(transfers, beside these)", transfers)]
 
 
-def _seconds(job: Callable[[Client], None], client: Client) -> float:
+def seconds_of(job: Callable[[Client], None], client: Client) -> float:
     started = time.monotonic()
     job(client)
     return time.monotonic() - started

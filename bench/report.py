@@ -22,6 +22,7 @@ TITLES = {
     "d": "Previews of many existing machines",
     "e": "Files through the shared directory",
     "f": "Jobs on a cluster of two workers with one thread each",
+    "g": "Dask in Kubernetes: `up` against helm by hand",
 }
 
 
