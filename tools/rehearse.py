@@ -45,14 +45,15 @@ class Rehearsal:
         self.set(config, found["kubeconfig"], found["context"])
 
     def set(self, config: dict[str, Any], kubeconfig: str, context: str) -> None:
-        """A copy of the stack file, for the engine writes into it, too."""
+        """A copy of the stack file, and of the project's name, for the engine writes beside it, too."""
         config["config"][KEY]["cluster"] |= {"kubeconfig": kubeconfig, "context": context}
+        shutil.copy(PROJECT / "Pulumi.yaml", self.folder)
         self.settings.write_text(yaml.safe_dump(config))
 
     def pulumi(self, *words: str, **kwargs) -> subprocess.CompletedProcess:
-        command = [str(engine.engine()), "--cwd", str(PROJECT), *words, "--stack", self.stack]
-        if words[0] in ("up", "preview", "destroy", "refresh"):
-            command += ["--config-file", str(self.settings)]
+        program = words[0] in ("up", "preview", "destroy", "refresh")
+        command = [str(engine.engine()), "--cwd", str(PROJECT if program else self.folder), *words]
+        command += ["--stack", self.stack, *(["--config-file", str(self.settings)] if program else [])]
         return subprocess.run(command, env=self.environ, check=True, **kwargs)
 
     def up(self) -> None:

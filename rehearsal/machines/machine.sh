@@ -190,8 +190,8 @@ wait_until_booted() {
 answers() { [[ $(timeout 2 bash -c "exec 3<>/dev/tcp/$1/22 && head -c 4 <&3" 2>/dev/null) == SSH- ]]; }
 
 has_booted() {
-    # A machine that reboots stops all its processes for a moment, and nsenter with them, for good.
-    [[ $(timeout -k 1 20 nsenter --target "$1" --mount --pid systemctl is-system-running 2>/dev/null) == @(running|degraded) ]]
+    # Not --pid: a machine that reboots stops and awaits all processes of its namespace, and nsenter with them.
+    [[ $(timeout -k 1 20 nsenter --target "$1" --mount systemctl is-system-running 2>/dev/null) == @(running|degraded) ]]
 }
 
 not_booted() {

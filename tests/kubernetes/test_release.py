@@ -6,11 +6,11 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
@@ -173,23 +173,13 @@ def slow(number: int) -> int:
 def test_changes_of_workers_and_packages_lose_no_running_work_and_are_seen_in_the_preview(built: Stack) -> None:
     built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}})
     assert "~values" in built.run("preview")
-    failed: list[BaseException] = []
-
-    def compute() -> None:
-        try:
-            with built.connect() as client:
-                futures = client.map(slow, range(300), pure=False)
-                assert client.submit(sum, futures).result(timeout=300) == sum(range(300))
-        except BaseException as error:
-            failed.append(error)
-
-    work = threading.Thread(target=compute)
-    work.start()
-    try:
-        built.up()
-    finally:
-        work.join()
-    assert not failed
+    with built.connect() as client, ThreadPoolExecutor() as pool:
+        futures = client.map(slow, range(300), pure=False)
+        total = client.submit(sum, futures)
+        futures[0].result(timeout=60)
+        up = pool.submit(built.up)
+        assert total.result(timeout=300) == sum(range(300))
+        up.result()
     with built.connect() as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
         assert client.submit(lambda: __import__("json5").__name__).result(timeout=60) == "json5"

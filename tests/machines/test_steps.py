@@ -24,7 +24,7 @@ listed -path /usr -prune -o -type f -exec md5sum {} + | sort
 systemctl list-unit-files --no-legend | grep -v ^session- | sort
 systemctl list-units --all --no-legend --plain 'dask*' 'srv-*' ssh.service firewalld.service | awk '{print $1, $3, $4}'
 ps -o args= -u dask | grep -Ev 'systemd --user|sd-pam|sshd:' | sort -u || true
-findmnt -rn -o TARGET,FSTYPE | grep -v ^/run/user | sort
+findmnt -rn -o TARGET,FSTYPE | grep -Ev '^/run/(user|credentials)' | sort
 nft list ruleset
 """
 STARTED = "for unit in firewalld ssh srv-daskdata.mount; do systemctl show -p ActiveEnterTimestamp --value $unit; done"

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 BEGUN = 20  # seconds for tasks that a worker has begun; then others do them again
 GONE = 60  # seconds without any worker until none is expected back
+QUIET = 5  # seconds after the last task, for a client to fetch its result or to go on
 ALONE = 15  # seconds until another worker can take over: a machine may just be restarting its own
 
 
@@ -56,7 +57,7 @@ async def idle(seconds, dask_scheduler):
     """Runs in the scheduler: waits for what runs to end, or for workers to be gone. Whether nothing runs any more."""
     scheduler, start = dask_scheduler, time.monotonic()
     worked = start
-    while any(task.state in ("waiting", "queued", "no-worker", "processing") for task in scheduler.tasks.values()):
+    while scheduler.idle_since is None or time.time() - scheduler.idle_since < QUIET:
         now = time.monotonic()
         worked = now if scheduler.workers else worked
         if now - start > seconds or now - worked > GONE:
