@@ -165,14 +165,14 @@ def test_the_client_comes_back_when_the_scheduler_moves_to_another_pod(built: St
             raise AssertionError("no answer within 120 s")
 
 
-def slow(number: int) -> int:
-    time.sleep(0.2)
-    return number
-
-
 def test_changes_of_workers_and_packages_lose_no_running_work_and_are_seen_in_the_preview(built: Stack) -> None:
     built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}})
     assert "~values" in built.run("preview")
+
+    def slow(number: int) -> int:  # inside, so that it travels whole: the cluster does not have this file
+        time.sleep(0.2)
+        return number
+
     with built.connect() as client, ThreadPoolExecutor() as pool:
         futures = client.map(slow, range(300), pure=False)
         total = client.submit(sum, futures)
