@@ -29,7 +29,7 @@ sweep = DIRECTORY=$${XDG_DATA_HOME:-$$HOME/.local/share}/daskstack/machines/$(no
 	bash rehearsal/machines/network.sh sweep
 variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
-.PHONY: help up preview destroy rehearse status logs env test bench lock
+.PHONY: help up preview destroy left rehearse status logs env test bench lock
 
 help:
 	@echo 'make up        build or change the cluster of stack $(STACK)'
@@ -37,6 +37,7 @@ help:
 	@echo 'make status    how the cluster is'
 	@echo 'make logs      what its services said (MACHINE=name for one machine)'
 	@echo 'make destroy   take the cluster away'
+	@echo 'make left      what of it still exists in Google Cloud, and costs'
 	@echo 'make rehearse  try a stack with target gke on this computer, and take it away (STACK=kubernetes)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
@@ -53,7 +54,8 @@ up:
 preview:
 	@$(known)
 	@$(install) program $(machines) $(cloud)
-	@$(variables) && pulumi stack select --create $(STACK) && pulumi preview --stack $(STACK)
+	@$(variables) && eval "$$($(PYTHON) -m daskstack.google)" && pulumi stack select --create $(STACK) && \
+		pulumi preview --stack $(STACK)
 
 # The stack of this computer leaves nothing behind, not even its state.
 destroy:
@@ -63,6 +65,10 @@ destroy:
 	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes) $(hint)
 	@$(if $(machines),$(sweep))
 	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
+
+left:
+	@$(install) program
+	@$(python) -m tools.left $(STACK)
 
 rehearse:
 	@$(known)

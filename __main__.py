@@ -3,6 +3,7 @@
 import pulumi
 
 import settings
+from settings import cost
 
 cluster = settings.load()
 stack = pulumi.get_stack()
@@ -10,12 +11,21 @@ config = pulumi.Config("dask")
 
 # Each target's SDK is imported where it is used: together they take seconds.
 if isinstance(cluster, settings.Gke):
-    import pulumi_kubernetes as kubernetes
-
     from components.gke import DaskRelease
 
-    access = {"kubeconfig": str(cluster.cluster.path), "context": cluster.cluster.context or ""}
-    provider = kubernetes.Provider("kubernetes", kubeconfig=access["kubeconfig"], context=cluster.cluster.context)
+    if isinstance(cluster.cluster, settings.GoogleCluster):
+        from components.gke.cluster import GkeCluster
+
+        registry = "pkg.dev/" in (cluster.image or "")
+        made = GkeCluster(stack, {"settings": cluster.cluster, "nodes": cluster.most_nodes, "registry": registry})
+        access, provider = {"kubeconfig": made.kubeconfig, "context": ""}, made.provider
+        pulumi.export("kubeconfig", made.kubeconfig)
+        pulumi.export("cost", cost.table(cluster.bill()))
+    else:
+        import pulumi_kubernetes as kubernetes
+
+        access = {"kubeconfig": str(cluster.cluster.path), "context": cluster.cluster.context or ""}
+        provider = kubernetes.Provider("kubernetes", kubeconfig=access["kubeconfig"], context=cluster.cluster.context)
     dask = DaskRelease(
         stack,
         {"cluster": access, "settings": cluster, "password": config.get_secret("jupyterPassword")},

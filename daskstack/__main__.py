@@ -6,7 +6,7 @@ import time
 
 from daskstack import engine, kubernetes, ssh
 from daskstack.tunnel import TunnelError
-from daskstack.ways import way_to
+from daskstack.ways import wake, way_to
 
 PYTHON = ".venv/bin/python"
 
@@ -14,8 +14,11 @@ PYTHON = ".venv/bin/python"
 def summary(stack: str) -> None:
     """The check's table, and how to get to the cluster."""
     outputs = engine.cluster(stack)
+    woken = wake(outputs["client"])
     print()
     print(outputs["check"])
+    if woken:
+        print(f"{'idle':<12} the cluster slept; {woken} workers come back within minutes")
     print()
     print(f"{'scheduler':<12} {outputs['scheduler']}")
     print(f"{'dashboard':<12} {PYTHON} -m daskstack dashboard {stack}")
@@ -29,7 +32,7 @@ def status(stack: str) -> None:
     """What runs now, by the scheduler's own account."""
     from daskstack import connect
 
-    with connect(stack) as client:
+    with connect(stack, wakes=False) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         print(f"{'scheduler':<12} {engine.cluster(stack)['scheduler']}, {len(workers)} workers")
         for worker in sorted(workers, key=lambda worker: worker["name"]):

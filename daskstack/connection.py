@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from distributed.security import Security
 
 from daskstack import engine
 from daskstack.tunnel import TunnelError
-from daskstack.ways import way_to
+from daskstack.ways import wake, way_to
 
 # Where client and workers differ in these, tasks fail or, worse, give other results.
 MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", "numpy", "pandas", "pyarrow")
@@ -52,12 +53,12 @@ class Client(distributed.Client):
             self._tunnels.close()
 
 
-def connect(stack: str = "dev", **kwargs) -> Client:
-    """A client of the cluster of a stack.
+def connect(stack: str = "dev", *, wakes: bool = True, **kwargs) -> Client:
+    """A client of the cluster of a stack, whose workers come back where they went for want of work.
 
-    `kwargs` go to `distributed.Client`. Raises `engine.EngineError` where the stack does not exist, `VersionError`
-    where this Python differs from the cluster's in what matters, `TunnelError` where there is no way to it, and
-    `ConnectionError` where the scheduler does not answer.
+    Without `wakes` they stay away. `kwargs` go to `distributed.Client`. Raises `engine.EngineError` where the stack
+    does not exist, `VersionError` where this Python differs from the cluster's in what matters, `TunnelError` where
+    there is no way to it, and `ConnectionError` where the scheduler does not answer.
     """
     facts = engine.cluster(stack)["client"]
     if different := differences(facts["python"], facts["packages"]):
@@ -66,6 +67,8 @@ def connect(stack: str = "dev", **kwargs) -> Client:
             f"uv run --no-project --python {facts['python']} --with-requirements {facts['lock']} python"
         )
     try:
+        if wakes and (workers := wake(facts)):
+            print(f"the cluster slept; {workers} workers come back within minutes", file=sys.stderr)
         return Client(facts, **kwargs)
     except TunnelError:
         raise

@@ -21,6 +21,7 @@ VERSION = "3.259.0"  # what is installed where PATH has no engine
 MINIMUM = (3, 214, 0)  # older engines have no `pulumi.Stash`
 COMMAND = "1.2.1"  # the plugin of the pulumi-command in pyproject.toml
 KUBERNETES_PLUGIN = "4.34.2"  # that of its pulumi-kubernetes
+GCP_PLUGIN = "10.2.0"  # and of its pulumi-gcp
 
 KUBERNETES = "1.34.2"  # rehearsal/kubernetes/programs/go.mod's, as are the next
 HELM = "3.19.0"
@@ -109,7 +110,7 @@ def complete(standins: Path) -> bool:
 def standin_sources() -> list[Path]:
     """Every file that the stand-ins are made of."""
     folder = PROJECT / "rehearsal" / "plugins"
-    return [*sorted(folder.rglob("*.py")), folder / "requirements.txt"]
+    return [*sorted(folder.rglob("*.py")), *sorted(folder.rglob("*.json")), folder / "requirements.txt"]
 
 
 def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:

@@ -1,6 +1,7 @@
 """kubectl for a stack in Kubernetes, and port-forwards that are made again when they die."""
 
 import contextlib
+import json
 import os
 import subprocess
 import tempfile
@@ -30,6 +31,27 @@ def kubectl(cluster: Mapping[str, Any]) -> Iterator[list[str]]:
             path = file.name
         context = ["--context", cluster["context"]] if cluster.get("context") else []
         yield ["kubectl", "--kubeconfig", path, *context]
+
+
+def wake(cluster: Mapping[str, Any], namespace: str) -> int:
+    """Brings back the workers that went when nothing was computed. Returns how many; they take a while to come."""
+    with kubectl(cluster) as command:
+
+        def run(*words: str) -> str:
+            done = subprocess.run(
+                [*command, "--namespace", namespace, *words], capture_output=True, text=True, timeout=60
+            )
+            if done.returncode:
+                raise TunnelError(f"`kubectl {words[0]}` failed: {done.stderr.strip()}")
+            return done.stdout
+
+        woken = 0
+        for each in json.loads(run("get", "deployments", "--selector", "release=dask", "--output", "json"))["items"]:
+            wanted = int(each["metadata"].get("annotations", {}).get("dask/replicas", 0))
+            if wanted and not each["spec"]["replicas"]:
+                run("scale", f"deployment/{each['metadata']['name']}", f"--replicas={wanted}")
+                woken += wanted
+        return woken
 
 
 @contextlib.contextmanager

@@ -8,6 +8,11 @@ from daskstack import kubernetes
 from daskstack.tunnel import tunnel
 
 
+def wake(facts: Mapping[str, Any]) -> int:
+    """Brings back what `limits.idle` has let go; returns how many workers will come."""
+    return kubernetes.wake(facts["kubernetes"], facts["namespace"]) if facts.get("sleeps") else 0
+
+
 def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[list[int]]:
     """Ports of this computer's loopback that lead to `targets` ("host:port", as the cluster itself names them).
 

@@ -14,9 +14,13 @@ from pydantic.fields import FieldInfo
 
 from settings.common import KEY, Place, Section, line, shown
 from settings.gke import Gke
+from settings.google import GoogleCluster
 from settings.vms import HOST_KEY, Bastion, Existing, Local, Machine, Vms
 
-__all__ = ["HOST_KEY", "Bastion", "Existing", "Gke", "Local", "Machine", "SettingsError", "Vms", "load", "parse"]
+__all__ = [
+    "HOST_KEY", "Bastion", "Existing", "Gke", "GoogleCluster", "Local", "Machine", "SettingsError", "Vms", "load",
+    "parse",
+]  # fmt: skip
 
 MINIMAL = {"target": "vms", "machines": {"source": "local", "workers": 2}}
 

@@ -59,6 +59,18 @@ def valid_memory(text: str) -> str:
     return text
 
 
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15} | {
+    f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgtp", 1)
+}
+
+
+def memory(text: str) -> int:
+    """An amount of memory in bytes: Dask's "2 GiB" is 2Gi to Kubernetes, its "2 GB" 2G."""
+    number = text.rstrip("BbIiKkMmGgTtPp ")
+    unit = text[len(number) :].strip().lower().removesuffix("b")
+    return int(float(number) * UNITS[unit])
+
+
 def valid_argument(refused: Mapping[str, str], word: str) -> str:
     flag = re.split(r"[=\s]", word)[0]
     for pattern, remedy in refused.items():
@@ -76,6 +88,19 @@ def valid_python(found: object) -> object:
             " (without quotes YAML reads 3.10 as 3.1)"
         )
     return found
+
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def valid_duration(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}[smhd]", text) or seconds(text) < 10:
+        raise ValueError(f"{text!r} is not a duration of 10 s or more; write e.g. 30m or 2h")
+    return text
+
+
+def seconds(duration: str) -> int:
+    return int(duration[:-1]) * SECONDS[duration[-1]]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -106,6 +131,13 @@ class Credentials(Section):
     """A higher `renewal` than the last one renews every certificate."""
 
     renewal: int = Field(1, ge=1)
+
+
+class Limits(Section):
+    """What ends by itself, and what is refused; `hourly_cost` is in US dollars, as the program estimates it."""
+
+    idle: Annotated[str, AfterValidator(valid_duration)] | None = Field(None, examples=["30m"])
+    hourly_cost: float | None = Field(None, gt=0, strict=False, examples=[5.0])
 
 
 def line(place: Place, text: str) -> str:

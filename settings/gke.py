@@ -14,20 +14,24 @@ from packaging.version import Version
 from pydantic import AfterValidator, Field
 
 import lock
+from settings import cost
 from settings.common import (
     Conflict,
     Credentials,
     Environment,
+    Limits,
     Listed,
     Networks,
     Place,
     Section,
     config_conflicts,
     lock_conflicts,
+    memory,
     not_the_world,
     valid_argument,
     valid_memory,
 )
+from settings.google import GoogleCluster
 
 JUPYTER_LOCK = "jupyter.lock"  # Jupyter's own packages, beside environment.lock's
 CHARTS = Path(__file__).parents[1] / "charts"
@@ -184,7 +188,7 @@ class Gke(Section):
     """A cluster in Kubernetes, from a Helm release."""
 
     target: Literal["gke"] = Field(examples=["gke"])
-    cluster: ExistingCluster = Field(examples=[{"source": "existing"}])
+    cluster: ExistingCluster | GoogleCluster = Field(discriminator="source", examples=[{"source": "existing"}])
     namespace: Namespace = Namespace()
     chart: Literal["own", "official"] = "own"
     image: Annotated[str, AfterValidator(valid_image)] | None = Field(None, examples=["ghcr.io/me/dask:1.4"])
@@ -196,6 +200,8 @@ class Gke(Section):
     expose: Expose = Expose()
     dask: KubernetesDask = KubernetesDask()
     credentials: Credentials = Credentials()
+    limits: Limits = Limits()
+    prices: dict[str, Annotated[float, Field(ge=0, strict=False)]] = Field({})
     values: dict[str, Any] = Field({})
     wait: int = Field(600, ge=30, le=7200)  # seconds for all pods to be ready
 
@@ -205,10 +211,46 @@ class Gke(Section):
             return self
         return self.model_copy(update={"dask": self.dask.model_copy(update={"tls": False})})
 
+    @property
+    def nodes(self) -> int | None:
+        """Nodes that the workers fill on a cluster of the stack's own, None where a node is too small for one."""
+        pool, gib = self.cluster.workers, memory(self.workers.memory) / 2**30
+        return cost.nodes(self.workers.replicas, self.workers.cpu, gib, cost.machine(pool.machine))
+
+    @property
+    def most_nodes(self) -> int:
+        """Where it is not said, one for each worker, and one more while they are replaced."""
+        return self.cluster.workers.max_nodes or self.workers.replicas + 1
+
+    def bill(self) -> list[cost.Item]:
+        """What a cluster of the stack's own costs, part by part."""
+        pool, others = self.cluster.workers, cost.prices()["others"] | self.prices
+        up = min(max(self.nodes or 0, pool.min_nodes), self.most_nodes)
+        idle = pool.min_nodes if self.limits.idle else up
+        items = [
+            cost.Item("the cluster's fee", others["cluster"], others["cluster"]),
+            *cost.pool("scheduler and Jupyter", self.cluster.system, 1, 1, self.prices),
+            *cost.pool("workers", pool, up, idle, self.prices),
+        ]
+        if self.jupyter.enabled:
+            volume = memory(self.jupyter.storage) / 2**30 * others["disk"] / cost.HOURS
+            items.append(cost.Item(f"{self.jupyter.storage} for notebooks", volume, volume))
+        if self.cluster.hardening.private_nodes and not self.cluster.network:
+            way_out = [others["address"] + others["nat"] * (1 + count) for count in (up, idle)]
+            items.append(cost.Item("the nodes' way out, Cloud NAT", *way_out))
+        if balancers := sum(getattr(self.expose, name) is not None for name in Expose.model_fields):
+            price = balancers * others["loadBalancer"]
+            items.append(cost.Item(f"{balancers} load balancers", price, price))
+        return items
+
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Where settings contradict each other, the lock or the chart."""
-        if not self.cluster.path.is_file():
-            place: Place = ("cluster", "kubeconfig")
+        place: Place
+        if isinstance(self.cluster, GoogleCluster):
+            yield from self.cluster.conflicts()
+            yield from _cost_conflicts(self)
+        elif not self.cluster.path.is_file():
+            place = ("cluster", "kubeconfig")
             text = f"{self.cluster.kubeconfig} is not a file; write the one that kubectl uses, e.g. ~/.kube/config"
             yield place, [place], text
         exposures = {name: getattr(self.expose, name) for name in Expose.model_fields}
@@ -230,6 +272,38 @@ class Gke(Section):
             yield from _official_conflicts(self, folder)
         else:
             yield from _own_conflicts(self, folder)
+
+
+def _cost_conflicts(cluster: Gke) -> Iterator[Conflict]:
+    """Nodes that are too small, prices of what there is not, and a stack that costs more than it may."""
+    pool, known = cluster.cluster.workers, cost.prices()
+    if cluster.nodes is None:
+        place: Place = ("workers",)
+        cpus, gib = cost.allocatable(cost.machine(pool.machine))
+        text = (
+            f"one of {cluster.workers.cpu:g} processors and {cluster.workers.memory} does not fit on a"
+            f" {pool.machine}, which has {cpus:.1f} and {gib:.1f} GiB for it; write less, or a larger"
+            " cluster.workers.machine"
+        )
+        yield place, [place, ("cluster", "workers", "machine")], text
+        return
+    machines = {each.machine for each in (cluster.cluster.system, pool)}
+    names = machines | set(known["others"]) | set(known["accelerators"])
+    if pool.accelerators:
+        names.add(pool.accelerators.type)
+    for name in cluster.prices.keys() - names:
+        place = ("prices", name)
+        yield place, [place], f"is nothing that this stack pays for; the names are {', '.join(sorted(names))}"
+    limit, bill = cluster.limits.hourly_cost, cluster.bill()
+    if limit is None:
+        return
+    place = ("limits", "hourlyCost")
+    if unknown := [item.name for item in bill if item.up is None]:
+        text = f"cannot be kept, for the price of {unknown[0]} is not known; write it, in dollars an hour, under prices"
+        yield place, [place, ("prices",)], text
+    elif (up := cost.total(bill)[0]) > limit:
+        text = f"{limit:g} is less than what the stack costs, about {up:.2f} dollars an hour:\n{cost.table(bill)}"
+        yield place, [place], text
 
 
 def _own_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
@@ -266,6 +340,8 @@ def _official_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
         yield refuse(("dask", "tls"), "TLS of its own")
     if cluster.jupyter.keep:
         yield refuse(("jupyter", "keep"), "volume for notebooks")
+    if cluster.limits.idle:
+        yield refuse(("limits", "idle"), "way to let workers go")
     try:
         dask = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages["dask"]
     except lock.LockError:

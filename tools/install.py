@@ -24,7 +24,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from daskstack import engine
-from daskstack.engine import COMMAND, KUBERNETES_PLUGIN, MINIMUM, PROJECT, VERSION, digest, dotted
+from daskstack.engine import COMMAND, GCP_PLUGIN, KUBERNETES_PLUGIN, MINIMUM, PROJECT, VERSION, digest, dotted
 from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run, say, which
 
 PYTHON = "3.11"  # environment.lock's: notebooks and workers have to agree
@@ -228,7 +228,10 @@ def install_standins(folder: Path) -> None:
         f"language-python-v{VERSION}/pulumi-language-python": "language_python.py",
     }
     # The cloud's are never where a user's own stacks could meet them.
-    rehearsed = {f"resource-kubernetes-v{KUBERNETES_PLUGIN}/pulumi-resource-kubernetes": "resource_kubernetes.py"}
+    rehearsed = {
+        f"resource-kubernetes-v{KUBERNETES_PLUGIN}/pulumi-resource-kubernetes": "resource_kubernetes.py",
+        f"resource-gcp-v{GCP_PLUGIN}/pulumi-resource-gcp": "resource_gcp.py",
+    }
     for home, plugins in {"home": everywhere, "rehearsal": everywhere | rehearsed}.items():
         for plugin, source in plugins.items():
             script = folder / home / "plugins" / plugin

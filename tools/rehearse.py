@@ -1,23 +1,27 @@
 """Rehearses a stack on this computer: python -m tools.rehearse STACK
 
-A real Kubernetes of one node, the real program and engine, a real Dask job; then all of it goes again. The stack file
-is not changed, and no account can be reached: see `engine.rehearsal`.
+A real Kubernetes of one node, the real program and engine, a real Dask job; one worker more, none for want of work, all
+of them again; then all of it goes. The stack file is not changed, and no account can be reached (`engine.rehearsal`).
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from daskstack import engine
+from daskstack import engine, kubernetes
+from daskstack.connection import Client
 from daskstack.engine import PROJECT
+from daskstack.ways import wake
+from tools import left
 from tools.running import say
 
 KEY = "dask:cluster"
@@ -27,32 +31,50 @@ class Rehearsal:
     """A stack's program on a Kubernetes of this computer, with state and settings in a folder apart."""
 
     def __init__(self, stack: str, folder: Path) -> None:
-        self.stack, self.folder = stack, folder
+        self.stack, self.folder, self.project = stack, folder, PROJECT
         self.environ = engine.rehearsal(folder / "state")
         self.settings = folder / f"Pulumi.{stack}.yaml"
+        shutil.copy(PROJECT / "Pulumi.yaml", folder)
 
-    def kubernetes(self, *words: str) -> str:
-        command = [sys.executable, "-m", "rehearsal.kubernetes", *words, str(self.folder / "kubernetes")]
-        done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
-        return done.stdout
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "rehearsal.kubernetes", *words, str(self.folder / "kubernetes")]
 
     def start(self, config: dict[str, Any]) -> None:
-        """The Kubernetes, and the program's settings for it."""
+        """What the stack runs on: a Kubernetes, or a Google Cloud that makes one when it is asked for a cluster."""
         cluster = config["config"][KEY]
         locks = [cluster.get("environment", {}).get("lock", "environment.lock"), "jupyter.lock"]
-        words = [word for lock in locks for word in ("--lock", str(PROJECT / lock))]
-        found = json.loads(self.kubernetes("up", *words))
-        self.set(config, found["kubeconfig"], found["context"])
+        words = ["up", *(word for lock in locks for word in ("--lock", str(PROJECT / lock)))]
+        if cluster["cluster"]["source"] == "existing":
+            found = json.loads(self.kubernetes(*words))
+            self.set(config, found["kubeconfig"], found["context"])
+            return
+        self.settings.write_text(yaml.safe_dump(config))
+        # Its way to the package index is not that to the cluster.
+        alone = ["env", "--unset=SSL_CERT_FILE"]
+        commands = {
+            "command": [*alone, *self.command(*words, "--small")],
+            "down": [*alone, *self.command("down")],
+            "cwd": str(PROJECT),
+        }
+        self.environ |= {
+            "DASKSTACK_REHEARSAL": str(self.folder),
+            "DASKSTACK_REHEARSAL_KUBERNETES": json.dumps(commands),
+            "GOOGLE_OAUTH_ACCESS_TOKEN": "rehearsal",
+            "PATH": f"{PROJECT / 'rehearsal' / 'cloud'}{os.pathsep}{self.environ['PATH']}",
+            "SSL_CERT_FILE": str(self.folder / "gcp" / "ca.pem"),  # of the cluster's endpoint
+        }
+
+    def kubernetes(self, *words: str) -> str:
+        return subprocess.run(self.command(*words), cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
     def set(self, config: dict[str, Any], kubeconfig: str, context: str) -> None:
-        """A copy of the stack file, and of the project's name, for the engine writes beside it, too."""
+        """A copy of the stack file, for the engine writes into it, too."""
         config["config"][KEY]["cluster"] |= {"kubeconfig": kubeconfig, "context": context}
-        shutil.copy(PROJECT / "Pulumi.yaml", self.folder)
         self.settings.write_text(yaml.safe_dump(config))
 
     def pulumi(self, *words: str, **kwargs) -> subprocess.CompletedProcess:
         program = words[0] in ("up", "preview", "destroy", "refresh")
-        command = [str(engine.engine()), "--cwd", str(PROJECT if program else self.folder), *words]
+        command = [str(engine.engine()), "--cwd", str(self.project if program else self.folder), *words]
         command += ["--stack", self.stack, *(["--config-file", str(self.settings)] if program else [])]
         return subprocess.run(command, env=self.environ, check=True, **kwargs)
 
@@ -63,47 +85,95 @@ class Rehearsal:
     def destroy(self) -> None:
         self.pulumi("destroy", "--yes", "--skip-preview")
 
+    def outputs(self) -> dict[str, Any]:
+        shown = self.pulumi("stack", "output", "--json", "--show-secrets", stdout=subprocess.PIPE, text=True)
+        return json.loads(shown.stdout)
+
     def stop(self) -> None:
         self.kubernetes("down")
         shutil.rmtree(self.folder)
 
 
-@contextmanager
-def timed(times: dict[str, float], phase: str) -> Iterator[None]:
-    say(f"== {phase}")
-    start = time.monotonic()
-    try:
-        yield
-    finally:
-        times[phase] = time.monotonic() - start
+class Phases:
+    """What is done one after another, and how long each takes."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        say(f"== {phase}")
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.times[phase] = time.monotonic() - start
+
+
+IDLE = 20  # seconds, in place of the stack's own limit, once all else was seen
+PATIENCE = 180  # seconds for workers to go or to come
+
+
+def workers(client: Mapping[str, Any]) -> int:
+    """How many the Deployments ask for."""
+    with kubernetes.kubectl(client["kubernetes"]) as command:
+        words = ["--namespace", client["namespace"], "get", "deployments", "--output", "json", "--selector"]
+        found = subprocess.run([*command, *words, "component=worker"], stdout=subprocess.PIPE, text=True, check=True)
+    return sum(each["spec"]["replicas"] for each in json.loads(found.stdout)["items"])
+
+
+def sleep_and_wake(client: Mapping[str, Any], phase: Phases) -> None:
+    with phase("asleep: nothing was computed"):
+        end = time.monotonic() + PATIENCE
+        while workers(client):
+            if time.monotonic() > end:
+                raise engine.EngineError(f"the workers did not go within {PATIENCE} s")
+            time.sleep(1)
+    with phase("awake: a job's result"):
+        say(f"{wake(client)} workers come back")
+        with Client(client) as dask:
+            dask.submit(sum, range(10)).result(timeout=PATIENCE)
 
 
 def main(stack: str) -> None:
     file = PROJECT / f"Pulumi.{stack}.yaml"
     config = yaml.safe_load(file.read_text()) if file.exists() else {}
-    if config.get("config", {}).get(KEY, {}).get("target") != "gke":
+    settings = config.get("config", {}).get(KEY, {})
+    if settings.get("target") != "gke":
         sys.exit(f"error: {file.name} is not a stack with `target: gke`, the one that can be rehearsed")
-    rehearsal = Rehearsal(stack, engine.data_folder() / "rehearsal" / stack)
-    times: dict[str, float] = {}
+    rehearsal, phase = Rehearsal(stack, engine.data_folder() / "rehearsal" / stack), Phases()
     try:
-        with timed(times, "Kubernetes on this computer"):
+        with phase("from nothing"):
             rehearsal.start(config)
-        with timed(times, "pulumi up"):
+        os.environ.update(rehearsal.environ)
+        with phase("pulumi up"):
             rehearsal.up()
-        table = rehearsal.pulumi("stack", "output", "check", stdout=subprocess.PIPE, text=True).stdout
-        with timed(times, "pulumi destroy"):
+        table = rehearsal.outputs()["check"]
+        if settings.get("chart") != "official":
+            pods = settings.setdefault("workers", {})
+            pods["replicas"] = pods.get("replicas", 3) + 1
+            settings["limits"] = {"idle": f"{IDLE}s"}
+            with phase(f"one worker more, and idle after {IDLE} s"):
+                rehearsal.start(config)
+                rehearsal.up()
+            sleep_and_wake(rehearsal.outputs()["client"], phase)
+        with phase("pulumi destroy"):
             rehearsal.destroy()
+        if settings["cluster"]["source"] == "gcp":
+            say(left.report(stack, settings["cluster"]["project"]))
     finally:
-        with timed(times, "Kubernetes goes"):
+        with phase("the rest of it goes"):
             rehearsal.stop()
     print(f"\n{table}")
-    for phase, seconds in times.items():
-        print(f"{phase:<28} {seconds:4.0f} s")
+    for name, seconds in phase.times.items():
+        print(f"{name:<36} {seconds:4.0f} s")
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
+    except engine.EngineError as error:
+        sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(
             f"error: {' '.join(map(str, error.cmd[:6]))} ... ended with {error.returncode}; its own words are above"

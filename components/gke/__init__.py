@@ -78,6 +78,7 @@ class DaskRelease(ComponentResource):
                 scheduler=self.scheduler,
                 dashboard=self.dashboard,
                 jupyter=f"{NAME}-jupyter:80" if settings.jupyter.enabled else None,
+                sleeps=settings.limits.idle is not None,
                 tls=identities.apply(lambda known: connection_credentials(known["client"])),
                 python=settings.environment.python,
                 packages=self.lock.packages,
@@ -98,20 +99,25 @@ class DaskRelease(ComponentResource):
         """Nothing is made where the cluster does not answer, or somebody else's namespace is in the way."""
         opts = ResourceOptions(parent=self)
         settings = self.settings.namespace
-        answers = self._command("answers", {"CREATE": "yes" if settings.create else "no", "STACK": self.stack}, opts)
-        self.made = [answers]
+        answers = self._command("answers", opts, {"CREATE": "yes" if settings.create else "no", "STACK": self.stack})
+        cleared = self._command(
+            "cleared", ResourceOptions(parent=self, depends_on=[answers]), {"RELEASE": NAME}, at="delete"
+        )
+        self.made = [cleared]
         if settings.create:
             # The official chart's pods are root.
             labels = {"dask-stack": self.stack, **(RESTRICTED if self.settings.chart == "own" else {})}
             metadata = {"name": self.namespace, "labels": labels}
-            opts = ResourceOptions(parent=self, depends_on=[answers])
+            opts = ResourceOptions(parent=self, depends_on=[cleared])
             self.made = [kubernetes.core.v1.Namespace("namespace", metadata=metadata, opts=opts)]
 
-    def _command(self, name: str, environment: dict[str, Input[str]], opts: ResourceOptions) -> local.Command:
+    def _command(
+        self, name: str, opts: ResourceOptions, environment: dict[str, Input[str]], at: str = "create"
+    ) -> local.Command:
         """A module of this folder, run on this computer."""
         return local.Command(
             name,
-            create=f".venv/bin/python -m components.gke.{name}",
+            **{at: f".venv/bin/python -m components.gke.{name}"},
             environment={"CLUSTER": self.cluster, "NAMESPACE": self.namespace, **environment},
             add_previous_output_in_env=False,
             logging=local.Logging.STDERR,
@@ -199,6 +205,7 @@ class DaskRelease(ComponentResource):
         }
         return self._command(
             "check",
+            ResourceOptions(parent=self, depends_on=[release]),
             {
                 "RELEASE": NAME,
                 "WAIT": str(settings.wait),
@@ -206,7 +213,6 @@ class DaskRelease(ComponentResource):
                 "EXPECT": json.dumps(expect),
                 "CONFIRMS": Output.all(release.status.revision, Output.json_dumps(self.values)).apply(sha256),
             },
-            ResourceOptions(parent=self, depends_on=[release]),
         ).stdout
 
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from components.gke.placement import GPU, SYSTEM, WORKERS, placement
 from lock import Lock
+from settings.common import memory, seconds
 from settings.gke import Exposure, Gke, Pod
+from settings.google import GoogleCluster
 
 INTERNAL = {"networking.gke.io/load-balancer-type": "Internal"}
 # Where each thing that can be exposed is in the chart's values.
 SERVICES = {"scheduler": "scheduler", "dashboard": "webUI", "jupyter": "jupyter"}
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15} | {
-    f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgtp", 1)
-}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ def own(settings: Gke, names: Names, locks: Mapping[str, Lock], uv: str, restart
         "config": settings.dask.config,
         "tls": {"scheduler": names.scheduler, "worker": names.worker, "client": names.client},
         "restart": restart,
+        "idleTimeout": seconds(settings.limits.idle) if settings.limits.idle else None,
         "scheduler": {
             **_pod(settings.scheduler),
             "image": image,
@@ -63,7 +64,20 @@ def own(settings: Gke, names: Names, locks: Mapping[str, Lock], uv: str, restart
     for name, section in SERVICES.items():
         if exposure := getattr(settings.expose, name):
             values = merged(values, {section: _exposed(exposure)})
-    return merged(values, settings.values)
+    return merged(_placed(values, settings), settings.values)
+
+
+def _placed(values: dict[str, Any], settings: Gke) -> dict[str, Any]:
+    """On a GKE cluster of the stack's own, each kind of pod on its pool's nodes."""
+    if not isinstance(settings.cluster, GoogleCluster):
+        return values
+    for name, pool in (("scheduler", SYSTEM), ("jupyter", SYSTEM), ("worker", WORKERS)):
+        section, own = values[name], placement(pool)
+        tolerations = [*own["tolerations"], *section["tolerations"]]
+        values = merged(values, {name: {"nodeSelector": own["nodeSelector"], "tolerations": tolerations}})
+    if settings.cluster.workers.accelerators:
+        values = merged(values, {"worker": {"resources": {"limits": {GPU: 1}}}})
+    return values
 
 
 def _pod(pod: Pod) -> dict[str, Any]:
@@ -89,13 +103,6 @@ def _exposed(exposure: Exposure) -> dict[str, Any]:
         "sourceRanges": list(exposure.sources),
         "serviceAnnotations": INTERNAL if exposure.internal else {},
     }
-
-
-def memory(text: str) -> int:
-    """An amount of memory in bytes: Dask's "2 GiB" is 2Gi to Kubernetes, its "2 GB" 2G."""
-    number = text.rstrip("BbIiKkMmGgTtPp ")
-    unit = text[len(number) :].strip().lower().removesuffix("b")
-    return int(float(number) * UNITS[unit])
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +152,7 @@ def official(settings: Gke, lock: Lock, password: str) -> dict[str, Any]:
         annotations = {SOURCES: ",".join(exposure.sources)} | (INTERNAL if exposure.internal else {})
         service = {"serviceType": "LoadBalancer", "serviceAnnotations": annotations}
         values = merged(values, {"scheduler": service})
-    return merged(values, settings.values)
+    return merged(_placed(values, settings), settings.values)
 
 
 # The official notebook image reads its chart's password only where it is told to.

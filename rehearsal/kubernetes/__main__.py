@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--python", default="3.11", help="minor version of the image python:X.Y-slim (%(default)s)")
     parser.add_argument("--lock", type=Path, action="append", default=[], help="its wheels are for pods, too")
     parser.add_argument("--seconds", type=float, default=180, help="limit for the start (%(default)s)")
+    parser.add_argument("--small", action="store_true", help="pods may ask for more than this computer has")
     options = parser.parse_args(arguments)
     directory = options.directory.resolve()
     # A login shell's PATH may lack the folders of nft and ip.
@@ -33,7 +34,8 @@ def main(arguments: list[str]) -> None:
     match options.word:
         case "up":
             locks = [each.resolve() for each in options.lock]
-            print(json.dumps(node.up(directory, python=options.python, locks=locks, seconds=options.seconds)))
+            settings = {"python": options.python, "locks": locks, "seconds": options.seconds, "small": options.small}
+            print(json.dumps(node.up(directory, **settings)))
         case "down":
             node.down(directory)
         case "boot":

@@ -35,8 +35,9 @@ def commands(programs: Path, address: str) -> dict[str, list[str]]:
             "--allow-privileged=true",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
-            # It asks etcd for what Debian's cannot tell, and complains without end.
-            "--feature-gates=SizeBasedListCostEstimate=false",
+            # The first asks etcd for what Debian's cannot tell, and complains without end; the second is for `small`.
+            "--feature-gates=SizeBasedListCostEstimate=false,MutatingAdmissionPolicy=true",
+            "--runtime-config=admissionregistration.k8s.io/v1beta1=true",
             "--etcd-servers=http://127.0.0.1:2379",
             f"--service-cluster-ip-range={SERVICES}",
             f"--client-ca-file={PKI}/ca.crt",

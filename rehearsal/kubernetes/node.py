@@ -8,16 +8,17 @@ import time
 from pathlib import Path
 
 from daskstack.engine import PROJECT, kubernetes_programs
-from rehearsal.kubernetes import NodeError, cgroups, components, images, network, pki, supervisor
+from rehearsal.kubernetes import NodeError, cgroups, components, images, network, objects, pki, supervisor
 from rehearsal.kubernetes.api import Api
 
 # In every cluster's folder, so that no other folder is ever taken for one.
 MARK = ".kubernetes"
 
 
-def up(directory: Path, *, python: str, locks: list[Path], seconds: float) -> dict[str, str]:
+def up(directory: Path, *, python: str, locks: list[Path], seconds: float, small: bool = False) -> dict[str, str]:
     """Starts what does not run; `seconds` is the limit for the wait until it is ready.
 
+    With `small`, pods may ask for more than this computer has: `objects.LITTLE` is all that is kept free for each.
     Raises NodeError where it does not get so, InstallError where images or wheels cannot be made.
     """
     _check(directory)
@@ -30,6 +31,8 @@ def up(directory: Path, *, python: str, locks: list[Path], seconds: float) -> di
         _point(directory / "wheels", wheels)
         _wait(directory, seconds)
     node = network.addresses(directory)[1]
+    if small:
+        objects.make_small(Api(node, directory / "pki"))
     return {"kubeconfig": str(directory / "kubeconfig"), "context": pki.CONTEXT, "node": node}
 
 

@@ -36,6 +36,47 @@ DNS_ENDPOINTS = {
 }
 
 
+# Pods that ask for more than this computer has start all the same; their limits stay.
+LITTLE = {"cpu": "50m", "memory": "64Mi"}
+SMALL = {
+    "apiVersion": "admissionregistration.k8s.io/v1beta1",
+    "kind": "MutatingAdmissionPolicy",
+    "metadata": {"name": "small"},
+    "spec": {
+        "matchConstraints": {
+            "resourceRules": [
+                {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+            ]
+        },
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": "Never",
+        "matchConditions": [
+            {"name": "requests", "expression": "has(object.spec.containers[0].resources.requests)"},
+        ],
+        "mutations": [
+            {
+                "patchType": "JSONPatch",
+                "jsonPatch": {
+                    "expression": '[JSONPatch{op: "add", path: "/spec/containers/0/resources/requests", value: '
+                    f"{json.dumps(LITTLE)}}}]"
+                },
+            }
+        ],
+    },
+}
+SMALL_BINDING = {
+    "apiVersion": "admissionregistration.k8s.io/v1beta1",
+    "kind": "MutatingAdmissionPolicyBinding",
+    "metadata": {"name": "small"},
+    "spec": {"policyName": "small"},
+}
+
+
+def make_small(api: Api) -> None:
+    api.make("/apis/admissionregistration.k8s.io/v1beta1/mutatingadmissionpolicies", SMALL)
+    api.make("/apis/admissionregistration.k8s.io/v1beta1/mutatingadmissionpolicybindings", SMALL_BINDING)
+
+
 def make(api: Api) -> None:
     api.make("/apis/storage.k8s.io/v1/storageclasses", STORAGE_CLASS)
     api.make("/api/v1/namespaces/kube-system/services", DNS_SERVICE)

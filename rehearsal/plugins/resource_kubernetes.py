@@ -92,7 +92,7 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
         return proto.plugin_pb2.PluginInfo(version=VERSION)
 
     async def CheckConfig(self, request, context):
-        return _checked(values.load(request.news), config_problems(values.load(request.news)))
+        return serving.checked(values.load(request.news), config_problems(values.load(request.news)))
 
     async def DiffConfig(self, request, context):
         old = wire.plain(values.load(request.old_inputs or request.olds))
@@ -100,7 +100,7 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
         found = values.differences(old, new)
         # Another cluster has none of the objects that this one has.
         moved = await self._operate(context, _moved(old, new)) if found else False
-        return _differing(found, list(found) if moved else [], False)
+        return serving.differing(found, list(found) if moved else [], False)
 
     async def Configure(self, request, context):
         if not self._introduced:
@@ -118,17 +118,17 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
         kind, raw = kind_of(request.urn), values.load(request.news)
         found = problems(kind, raw)
         if found:
-            return _checked(raw, found)
+            return serving.checked(raw, found)
         old, name = values.load(request.olds), request.urn.split("::")[-1]
         namespace = self._config.get("namespace", "")
         if kind != TOKEN:
-            return _checked(objects.complete(TOKENS[kind], raw, old, name, namespace), [])
+            return serving.checked(objects.complete(TOKENS[kind], raw, old, name, namespace), [])
         inputs = release.complete(raw, old, name, namespace)
         try:
             version = await self._run(release.chart_version(self._cluster, inputs)) if self._cluster else None
         except CommandError as error:
-            return _checked(inputs, [("chart", f"{error}; check the chart's name and repository")])
-        return _checked(inputs | ({"version": version} if version else {}), [])
+            return serving.checked(inputs, [("chart", f"{error}; check the chart's name and repository")])
+        return serving.checked(inputs | ({"version": version} if version else {}), [])
 
     async def Diff(self, request, context):
         kind = kind_of(request.urn)
@@ -140,7 +140,7 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
             found, replacing, first = objects.changes(TOKENS[kind], old, new, self._mutable())
         ignored = [path for path in found if values.touches(path, list(request.ignoreChanges))]
         found = {path: what for path, what in found.items() if path not in ignored}
-        return _differing(found, [path for path in replacing if path in found], first)
+        return serving.differing(found, [path for path in replacing if path in found], first)
 
     async def Create(self, request, context):
         inputs = values.load(request.properties)
@@ -307,26 +307,6 @@ async def _address(config: dict[str, Any]) -> str:
         return ""
     finally:
         cluster.forget()
-
-
-def _checked(inputs: wire.Properties, found: list[tuple[str, str]]) -> Any:
-    failures = [proto.provider_pb2.CheckFailure(property=name, reason=reason) for name, reason in found]
-    return proto.provider_pb2.CheckResponse(inputs=wire.dump(inputs), failures=failures)
-
-
-def _differing(found: dict[str, str], replacing: list[str], first: bool) -> Any:
-    some, none = proto.provider_pb2.DiffResponse.DIFF_SOME, proto.provider_pb2.DiffResponse.DIFF_NONE
-    return proto.provider_pb2.DiffResponse(
-        changes=some if found else none,
-        diffs=sorted({path.split(".")[0].split("[")[0] for path in found}),
-        replaces=replacing,
-        deleteBeforeReplace=first,
-        detailedDiff={
-            path: proto.provider_pb2.PropertyDiff(kind=what + ("_REPLACE" if path in replacing else ""), inputDiff=True)
-            for path, what in found.items()
-        },
-        hasDetailedDiff=True,
-    )
 
 
 async def _abort_partially(context, error: PartialError) -> None:

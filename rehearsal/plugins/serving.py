@@ -9,8 +9,11 @@ import sys
 import types
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
+
+from command import wire
 
 
 def _without_the_sdk() -> None:
@@ -80,3 +83,25 @@ async def serve(register: Callable[[grpc.aio.Server], None], end: Callable[[], A
     await ended.wait()
     await end()
     await server.stop(grace=1)
+
+
+def checked(inputs: dict[str, Any], found: list[tuple[str, str]]) -> Any:
+    """The answer to Check: the inputs, and what is wrong with them, as (property, reason)."""
+    failures = [proto.provider_pb2.CheckFailure(property=name, reason=reason) for name, reason in found]
+    return proto.provider_pb2.CheckResponse(inputs=wire.dump(inputs), failures=failures)
+
+
+def differing(found: dict[str, str], replacing: list[str], first: bool) -> Any:
+    """The answer to Diff: path -> ADD, DELETE or UPDATE, those that replace, and whether the old has to go first."""
+    some, none = proto.provider_pb2.DiffResponse.DIFF_SOME, proto.provider_pb2.DiffResponse.DIFF_NONE
+    return proto.provider_pb2.DiffResponse(
+        changes=some if found else none,
+        diffs=sorted({path.split(".")[0].split("[")[0] for path in found}),
+        replaces=replacing,
+        deleteBeforeReplace=first,
+        detailedDiff={
+            path: proto.provider_pb2.PropertyDiff(kind=what + ("_REPLACE" if path in replacing else ""), inputDiff=True)
+            for path, what in found.items()
+        },
+        hasDetailedDiff=True,
+    )

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -22,7 +23,7 @@ from distributed.security import Security
 
 from daskstack import connection
 from daskstack.engine import PROJECT, engine
-from daskstack.ways import way_to
+from daskstack.ways import wake, way_to
 from rehearsal.kubernetes import network
 from tools.rehearse import KEY, Rehearsal
 
@@ -212,6 +213,61 @@ def test_a_password_of_the_users_own_takes_effect(built: Stack) -> None:
     outputs = built.outputs()
     with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as [port]:
         assert log_in(port, "correct horse battery staple")
+
+
+def test_workers_go_when_nothing_is_computed_and_come_back_for_who_connects(built: Stack) -> None:
+    built.change({"workers": {"replicas": 1, **SMALL}, "limits": {"idle": "20s"}})
+    built.up()
+    replicas = ("get", "deployment", "dask-worker", "--output", "jsonpath={.spec.replicas}")
+    end = time.monotonic() + 90
+    while built.kubectl(*replicas) != "0":
+        assert time.monotonic() < end, "the workers did not go"
+        time.sleep(1)
+    assert re.search(r"Resources:\n +\d+ unchanged\n", built.up())
+    assert built.kubectl(*replicas) == "0", "an `up` that changes nothing woke them"
+    facts = built.outputs()["client"]
+    assert wake(facts) == 1
+    with connection.Client(facts) as client:
+        assert client.submit(sum, range(10)).result(timeout=120) == 45
+
+
+def test_a_new_version_of_the_chart_is_an_upgrade_of_the_release(built: Stack, tmp_path: Path) -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    for file in files.splitlines():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / file, tmp_path / file)
+    (tmp_path / ".venv").symlink_to(PROJECT / ".venv")
+    chart = tmp_path / "charts" / "dask" / "Chart.yaml"
+    text = chart.read_text()
+    chart.write_text(re.sub(r"^version: .*", "version: 99.0.0", text, flags=re.MULTILINE))
+    assert chart.read_text() != text
+    built.project = tmp_path
+    try:
+        assert re.search(r"Release release updated", built.up())
+    finally:
+        built.project = PROJECT
+    labels = built.kubectl("get", "deployment", "dask-worker", "--output", "jsonpath={.metadata.labels}")
+    assert json.loads(labels)["helm.sh/chart"] == "dask-99.0.0"
+
+
+def test_a_quota_that_leaves_no_room_is_named(built: Stack) -> None:
+    built.kubectl("create", "quota", "few", "--hard=pods=3")
+    try:
+        built.change({"workers": {"replicas": 3, **SMALL}, "wait": 30})
+        assert re.search(r"dask-worker gets no pods: .*exceeded quota: few", built.up(succeeds=False))
+    finally:
+        built.kubectl("delete", "quota", "few")
+
+
+def test_a_volume_that_does_not_bind_is_named(built: Stack) -> None:
+    built.change({"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}})
+    built.up()
+    assert "dask-jupyter" not in built.kubectl("get", "pods,services,secrets,persistentvolumeclaims")
+    values = {"jupyter": {"storage": {"className": "missing"}}}
+    built.change({"workers": {"replicas": 1, **SMALL}, "values": values, "wait": 30})
+    assert re.search(r"volume dask-jupyter is not bound", built.up(succeeds=False))
+    built.change({"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}})
+    built.up()
 
 
 def test_an_image_that_cannot_be_pulled_is_named(built: Stack) -> None:

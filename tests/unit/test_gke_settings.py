@@ -12,7 +12,7 @@ import settings
 from components.gke import values
 from components.gke.answers import refusal
 from components.gke.credentials import jupyter_hash, tls_identities
-from settings.common import KEY
+from settings.common import KEY, memory
 from settings.gke import CHARTS, chart_values
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def test_an_image_of_the_users_own_installs_nothing(kubeconfig: Path) -> None:
     ("text", "amount"), [("2 GiB", 2**31), ("1.5GB", 1_500_000_000), ("500 MB", 500_000_000), ("64k", 64_000)]
 )
 def test_memory_means_the_same_to_dask_and_to_kubernetes(text: str, amount: int) -> None:
-    assert values.memory(text) == amount
+    assert memory(text) == amount
 
 
 def test_the_schema_of_the_chart_knows_its_values_and_no_others() -> None:
@@ -193,6 +193,57 @@ def test_what_the_official_chart_cannot_do_is_refused(kubeconfig: Path, changed:
 @pytest.mark.parametrize("file", sorted(ROOT.glob("Pulumi.*.yaml")), ids=lambda file: file.name)
 def test_every_shipped_stack_file_is_accepted(kubeconfig: Path, file: Path) -> None:
     cluster = yaml.safe_load(file.read_text())["config"][KEY]
-    if cluster["target"] == "gke":
+    if cluster.get("cluster", {}).get("source") == "existing":
         cluster["cluster"]["kubeconfig"] = str(kubeconfig)
     assert settings.parse(cluster, ROOT)
+
+
+OWN = {"source": "gcp", "project": "my-project", "location": "us-central1-a"}
+WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
+    ({"project": "My Project"}, "cluster.project: 'My Project' is not a project's id; write e.g. my-project"),
+    ({"location": "iowa"}, "cluster.location: 'iowa' is not a zone or region; write e.g. us-central1-a"),
+    ({"version": "v2"}, "cluster.version: 'v2' is not a version"),
+    ({"admins": ["me"]}, "cluster.admins[0]: 'me' is not an e-mail address; write e.g. me@example.com"),
+    ({"authorizedNetworks": ["0.0.0.0/0"]}, "cluster.authorizedNetworks[0]: 0.0.0.0/0 is open to the whole world"),
+    ({"ranges": {"pods": "8.8.0.0/16"}}, "cluster.ranges.pods: 8.8.0.0/16 is not a private network"),
+    ({"ranges": {"services": "10.8.0.0/24"}}, "cluster.ranges.services: 10.8.0.0/24 overlaps nodes, 10.8.0.0/22"),
+    (
+        {"network": {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}, "ranges": {"pods": "10.1.0.0/17"}},
+        "cluster.ranges: are those of a network of its own",
+    ),
+    ({"workers": {"minNodes": 3, "maxNodes": 2}}, "cluster.workers.maxNodes: 2 is less than minNodes, 3"),
+    ({"workers": {"machine": "big"}}, "cluster.workers.machine: 'big' is not a machine type"),
+    ({"hardening": {"shieldedNodes": False}}, "cluster.hardening.secureBoot: needs shielded nodes"),
+    ({"hardening": {"databaseKey": "key"}}, "cluster.hardening.databaseKey: 'key' is not a key; write e.g. projects/"),
+    (
+        {"hardening": {"sandbox": True}, "workers": {"accelerators": {"type": "nvidia-tesla-t4"}}},
+        "cluster.hardening.sandbox: has no GPUs",
+    ),
+    ({"kubeconfig": "x"}, "cluster.kubeconfig: is not a key that is known here"),
+]
+
+
+@pytest.mark.parametrize(("changed", "text"), WRONG_CLUSTERS, ids=lambda v: v if isinstance(v, str) else "")
+def test_what_is_wrong_with_a_cluster_of_its_own_is_named(changed: dict[str, Any], text: str) -> None:
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.parse({"target": "gke", "cluster": OWN | changed}, ROOT)
+    [only] = raised.value.problems
+    assert only.removeprefix(f"{KEY}.").startswith(text)
+
+
+@pytest.mark.parametrize("text", ["30", "5s", "0m", "1.5h", "m"])
+def test_a_limit_that_is_no_duration_is_refused(kubeconfig: Path, text: str) -> None:
+    assert problem(kubeconfig, limits={"idle": text}).startswith(f"limits.idle: '{text}' is not a duration of 10 s")
+
+
+def test_workers_of_a_cluster_of_its_own_are_where_their_pool_is_and_get_its_gpus() -> None:
+    gpus = {"workers": {"accelerators": {"type": "nvidia-tesla-t4"}}}
+    own = {"nodeSelector": {"team": "a"}, "tolerations": [{"operator": "Exists"}]}
+    cluster = settings.parse({"target": "gke", "cluster": OWN | gpus, "workers": own}, ROOT)
+    names = values.Names("s", "w", "c", "p")
+    locks = {name: lock.read(ROOT / "environment.lock", "3.11") for name in ("environment", "jupyter")}
+    found = values.own(cluster, names, locks, "", "")
+    assert found["worker"]["nodeSelector"] == {"team": "a", "dask-workers": "yes"}
+    assert [each.get("key") for each in found["worker"]["tolerations"]] == ["dask", None]
+    assert found["worker"]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert found["scheduler"]["nodeSelector"] == {"dask-system": "yes"} and not found["scheduler"]["tolerations"]

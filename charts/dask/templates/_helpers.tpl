@@ -39,6 +39,18 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{ include "dask.scheme" . }}://{{ include "dask.fullname" . }}-scheduler:{{ .Values.scheduler.servicePort }}
 {{- end -}}
 
+{{/* Names of the Deployments of workers, with spaces between. */}}
+{{- define "dask.workers" -}}
+{{- $names := list .Values.worker.name -}}
+{{- range .Values.additional_worker_groups -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- $full := include "dask.fullname" . -}}
+{{- range $number, $name := $names -}}
+{{- if $number }} {{ end }}{{ printf "%s-%s" $full $name -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Dask's configuration as every pod of the release reads it. */}}
 {{- define "dask.config" -}}
 {{- $config := deepCopy .Values.config -}}
@@ -54,7 +66,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{/*
 A pod of the release, from a dict:
   root, component, values (the component's), tls (its Secret), secrets (checksum of what else it reads),
-  container (its command, ports and so on, YAML), env, volumes, mounts (lists), jupyter (its lock is installed too)
+  container (its command, ports and so on, YAML), env, volumes, mounts (lists), jupyter (its lock is installed too),
+  account (one with rights, unless the values name another)
 */}}
 {{- define "dask.pod" -}}
 {{- $root := .root -}}
@@ -62,6 +75,7 @@ A pod of the release, from a dict:
 {{- $environment := $root.Values.environment -}}
 {{- $full := include "dask.fullname" $root -}}
 {{- $name := printf "%s-%s" $full .component -}}
+{{- $account := $values.serviceAccountName | default .account -}}
 {{- $image := printf "%s:%s" $values.image.repository (toString $values.image.tag) -}}
 {{- $variables := list
   (dict "name" "DASK_CONFIG" "value" "/etc/dask")
@@ -74,14 +88,14 @@ metadata:
     {{- include "dask.selector" (list $root .component) | nindent 4 }}
   annotations:
     checksum/environment: {{ list $environment (ternary $root.Values.jupyter.lock "" (hasKey . "jupyter")) ($root.Files.Get "files/install.sh") | toJson | sha256sum }}
-    checksum/config: {{ list (include "dask.config" $root) ($root.Files.Get "files/drain.py") | toJson | sha256sum }}
+    checksum/config: {{ list (include "dask.config" $root) ($root.Files.Get "files/drain.py") (ternary ($root.Files.Get "files/idle.py") "" (eq .component "scheduler")) | toJson | sha256sum }}
     checksum/restart: {{ $root.Values.restart | sha256sum }}
     {{- with $values.annotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ $values.serviceAccountName | default $full }}
-  automountServiceAccountToken: {{ ne (toString $values.serviceAccountName) "" }}
+  serviceAccountName: {{ $account | default $full }}
+  automountServiceAccountToken: {{ not (empty $account) }}
   enableServiceLinks: false
   {{- with $root.Values.podSecurityContext }}
   securityContext:

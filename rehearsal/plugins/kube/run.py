@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from command.output import CommandError
 
@@ -65,26 +66,31 @@ class Cluster:
         return self._answers
 
     async def _run(self, program: str, *arguments: str, stdin: str) -> tuple[str, str]:
-        if not shutil.which(program):
-            raise CommandError(f"no `{program}` on PATH, which the stand-in for kubernetes runs")
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-            # A group of its own: the engine's SIGINT is for the plugin, which then ends what runs.
-            start_new_session=True,
-        )
-        try:
-            stdout, stderr = await process.communicate(stdin.encode())
-        except asyncio.CancelledError:
-            await _end(process)
-            raise
-        if process.returncode:
-            raise ProgramError(stderr.decode(errors="replace").strip() or f"{program}: status {process.returncode}")
-        return stdout.decode(), stderr.decode(errors="replace")
+        return await run(program, *arguments, stdin=stdin, env=self._environment)
+
+
+async def run(program: str, *arguments: str, stdin: str = "", **kwargs: Any) -> tuple[str, str]:
+    """Run a program; `kwargs` go to asyncio.create_subprocess_exec. Returns what it wrote to stdout and to stderr."""
+    if not shutil.which(program):
+        raise CommandError(f"no `{program}` on PATH, which the stand-in runs")
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        # A group of its own: the engine's SIGINT is for the plugin, which then ends what runs.
+        start_new_session=True,
+        **kwargs,
+    )
+    try:
+        stdout, stderr = await process.communicate(stdin.encode())
+    except asyncio.CancelledError:
+        await _end(process)
+        raise
+    if process.returncode:
+        raise ProgramError(stderr.decode(errors="replace").strip() or f"{program}: status {process.returncode}")
+    return stdout.decode(), stderr.decode(errors="replace")
 
 
 def is_path(kubeconfig: str) -> bool:

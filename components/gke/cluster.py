@@ -1,0 +1,290 @@
+"""A GKE cluster by Google's hardening guide, with a network and a node account of its own."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+import pulumi
+import pulumi_gcp as gcp
+import pulumi_kubernetes as kubernetes
+import yaml
+from pulumi import ComponentResource, CustomTimeouts, Input, Output, ResourceOptions
+
+from components.gke.placement import SYSTEM, TAINT, WORKERS, label
+from daskstack.google import has_credentials
+from settings.google import GoogleCluster, Pool
+
+APIS = ("compute", "container", "iam")
+# What a node needs to say how it is, and no more.
+ROLES = ("roles/container.defaultNodeServiceAccount",)
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # narrowed by the account's roles
+EXEC = {
+    "apiVersion": "client.authentication.k8s.io/v1beta1",
+    "command": "gke-gcloud-auth-plugin",
+    "interactiveMode": "Never",
+    "provideClusterInfo": True,
+    "installHint": "https://cloud.google.com/kubernetes-engine/docs/how-to/cluster-access-for-kubectl",
+}
+
+
+class GkeClusterArgs(TypedDict):
+    settings: GoogleCluster
+    """What the stack says about the cluster."""
+    nodes: Input[int]
+    """Workers' nodes at most, where the settings do not say it."""
+    registry: Input[bool]
+    """Whether nodes pull an image from Artifact Registry."""
+
+
+class GkeCluster(ComponentResource):
+    """A private GKE cluster with two pools of nodes: one for workers, from none on, and one for all else."""
+
+    kubeconfig: Output[str]
+    """For kubectl with gke-gcloud-auth-plugin; it holds no credentials."""
+    provider: kubernetes.Provider
+    """For what is made in the cluster."""
+
+    def __init__(self, name: str, args: GkeClusterArgs, opts: ResourceOptions | None = None):
+        if not pulumi.runtime.is_dry_run() and (lacking := list(missing())):
+            raise pulumi.RunError("\n  ".join([f"nothing was made: {len(lacking)} things are missing", *lacking]))
+        super().__init__("dask:index:GkeCluster", name, {}, opts)
+        self.settings = settings = args["settings"]
+        self.name = f"dask-{name}"
+        self.labels = {"dask-stack": name}
+        self.child = ResourceOptions(parent=self)
+
+        self.apis = [self._api(api) for api in APIS]
+        network = self._given_network() if settings.network else self._network()
+        account = self._account(args["registry"])
+        self.cluster = self._cluster(network, account)
+        pools = [
+            self._pool(SYSTEM, settings.system, account, 1, settings.system.max_nodes or 3),
+            self._pool(WORKERS, settings.workers, account, settings.workers.min_nodes, args["nodes"]),
+        ]
+        self.kubeconfig = kubeconfig(self.name, self.cluster)
+        self.provider = kubernetes.Provider(
+            "kubernetes", kubeconfig=self.kubeconfig, opts=ResourceOptions(parent=self, depends_on=pools)
+        )
+        for email in settings.admins:
+            self._admin(email)
+        self.register_outputs({"kubeconfig": self.kubeconfig})
+
+    def _api(self, name: str) -> gcp.projects.Service:
+        return gcp.projects.Service(
+            name,
+            project=self.settings.project,
+            service=f"{name}.googleapis.com",
+            disable_on_destroy=False,  # others in the project may use it
+            opts=self.child,
+        )
+
+    def _given_network(self) -> dict[str, Any]:
+        given, project, region = self.settings.network, self.settings.project, self.settings.region
+        return {
+            "network": f"projects/{project}/global/networks/{given.name}",
+            "subnetwork": f"projects/{project}/regions/{region}/subnetworks/{given.subnetwork}",
+            "ip_allocation_policy": {
+                "cluster_secondary_range_name": given.pods,
+                "services_secondary_range_name": given.services,
+            },
+        }
+
+    def _network(self) -> dict[str, Any]:
+        """A network, and the way out of it for nodes without an address on the internet."""
+        where = {"project": self.settings.project, "region": self.settings.region}
+        ranges = self.settings.ranges
+        network = gcp.compute.Network(
+            "network",
+            name=self.name,
+            project=self.settings.project,
+            auto_create_subnetworks=False,
+            description=f"dask-stack: {self.labels['dask-stack']}",  # networks have no labels
+            opts=ResourceOptions(parent=self, depends_on=self.apis),
+        )
+        subnetwork = gcp.compute.Subnetwork(
+            "subnetwork",
+            name=self.name,
+            network=network.id,
+            ip_cidr_range=ranges.nodes,
+            secondary_ip_ranges=[
+                {"range_name": "pods", "ip_cidr_range": ranges.pods},
+                {"range_name": "services", "ip_cidr_range": ranges.services},
+            ],
+            private_ip_google_access=True,
+            opts=self.child,
+            **where,
+        )
+        if self.settings.hardening.private_nodes:
+            router = gcp.compute.Router("router", name=self.name, network=network.id, opts=self.child, **where)
+            gcp.compute.RouterNat(
+                "nat",
+                name=self.name,
+                router=router.name,
+                nat_ip_allocate_option="AUTO_ONLY",
+                source_subnetwork_ip_ranges_to_nat="ALL_SUBNETWORKS_ALL_IP_RANGES",
+                log_config={"enable": True, "filter": "ERRORS_ONLY"},
+                opts=self.child,
+                **where,
+            )
+        return {
+            "network": network.id,
+            "subnetwork": subnetwork.id,
+            "ip_allocation_policy": {
+                "cluster_secondary_range_name": "pods",
+                "services_secondary_range_name": "services",
+            },
+        }
+
+    def _account(self, registry: bool) -> gcp.serviceaccount.Account:
+        account = gcp.serviceaccount.Account(
+            "nodes",
+            account_id=self.name[:30].rstrip("-"),
+            project=self.settings.project,
+            display_name=f"Nodes of Dask stack {self.labels['dask-stack']}",
+            opts=ResourceOptions(parent=self, depends_on=self.apis),
+        )
+        for role in (*ROLES, *(["roles/artifactregistry.reader"] if registry else [])):
+            gcp.projects.IAMMember(
+                role.removeprefix("roles/"),
+                project=self.settings.project,
+                role=role,
+                member=account.member,
+                opts=self.child,
+            )
+        return account
+
+    def _cluster(self, network: dict[str, Any], account: gcp.serviceaccount.Account) -> gcp.container.Cluster:
+        settings, hardening = self.settings, self.settings.hardening
+        # The pool that every cluster begins with, until it is removed.
+        first = {"service_account": account.email, "oauth_scopes": [SCOPE], "disk_size_gb": 20}
+        networks = [{"cidr_block": source} for source in settings.authorized_networks]
+        return gcp.container.Cluster(
+            "cluster",
+            name=self.name,
+            project=settings.project,
+            location=settings.location,
+            deletion_protection=settings.deletion_protection,
+            resource_labels=self.labels,
+            min_master_version=settings.version,
+            release_channel={"channel": settings.release_channel},
+            remove_default_node_pool=True,
+            initial_node_count=1,
+            node_config=first,
+            networking_mode="VPC_NATIVE",
+            datapath_provider=hardening.dataplane,
+            private_cluster_config={"enable_private_nodes": hardening.private_nodes},
+            # The DNS endpoint asks Google's IAM who comes, wherever they come from.
+            control_plane_endpoints_config={
+                "dns_endpoint_config": {"allow_external_traffic": True},
+                "ip_endpoints_config": {"enabled": bool(networks)},
+            },
+            master_authorized_networks_config={"cidr_blocks": networks} if networks else None,
+            master_auth={"client_certificate_config": {"issue_client_certificate": False}},
+            enable_legacy_abac=False,
+            enable_shielded_nodes=hardening.shielded_nodes,
+            workload_identity_config=(
+                {"workload_pool": f"{settings.project}.svc.id.goog"} if hardening.workload_identity else None
+            ),
+            logging_config={"enable_components": list(hardening.logging)},
+            monitoring_config={"enable_components": list(hardening.monitoring)},
+            security_posture_config={"mode": hardening.security_posture},
+            cost_management_config={"enabled": hardening.cost_allocation},
+            database_encryption=(
+                {"state": "ENCRYPTED", "key_name": hardening.database_key} if hardening.database_key else None
+            ),
+            binary_authorization=(
+                {"evaluation_mode": "PROJECT_SINGLETON_POLICY_ENFORCE"} if hardening.binary_authorization else None
+            ),
+            opts=ResourceOptions(
+                parent=self,
+                depends_on=self.apis,
+                ignore_changes=["nodeConfig"],  # of a pool that is gone
+                custom_timeouts=CustomTimeouts(create="45m", delete="45m"),
+            ),
+            **network,
+        )
+
+    def _pool(
+        self, name: str, pool: Pool, account: gcp.serviceaccount.Account, least: int, most: Input[int]
+    ) -> gcp.container.NodePool:
+        hardening, workers = self.settings.hardening, name == WORKERS
+        accelerators = pool.accelerators if workers else None
+        return gcp.container.NodePool(
+            name,
+            name=name,
+            project=self.settings.project,
+            location=self.settings.location,
+            cluster=self.cluster.name,
+            initial_node_count=least,
+            # Totals, whether it is one zone or three.
+            autoscaling={"total_min_node_count": least, "total_max_node_count": most, "location_policy": "ANY"},
+            management={"auto_repair": hardening.auto_repair, "auto_upgrade": True},
+            node_config={
+                "machine_type": pool.machine,
+                "disk_size_gb": pool.disk,
+                "disk_type": "pd-balanced",
+                "image_type": hardening.image_type,
+                "spot": workers and pool.spot,
+                "labels": {**label(name), **(pool.labels if workers else {})},
+                "taints": [TAINT, *pool.taints] if workers else [],
+                "resource_labels": self.labels,
+                "service_account": account.email,
+                "oauth_scopes": [SCOPE],
+                "metadata": {"disable-legacy-endpoints": "true"},
+                "workload_metadata_config": {"mode": "GKE_METADATA" if hardening.workload_identity else "GCE_METADATA"},
+                "shielded_instance_config": {
+                    "enable_secure_boot": hardening.secure_boot,
+                    "enable_integrity_monitoring": hardening.integrity_monitoring,
+                },
+                "kubelet_config": {"insecure_kubelet_readonly_port_enabled": "FALSE"},
+                "boot_disk_kms_key": hardening.disk_key,
+                "sandbox_config": {"sandbox_type": "gvisor"} if workers and hardening.sandbox else None,
+                "guest_accelerators": [
+                    {
+                        "type": accelerators.type,
+                        "count": accelerators.count,
+                        "gpu_driver_installation_config": {"gpu_driver_version": "DEFAULT"},
+                    }
+                ]
+                if accelerators
+                else None,
+            },
+            opts=ResourceOptions(parent=self, ignore_changes=["initialNodeCount"]),  # the autoscaler's from then on
+        )
+
+    def _admin(self, email: str) -> None:
+        kubernetes.rbac.v1.ClusterRoleBinding(
+            f"admin-{email}",
+            metadata={"name": f"dask-admin-{email}".replace("@", "-at-").lower(), "labels": self.labels},
+            role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            subjects=[{"api_group": "rbac.authorization.k8s.io", "kind": "User", "name": email}],
+            opts=ResourceOptions(parent=self, provider=self.provider),
+        )
+
+
+def missing() -> Iterator[str]:
+    """What a cluster in Google Cloud needs on this computer, each with its remedy; a preview needs nothing."""
+    if not has_credentials():
+        yield "an account: run `gcloud auth application-default login`"
+    if not shutil.which("kubectl"):
+        yield "kubectl: run `gcloud components install kubectl`, or see https://kubernetes.io/docs/tasks/tools"
+    if not shutil.which(EXEC["command"]):
+        yield f"{EXEC['command']}: run `gcloud components install {EXEC['command']}`, or see {EXEC['installHint']}"
+
+
+def kubeconfig(name: str, cluster: gcp.container.Cluster) -> Output[str]:
+    """By the DNS endpoint, whose certificate any computer knows."""
+
+    def text(endpoints: Any) -> str:
+        server = {"server": f"https://{endpoints.dns_endpoint_config.endpoint}"}
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": name,
+            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+            "clusters": [{"name": name, "cluster": server}],
+            "users": [{"name": name, "user": {"exec": EXEC}}],
+        }
+        return yaml.safe_dump(content)
+
+    return cluster.control_plane_endpoints_config.apply(text)

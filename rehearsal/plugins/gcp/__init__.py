@@ -1,0 +1,1 @@
+"""What `resource_gcp.py` does, by topic."""

@@ -1,0 +1,46 @@
+"""A project's APIs, and who may do what in it."""
+
+from gcp import checks
+from gcp.kinds import Kind, State, fingerprint, number
+
+
+def email(state: State) -> str:
+    return state.identity.rsplit("/", 1)[-1]
+
+
+ACCOUNTS = {
+    "projects/service:Service": Kind(
+        "{project}/{service}",
+        named="",
+        checks={"service": checks.SERVICE, "project": checks.PROJECT},
+        fixed=("project", "service"),
+        defaults={"disableOnDestroy": False, "disableDependentServices": False},
+        joins=True,
+    ),
+    "projects/iAMMember:IAMMember": Kind(
+        "{project}/{role}/{member}",
+        named="",
+        checks={"role": checks.ROLE, "member": checks.MEMBER, "project": checks.PROJECT},
+        fixed=("project", "role", "member", "condition"),
+        filled={"etag": lambda state: fingerprint(state.identity)},
+        joins=True,
+    ),
+    "serviceaccount/account:Account": Kind(
+        "projects/{project}/serviceAccounts/{accountId}@{project}.iam.gserviceaccount.com",
+        named="accountId",
+        longest=30,
+        checks={
+            "accountId": checks.ACCOUNT,
+            "description": lambda value: "" if len(value.encode()) <= 256 else "expected 256 bytes at most",
+            "project": checks.PROJECT,
+        },
+        fixed=("accountId", "project"),
+        defaults={"disabled": False},
+        filled={
+            "name": lambda state: state.identity,
+            "email": email,
+            "member": lambda state: f"serviceAccount:{email(state)}",
+            "uniqueId": number,
+        },
+    ),
+}

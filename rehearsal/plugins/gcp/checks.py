@@ -1,0 +1,193 @@
+"""What is wrong with a resource's arguments, as the official plugin tells it in a preview."""
+
+import difflib
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from command import wire
+from kube.values import has_unknown
+
+Found = tuple[str, str]  # a property, and what is wrong with it
+Check = Callable[[Any], str]  # what is wrong with a value, empty where nothing is
+
+KNOWN = json.loads(Path(__file__).with_name("arguments.json").read_text())
+PRIMITIVES = {"str", "int", "float", "bool"}
+
+
+def shape(token: str, inputs: dict[str, Any]) -> list[Found]:
+    """Arguments that the resource does not have, those that it lacks, and those of another kind."""
+    return list(_shape(KNOWN["resources"][token], inputs, ""))
+
+
+def _shape(kind: str, value: Any, path: str) -> Iterator[Found]:
+    if value == wire.UNKNOWN:
+        return
+    if kind in PRIMITIVES:
+        if not _is_primitive(kind, value):
+            yield path, f"expected a value of type {kind}, found {json.dumps(value)}"
+    elif kind.startswith("["):
+        if not isinstance(value, list):
+            yield path, f"expected a list, found {json.dumps(value)}"
+            return
+        for number, item in enumerate(value):
+            yield from _shape(kind[1:-1], item, f"{path}[{number}]")
+    elif not isinstance(value, dict):
+        yield path, f"expected an object, found {json.dumps(value)}"
+    elif kind.startswith("{"):
+        for key, item in value.items():
+            yield from _shape(kind[1:-1], item, f"{path}.{key}")
+    else:
+        yield from _members(KNOWN["types"][kind], value, path)
+
+
+def _members(known: dict[str, str], value: dict[str, Any], path: str) -> Iterator[Found]:
+    for key in sorted(value.keys() - known.keys()):
+        like = difflib.get_close_matches(key, known, 1)
+        yield _below(path, key), "there is no such argument" + (f"; is {like[0]} meant?" if like else "")
+    for key, kind in known.items():
+        if key in value:
+            yield from _shape(kind.lstrip("!"), value[key], _below(path, key))
+        elif kind.startswith("!"):
+            yield _below(path, key), "is required"
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _is_primitive(kind: str, value: Any) -> bool:
+    """Whether a value is of the type, or a text that can be read as one."""
+    match kind:
+        case "bool":
+            return value in (True, False, "true", "false")
+        case "str":
+            return isinstance(value, str | int | float)
+        case "int":
+            return not isinstance(value, bool) and re.fullmatch(r"-?\d+", str(value)) is not None
+        case _:
+            return not isinstance(value, bool) and isinstance(value, int | float)
+
+
+def at(inputs: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """What is at a path of the inputs, with its place; `[]` stands for each item of a list. Unknown values are not."""
+    first, _, rest = path.partition(".")
+    key, each = first.removesuffix("[]"), first.endswith("[]")
+    if not isinstance(inputs, dict) or key not in inputs or inputs[key] == wire.UNKNOWN:
+        return
+    found = inputs[key]
+    pairs = [(f"{key}[{number}]", item) for number, item in enumerate(found)] if each else [(key, found)]
+    for place, value in pairs:
+        if rest:
+            yield from ((f"{place}.{below}", item) for below, item in at(value, rest))
+        elif not has_unknown(value):
+            yield place, value
+
+
+def has(inputs: Any, path: str) -> bool:
+    """Whether the program gives the argument, be it a value that is not known yet."""
+    first, _, rest = path.partition(".")
+    if not isinstance(inputs, dict) or first not in inputs:
+        return False
+    return has(inputs[first], rest) if rest else True
+
+
+def failing(inputs: dict[str, Any], checks: dict[str, Check]) -> Iterator[Found]:
+    for path, check in checks.items():
+        for place, value in at(inputs, path):
+            if wrong := check(value):
+                yield place, f"{wrong}, found {json.dumps(value)}"
+
+
+def colliding(inputs: dict[str, Any], apart: tuple[tuple[str, str], ...]) -> Iterator[Found]:
+    for one, other in apart:
+        if has(inputs, one) and has(inputs, other):
+            yield one, f"conflicts with {other}: give one of them"
+
+
+def matching(pattern: str, what: str) -> Check:
+    return lambda value: "" if re.fullmatch(pattern, str(value)) else f"expected {what}"
+
+
+def one_of(*words: str) -> Check:
+    return lambda value: "" if value in words else f"expected one of {', '.join(words)}"
+
+
+def between(least: float, most: float = float("inf")) -> Check:
+    what = f"at least {least:g}" if most == float("inf") else f"{least:g} to {most:g}"
+    return lambda value: "" if least <= float(value) <= most else f"expected {what}"
+
+
+def network(least: int = 0, most: int = 32, *, private: bool = False) -> Check:
+    """A check for addresses as "10.0.0.0/20", with so many bits in common."""
+    size = f"/{least}" if least == most else f"/{least} to /{most}"
+
+    def check(value: Any) -> str:
+        try:
+            found = ipaddress.ip_network(value)
+        except ValueError as error:
+            return f"expected a network such as 10.0.0.0/20 ({error})"
+        if "/" not in value:
+            return "expected a network such as 10.0.0.0/20"
+        if private and not any(found.subnet_of(block) for block in PRIVATE if found.version == 4):
+            return "expected a network within 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
+        return "" if least <= found.prefixlen <= most else f"expected a network of {size}"
+
+    return check
+
+
+PRIVATE = [ipaddress.IPv4Network(block) for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+SUBNETWORK = network(4, 29)
+
+
+def network_or_size(value: Any) -> str:
+    """A network, or only its size as "/14"; empty for one of the default size."""
+    return "" if re.fullmatch(r"(/\d\d?)?", value) else network()(value)
+
+
+def labels(value: dict[str, Any]) -> str:
+    """Labels of Google Cloud, not those of Kubernetes."""
+    for key, text in value.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key) or not re.fullmatch(r"[a-z0-9_-]{0,63}", str(text)):
+            return "expected up to 63 lower-case letters, digits, _ and - in keys (first a letter) and in values"
+    return "" if len(value) <= 64 else "expected 64 labels at most"
+
+
+def node_labels(value: dict[str, Any]) -> str:
+    part = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+    for key, text in value.items():
+        if not re.fullmatch(rf"([a-z0-9.-]{{1,253}}/)?{part}", key) or not re.fullmatch(rf"({part})?", str(text)):
+            return "expected labels of Kubernetes: up to 63 letters, digits, ., _ and -"
+    return ""
+
+
+NAME = matching(
+    r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?",
+    "1 to 63 lower-case letters, digits and -, first a letter and last no -",
+)
+SHORT_NAME = matching(
+    r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?",
+    "1 to 40 lower-case letters, digits and -, first a letter and last no -",
+)
+ACCOUNT = matching(
+    r"[a-z]([-a-z0-9]{4,28}[a-z0-9])",
+    "6 to 30 lower-case letters, digits and -, first a letter and last no -",
+)
+PROJECT = matching(r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", "the id of a project, such as my-project")
+REGION = matching(r"(.*/)?[a-z]+-[a-z]+\d+", "a region, such as us-central1")
+ZONE = matching(r"(.*/)?[a-z]+-[a-z]+\d+-[a-z]", "a zone, such as us-central1-a")
+LOCATION = matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", "a region or a zone, such as us-central1 or us-central1-a")
+MACHINE = matching(r"(.*/)?[a-z][a-z0-9]*(-[a-z0-9]+)+", "a machine type, such as e2-standard-4")
+SERVICE = matching(r"[a-z0-9-]+(\.[a-z0-9-]+)+", "the name of an API, such as compute.googleapis.com")
+ROLE = matching(
+    r"(roles|(projects|organizations)/[^/]+/roles)/[A-Za-z0-9_.]+",
+    "a role, such as roles/viewer or projects/my-project/roles/mine",
+)
+MEMBER = matching(
+    r"(allUsers|allAuthenticatedUsers|[a-zA-Z]+:\S+)",
+    "whom, such as serviceAccount:name@my-project.iam.gserviceaccount.com",
+)
+EMAIL = matching(r"default|[^@\s]+@[^@\s]+", "the e-mail address of a service account")

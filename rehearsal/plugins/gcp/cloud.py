@@ -1,0 +1,203 @@
+"""The pretended cloud: one JSON file per resource, below the folder of a rehearsal, at the path that its id is.
+
+Who removes a file has removed the resource by hand.
+"""
+
+import base64
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from command import wire
+from command.output import CommandError
+from gcp import checks
+from gcp.kinds import Kind, State, last
+from gcp.table import KINDS
+
+Record = dict[str, Any]  # type, inputs (plain), outputs (plain), links, made; `kubernetes` of a cluster
+
+
+class Cloud:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, identity: str) -> Record | None:
+        path = self._path(identity)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write(self, identity: str, record: Record) -> None:
+        path = self._path(identity)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(record, indent=1) + "\n")
+        new.replace(path)
+
+    def create(self, identity: str, record: Record) -> None:
+        self.admit(identity, record)
+        self.write(identity, record)
+
+    def admit(self, identity: str, record: Record) -> None:
+        """Fail where there is such a resource already, or not what it needs."""
+        if self.read(identity) and not KINDS[record["type"]].joins:
+            raise CommandError(f"{identity} already exists (alreadyExists): delete it, or import it into the stack")
+        for link, _ in links_of(record):
+            if last(link) != "default" and self.read(link) is None:
+                raise CommandError(f"{link} was not found (notFound), which {identity} names; a rehearsal begins empty")
+
+    def trust(self, authority: str) -> None:
+        """Keep the authority (base64) of a cluster's endpoint where SSL_CERT_FILE may name it, as `ca.pem`.
+
+        A real one's DNS endpoint has a certificate that every computer knows.
+        """
+        path = self._folder / "ca.pem"
+        path.write_bytes(base64.b64decode(authority)) if authority else path.unlink(missing_ok=True)
+
+    def delete(self, identity: str) -> None:
+        """Take away the resource and what is a part of it; it may be gone. Fails while others need it."""
+        parts = []
+        for other, record in self.records():
+            for link, part in links_of(record):
+                if link == identity and not part:
+                    raise CommandError(
+                        f"{identity} is used by {other} (resourceInUseByAnotherResource): delete that first"
+                    )
+                if link == identity:
+                    parts.append(other)
+        for each in (*parts, identity):
+            self._path(each).unlink(missing_ok=True)
+
+    def records(self, kind: str = "") -> Iterator[tuple[str, Record]]:
+        """All that there is, or all of one type, the oldest first."""
+        found = []
+        for path in self._folder.rglob("*.json"):
+            record = json.loads(path.read_text())
+            if not kind or record.get("type") == kind:
+                found.append((str(path.relative_to(self._folder).with_suffix("")), record))
+        return iter(sorted(found, key=lambda pair: pair[1].get("made", 0)))
+
+    def _path(self, identity: str) -> Path:
+        if not identity or any(part in ("", ".", "..") for part in identity.split("/")):
+            raise CommandError(f"{identity!r} is not the id of a resource")
+        return self._folder / f"{identity}.json"
+
+
+def links_of(record: Record) -> Iterator[tuple[str, bool]]:
+    """The ids that a record names, and whether it is a part of that."""
+    return ((link, part) for link, part in record.get("links", []))
+
+
+def pretended() -> Cloud:
+    folder = os.environ.get("DASKSTACK_REHEARSAL")
+    if not folder:
+        raise CommandError("the stand-in for gcp works in a rehearsal alone: DASKSTACK_REHEARSAL is not set")
+    return Cloud(Path(folder) / "gcp")
+
+
+def places(inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
+    """Project, region, zone and location of a resource, as far as it or the provider says them."""
+    whole = next((str(inputs[name]) for name in ("cluster", "instance") if "/" in str(inputs.get(name))), "")
+    named = {
+        key: found[1] for key in ("project", "location", "zone") if (found := re.search(rf"{key}s/([^/]+)/", whole))
+    }
+    project, location = named.get("project"), inputs.get("location") or named.get("location") or config.get("zone")
+    zone = last(inputs.get("zone") or named.get("zone") or config.get("zone") or "")
+    region = last(inputs.get("region") or "") or re.sub(r"-[a-z]$", "", inputs.get("location") or "")
+    found = {
+        "project": inputs.get("project") or project or config.get("project"),
+        "region": region or config.get("region") or re.sub(r"-[a-z]$", "", zone),
+        "zone": zone,
+        "location": location,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def identify(kind: Kind, inputs: dict[str, Any], where: dict[str, str]) -> str:
+    """The id of a resource, whose place and name are known."""
+    names = {name: last(value) if name in kind.links else value for name, value in inputs.items()}
+    identity = kind.identity.format_map(names | where)
+    title = inputs.get("condition", {}).get("title") if "{member}" in kind.identity else None
+    return f"{identity}/{title}" if title else identity
+
+
+def lacking(kind: Kind, where: dict[str, str]) -> list[str]:
+    return [
+        name
+        for name in ("project", "region", "zone", "location")
+        if f"{{{name}}}" in kind.identity and name not in where
+    ]
+
+
+def resolved(kind: Kind, inputs: dict[str, Any], where: dict[str, str]) -> list[tuple[str, bool]]:
+    """The ids that the arguments name, and whether the resource is a part of that."""
+    found = []
+    for path, link in kind.links.items():
+        for _, value in checks.at(over(kind.defaults, inputs), path):
+            whole = re.search(r"projects/.*", value) if "/" in value else None
+            found.append((whole[0] if whole else link.identity.format(last(value), **where), link.part))
+    return found
+
+
+def effective(kind: Kind, inputs: dict[str, Any], config: dict[str, Any]) -> Any:
+    """All labels of a resource: its own, the provider's, and the one that Pulumi adds unless told not to."""
+    if wire.UNKNOWN in (inputs.get(kind.labels), config.get("defaultLabels")):
+        return wire.UNKNOWN
+    given = inputs.get(kind.labels, {})
+    pulumi = {} if config.get("addPulumiAttributionLabel") in (False, "false") else {"goog-pulumi-provisioned": "true"}
+    return pulumi | config.get("defaultLabels", {}) | given
+
+
+def new_record(
+    token: str, inputs: dict[str, Any], config: dict[str, Any], made: int = 0, **more: Any
+) -> tuple[str, Record]:
+    """A resource's id, and what the cloud knows of it."""
+    kind, where = KINDS[token], places(inputs, config)
+    identity = identify(kind, inputs, where)
+    made = made or time.time_ns()
+    state = State(identity, over(kind.defaults, inputs), where, made, effective(kind, inputs, config), **more)
+    filled: dict[str, Any] = {}
+    for path, value in kind.filled.items():
+        put(filled, path, value(state), inputs)
+    outputs = over(filled, settled(kind, inputs, config))
+    links = resolved(kind, inputs, where)
+    return identity, {"type": token, "made": made, "inputs": inputs, "outputs": outputs, "links": links} | more
+
+
+def settled(kind: Kind, inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The outputs that a preview knows: arguments, defaults, and the place."""
+    where = {name: value for name, value in places(inputs, config).items() if f"{{{name}}}" in kind.identity}
+    where |= {name: last(inputs[name]) for name in ("region", "zone") if isinstance(inputs.get(name), str)}
+    labels = effective(kind, inputs, config) if kind.labels else None
+    shown = {"effectiveLabels": labels, "pulumiLabels": labels} if labels is not None else {}
+    return over(kind.defaults, inputs) | where | shown
+
+
+def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both, and `above` where they differ, at any depth."""
+    merged = below | above
+    for key in below.keys() & above.keys():
+        one, other = below[key], above[key]
+        if isinstance(one, dict) and isinstance(other, dict):
+            merged[key] = over(one, other)
+        elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+            pairs = zip(one, other, strict=True)
+            merged[key] = [over(a, b) if isinstance(a, dict) and isinstance(b, dict) else b for a, b in pairs]
+    return merged
+
+
+def put(tree: dict[str, Any], path: str, value: Any, like: Any) -> None:
+    """Put a value at a path; where that goes on below `[]`, into as many items of a list as `like` has there."""
+    first, _, rest = path.partition(".")
+    if not rest:
+        tree[first] = value
+    elif first.endswith("[]"):
+        key = first.removesuffix("[]")
+        items = like.get(key) if isinstance(like, dict) else None
+        for number, item in enumerate(items if isinstance(items, list) else []):
+            into = tree.setdefault(key, [{} for _ in items])
+            put(into[number], rest, value, item)
+    else:
+        put(tree.setdefault(first, {}), rest, value, like.get(first) if isinstance(like, dict) else None)

@@ -1,0 +1,158 @@
+"""What a program gives to the provider and to resources: what is wrong with it, and what a change of it means."""
+
+import ipaddress
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from command import wire
+from command.output import CommandError
+from gcp import checks, cloud
+from gcp.kinds import CLUSTER, Kind, last
+from gcp.table import KINDS
+from kube import values
+
+DEFAULTS = "__defaults"  # where inputs say which of them the plugin has made up
+HEEDED = {
+    "accessToken",
+    "addPulumiAttributionLabel",
+    "credentials",
+    "defaultLabels",
+    "project",
+    "region",
+    "zone",
+}
+# The engine's own, and what makes no difference without a network.
+IGNORED = {
+    "disableGlobalProjectWarning",
+    "disableGooglePartnerName",
+    "pluginDownloadURL",
+    "requestReason",
+    "requestTimeout",
+    "skipRegionValidation",
+    "userProjectOverride",
+    "version",
+    "__internal",
+}
+
+
+def not_done(what: str) -> str:
+    return f"the stand-in for gcp does not know {what}; try that in a real project, with the official plugin"
+
+
+def config_problems(config: dict[str, Any]) -> list[checks.Found]:
+    found = [(name, not_done(f"{name} of the provider")) for name in sorted(config.keys() - HEEDED - IGNORED)]
+    wanted = {"project": checks.PROJECT, "region": checks.REGION, "zone": checks.ZONE, "defaultLabels": checks.labels}
+    return [*found, *checks.failing(config, wanted)]
+
+
+def configured(raw: wire.Properties) -> dict[str, Any]:
+    """A provider's inputs, in which all but texts arrive as JSON."""
+    config = wire.plain(raw)
+    if isinstance(config.get("defaultLabels"), str) and config["defaultLabels"] != wire.UNKNOWN:
+        config["defaultLabels"] = json.loads(config["defaultLabels"])
+    return config
+
+
+def problems(token: str, inputs: dict[str, Any], config: dict[str, Any]) -> list[checks.Found]:
+    """What is wrong with a resource's plain inputs, as (property, reason)."""
+    if found := checks.shape(token, inputs):
+        return found
+    kind = KINDS[token]
+    of_labels = {kind.labels: checks.labels} if kind.labels else {}
+    found = [*checks.failing(inputs, kind.checks | of_labels), *checks.colliding(inputs, kind.apart)]
+    if found:
+        return found
+    found += kind.rules(inputs)
+    if inputs.get("cluster") != wire.UNKNOWN:
+        for name in cloud.lacking(kind, cloud.places(inputs, config)):
+            found.append((name, f"is not known: give {name} here, or with `pulumi config set gcp:{name}`"))
+    return found or list(refused(token, inputs))
+
+
+def refused(token: str, inputs: dict[str, Any]) -> Iterator[checks.Found]:
+    """What would be right in a real project, but has no place in a rehearsal."""
+    if token != CLUSTER:
+        return
+    if "nodePools" in inputs:
+        yield "nodePools", not_done("nodePools of a cluster (it knows container.NodePool)")
+    elif inputs.get("removeDefaultNodePool") is not True and inputs.get("enableAutopilot") is not True:
+        yield (
+            "removeDefaultNodePool",
+            not_done("a cluster that keeps its default pool (removeDefaultNodePool is not true)"),
+        )
+    for place, value in checks.at(inputs, "masterAuth.clientCertificateConfig.issueClientCertificate"):
+        if value is True:
+            yield place, not_done("client certificates of a cluster")
+
+
+def complete(kind: Kind, raw: wire.Properties, old: wire.Properties, name: str) -> wire.Properties:
+    """The inputs with a name, which is made up once where the program gives none."""
+    if not kind.named or kind.named in raw or "namePrefix" in raw:
+        return raw | {DEFAULTS: []}
+    if kind.named in old.get(DEFAULTS, []):
+        made = old[kind.named]
+    else:
+        made = f"{name.lower()[: kind.longest - 8]}-{secrets.token_hex(4)[:7]}"
+    return raw | {kind.named: made, DEFAULTS: [kind.named]}
+
+
+def changes(kind: Kind, old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, str], list[str], bool]:
+    """Differences between plain inputs, those that replace, and whether the old resource has to go first."""
+    before, after = comparable(kind, old), comparable(kind, new)
+    even = values.differences(with_blocks(before, after), with_blocks(after, before))
+    found = {re.sub(r'\["(\[\d+\])"\]', r"\1", path): what for path, what in even.items()}
+    fixed = [*kind.fixed, *(path for path in kind.growing if not is_growth(before.get(path), after.get(path)))]
+    replacing = [path for path in found if values.touches(re.sub(r"\[\d+\]", "", path), fixed)]
+    for name in kind.counted:
+        if len(before.get(name, {})) != len(after.get(name, {})):
+            replacing += [path for path in found if path.startswith(f"{name}[") and path not in replacing]
+    named = bool(kind.named) and kind.named not in new.get(DEFAULTS, [])
+    return found, replacing, bool(replacing) and named and old.get(kind.named) == new.get(kind.named)
+
+
+def comparable(kind: Kind, inputs: dict[str, Any]) -> dict[str, Any]:
+    """With defaults, bare names for links (both may say the same), and items of lists by number."""
+
+    def bare(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return {key: bare(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            return {f"[{number}]": bare(item, f"{path}[]") for number, item in enumerate(value)}
+        return last(value) if path in kind.links and isinstance(value, str) else value
+
+    return bare(cloud.over(kind.defaults, given(inputs)), "")
+
+
+def with_blocks(inputs: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """With the blocks of `like` that are not there as empty ones: then each argument in them differs by itself."""
+    blocks = {key: value for key, value in like.items() if value and isinstance(value, dict)}
+    return {
+        key: with_blocks(inputs.get(key, {}), blocks[key]) if isinstance(inputs.get(key, {}), dict) else inputs[key]
+        for key in blocks
+    } | {key: value for key, value in inputs.items() if key not in blocks}
+
+
+def is_growth(old: Any, new: Any) -> bool:
+    """Whether a range of addresses becomes one that holds it, or a size a larger one."""
+    if isinstance(old, int) and isinstance(new, int):
+        return new >= old
+    if not (isinstance(old, str) and isinstance(new, str)) or wire.UNKNOWN in (old, new):
+        return False
+    return ipaddress.ip_network(old).subnet_of(ipaddress.ip_network(new))
+
+
+def refuse_to_stop(token: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Fail where a change can be made only while the machine is off, and the program does not let it be."""
+    kind = KINDS[token]
+    found = changes(kind, old, new)[0]
+    places = [path for path in found if values.touches(re.sub(r"\[\d+\]", "", path), kind.stopping)]
+    if places and new.get("allowStoppingForUpdate") is not True and new.get("desiredStatus") != "TERMINATED":
+        raise CommandError(f"{places[0]} changes only while the machine is off: set allowStoppingForUpdate to true")
+
+
+def given(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments alone."""
+    return {key: value for key, value in inputs.items() if key != DEFAULTS}

@@ -1,0 +1,189 @@
+"""Machines and their disks: records, with nothing behind them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from gcp import checks
+from gcp.checks import Found, between, one_of
+from gcp.kinds import (
+    DISK,
+    INSTANCE,
+    NETWORK,
+    SUBNETWORK,
+    Kind,
+    Link,
+    always,
+    fingerprint,
+    label_fingerprint,
+    link,
+    moment,
+    number,
+)
+from gcp.networks import inner_address, public_address
+
+
+def instance_rules(inputs: dict[str, Any]) -> Iterator[Found]:
+    disk, scheduling = inputs["bootDisk"], inputs.get("scheduling")
+    if isinstance(disk, dict) and not disk:
+        yield "bootDisk", "give initializeParams or source"
+    if isinstance(scheduling, dict):
+        spot = scheduling.get("provisioningModel") == "SPOT" or scheduling.get("preemptible") is True
+        if spot and scheduling.get("automaticRestart", True) is True:
+            yield "scheduling.automaticRestart", "has to be false for a machine that can be preempted"
+    if inputs.get("metadataStartupScript") and "startup-script" in inputs.get("metadata", {}):
+        yield "metadataStartupScript", "conflicts with startup-script in metadata: give one of them"
+
+
+BOOT_DISK_FIXED = tuple(
+    f"bootDisk.{name}"
+    for name in (
+        *("deviceName", "diskEncryptionKeyRaw", "diskEncryptionKeyRsa", "forceAttach", "guestOsFeatures", "interface"),
+        *("kmsKeySelfLink", "mode", "source"),
+        *(
+            f"initializeParams.{name}"
+            for name in ("architecture", "enableConfidentialCompute", "image", "size", "type")
+        ),
+        *(f"initializeParams.{name}" for name in ("provisionedIops", "provisionedThroughput", "resourcePolicies")),
+        *(f"initializeParams.{name}" for name in ("resourceManagerTags", "snapshot", "storagePool", "replicaZones")),
+    )
+)
+
+
+MACHINES = {
+    "compute/disk:Disk": Kind(
+        DISK.replace("{}", "{name}"),
+        checks={
+            "name": checks.NAME,
+            "accessMode": one_of("READ_WRITE_SINGLE", "READ_WRITE_MANY", "READ_ONLY_SINGLE"),
+            "size": between(1, 65536),
+            "zone": checks.ZONE,
+            "project": checks.PROJECT,
+        },
+        fixed=(
+            "asyncPrimaryDisk",
+            "description",
+            "diskEncryptionKey",
+            "enableConfidentialCompute",
+            "guestOsFeatures",
+            "image",
+            "interface",
+            "licenses",
+            "multiWriter",
+            "name",
+            "params",
+            "physicalBlockSizeBytes",
+            "project",
+            "resourcePolicies",
+            "snapshot",
+            "sourceDisk",
+            "sourceInstantSnapshot",
+            "storagePool",
+            "type",
+            "zone",
+        ),
+        growing=("size",),
+        defaults={"type": "pd-standard"},
+        filled={
+            "creationTimestamp": moment,
+            "diskId": number,
+            "labelFingerprint": label_fingerprint,
+            "physicalBlockSizeBytes": always(4096),
+            "selfLink": link,
+            "size": lambda state: 10 if state.given.get("image") else 500,
+            "users": always([]),
+        },
+        labels="labels",
+    ),
+    "compute/instance:Instance": Kind(
+        INSTANCE.replace("{}", "{name}"),
+        checks={
+            "name": checks.NAME,
+            "machineType": checks.MACHINE,
+            "zone": checks.ZONE,
+            "project": checks.PROJECT,
+            "tags[]": checks.NAME,
+            "bootDisk.mode": one_of("READ_WRITE", "READ_ONLY"),
+            "bootDisk.initializeParams.size": between(10),
+            "bootDisk.initializeParams.architecture": one_of("X86_64", "ARM64"),
+            "attachedDisks[].mode": one_of("READ_WRITE", "READ_ONLY"),
+            "desiredStatus": one_of("RUNNING", "TERMINATED", "SUSPENDED"),
+            "networkInterfaces[].nicType": one_of("GVNIC", "VIRTIO_NET", "IDPF", "MRDMA", "IRDMA"),
+            "networkInterfaces[].stackType": one_of("IPV4_ONLY", "IPV4_IPV6", "IPV6_ONLY"),
+            "networkInterfaces[].accessConfigs[].networkTier": one_of("PREMIUM", "STANDARD"),
+            "scheduling.onHostMaintenance": one_of("MIGRATE", "TERMINATE"),
+            "scheduling.provisioningModel": one_of("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND"),
+            "scheduling.instanceTerminationAction": one_of("STOP", "DELETE"),
+            "serviceAccount.email": checks.EMAIL,
+        },
+        apart=(("bootDisk.source", "bootDisk.initializeParams"),),
+        rules=instance_rules,
+        fixed=(
+            *BOOT_DISK_FIXED,
+            "attachedDisks.forceAttach",
+            "confidentialInstanceConfig",
+            "guestAccelerators",
+            "hostname",
+            "metadataStartupScript",
+            "name",
+            "networkInterfaces.nicType",
+            "networkInterfaces.queueCount",
+            "networkInterfaces.vlan",
+            "networkPerformanceConfig",
+            "params",
+            "project",
+            "scheduling.maxRunDuration",
+            "scheduling.preemptible",
+            "scheduling.provisioningModel",
+            "scheduling.terminationTime",
+            "scratchDisks",
+            "zone",
+        ),
+        counted=("networkInterfaces",),
+        stopping=(
+            "advancedMachineFeatures",
+            "enableDisplay",
+            "machineType",
+            "minCpuPlatform",
+            "networkInterfaces.network",
+            "networkInterfaces.subnetwork",
+            "serviceAccount",
+            "shieldedInstanceConfig",
+        ),
+        defaults={"canIpForward": False, "deletionProtection": False},
+        filled={
+            "bootDisk.autoDelete": always(True),
+            "bootDisk.deviceName": always("persistent-disk-0"),
+            "bootDisk.mode": always("READ_WRITE"),
+            "bootDisk.source": lambda state: f"{state.link.replace('/instances/', '/disks/')}",
+            "cpuPlatform": always("Intel Broadwell"),
+            "creationTimestamp": moment,
+            "currentStatus": lambda state: state.given.get("desiredStatus", "RUNNING"),
+            "instanceId": number,
+            "labelFingerprint": label_fingerprint,
+            "metadataFingerprint": lambda state: fingerprint(state.given.get("metadata")),
+            "networkInterfaces[].accessConfigs[].natIp": public_address,
+            "networkInterfaces[].accessConfigs[].networkTier": always("PREMIUM"),
+            "networkInterfaces[].name": always("nic0"),
+            "networkInterfaces[].networkIp": inner_address,
+            "networkInterfaces[].stackType": always("IPV4_ONLY"),
+            "selfLink": link,
+            "tagsFingerprint": lambda state: fingerprint(state.given.get("tags")),
+        },
+        links={
+            "attachedDisks[].source": Link(DISK),
+            "bootDisk.source": Link(DISK),
+            "networkInterfaces[].network": Link(NETWORK),
+            "networkInterfaces[].subnetwork": Link(SUBNETWORK),
+        },
+        labels="labels",
+    ),
+    "compute/attachedDisk:AttachedDisk": Kind(
+        "projects/{project}/zones/{zone}/instances/{instance}/{disk}",
+        named="",
+        checks={"mode": one_of("READ_WRITE", "READ_ONLY"), "zone": checks.ZONE, "project": checks.PROJECT},
+        fixed=("deviceName", "disk", "instance", "interface", "mode", "project", "zone"),
+        defaults={"mode": "READ_WRITE"},
+        filled={"deviceName": always("persistent-disk-1")},
+        links={"disk": Link(DISK), "instance": Link(INSTANCE, part=True)},
+    ),
+}

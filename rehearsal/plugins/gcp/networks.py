@@ -1,0 +1,277 @@
+"""Networks, the way out of them and into them."""
+
+import ipaddress
+from collections.abc import Iterator
+from typing import Any
+
+from command import wire
+from gcp import checks
+from gcp.checks import Found, between, matching, network, one_of
+from gcp.kinds import (
+    NETWORK,
+    SUBNETWORK,
+    Kind,
+    Link,
+    State,
+    always,
+    fingerprint,
+    label_fingerprint,
+    link,
+    moment,
+    number,
+)
+
+
+def subnetwork_rules(inputs: dict[str, Any]) -> Iterator[Found]:
+    if not {"ipCidrRange", "reservedInternalRange", "ipCollection"} & inputs.keys() and not ipv6_only(inputs):
+        yield "ipCidrRange", "is required without reservedInternalRange"
+    names = [value for _, value in checks.at(inputs, "secondaryIpRanges[].rangeName")]
+    if len(names) != len(set(names)):
+        yield "secondaryIpRanges", "two ranges have one name"
+    blocks = [checks.at(inputs, path) for path in ("ipCidrRange", "secondaryIpRanges[].ipCidrRange")]
+    found = [(place, ipaddress.ip_network(value, strict=False)) for block in blocks for place, value in block]
+    for position, (place, block) in enumerate(found):
+        for other, earlier in found[:position]:
+            if block.version == earlier.version and block.overlaps(earlier):
+                yield place, f"{block} overlaps {earlier} of {other}"
+
+
+def ipv6_only(inputs: dict[str, Any]) -> bool:
+    return inputs.get("stackType") == "IPV6_ONLY"
+
+
+def gateway(state: State) -> str:
+    block = state.given.get("ipCidrRange")
+    return str(ipaddress.ip_network(block)[1]) if block else ""
+
+
+def router_rules(inputs: dict[str, Any]) -> Iterator[Found]:
+    bgp = inputs.get("bgp", {})
+    if isinstance(bgp, dict) and bgp.get("advertiseMode", "DEFAULT") == "DEFAULT":
+        for name in ("advertisedGroups", "advertisedIpRanges"):
+            if bgp.get(name):
+                yield f"bgp.{name}", "needs advertiseMode CUSTOM"
+
+
+def nat_rules(inputs: dict[str, Any]) -> Iterator[Found]:
+    listed = "LIST_OF_SUBNETWORKS"
+    if inputs.get("subnetworks") and inputs.get("sourceSubnetworkIpRangesToNat") not in (listed, wire.UNKNOWN):
+        yield "subnetworks", f"needs sourceSubnetworkIpRangesToNat {listed}"
+    if inputs.get("natIps") and inputs.get("natIpAllocateOption") not in ("MANUAL_ONLY", wire.UNKNOWN):
+        yield "natIps", "needs natIpAllocateOption MANUAL_ONLY"
+    if inputs.get("enableDynamicPortAllocation") is True and inputs.get("enableEndpointIndependentMapping") is True:
+        yield "enableDynamicPortAllocation", "conflicts with enableEndpointIndependentMapping: give one of them"
+
+
+def private_asn(value: Any) -> str:
+    found = int(value)
+    return "" if 64512 <= found <= 65534 or 4200000000 <= found <= 4294967294 else "expected a private ASN (RFC 6996)"
+
+
+def firewall_rules(inputs: dict[str, Any]) -> Iterator[Found]:
+    sources = ("sourceRanges", "sourceTags", "sourceServiceAccounts")
+    if ("allows" in inputs) == ("denies" in inputs):
+        yield "allows", "give either allows or denies"
+    if inputs.get("direction", "INGRESS") == "INGRESS":
+        if not any(name in inputs for name in sources):
+            yield "sourceRanges", f"one of {', '.join(sources)} is required for INGRESS"
+        if "destinationRanges" in inputs and "sourceRanges" not in inputs:
+            yield "destinationRanges", "needs sourceRanges for INGRESS"
+    elif inputs.get("direction") == "EGRESS":
+        for name in sources[1:]:
+            if inputs.get(name):
+                yield name, "is for INGRESS alone"
+
+
+def public_address(state: State) -> str:
+    """One of the block that RFC 5737 keeps for examples."""
+    return f"203.0.113.{int(state.number) % 254 + 1}"
+
+
+def inner_address(state: State) -> str:
+    return f"10.128.{int(state.number) % 250}.{int(state.number[::-1]) % 250 + 2}"
+
+
+def own_address(state: State) -> str:
+    return inner_address(state) if state.given.get("addressType") == "INTERNAL" else public_address(state)
+
+
+ADDRESS_FIXED = (
+    "address",
+    "addressType",
+    "description",
+    "ipCollection",
+    "ipVersion",
+    "ipv6EndpointType",
+    "name",
+    "network",
+)
+ADDRESS_FIXED += ("networkTier", "prefixLength", "project", "purpose", "region", "subnetwork")
+PORTS = matching(r"\d{1,5}(-\d{1,5})?", "a port or a range of them, such as 22 or 8000-9000")
+
+
+NETWORKS = {
+    "compute/network:Network": Kind(
+        NETWORK.replace("{}", "{name}"),
+        checks={
+            "name": checks.NAME,
+            "mtu": between(1300, 8896),
+            "routingMode": one_of("REGIONAL", "GLOBAL"),
+            "networkFirewallPolicyEnforcementOrder": one_of("BEFORE_CLASSIC_FIREWALL", "AFTER_CLASSIC_FIREWALL"),
+            "bgpBestPathSelectionMode": one_of("LEGACY", "STANDARD"),
+            "bgpInterRegionCost": one_of("DEFAULT", "ADD_COST_TO_MED"),
+            "project": checks.PROJECT,
+        },
+        fixed=(
+            "autoCreateSubnetworks",
+            "description",
+            "internalIpv6Range",
+            "name",
+            "networkProfile",
+            "params",
+            "project",
+        ),
+        defaults={
+            "autoCreateSubnetworks": True,
+            "deleteDefaultRoutesOnCreate": False,
+            "networkFirewallPolicyEnforcementOrder": "AFTER_CLASSIC_FIREWALL",
+        },
+        filled={
+            "bgpBestPathSelectionMode": always("LEGACY"),
+            "gatewayIpv4": always(""),
+            "mtu": always(1460),
+            "networkId": number,
+            "numericId": number,
+            "routingMode": always("REGIONAL"),
+            "selfLink": link,
+        },
+    ),
+    "compute/subnetwork:Subnetwork": Kind(
+        SUBNETWORK.replace("{}", "{name}"),
+        checks={
+            "name": checks.NAME,
+            "ipCidrRange": checks.SUBNETWORK,
+            "secondaryIpRanges[].ipCidrRange": checks.SUBNETWORK,
+            "secondaryIpRanges[].rangeName": checks.NAME,
+            "ipv6AccessType": one_of("EXTERNAL", "INTERNAL"),
+            "logConfig.aggregationInterval": matching(
+                "INTERVAL_(5_SEC|30_SEC|1_MIN|5_MIN|10_MIN|15_MIN)", "an interval such as INTERVAL_5_SEC"
+            ),
+            "logConfig.flowSampling": between(0, 1),
+            "region": checks.REGION,
+            "role": one_of("ACTIVE", "BACKUP"),
+            "stackType": one_of("IPV4_ONLY", "IPV4_IPV6", "IPV6_ONLY"),
+            "project": checks.PROJECT,
+        },
+        rules=subnetwork_rules,
+        growing=("ipCidrRange",),
+        fixed=("description", "name", "network", "project", "purpose", "region", "reservedInternalRange", "params"),
+        filled={
+            "creationTimestamp": moment,
+            "fingerprint": lambda state: fingerprint(state.given),
+            "gatewayAddress": gateway,
+            "privateIpGoogleAccess": always(False),
+            "purpose": always("PRIVATE"),
+            "selfLink": link,
+            "stackType": always("IPV4_ONLY"),
+            "subnetworkId": lambda state: int(state.number),
+        },
+        links={"network": Link(NETWORK)},
+    ),
+    "compute/router:Router": Kind(
+        "projects/{project}/regions/{region}/routers/{name}",
+        checks={
+            "name": checks.NAME,
+            "bgp.advertiseMode": one_of("DEFAULT", "CUSTOM"),
+            "bgp.asn": private_asn,
+            "bgp.keepaliveInterval": between(20, 60),
+            "region": checks.REGION,
+            "project": checks.PROJECT,
+        },
+        apart=(("nccGateway", "network"),),
+        rules=router_rules,
+        fixed=("encryptedInterconnectRouter", "name", "nccGateway", "network", "params", "project", "region"),
+        filled={"creationTimestamp": moment, "selfLink": link},
+        links={"network": Link(NETWORK)},
+    ),
+    "compute/routerNat:RouterNat": Kind(
+        "{project}/{region}/{router}/{name}",
+        checks={
+            "name": matching(
+                "[a-z]([-a-z0-9]{0,61}[a-z0-9])",
+                "2 to 63 lower-case letters, digits and -, first a letter and last no -",
+            ),
+            "autoNetworkTier": one_of("PREMIUM", "STANDARD"),
+            "logConfig.filter": one_of("ERRORS_ONLY", "TRANSLATIONS_ONLY", "ALL"),
+            "natIpAllocateOption": one_of("MANUAL_ONLY", "AUTO_ONLY"),
+            "region": checks.REGION,
+            "sourceSubnetworkIpRangesToNat": one_of(
+                "ALL_SUBNETWORKS_ALL_IP_RANGES", "ALL_SUBNETWORKS_ALL_PRIMARY_IP_RANGES", "LIST_OF_SUBNETWORKS"
+            ),
+            "type": one_of("PUBLIC", "PRIVATE"),
+            "project": checks.PROJECT,
+        },
+        apart=(("initialNatIps", "natIps"), ("initialNatIps", "drainNatIps")),
+        rules=nat_rules,
+        fixed=("endpointTypes", "initialNatIps", "name", "project", "region", "router", "type"),
+        defaults={
+            "icmpIdleTimeoutSec": 30,
+            "tcpEstablishedIdleTimeoutSec": 1200,
+            "tcpTimeWaitTimeoutSec": 120,
+            "tcpTransitoryIdleTimeoutSec": 30,
+            "type": "PUBLIC",
+            "udpIdleTimeoutSec": 30,
+        },
+        filled={"endpointTypes": always(["ENDPOINT_TYPE_VM"]), "autoNetworkTier": always("PREMIUM")},
+        links={"router": Link("projects/{project}/regions/{region}/routers/{}", part=True)},
+    ),
+    "compute/firewall:Firewall": Kind(
+        "projects/{project}/global/firewalls/{name}",
+        checks={
+            "name": checks.NAME,
+            "priority": between(0, 65535),
+            "direction": one_of("INGRESS", "EGRESS"),
+            "logConfig.metadata": one_of("EXCLUDE_ALL_METADATA", "INCLUDE_ALL_METADATA"),
+            "sourceRanges[]": network(0, 128),
+            "destinationRanges[]": network(0, 128),
+            "sourceTags[]": checks.NAME,
+            "targetTags[]": checks.NAME,
+            "allows[].ports[]": PORTS,
+            "denies[].ports[]": PORTS,
+            "project": checks.PROJECT,
+        },
+        apart=(
+            ("sourceServiceAccounts", "sourceTags"),
+            ("sourceServiceAccounts", "targetTags"),
+            ("targetServiceAccounts", "sourceTags"),
+            ("targetServiceAccounts", "targetTags"),
+        ),
+        rules=firewall_rules,
+        fixed=("direction", "name", "params", "project"),
+        defaults={"priority": 1000},
+        filled={"creationTimestamp": moment, "direction": always("INGRESS"), "selfLink": link},
+        links={"network": Link(NETWORK)},
+    ),
+    "compute/address:Address": Kind(
+        "projects/{project}/regions/{region}/addresses/{name}",
+        checks={
+            "name": checks.NAME,
+            "addressType": one_of("INTERNAL", "EXTERNAL"),
+            "networkTier": one_of("PREMIUM", "STANDARD"),
+            "region": checks.REGION,
+            "project": checks.PROJECT,
+        },
+        fixed=ADDRESS_FIXED,
+        defaults={"addressType": "EXTERNAL"},
+        filled={
+            "address": own_address,
+            "addressId": lambda state: int(state.number),
+            "creationTimestamp": moment,
+            "labelFingerprint": label_fingerprint,
+            "selfLink": link,
+            "users": always([]),
+        },
+        links={"network": Link(NETWORK), "subnetwork": Link(SUBNETWORK)},
+        labels="labels",
+    ),
+}

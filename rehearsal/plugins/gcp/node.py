@@ -1,0 +1,149 @@
+"""A rehearsal's Kubernetes in the place of a cluster's: one, with one node that is the node of every pool.
+
+That node has the labels of all pools, where two differ the older one's: that is so for `cloud.google.com/gke-nodepool`,
+which holds one name. It has the taints that all pools have: a pod that some pool would take must find its place.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from command.output import CommandError
+from gcp.cloud import Cloud, Record
+from gcp.kinds import POOL, last
+from kube import run
+from kube.run import Cluster
+
+NONE = {"kubeconfig": "", "context": "", "server": "", "authority": ""}  # before it runs
+NAME = "cloud.google.com/gke-nodepool"
+EFFECTS = {"NO_SCHEDULE": "NoSchedule", "PREFER_NO_SCHEDULE": "PreferNoSchedule", "NO_EXECUTE": "NoExecute"}
+GPU = {"key": "nvidia.com/gpu", "value": "present", "effect": "NO_SCHEDULE"}
+
+Labels = dict[str, str]
+Taints = list[dict[str, str]]
+
+
+async def up() -> dict[str, str]:
+    """The Kubernetes, started where it is not: `kubeconfig` (path), `context`, `server` (host:port), `authority`."""
+    settings = _settings()
+    text = (await run.run(*settings["command"], cwd=settings["cwd"]))[0]
+    found = json.loads(text.splitlines()[-1])
+    async with _cluster(found) as cluster:
+        view = json.loads(await cluster.kubectl("config", "view", "--minify", "--raw", "-o", "json"))
+    entry = view["clusters"][0]["cluster"]
+    return {
+        "kubeconfig": found["kubeconfig"],
+        "context": found["context"],
+        "server": entry["server"].removeprefix("https://"),
+        "authority": entry.get("certificate-authority-data", ""),
+    }
+
+
+async def down() -> None:
+    settings = _settings()
+    await run.run(*settings["down"], cwd=settings["cwd"])
+
+
+def _settings() -> dict[str, Any]:
+    text = os.environ.get("DASKSTACK_REHEARSAL_KUBERNETES")
+    if not text:
+        raise CommandError("a cluster needs a rehearsal's Kubernetes: DASKSTACK_REHEARSAL_KUBERNETES does not say how")
+    return json.loads(text)
+
+
+@asynccontextmanager
+async def changing(cloud: Cloud, identity: str) -> AsyncIterator[list[str]]:
+    """Let the node follow what the block does to the pools of a cluster; the list gets what could not be done."""
+    said: list[str] = []
+    before = pools(cloud, identity)
+    yield said
+    after = pools(cloud, identity)
+    record = cloud.read(identity)
+    if record is None or before == after:
+        return
+    labels, left_out = labels_of(after)
+    said += left_out
+    gone = labels_of(before)[0].keys() - labels.keys()
+    changes = labels | dict.fromkeys(gone)
+    async with _cluster(record["kubernetes"]) as cluster:
+        for node in json.loads(await cluster.kubectl("get", "nodes", "-o", "json"))["items"]:
+            others = [taint for taint in node["spec"].get("taints", []) if bare(taint) not in taints_of(before)]
+            taints = [*others, *(taint for taint in taints_of(after) if taint not in map(bare, others))]
+            patch = json.dumps({"metadata": {"labels": changes}, "spec": {"taints": taints}})
+            await cluster.kubectl("patch", "node", node["metadata"]["name"], "--type=merge", "--patch", patch)
+
+
+def pools(cloud: Cloud, identity: str) -> list[Record]:
+    """The records of a cluster's pools, the oldest first."""
+    return [record for _, record in cloud.records(POOL) if [identity, True] in map(list, record["links"])]
+
+
+def labels_of(found: list[Record]) -> tuple[Labels, list[str]]:
+    """The labels that a node of all these pools has, and what is to be said of those that it cannot have."""
+    labels: Labels = {}
+    left_out = []
+    for record in found:
+        given = record["inputs"].get("nodeConfig", {}).get("labels", {})
+        for key, value in (automatic(record) | given).items():
+            if labels.setdefault(key, value) != value and key in given:
+                left_out.append(
+                    f"the one node of a rehearsal has {key}={labels[key]} and not {value}, as pool"
+                    f" {record['outputs']['name']} would have it: pods that ask for that wait in vain"
+                )
+    return labels, left_out
+
+
+def automatic(record: Record) -> Labels:
+    """The labels that GKE itself gives to a pool's nodes."""
+    outputs = record["outputs"]
+    config, zone = outputs["nodeConfig"], re.search(r"zones/([^/]+)/", outputs["managedInstanceGroupUrls"][0])
+    machine = last(config["machineType"])
+    labels = {
+        NAME: outputs["name"],
+        "cloud.google.com/gke-boot-disk": config["diskType"],
+        "cloud.google.com/gke-os-distribution": "cos" if config["imageType"].startswith("COS") else "ubuntu",
+        "cloud.google.com/machine-family": machine.split("-")[0],
+        "node.kubernetes.io/instance-type": machine,
+    }
+    if zone:
+        labels |= {"topology.kubernetes.io/region": zone[1][:-2], "topology.kubernetes.io/zone": zone[1]}
+    if config.get("spot") is True:
+        labels |= {"cloud.google.com/gke-provisioning": "spot", "cloud.google.com/gke-spot": "true"}
+    if config.get("preemptible") is True:
+        labels["cloud.google.com/gke-preemptible"] = "true"
+    if config.get("workloadMetadataConfig", {}).get("mode") == "GKE_METADATA":
+        labels["iam.gke.io/gke-metadata-server-enabled"] = "true"
+    for accelerator in config.get("guestAccelerators", []):
+        labels["cloud.google.com/gke-accelerator"] = last(accelerator["type"])
+    return labels
+
+
+def taints_of(found: list[Record]) -> Taints:
+    """The taints that all pools have, as Kubernetes writes them."""
+    each = []
+    for record in found:
+        config = record["outputs"]["nodeConfig"]
+        given = [*config.get("taints", []), *([GPU] if config.get("guestAccelerators") else [])]
+        each.append([taint | {"effect": EFFECTS[taint["effect"]]} for taint in given])
+    return [taint for taint in each[0] if all(taint in others for others in each)] if each else []
+
+
+def bare(taint: dict[str, str]) -> dict[str, str]:
+    """A node's taint without the time at which it got it."""
+    return {"key": taint["key"], "value": taint.get("value", ""), "effect": taint["effect"]}
+
+
+@asynccontextmanager
+async def _cluster(found: dict[str, str]) -> AsyncIterator[Cluster]:
+    cluster = Cluster(found["kubeconfig"], found["context"])
+    try:
+        yield cluster
+    finally:
+        cluster.forget()
+
+
+BUSY = asyncio.Lock()  # one change at a time: both read what the other writes

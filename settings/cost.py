@@ -1,0 +1,108 @@
+"""About what a stack costs: pure functions of its settings and of prices.yaml."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from settings.google import Pool
+
+HOURS = 730  # of a month, as Google counts
+SYSTEM_CPU, SYSTEM_MEMORY = 0.5, 1.0  # what Kubernetes' own pods take of each node: processors, GiB
+
+
+@cache
+def prices() -> dict[str, Any]:
+    return yaml.safe_load((Path(__file__).parent / "prices.yaml").read_text())
+
+
+class Machine(NamedTuple):
+    cpus: int
+    memory: float
+    """GB"""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A part of the bill, in US dollars per hour; None where the price is not known."""
+
+    name: str
+    up: float | None
+    idle: float | None
+
+
+def machine(name: str) -> Machine | None:
+    """A machine type's size, None where it is not one that prices.yaml can tell."""
+    found = re.fullmatch(r"(\w+)-(\w+)-(\d+)", name)
+    if not found:
+        return None
+    family, shape, cpus = found.groups()
+    shapes = prices()["shapes"]
+    each = shapes.get(f"{family}-{shape}", shapes.get(shape))
+    return Machine(int(cpus), int(cpus) * each) if each and family in prices()["families"] else None
+
+
+def machine_price(name: str, spot: bool, own: Mapping[str, float]) -> float | None:
+    size = machine(name)
+    if name in own or size is None:
+        return own.get(name)
+    cpu, gb = prices()["families"][name.split("-")[0]]
+    return (size.cpus * cpu + size.memory * gb) * (prices()["spot"] if spot else 1)
+
+
+def allocatable(size: Machine) -> tuple[float, float]:
+    """Processors and GiB that pods of ours can have of a GKE node: less what Google reserves, and its own pods."""
+    reserved = sum(share for number, share in zip(range(size.cpus), (0.06, 0.01, 0.005, 0.005), strict=False))
+    reserved += max(0, size.cpus - 4) * 0.0025
+    kept, rest = 0.1, size.memory
+    for step, share in ((4, 0.25), (4, 0.2), (8, 0.1), (112, 0.06), (math.inf, 0.02)):
+        kept += min(rest, step) * share
+        rest = max(0.0, rest - step)
+    return size.cpus - reserved - SYSTEM_CPU, size.memory - kept - SYSTEM_MEMORY
+
+
+def nodes(count: int, cpu: float, gib: float, size: Machine | None) -> int | None:
+    """Nodes for so many pods of this size: one each where the node's is not known, None where no pod fits."""
+    if size is None:
+        return count
+    cpus, memory = allocatable(size)
+    fitting = min(math.floor(cpus / cpu), math.floor(memory / gib))
+    return math.ceil(count / fitting) if fitting else None
+
+
+def pool(name: str, kind: Pool, up: int, idle: int, own: Mapping[str, float]) -> Iterator[Item]:
+    """A pool's nodes with their disks and GPUs, while workers run and while none does."""
+    spot = getattr(kind, "spot", False)
+    price = machine_price(kind.machine, spot, own)
+    disk = kind.disk * own.get("disk", prices()["others"]["disk"]) / HOURS
+
+    def item(what: str, each: float | None) -> Item:
+        return Item(what, *(None if each is None else count * each for count in (up, idle)))
+
+    yield item(f"{up} {kind.machine}{' spot' if spot else ''} for {name}", price)
+    yield item(f"their disks, {kind.disk} GB each", disk)
+    if accelerators := getattr(kind, "accelerators", None):
+        each = own.get(accelerators.type, prices()["accelerators"].get(accelerators.type))
+        what = f"their GPUs, {accelerators.count} {accelerators.type} each"
+        yield item(what, None if each is None else accelerators.count * each)
+
+
+def total(items: list[Item]) -> tuple[float, float]:
+    """Dollars per hour, while workers run and while none does; what is not known counts as nothing."""
+    return sum(item.up or 0 for item in items), sum(item.idle or 0 for item in items)
+
+
+def table(items: list[Item]) -> str:
+    """For people: each part, the sum, and the sum of a month."""
+    rows = [(item.name, item.up, item.idle) for item in items] + [("about", *total(items))]
+    lines = [f"{'US dollars an hour':<44} {'at work':>8} {'idle':>8}"]
+    for name, *amounts in rows:
+        lines.append(f"{name:<44} " + " ".join("unknown ".rjust(8) if a is None else f"{a:8.3f}" for a in amounts))
+    up, idle = (round(amount * HOURS) for amount in total(items))
+    lines.append(f"{'a month of it':<44} {up:>8} {idle:>8}")
+    return "\n".join(line.rstrip() for line in lines) + f"\nlist prices of {prices()['asOf']}, without traffic"

@@ -1,0 +1,169 @@
+"""What a stack may say about a cluster that it makes in Google Cloud."""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from settings.common import Conflict, Listed, Networks, Section, not_the_world
+
+
+def matching(pattern: str, what: str) -> AfterValidator:
+    """A check that a text is `what`, such as "a project's id, e.g. my-project"."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{text!r} is not {what}")
+        return text
+
+    return AfterValidator(check)
+
+
+def valid_private(text: str) -> str:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network; write e.g. 10.8.0.0/20") from None
+    if network.version != 4 or not network.is_private:
+        raise ValueError(f"{text} is not a private network; write one within 10.0.0.0/8, e.g. 10.8.0.0/20")
+    return text
+
+
+NAME = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+Project = Annotated[str, matching(r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id; write e.g. my-project")]
+Location = Annotated[
+    str, matching(r"[a-z]+-[a-z]+[0-9]+(-[a-z])?", "a zone or region; write e.g. us-central1-a, or us-central1")
+]
+Machine = Annotated[str, matching(r"[a-z][a-z0-9]*(-[a-z0-9]+){1,4}", "a machine type; write e.g. n1-standard-4")]
+Email = Annotated[str, matching(r"[^@\s:]+@[^@\s:]+\.[^@\s:]+", "an e-mail address; write e.g. me@example.com")]
+Name = Annotated[str, matching(NAME, "a name in Google Cloud; write e.g. my-network")]
+Private = Annotated[str, AfterValidator(valid_private)]
+KmsKey = Annotated[
+    str,
+    matching(
+        r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+",
+        "a key; write e.g. projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key",
+    ),
+]
+
+
+class GivenNetwork(Section):
+    """A network that is there already: a subnetwork of it, and the subnetwork's ranges for pods and services."""
+
+    name: Name = Field(examples=["my-network"])
+    subnetwork: Name = Field(examples=["my-subnetwork"])
+    pods: Name = Field(examples=["pods"])
+    services: Name = Field(examples=["services"])
+
+
+class Ranges(Section):
+    """Addresses of a network of the stack's own. 2,048 pods are room for 16 nodes, for each has 128."""
+
+    nodes: Private = "10.8.0.0/22"
+    pods: Private = "10.12.0.0/17"
+    services: Private = "10.8.16.0/22"
+
+
+class Pool(Section):
+    """Machines of one kind; `disk` is in GB."""
+
+    machine: Machine = "e2-standard-2"
+    disk: int = Field(50, ge=20, le=65536)
+    max_nodes: int | None = Field(None, ge=1, le=1000, examples=[10])
+
+
+class Accelerators(Section):
+    """GPUs of each node; each worker asks for one."""
+
+    type: Name = Field(examples=["nvidia-tesla-t4"])
+    count: int = Field(1, ge=1, le=16)
+
+
+class WorkerPool(Pool):
+    machine: Machine = "n1-standard-4"
+    disk: int = Field(100, ge=20, le=65536)
+    spot: bool = False
+    min_nodes: int = Field(0, ge=0, le=1000)
+    accelerators: Accelerators | None = Field(None, examples=[{"type": "nvidia-tesla-t4"}])
+    labels: dict[str, str] = Field({})
+    taints: Annotated[tuple[dict[str, Any], ...], Listed] = Field(
+        (), examples=[[{"key": "team", "value": "a", "effect": "NO_SCHEDULE"}]]
+    )
+
+
+class Hardening(Section):
+    """Each default is what Google's hardening guide asks for; some need to relax one. The last four cost something."""
+
+    private_nodes: bool = True  # no node has an address on the internet
+    # The first enforces NetworkPolicies.
+    dataplane: Literal["ADVANCED_DATAPATH", "LEGACY_DATAPATH"] = "ADVANCED_DATAPATH"
+    workload_identity: bool = True  # pods get no rights from their node
+    shielded_nodes: bool = True
+    secure_boot: bool = True
+    integrity_monitoring: bool = True
+    image_type: Literal["COS_CONTAINERD", "UBUNTU_CONTAINERD"] = "COS_CONTAINERD"
+    auto_repair: bool = True
+    logging: Annotated[tuple[str, ...], Listed] = ("SYSTEM_COMPONENTS", "WORKLOADS")
+    monitoring: Annotated[tuple[str, ...], Listed] = ("SYSTEM_COMPONENTS",)
+    security_posture: Literal["BASIC", "DISABLED"] = "BASIC"
+    cost_allocation: bool = True
+    database_key: KmsKey | None = Field(None, examples=["projects/p/locations/l/keyRings/r/cryptoKeys/k"])
+    disk_key: KmsKey | None = Field(None, examples=["projects/p/locations/l/keyRings/r/cryptoKeys/k"])
+    binary_authorization: bool = False
+    sandbox: bool = False  # workers run under gVisor
+
+
+class GoogleCluster(Section):
+    """A GKE cluster of the stack's own; zonal where `location` is a zone."""
+
+    source: Literal["gcp"] = Field(examples=["gcp"])
+    project: Project = Field(examples=["my-project"])
+    location: Location = Field(examples=["us-central1-a"])
+    release_channel: Literal["RAPID", "REGULAR", "STABLE", "EXTENDED"] = "REGULAR"
+    version: Annotated[str, matching(r"1\.[0-9]+(\.[0-9]+(-gke\.[0-9]+)?)?", 'a version; write e.g. "1.33"')] | None = (
+        Field(None, examples=["1.33"])
+    )
+    # Destroying takes two steps then; what it saves is a cluster that somebody deletes by mistake.
+    deletion_protection: bool = False
+    authorized_networks: Networks = Field((), examples=[["203.0.113.7/32"]])
+    admins: Annotated[tuple[Email, ...], Listed] = Field((), examples=[["me@example.com"]])
+    network: GivenNetwork | None = Field(
+        None, examples=[{"name": "n", "subnetwork": "s", "pods": "pods", "services": "services"}]
+    )
+    ranges: Ranges = Ranges()
+    system: Pool = Pool()
+    workers: WorkerPool = WorkerPool()
+    hardening: Hardening = Hardening()
+
+    @property
+    def region(self) -> str:
+        return "-".join(self.location.split("-")[:2])
+
+    def conflicts(self) -> Iterator[Conflict]:
+        place = ("cluster", "authorizedNetworks")
+        yield from not_the_world({place: self.authorized_networks})
+        if self.network and "ranges" in self.model_fields_set:
+            place = ("cluster", "ranges")
+            yield place, [place, ("cluster", "network")], "are those of a network of its own; leave out one of the two"
+        ranges = {name: ipaddress.ip_network(getattr(self.ranges, name)) for name in Ranges.model_fields}
+        for (one, first), (other, second) in combinations(ranges.items(), 2):
+            if first.overlaps(second):
+                place = ("cluster", "ranges", other)
+                yield place, [place, ("cluster", "ranges", one)], f"{second} overlaps {one}, {first}; choose another"
+        most, least = self.workers.max_nodes, self.workers.min_nodes
+        if most is not None and most < least:
+            place = ("cluster", "workers", "maxNodes")
+            text = f"{most} is less than minNodes, {least}; write at least {least}"
+            yield place, [place, ("cluster", "workers", "minNodes")], text
+        hardening = self.hardening
+        if not hardening.shielded_nodes and hardening.secure_boot:
+            place = ("cluster", "hardening", "secureBoot")
+            text = "needs shielded nodes; set it to false, too, or leave out shieldedNodes: false"
+            yield place, [place, ("cluster", "hardening", "shieldedNodes")], text
+        if hardening.sandbox and self.workers.accelerators:
+            place = ("cluster", "hardening", "sandbox")
+            text = "has no GPUs in this program; leave out one of the two"
+            yield place, [place, ("cluster", "workers", "accelerators")], text

@@ -1,0 +1,88 @@
+"""What a stack costs, against counts by hand from Google's price lists."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import settings
+from settings import cost
+
+PROJECT = Path(__file__).parents[2]
+DISK = 0.10 / 730  # a GB of balanced disk for an hour
+NODE = 2 * 0.02181159 + 8 * 0.00292353 + 50 * DISK  # e2-standard-2 with its disk, for scheduler and Jupyter
+N1 = 4 * 0.031611 + 15 * 0.004237  # n1-standard-4
+NOTEBOOKS = 10 * DISK
+
+
+def stack(cluster: dict[str, Any] | None = None, **changed: Any) -> settings.Gke:
+    where = {"source": "gcp", "project": "my-project", "location": "us-central1-a"}
+    return settings.parse({"target": "gke", "cluster": where | (cluster or {}), **changed}, PROJECT)
+
+
+# Three workers of one processor fit on one node. The fee; NAT for two nodes, and its address.
+SMALL = 0.10 + NODE + N1 + 100 * DISK + NOTEBOOKS + 2 * 0.0014 + 0.005
+# Twelve workers of 3 processors: one on each of 12 spot nodes, none when idle; 13 nodes at work behind NAT, one idle.
+SPOT = 0.10 + NODE + 12 * (0.4 * N1 + 100 * DISK) + NOTEBOOKS + 13 * 0.0014 + 0.005
+SPOT_IDLE = 0.10 + NODE + NOTEBOOKS + 0.0014 + 0.005
+# Two GPU nodes in a network that is there, with a public notebook and two nodes kept.
+GPU = 0.10 + NODE + 2 * (N1 + 200 * DISK + 0.35) + NOTEBOOKS + 0.025
+GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
+
+
+@pytest.mark.parametrize(
+    ("found", "up", "idle"),
+    [
+        (stack(), SMALL, SMALL),
+        (
+            stack({"workers": {"spot": True}}, workers={"replicas": 12, "cpu": 3}, limits={"idle": "1h"}),
+            SPOT,
+            SPOT_IDLE,
+        ),
+        (
+            stack(
+                {
+                    "network": GIVEN,
+                    "workers": {"disk": 200, "minNodes": 2, "accelerators": {"type": "nvidia-tesla-t4"}},
+                },
+                expose={"jupyter": {"sources": ["203.0.113.0/24"]}},
+                limits={"idle": "1h"},
+            ),
+            GPU,
+            GPU,
+        ),
+    ],
+    ids=["plain", "spot", "gpu"],
+)
+def test_the_cost_is_what_the_price_lists_give_by_hand(found: settings.Gke, up: float, idle: float) -> None:
+    assert cost.total(found.bill()) == pytest.approx((up, idle))
+
+
+def test_machines_that_are_not_there_are_paid_at_the_users_own_price() -> None:
+    cluster = stack({"workers": {"machine": "a3-mega"}}, prices={"a3-mega": 60.0, "cluster": 0.0})
+    assert cost.total(cluster.bill())[0] == pytest.approx(SMALL - 0.10 - N1 + 3 * 60 + 2 * (100 * DISK + 0.0014))
+
+
+def test_a_price_that_is_not_known_is_said() -> None:
+    assert "3 a3-mega for workers" in (table := cost.table(stack({"workers": {"machine": "a3-mega"}}).bill()))
+    assert "unknown" in table
+
+
+@pytest.mark.parametrize(
+    ("settings_", "words"),
+    [
+        ({"limits": {"hourlyCost": 0.3}}, ["limits.hourlyCost: 0.3 is less than what the stack costs, about 0.39"]),
+        (
+            {"limits": {"hourlyCost": 9}, "cluster": {"workers": {"machine": "a3-mega"}}},
+            ["limits.hourlyCost: cannot be kept", "a3-mega", "prices"],
+        ),
+        ({"prices": {"n1-standard-9": 1.0}}, ["prices.n1-standard-9: is nothing that this stack pays for"]),
+        ({"workers": {"cpu": 4}}, ["workers: one of 4 processors", "does not fit on a n1-standard-4"]),
+        ({"workers": {"memory": "13 GiB"}}, ["does not fit on a n1-standard-4", "write less, or a larger"]),
+    ],
+)
+def test_a_stack_that_costs_too_much_or_cannot_be_placed_is_refused(settings_: dict, words: list[str]) -> None:
+    with pytest.raises(settings.SettingsError) as caught:
+        stack(settings_.pop("cluster", None), **settings_)
+    [problem] = caught.value.problems
+    assert all(word in problem for word in words), problem

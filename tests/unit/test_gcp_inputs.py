@@ -1,0 +1,280 @@
+"""What the stand-in for gcp says to arguments, without the engine; in a rehearsal's preview it is the same."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from daskstack import engine
+from daskstack.engine import PROJECT
+
+sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
+
+from command import wire
+from command.output import CommandError
+from gcp import cloud, inputs
+from gcp.kinds import KUBERNETES
+from gcp.table import KINDS
+
+CONFIG = {"project": "my-project", "region": "us-central1", "zone": "us-central1-a"}
+NETWORK, SUBNETWORK = "compute/network:Network", "compute/subnetwork:Subnetwork"
+CLUSTER, POOL = "container/cluster:Cluster", "container/nodePool:NodePool"
+ROUTER, NAT = "compute/router:Router", "compute/routerNat:RouterNat"
+FIREWALL, ADDRESS = "compute/firewall:Firewall", "compute/address:Address"
+DISK, INSTANCE, ATTACHED = "compute/disk:Disk", "compute/instance:Instance", "compute/attachedDisk:AttachedDisk"
+IMAGE = {"initializeParams": {"image": "debian-cloud/debian-13"}}
+# What is right, to be made wrong in one place.
+RIGHT: dict[str, dict[str, Any]] = {
+    NETWORK: {"name": "net"},
+    SUBNETWORK: {"name": "sub", "network": "net", "ipCidrRange": "10.8.0.0/22"},
+    ROUTER: {"name": "router", "network": "net"},
+    NAT: {"name": "nat", "router": "router", "sourceSubnetworkIpRangesToNat": "ALL_SUBNETWORKS_ALL_IP_RANGES"},
+    CLUSTER: {"name": "c", "removeDefaultNodePool": True, "initialNodeCount": 1},
+    POOL: {"name": "pool", "cluster": "c"},
+    FIREWALL: {
+        "name": "fw",
+        "network": "net",
+        "allows": [{"protocol": "tcp", "ports": ["22"]}],
+        "sourceRanges": ["::/0"],
+    },
+    ADDRESS: {"name": "address"},
+    DISK: {"name": "disk", "size": 10},
+    INSTANCE: {"name": "vm", "machineType": "e2-small", "bootDisk": IMAGE, "networkInterfaces": [{"network": "net"}]},
+    ATTACHED: {"disk": "disk", "instance": "vm"},
+    "serviceaccount/account:Account": {"accountId": "dask-nodes"},
+    "projects/iAMMember:IAMMember": {"project": "my-project", "role": "roles/viewer", "member": "user:a@b.org"},
+    "projects/service:Service": {"service": "compute.googleapis.com"},
+}
+
+
+def problems(kind: str, changed: dict[str, Any], config: dict[str, Any] = CONFIG) -> dict[str, str]:
+    return dict(inputs.problems(kind, RIGHT[kind] | changed, config))
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_what_is_right_is_taken(kind):
+    assert problems(kind, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "place", "reason"),
+    [
+        (NETWORK, {"mtuu": 1}, "mtuu", "is mtu meant?"),
+        (NETWORK, {"mtu": "large"}, "mtu", "expected a value of type int"),
+        (NETWORK, {"mtu": 9000}, "mtu", "expected 1300 to 8896, found 9000"),
+        (NETWORK, {"name": "Net"}, "name", "lower-case"),
+        (NETWORK, {"name": "n" * 64}, "name", "1 to 63"),
+        (NETWORK, {"routingMode": "LOCAL"}, "routingMode", "REGIONAL, GLOBAL"),
+        (SUBNETWORK, {"ipCidrRange": "10.8.0.1/22"}, "ipCidrRange", "has host bits set"),
+        (SUBNETWORK, {"ipCidrRange": "10.8.0.0"}, "ipCidrRange", "expected a network"),
+        (SUBNETWORK, {"ipCidrRange": "10.8.0.0/30"}, "ipCidrRange", "of /4 to /29"),
+        (SUBNETWORK, {"region": "here"}, "region", "expected a region"),
+        (
+            SUBNETWORK,
+            {"secondaryIpRanges": [{"rangeName": "pods", "ipCidrRange": "10.8.1.0/24"}]},
+            "secondaryIpRanges[0].ipCidrRange",
+            "10.8.1.0/24 overlaps 10.8.0.0/22",
+        ),
+        (
+            SUBNETWORK,
+            {"secondaryIpRanges": [{"ipCidrRange": "10.9.0.0/24"}]},
+            "secondaryIpRanges[0].rangeName",
+            "required",
+        ),
+        (ROUTER, {"nccGateway": "g"}, "nccGateway", "conflicts with network"),
+        (ROUTER, {"bgp": {"asn": 1}}, "bgp.asn", "private ASN"),
+        (NAT, {"logConfig": {"enable": True}}, "logConfig.filter", "is required"),
+        (NAT, {"natIps": ["a"]}, "natIps", "MANUAL_ONLY"),
+        (NAT, {"subnetworks": [{"name": "a", "sourceIpRangesToNats": ["ALL"]}]}, "subnetworks", "LIST_OF_SUBNETWORKS"),
+        (CLUSTER, {"name": "c" * 41}, "name", "1 to 40"),
+        (CLUSTER, {"location": "europe"}, "location", "a region or a zone"),
+        (CLUSTER, {"enableAutopilot": False}, "removeDefaultNodePool", "conflicts with enableAutopilot"),
+        (CLUSTER, {"nodePools": [{}]}, "initialNodeCount", "conflicts with nodePools"),
+        (CLUSTER, {"initialNodeCount": 0}, "initialNodeCount", "at least 1 node"),
+        (CLUSTER, {"removeDefaultNodePool": False}, "removeDefaultNodePool", "keeps its default pool"),
+        (
+            CLUSTER,
+            {"ipAllocationPolicy": {"clusterIpv4CidrBlock": "/14", "servicesSecondaryRangeName": "s"}},
+            "ipAllocationPolicy.clusterIpv4CidrBlock",
+            "conflicts with ipAllocationPolicy.servicesSecondaryRangeName",
+        ),
+        (
+            CLUSTER,
+            {"clusterIpv4Cidr": "10.0.0.0/14", "ipAllocationPolicy": {}},
+            "clusterIpv4Cidr",
+            "conflicts with ipAllocationPolicy",
+        ),
+        (CLUSTER, {"clusterIpv4Cidr": "8.0.0.0/14"}, "clusterIpv4Cidr", "within 10.0.0.0/8"),
+        (CLUSTER, {"privateClusterConfig": {}}, "privateClusterConfig", "give one of"),
+        (
+            CLUSTER,
+            {"privateClusterConfig": {"masterIpv4CidrBlock": "10.0.0.0/24"}},
+            "privateClusterConfig.masterIpv4CidrBlock",
+            "of /28",
+        ),
+        (
+            CLUSTER,
+            {"masterAuthorizedNetworksConfig": {"cidrBlocks": [{"cidrBlock": "me"}]}},
+            "masterAuthorizedNetworksConfig.cidrBlocks[0].cidrBlock",
+            "expected a network",
+        ),
+        (CLUSTER, {"networkingMode": "ROUTES", "ipAllocationPolicy": {}}, "ipAllocationPolicy", "VPC_NATIVE"),
+        (CLUSTER, {"resourceLabels": {"Label": "a"}}, "resourceLabels", "lower-case letters"),
+        (CLUSTER, {"nodeConfig": {"diskSizeGb": 9}}, "nodeConfig.diskSizeGb", "at least 10, found 9"),
+        (CLUSTER, {"releaseChannel": {"channel": "FAST"}}, "releaseChannel.channel", "RAPID"),
+        (
+            CLUSTER,
+            {"project": "my-project", "workloadIdentityConfig": {"workloadPool": "other.svc.id.goog"}},
+            "workloadIdentityConfig.workloadPool",
+            "my-project.svc.id.goog",
+        ),
+        (
+            CLUSTER,
+            {"masterAuth": {"clientCertificateConfig": {"issueClientCertificate": True}}},
+            "masterAuth.clientCertificateConfig.issueClientCertificate",
+            "does not know client certificates",
+        ),
+        (POOL, {"cluster": None}, "cluster", "is required"),
+        (POOL, {"namePrefix": "p"}, "name", "conflicts with namePrefix"),
+        (POOL, {"nodeCount": 1, "autoscaling": {"maxNodeCount": 2}}, "nodeCount", "conflicts with autoscaling"),
+        (POOL, {"autoscaling": {"minNodeCount": 1, "totalMaxNodeCount": 2}}, "autoscaling", "for each zone"),
+        (POOL, {"autoscaling": {"minNodeCount": 3, "maxNodeCount": 2}}, "autoscaling.minNodeCount", "is more than"),
+        (POOL, {"nodeConfig": {"machineType": "big"}}, "nodeConfig.machineType", "a machine type"),
+        (POOL, {"nodeConfig": {"labels": {"a b": "c"}}}, "nodeConfig.labels", "labels of Kubernetes"),
+        (
+            POOL,
+            {"nodeConfig": {"taints": [{"key": "a", "value": "b", "effect": "NoSchedule"}]}},
+            "nodeConfig.taints[0].effect",
+            "NO_SCHEDULE",
+        ),
+        (
+            POOL,
+            {"nodeConfig": {"kubeletConfig": {"readonly": 1}}},
+            "nodeConfig.kubeletConfig.readonly",
+            "no such argument",
+        ),
+        (POOL, {"nodeConfig": []}, "nodeConfig", "expected an object"),
+        (FIREWALL, {"priority": 70000}, "priority", "0 to 65535"),
+        (FIREWALL, {"sourceRanges": None}, "sourceRanges", "is required for INGRESS"),
+        (FIREWALL, {"denies": [{"protocol": "tcp"}]}, "allows", "either allows or denies"),
+        (FIREWALL, {"sourceRanges": ["10.0.0.1/8"]}, "sourceRanges[0]", "has host bits set"),
+        (FIREWALL, {"allows": [{"protocol": "tcp", "ports": ["ssh"]}]}, "allows[0].ports[0]", "such as 22"),
+        (FIREWALL, {"sourceTags": ["a"], "targetServiceAccounts": ["b"]}, "targetServiceAccounts", "sourceTags"),
+        (ADDRESS, {"addressType": "PUBLIC"}, "addressType", "INTERNAL, EXTERNAL"),
+        (DISK, {"size": 0}, "size", "1 to 65536"),
+        (DISK, {"zone": "us-central1"}, "zone", "a zone"),
+        (
+            INSTANCE,
+            {"bootDisk": IMAGE | {"source": "disk"}},
+            "bootDisk.source",
+            "conflicts with bootDisk.initializeParams",
+        ),
+        (INSTANCE, {"bootDisk": {}}, "bootDisk", "initializeParams or source"),
+        (INSTANCE, {"networkInterfaces": None}, "networkInterfaces", "is required"),
+        (INSTANCE, {"scheduling": {"provisioningModel": "SPOT"}}, "scheduling.automaticRestart", "has to be false"),
+        (INSTANCE, {"tags": ["A"]}, "tags[0]", "lower-case"),
+        (INSTANCE, {"labels": {"a": "A"}}, "labels", "lower-case"),
+        (INSTANCE, {"bootDisk": {"initializeParams": {"size": 5}}}, "bootDisk.initializeParams.size", "at least 10"),
+        ("serviceaccount/account:Account", {"accountId": "dask"}, "accountId", "6 to 30"),
+        ("projects/iAMMember:IAMMember", {"role": "viewer"}, "role", "such as roles/viewer"),
+        ("projects/iAMMember:IAMMember", {"member": "a@b.org"}, "member", "serviceAccount:"),
+        ("projects/service:Service", {"service": "compute"}, "service", "compute.googleapis.com"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_its_place_and_what_would_be_right(kind, changed, place, reason):
+    given = {key: value for key, value in (RIGHT[kind] | changed).items() if value is not None}
+    found = dict(inputs.problems(kind, given, CONFIG))
+    assert reason in found[place]
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_values_that_are_not_known_yet_are_taken(kind):
+    known = {"name", "accountId", "removeDefaultNodePool"}
+    assert problems(kind, {key: wire.UNKNOWN for key in RIGHT[kind] if key not in known}) == {}
+
+
+def test_a_place_that_neither_resource_nor_provider_say_is_asked_for():
+    assert set(problems(CLUSTER, {}, {})) == {"project", "location"}
+    assert set(problems(SUBNETWORK, {}, {})) == {"project", "region"}
+    assert problems(SUBNETWORK, {}, {"project": "my-project", "zone": "us-central1-a"}) == {}
+    assert problems(POOL, {"cluster": "projects/my-project/locations/us-central1/clusters/c"}, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "expected"),
+    [
+        (NETWORK, {}, {"mtu": 1500}, "update"),
+        (NETWORK, {}, {"autoCreateSubnetworks": True}, "same"),
+        (NETWORK, {}, {"autoCreateSubnetworks": False}, "replace"),
+        (SUBNETWORK, {}, {"network": "projects/my-project/global/networks/net"}, "same"),
+        (SUBNETWORK, {}, {"network": "other"}, "replace"),
+        (SUBNETWORK, {}, {"ipCidrRange": "10.8.0.0/20"}, "update"),
+        (SUBNETWORK, {}, {"ipCidrRange": "10.8.0.0/24"}, "replace"),
+        (CLUSTER, {}, {"deletionProtection": False}, "update"),
+        (CLUSTER, {}, {"resourceLabels": {"a": "b"}}, "update"),
+        (CLUSTER, {}, {"location": "us-central1"}, "replace"),
+        (CLUSTER, {}, {"datapathProvider": "ADVANCED_DATAPATH"}, "replace"),
+        (CLUSTER, {}, {"releaseChannel": {"channel": "RAPID"}}, "update"),
+        (POOL, {"nodeCount": 1}, {"nodeCount": 2}, "update"),
+        (POOL, {}, {"autoscaling": {"maxNodeCount": 2}}, "update"),
+        (POOL, {"nodeConfig": {"machineType": "e2-small"}}, {"nodeConfig": {"machineType": "e2-large"}}, "update"),
+        (POOL, {"nodeConfig": {}}, {"nodeConfig": {"spot": False}}, "same"),
+        (POOL, {"nodeConfig": {}}, {"nodeConfig": {"spot": True}}, "replace"),
+        (POOL, {"nodeConfig": {"oauthScopes": ["a"]}}, {"nodeConfig": {"oauthScopes": ["b"]}}, "replace"),
+        (POOL, {}, {"name": "other"}, "replace"),
+        (CLUSTER, {}, {"masterAuth": {"clientCertificateConfig": {"issueClientCertificate": False}}}, "same"),
+        (FIREWALL, {}, {"priority": 1}, "update"),
+        (FIREWALL, {}, {"direction": "EGRESS"}, "replace"),
+        (ADDRESS, {}, {"labels": {"a": "b"}}, "update"),
+        (ADDRESS, {}, {"networkTier": "STANDARD"}, "replace"),
+        (DISK, {}, {"size": 20}, "update"),
+        (DISK, {}, {"size": 5}, "replace"),
+        (INSTANCE, {}, {"machineType": "e2-large"}, "update"),
+        (INSTANCE, {}, {"scheduling": {"onHostMaintenance": "TERMINATE"}}, "update"),
+        (INSTANCE, {}, {"scheduling": {"preemptible": True}}, "replace"),
+        (INSTANCE, {}, {"attachedDisks": [{"source": "disk"}]}, "update"),
+        (INSTANCE, {}, {"networkInterfaces": [{"network": "projects/my-project/global/networks/net"}]}, "same"),
+        (INSTANCE, {}, {"networkInterfaces": [{"network": "net", "accessConfigs": [{}]}]}, "update"),
+        (INSTANCE, {}, {"networkInterfaces": [{"network": "net", "nicType": "GVNIC"}]}, "replace"),
+        (INSTANCE, {}, {"networkInterfaces": [{"network": "net"}, {"network": "other"}]}, "replace"),
+        (INSTANCE, {}, {"bootDisk": {"initializeParams": {"image": "other"}}}, "replace"),
+    ],
+)
+def test_a_change_is_made_in_place_where_the_official_plugin_makes_it_so(kind, old, new, expected):
+    found, replacing, first = inputs.changes(KINDS[kind], RIGHT[kind] | old, RIGHT[kind] | new)
+    assert ("replace" if replacing else "update" if found else "same") == expected
+    assert first == (expected == "replace" and "name" not in new), "a given name is free only once the old one has gone"
+
+
+def test_a_name_is_made_up_once():
+    made = inputs.complete(KINDS[CLUSTER], {}, {}, "My-Cluster")
+    assert made["name"].startswith("my-cluster-") and len(made["name"]) == len("my-cluster-") + 7
+    assert inputs.complete(KINDS[CLUSTER], {}, made, "My-Cluster") == made
+    assert inputs.complete(KINDS[CLUSTER], {"name": "c"}, made, "My-Cluster")["name"] == "c"
+
+
+def test_the_projects_own_labels_and_the_providers_are_effective():
+    config = CONFIG | {"defaultLabels": {"team": "a", "stack": "default"}}
+    _, record = cloud.new_record(
+        CLUSTER,
+        RIGHT[CLUSTER] | {"resourceLabels": {"stack": "mine"}},
+        config,
+        kubernetes={"server": "", "authority": ""},
+    )
+    assert record["outputs"]["effectiveLabels"] == {"goog-pulumi-provisioned": "true", "team": "a", "stack": "mine"}
+
+
+def test_a_machine_is_not_stopped_for_a_change_unless_the_program_lets_it_be():
+    old, new = RIGHT[INSTANCE], RIGHT[INSTANCE] | {"machineType": "e2-large"}
+    with pytest.raises(CommandError, match="machineType changes only while the machine is off"):
+        inputs.refuse_to_stop(INSTANCE, old, new)
+    inputs.refuse_to_stop(INSTANCE, old, new | {"allowStoppingForUpdate": True})
+    inputs.refuse_to_stop(INSTANCE, old, old | {"labels": {"a": "b"}})
+
+
+def test_versions_are_those_of_the_kubernetes_and_of_the_package():
+    assert KUBERNETES == engine.KUBERNETES
+    known = json.loads((PROJECT / "rehearsal" / "plugins" / "gcp" / "arguments.json").read_text())
+    assert known["version"] == engine.GCP_PLUGIN
+    assert known["resources"].keys() == KINDS.keys()
