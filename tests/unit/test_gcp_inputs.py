@@ -194,6 +194,12 @@ def test_values_that_are_not_known_yet_are_taken(kind):
     assert problems(kind, {key: wire.UNKNOWN for key in RIGHT[kind] if key not in known}) == {}
 
 
+def test_what_is_known_beside_what_is_not_is_still_looked_at():
+    config = {"serviceAccount": wire.UNKNOWN, "labels": {"key": wire.UNKNOWN}}
+    assert problems(POOL, {"nodeConfig": config, "nodeLocations": [wire.UNKNOWN]}) == {}
+    assert set(problems(POOL, {"nodeConfig": config | {"diskSizeGb": 9}})) == {"nodeConfig.diskSizeGb"}
+
+
 def test_a_place_that_neither_resource_nor_provider_say_is_asked_for():
     assert set(problems(CLUSTER, {}, {})) == {"project", "location"}
     assert set(problems(SUBNETWORK, {}, {})) == {"project", "region"}
