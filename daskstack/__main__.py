@@ -17,6 +17,8 @@ def summary(stack: str) -> None:
     woken = wake(outputs["client"])
     print()
     print(outputs["check"])
+    if "cost" in outputs:
+        print(f"\n{outputs['cost']}\n")
     if woken:
         print(f"{'idle':<12} the cluster slept; {woken} workers come back within minutes")
     print()

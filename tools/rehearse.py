@@ -32,7 +32,7 @@ class Rehearsal:
 
     def __init__(self, stack: str, folder: Path) -> None:
         self.stack, self.folder, self.project = stack, folder, PROJECT
-        self.environ = engine.rehearsal(folder / "state")
+        self.environ = engine.rehearsal(folder / "state") | {"KUBECACHEDIR": str(folder / "kubecache")}
         self.settings = folder / f"Pulumi.{stack}.yaml"
         shutil.copy(PROJECT / "Pulumi.yaml", folder)
 

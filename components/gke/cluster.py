@@ -1,5 +1,6 @@
 """A GKE cluster by Google's hardening guide, with a network and a node account of its own."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, TypedDict
@@ -8,11 +9,11 @@ import pulumi
 import pulumi_gcp as gcp
 import pulumi_kubernetes as kubernetes
 import yaml
-from pulumi import ComponentResource, CustomTimeouts, Input, Output, ResourceOptions
+from pulumi import ComponentResource, CustomTimeouts, Output, ResourceOptions
 
 from components.gke.placement import SYSTEM, TAINT, WORKERS, label
 from daskstack.google import has_credentials
-from settings.google import GoogleCluster, Pool
+from settings.google import NAME, GoogleCluster, Pool
 
 APIS = ("compute", "container", "iam")
 # What a node needs to say how it is, and no more.
@@ -30,9 +31,9 @@ EXEC = {
 class GkeClusterArgs(TypedDict):
     settings: GoogleCluster
     """What the stack says about the cluster."""
-    nodes: Input[int]
-    """Workers' nodes at most, where the settings do not say it."""
-    registry: Input[bool]
+    nodes: int
+    """Workers' nodes at most."""
+    registry: bool
     """Whether nodes pull an image from Artifact Registry."""
 
 
@@ -45,6 +46,10 @@ class GkeCluster(ComponentResource):
     """For what is made in the cluster."""
 
     def __init__(self, name: str, args: GkeClusterArgs, opts: ResourceOptions | None = None):
+        if len(name) > 35 or not re.fullmatch(NAME, name):
+            raise pulumi.RunError(
+                f"the stack's name {name} cannot be part of names in Google Cloud: use up to 35 of a-z, 0-9 and -"
+            )
         if not pulumi.runtime.is_dry_run() and (lacking := list(missing())):
             raise pulumi.RunError("\n  ".join([f"nothing was made: {len(lacking)} things are missing", *lacking]))
         super().__init__("dask:index:GkeCluster", name, {}, opts)
@@ -205,7 +210,7 @@ class GkeCluster(ComponentResource):
         )
 
     def _pool(
-        self, name: str, pool: Pool, account: gcp.serviceaccount.Account, least: int, most: Input[int]
+        self, name: str, pool: Pool, account: gcp.serviceaccount.Account, least: int, most: int
     ) -> gcp.container.NodePool:
         hardening, workers = self.settings.hardening, name == WORKERS
         accelerators = pool.accelerators if workers else None

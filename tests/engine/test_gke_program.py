@@ -27,7 +27,6 @@ class Stack(Rehearsal):
         super().__init__("kubernetes", folder)
         self.kubeconfig = folder / "kubeconfig"
         self.kubeconfig.write_text(yaml.safe_dump(UNREACHABLE))
-        self.environ["KUBECACHEDIR"] = str(folder / "cache")
         self.pulumi("stack", "select", "--create", capture_output=True)
 
     def preview(self, **changed: Any) -> subprocess.CompletedProcess[str]:

@@ -47,7 +47,6 @@ class Stack(Rehearsal):
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         super().__init__(STACK, folder)
         self.cluster = cluster
-        self.environ["KUBECACHEDIR"] = str(folder / "kubecache")
         self.change({})
 
     def change(self, settings: dict[str, Any], **config: str) -> None:
@@ -282,20 +281,24 @@ def test_pods_that_find_no_node_are_named(built: Stack) -> None:
     assert re.search(r"dask-worker-\S+ finds no node: .*Insufficient cpu", built.up(succeeds=False))
 
 
-def test_an_up_that_is_killed_while_helm_runs_is_finished_by_the_next(built: Stack) -> None:
-    built.change({"workers": {"replicas": 2, **SMALL}})
+def kill_while(built: Stack, status: str) -> None:
+    """An `up` that is killed with all its processes while helm's release has this status."""
     command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", STACK, "--config-file", str(built.settings)]
     killed = subprocess.Popen(
         command, env=built.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    end = time.monotonic() + 60
-    pending = ("get", "secrets", "--selector", "owner=helm,status=pending-upgrade", "--output", "name")
-    while not built.kubectl(*pending):
+    end = time.monotonic() + 120
+    while not built.kubectl("get", "secrets", "--selector", f"owner=helm,status={status}", "--output", "name"):
         assert time.monotonic() < end and killed.poll() is None
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     subprocess.run(["python3", "-m", "tools.unlock", STACK], env=built.environ, check=True)
+
+
+def test_an_up_that_is_killed_while_helm_upgrades_is_finished_by_the_next(built: Stack) -> None:
+    built.change({"workers": {"replicas": 2, **SMALL}})
+    kill_while(built, "pending-upgrade")
     built.up()
     assert len(built.kubectl("get", "pods", "--selector", "component=worker", "--output", "name").split()) == 2
 
@@ -305,3 +308,27 @@ def test_destroy_leaves_nothing_and_the_stack_file_is_as_it_was(built: Stack) ->
     assert "encryptionsalt" not in (PROJECT / f"Pulumi.{STACK}.yaml").read_text()
     assert SPACE not in built.cluster.kubectl("get", "namespaces")
     assert built.cluster.kubectl("get", "persistentvolumes", "--output", "name") == ""
+
+
+def test_a_first_up_that_is_killed_while_helm_installs_is_finished_by_the_next(built: Stack) -> None:
+    built.change({"workers": {"replicas": 1, **SMALL}})
+    kill_while(built, "pending-install")
+    assert "workers" in built.up()
+    built.destroy()
+    assert SPACE not in built.cluster.kubectl("get", "namespaces")
+
+
+def test_notebooks_that_are_kept_outlive_the_stack_which_says_so(built: Stack) -> None:
+    built.cluster.kubectl("create", "namespace", "ours")
+    try:
+        namespace = {"name": "ours", "create": False}
+        built.change(
+            {"namespace": namespace, "workers": {"replicas": 0, **SMALL}, "jupyter": {**SMALL, "keep": True}}
+        )
+        built.up()
+        said = built.run("destroy", "--yes", "--skip-preview")
+        assert "kept, as jupyter.keep says: 10Gi of notebooks" in said
+        left = built.cluster.kubectl("--namespace", "ours", "get", "deployments,services,pvc,secrets", "-o", "name")
+        assert left.split() == ["persistentvolumeclaim/dask-jupyter"]
+    finally:
+        built.cluster.kubectl("delete", "namespace", "ours")

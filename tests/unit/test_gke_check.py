@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from components.gke import cleared
 from components.gke.check import behind, manifest, problems
 
 
@@ -80,3 +81,20 @@ def test_the_job_is_like_a_worker_but_for_what_it_runs() -> None:
     assert container["env"] == [1] and made["spec"]["initContainers"] == spec["initContainers"]
     # Else the workers' Deployment would take it for one of its own.
     assert made["metadata"]["labels"]["component"] == "check"
+
+
+def test_only_volumes_that_kubernetes_will_delete_are_waited_for() -> None:
+    def volume(name: str, namespace: str, claim: str, policy: str = "Delete") -> dict:
+        spec = {"persistentVolumeReclaimPolicy": policy, "claimRef": {"namespace": namespace, "uid": claim}}
+        return {"metadata": {"name": name}, "spec": spec}
+
+    volumes = [
+        volume("gone", "dask", "1"),
+        volume("kept", "dask", "2"),
+        volume("going", "dask", "3"),
+        volume("retained", "dask", "4", "Retain"),
+        volume("others", "other", "5"),
+        {"metadata": {"name": "free"}, "spec": {"persistentVolumeReclaimPolicy": "Delete"}},
+    ]
+    claims = [{"metadata": {"uid": "2"}}, {"metadata": {"uid": "3", "deletionTimestamp": "now"}}]
+    assert cleared.going(volumes, claims, "dask") == ["gone", "going"]
