@@ -41,7 +41,7 @@ help:
 	@echo 'make rehearse  try a stack with target gke on this computer, and take it away (STACK=kubernetes)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
-	@echo 'make bench     figures beside those of other ways, into bench/results.md (40 minutes)'
+	@echo 'make bench     figures beside those of other ways, into bench/results.md (50 minutes)'
 	@echo 'make lock      renew the locks of Python packages'
 
 up:

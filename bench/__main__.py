@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from bench import job, kubernetes, mount, prepare, preview, report
+from bench import gke, job, kubernetes, mount, prepare, preview, report
 from bench.rig import BenchError, Rig, rig
 
-PARTS = "abcdefg"
+PARTS = "abcdefgh"
 
 
 def on_machines(place: Rig, parts: list[str], repeats: int) -> None:
@@ -30,12 +30,13 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
-    if set(parts) != {"g"}:
+    if set(parts) - {"g", "h"}:
         with rig() as place:
             on_machines(place, parts, wanted.repeats)
-    if "g" in parts:
-        print("part g", flush=True)
-        report.keep({"g": kubernetes.measure(wanted.repeats)})
+    for part, module in (("g", kubernetes), ("h", gke)):
+        if part in parts:
+            print(f"part {part}", flush=True)
+            report.keep({part: module.measure(wanted.repeats)})
     print(f"the figures are in {report.RESULTS.relative_to(Path.cwd())}")
 
 

@@ -50,13 +50,13 @@ def _kubernetes(folder: Path) -> Iterator[Rehearsal]:
     """A rehearsal whose Kubernetes runs until the end."""
     trial = Rehearsal("kubernetes", folder)
     try:
-        trial.start(_config(FEW))
+        trial.start(config(FEW))
         yield trial
     finally:
         trial.kubernetes("down")
 
 
-def _config(workers: int, **dask: Any) -> dict[str, Any]:
+def config(workers: int, **dask: Any) -> dict[str, Any]:
     cluster = {
         "target": "gke",
         "cluster": {"source": "existing"},
@@ -76,7 +76,7 @@ class Ours:
     def make(self, workers: int) -> float:
         """Seconds until `up` has ended, which is after its check."""
         access = yaml.safe_load(self.trial.settings.read_text())["config"][KEY]["cluster"]
-        self.trial.set(_config(workers, **self.dask), access["kubeconfig"], access["context"])
+        self.trial.set(config(workers, **self.dask), access["kubeconfig"], access["context"])
         words = ["--yes", "--skip-preview", "--stack", self.trial.stack, "--config-file", str(self.trial.settings)]
         return run([engine.engine(), "--cwd", PROJECT, "up", *words], env=self.trial.environ).seconds
 
@@ -95,7 +95,7 @@ class ByHand:
         self.environ = trial.environ | {"KUBECONFIG": self.access["kubeconfig"]}
 
     def make(self, workers: int) -> float:
-        whole = _config(workers)["config"][KEY] | {"cluster": self.access}
+        whole = config(workers)["config"][KEY] | {"cluster": self.access}
         cluster = settings.parse(whole, PROJECT)
         if workers > FEW:
             seconds = self._do(

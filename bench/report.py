@@ -23,6 +23,7 @@ TITLES = {
     "e": "Files through the shared directory",
     "f": "Jobs on a cluster of two workers with one thread each",
     "g": "Dask in Kubernetes: `up` against helm by hand",
+    "h": "A GKE stack in rehearsal: `up` against its phases by hand",
 }
 
 
