@@ -62,6 +62,11 @@ ACCEPTED = st.fixed_dictionaries(
         ),
     },
     optional={
+        "cluster": st.fixed_dictionaries(
+            {"source": st.just("gcp"), "project": st.just("my-project"), "location": st.just("us-central1-a")},
+            optional={"workers": st.just({"machine": "a3-mega", "accelerators": {"type": "nvidia-l4"}})},
+        ),
+        "limits": st.sampled_from([{"idle": "30m"}, {"idle": "90d"}]),
         "image": st.sampled_from(["ghcr.io/me/dask:1.4", "localhost:5000/dask:latest"]),
         "values": st.sampled_from(
             [{"additional_worker_groups": [{"name": "gpu", "replicas": 2}]}, {"webUI": {"ingress": {"enabled": True}}}]
@@ -74,6 +79,8 @@ ACCEPTED = st.fixed_dictionaries(
 @given(said=ACCEPTED)
 def test_whatever_settings_accept_the_api_server_accepts(kubernetes: Cluster, said: dict[str, Any]) -> None:
     access = {"source": "existing", "kubeconfig": str(kubernetes.kubeconfig)}
+    if "cluster" in said:  # where no node's size is known, every pod is accepted
+        said["cluster"].setdefault("workers", {"machine": "a3-mega"})
     cluster = settings.parse({"target": "gke", "cluster": access} | said, PROJECT)
     given = values.own(cluster, NAMES, LOCKS, "uv==1", "r")
     manifests = helm(kubernetes, "template", "dask", str(CHART), given=given).stdout

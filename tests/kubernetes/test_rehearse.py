@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from daskstack.engine import PROJECT
 
 PHASES = ["from nothing", "pulumi up", "one worker more", "asleep", "awake", "pulumi destroy", "the rest of it goes"]
 
 
+@pytest.mark.timeout(1200)  # a whole life, on a busy machine
 def test_the_shipped_gke_stack_lives_a_whole_life_and_leaves_nothing(tmp_path: Path) -> None:
     before = (PROJECT / "Pulumi.gke.yaml").read_text()
     done = subprocess.run(
@@ -20,7 +23,7 @@ def test_the_shipped_gke_stack_lives_a_whole_life_and_leaves_nothing(tmp_path: P
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=580,
+        timeout=1100,
     )
     assert done.returncode == 0, done.stdout
     assert re.search(r"^workers +4 running", done.stdout, re.MULTILINE), done.stdout

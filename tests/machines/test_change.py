@@ -216,6 +216,15 @@ def test_a_setting_of_the_workers_touches_their_services_alone(checkout: Checkou
     work.goes_on()
 
 
+def test_a_worker_hands_over_when_its_machine_is_powered_off(checkout: Checkout, work: Work) -> None:
+    checkout.machines()["worker-2"].ssh("sudo systemctl poweroff", check=False)
+    deadline = time.monotonic() + 60
+    while "worker-2-1" in work.workers():
+        assert time.monotonic() < deadline, "it was not stopped"
+        time.sleep(0.1)
+    work.goes_on()
+
+
 def test_a_machine_made_anew_under_its_address_gets_all_its_steps(checkout: Checkout) -> None:
     resources = json.loads(checkout.pulumi("stack", "export"))["deployment"]["resources"]
     [urn] = [each["urn"] for each in resources if each["urn"].endswith("::worker-2-machine")]
