@@ -94,8 +94,8 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def valid_duration(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]{0,4}[smhd]", text) or seconds(text) < 10:
-        raise ValueError(f"{text!r} is not a duration of 10 s or more; write e.g. 30m or 2h")
+    if not re.fullmatch(r"[1-9][0-9]{0,4}[smhd]", text) or seconds(text) < 60:
+        raise ValueError(f"{text!r} is not a duration of a minute or more; write e.g. 30m or 2h")
     return text
 
 

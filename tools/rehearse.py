@@ -110,7 +110,7 @@ class Phases:
             self.times[phase] = time.monotonic() - start
 
 
-IDLE = 20  # seconds, in place of the stack's own limit, once all else was seen
+IDLE = 60  # seconds, in place of the stack's own limit, once all else was seen
 PATIENCE = 180  # seconds for workers to go or to come
 
 

@@ -216,10 +216,10 @@ def test_a_password_of_the_users_own_takes_effect(built: Stack) -> None:
 
 
 def test_workers_go_when_nothing_is_computed_and_come_back_for_who_connects(built: Stack) -> None:
-    built.change({"workers": {"replicas": 1, **SMALL}, "limits": {"idle": "20s"}})
+    built.change({"workers": {"replicas": 1, **SMALL}, "limits": {"idle": "1m"}})
     built.up()
     replicas = ("get", "deployment", "dask-worker", "--output", "jsonpath={.spec.replicas}")
-    end = time.monotonic() + 90
+    end = time.monotonic() + 150
     while built.kubectl(*replicas) != "0":
         assert time.monotonic() < end, "the workers did not go"
         time.sleep(1)

@@ -23,14 +23,14 @@ class Watch:
     def __init__(self, scheduler):
         self.scheduler = scheduler
         self.limit = float(os.environ["IDLE_SECONDS"])
-        self.without_workers = time.time()
+        self.workers, self.changed = set(), time.time()
 
     async def look(self):
-        if not self.scheduler.workers:
-            self.without_workers = time.time()
-        # Workers that have just come get as long, whatever was before.
-        since = max(self.scheduler.idle_since or time.time(), self.without_workers)
-        if time.time() - since < self.limit:
+        now, workers = time.time(), set(self.scheduler.workers)
+        if workers != self.workers:  # who has just come gets as long, whatever was before
+            self.workers, self.changed = workers, now
+        since = max(self.scheduler.idle_since or now, self.changed)
+        if not workers or now - since < self.limit:
             return
         logger.info("Nothing was computed for %g s: the workers go", self.limit)
         for name in os.environ["IDLE_DEPLOYMENTS"].split():
