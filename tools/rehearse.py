@@ -114,12 +114,21 @@ IDLE = 60  # seconds, in place of the stack's own limit, once all else was seen
 PATIENCE = 180  # seconds for workers to go or to come
 
 
-def workers(client: Mapping[str, Any]) -> int:
-    """How many the Deployments ask for."""
+def workers(client: Mapping[str, Any]) -> list[str]:
+    """The pods of workers, those that are about to go, too."""
     with kubernetes.kubectl(client["kubernetes"]) as command:
-        words = ["--namespace", client["namespace"], "get", "deployments", "--output", "json", "--selector"]
-        found = subprocess.run([*command, *words, "component=worker"], stdout=subprocess.PIPE, text=True, check=True)
-    return sum(each["spec"]["replicas"] for each in json.loads(found.stdout)["items"])
+        words = [
+            "--namespace",
+            client["namespace"],
+            "get",
+            "pods",
+            "--selector",
+            "component=worker",
+            "--output",
+            "name",
+        ]
+        found = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=True)
+    return found.stdout.split()
 
 
 def sleep_and_wake(client: Mapping[str, Any], phase: Phases) -> None:
