@@ -116,19 +116,10 @@ PATIENCE = 180  # seconds for workers to go or to come
 
 def workers(client: Mapping[str, Any]) -> list[str]:
     """The pods of workers, those that are about to go, too."""
+    which = ["get", "pods", "--selector", "component=worker", "--output", "name"]
     with kubernetes.kubectl(client["kubernetes"]) as command:
-        words = [
-            "--namespace",
-            client["namespace"],
-            "get",
-            "pods",
-            "--selector",
-            "component=worker",
-            "--output",
-            "name",
-        ]
-        found = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=True)
-    return found.stdout.split()
+        words = [*command, "--namespace", client["namespace"], *which]
+        return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
 def sleep_and_wake(client: Mapping[str, Any], phase: Phases) -> None:
