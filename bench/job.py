@@ -1,5 +1,6 @@
 """Part f: a Dask job on a cluster, with and without TLS, and on a `LocalCluster` of the same size."""
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,17 +18,18 @@ from bench.rig import Rig
 from daskstack import connection
 
 WORKERS, THREADS = 2, 1
+SEEDS = itertools.count(1)  # other data each time: a job just like the last one may find its result still there
 
 
 def series(client: Client) -> None:
     """Much computing, little traffic: the mean of a column by group."""
-    frame = dask.datasets.timeseries(start="2000-01-01", end="2000-03-01", partition_freq="1d", seed=1)
+    frame = dask.datasets.timeseries(start="2000-01-01", end="2000-03-01", partition_freq="1d", seed=next(SEEDS))
     client.compute(frame.groupby("name").x.mean()).result(timeout=300)
 
 
 def transposed(client: Client) -> None:
     """Much traffic between the workers: half of a matrix of 800 MB is needed on the other one."""
-    matrix = dask.array.random.default_rng(1).random((10_000, 10_000), chunks=(1_000, 1_000))
+    matrix = dask.array.random.default_rng(next(SEEDS)).random((10_000, 10_000), chunks=(1_000, 1_000))
     client.compute((matrix + matrix.T).sum()).result(timeout=300)
 
 
