@@ -46,6 +46,12 @@ class Client(distributed.Client):
         """The dashboard's URL on this computer, as long as the client is open."""
         return self._dashboard
 
+    async def _ensure_connected(self, timeout: float | None = None) -> None:
+        try:
+            await super()._ensure_connected(timeout=timeout)
+        except ValueError as error:  # a tunnel without a far end: the stream ended before it became a TLS stream
+            raise ConnectionError(str(error)) from error  # which Dask tries again
+
     async def _close(self, fast: bool = False) -> None:
         try:
             await super()._close(fast=fast)
@@ -72,7 +78,7 @@ def connect(stack: str = "dev", *, wakes: bool = True, **kwargs) -> Client:
         return Client(facts, **kwargs)
     except TunnelError:
         raise
-    except (OSError, ValueError) as error:  # a stream that broke while it became a TLS stream is a ValueError
+    except OSError as error:
         text = f"the scheduler of stack {stack} does not answer ({error or type(error).__name__})"
         raise ConnectionError(f"{text}: look at `make status STACK={stack}` and `make logs STACK={stack}`") from error
 

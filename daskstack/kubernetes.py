@@ -84,9 +84,7 @@ class Forwarder:
     def _start(self) -> subprocess.Popen:
         self._said.seek(0)
         self._said.truncate()
-        return subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said
-        )
+        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said)
 
     def _keep(self) -> None:
         while True:

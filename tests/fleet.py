@@ -4,7 +4,8 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,14 @@ def call(script: str, *arguments: str, **variables: str) -> str:
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout.strip()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Waits for it to be so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        time.sleep(0.1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,19 @@ class Machine:
         assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in (variables or {}).items())
         command = shlex.join(["sudo", "-n", "bash", "-s", "--", *arguments])
         return self.ssh(command, stdin=assignments + script, check=check)
+
+    def reboot(self) -> None:
+        """Until it starts anew: the old one answers for a while yet."""
+        old = self.pid
+
+        def is_new() -> bool:
+            try:
+                return self.pid != old
+            except (IndexError, subprocess.CalledProcessError):
+                return False  # there is no process 1 between the two
+
+        self.ssh("sudo -n systemctl reboot", check=False)
+        until(is_new)
 
     @property
     def pid(self) -> int:

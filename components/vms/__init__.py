@@ -128,9 +128,7 @@ class DaskVms(ComponentResource):
         if text:
             log.warn(text, self)
 
-    def _everywhere(
-        self, state: str, variables: Callable[[Machine], dict[str, Input[str]]], *, first: Machine
-    ) -> None:
+    def _everywhere(self, state: str, variables: Callable[[Machine], dict[str, Input[str]]], *, first: Machine) -> None:
         """The step on one machine, then on all others at once."""
         lead = first.step(state, variables(first))
         others = [machine for machine in self.machines.values() if machine is not first]
@@ -229,9 +227,7 @@ class DaskVms(ComponentResource):
         )
         request = Output.unsecret(identity.output)["request"]
         signed = certificates("client", self, {"ADDRESS": "", "REQUEST": request})
-        return Output.all(
-            key=identity.output["key"], certificate=signed["tls"], authority=authority["tlsAuthority"]
-        )
+        return Output.all(key=identity.output["key"], certificate=signed["tls"], authority=authority["tlsAuthority"])
 
     def _data(self) -> None:
         data = self.settings.data
@@ -284,9 +280,7 @@ class DaskVms(ComponentResource):
 
     def _services(self) -> None:
         settings, ports = self.settings, self.settings.dask.ports
-        scheduler = Output.format(
-            "{}://{}:{}", dask.protocol(settings), self.head.host.address, ports.scheduler
-        )
+        scheduler = Output.format("{}://{}:{}", dask.protocol(settings), self.head.host.address, ports.scheduler)
 
         def variables(machine: Machine) -> dict[str, Input[str]]:
             return {

@@ -9,13 +9,13 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from checkout import Checkout
-from fleet import SUDO, Machine, as_root
+from fleet import SUDO, Machine, as_root, until
 
 import daskstack
 from daskstack import engine
@@ -27,13 +27,6 @@ MADE_ONCE = (
     "etc/machine-id", "etc/ssh/ssh_host_ed25519_key.pub", "etc/daskstack/ssh/id_ed25519.pub",
     "etc/daskstack/authority/host.pub", "etc/daskstack/authority/user.pub", "etc/daskstack/authority/tls.pem",
 )  # fmt: skip
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s"
-        time.sleep(0.2)
 
 
 def processes() -> dict[int, tuple[int, int]]:
@@ -219,17 +212,7 @@ def test_a_restart_of_this_computer_is_seen_by_preview_and_mended_by_up(
 def test_a_machine_that_reboots_comes_back_by_itself(
     cluster: Cluster, machines: Mapping[str, Machine], name: str
 ) -> None:
-    machine = machines[name]
-    started = machine.pid
-    machine.ssh("sudo systemctl reboot", check=False)
-
-    def has_rebooted() -> bool:
-        try:
-            return machine.pid != started
-        except (IndexError, subprocess.CalledProcessError):
-            return False  # there is no process 1 between the two
-
-    until(has_rebooted)
+    machines[name].reboot()
     cluster.works()
 
 

@@ -136,7 +136,7 @@ def test_the_firewall_holds_after_a_reboot(
     guest: Guest, pair: tuple[Guest, Guest], outside: Outside, stack: Stack
 ) -> None:
     guest.apply()
-    guest.machine.ssh("sudo systemctl reboot", check=False)
+    guest.machine.reboot()
     stack.boot("guest")
     for port in (8786, 9200):
         listens(guest.machine, port)

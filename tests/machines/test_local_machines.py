@@ -10,14 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fleet import SCRIPTS, SUDO, as_root, call
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s"
-        time.sleep(0.1)
+from fleet import SCRIPTS, SUDO, as_root, call, until
 
 
 def is_running(machine):

@@ -220,7 +220,7 @@ def test_others_on_the_machine_see_nothing_of_the_data(shared: Pair) -> None:
 def test_the_mount_comes_back_after_a_reboot_of_either_machine(shared: Pair, stack: Stack) -> None:
     shared.head.ssh("echo kept >/srv/daskdata/kept")
     for machine in (shared.hand, shared.head):
-        machine.ssh("sudo systemctl reboot", check=False)
+        machine.reboot()
         stack.boot(machine.name)
         assert shared.hand.ssh("timeout 20 cat /srv/daskdata/kept").stdout == "kept\n", f"{machine.name} rebooted"
 
@@ -287,7 +287,7 @@ def test_data_under_tmp_survives_a_reboot(boot: Callable[..., list[Machine]], st
     pair.credentials(machine)
     pair.data(machine, "/tmp/daskdata")
     machine.ssh("echo kept >/tmp/daskdata/kept")
-    machine.ssh("sudo systemctl reboot", check=False)
+    machine.reboot()
     stack.boot("tmp")
     assert machine.ssh("cat /tmp/daskdata/kept").stdout == "kept\n"
 

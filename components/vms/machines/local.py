@@ -91,9 +91,7 @@ class LocalMachines(ComponentResource):
             )
         self.register_outputs({"network": self.network})
 
-    def _command(
-        self, name: str, script: str, environment: dict[str, Input[str]], undo: bool = True
-    ) -> local.Command:
+    def _command(self, name: str, script: str, environment: dict[str, Input[str]], undo: bool = True) -> local.Command:
         run = f"bash rehearsal/machines/{script}"
         return local.Command(
             name,
