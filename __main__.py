@@ -39,6 +39,11 @@ else:
 
     if isinstance(cluster.machines, settings.Local):
         machines = LocalMachines("machines", {"stack": stack, "names": list(cluster.machines.machine_names)})
+    elif isinstance(cluster.machines, settings.GoogleMachines):
+        from components.vms.machines.gcp import GcpMachines
+
+        machines = GcpMachines("machines", {"stack": stack, "settings": cluster})
+        pulumi.export("cost", cost.table(cluster.bill()))
     else:
         machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
     dask = DaskVms(stack, {"hosts": machines.hosts, "network": machines.network, "settings": cluster})

@@ -13,13 +13,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from settings.common import KEY, Place, Section, line, shown
+from settings.compute import GoogleMachines
 from settings.gke import Gke
 from settings.google import GoogleCluster
 from settings.vms import HOST_KEY, Bastion, Existing, Local, Machine, Vms
 
 __all__ = [
-    "HOST_KEY", "Bastion", "Existing", "Gke", "GoogleCluster", "Local", "Machine", "SettingsError", "Vms", "load",
-    "parse",
+    "HOST_KEY", "Bastion", "Existing", "Gke", "GoogleCluster", "GoogleMachines", "Local", "Machine", "SettingsError",
+    "Vms", "load", "parse",
 ]  # fmt: skip
 
 MINIMAL = {"target": "vms", "machines": {"source": "local", "workers": 2}}
@@ -150,9 +151,16 @@ def _look_up(location: Place) -> tuple[Place, type[Section], FieldInfo]:
             continue
         place += (part,)
         if isinstance(part, str):
-            field = next((known for known in section.model_fields.values() if known.alias == part), Field())
+            known = {field.alias: field for field in section.model_fields.values()}
+            field = known.get(part) or Field(None, examples=_values(field))
             section = next(iter(_sections(field)), section)
     return place, section, field
+
+
+def _values(field: FieldInfo) -> list[Any] | None:
+    """Examples of what stands under the keys of a field that has any keys."""
+    example = field.examples[0] if field.examples else None
+    return list(example.values()) or None if isinstance(example, dict) else None
 
 
 def _sections(field: FieldInfo) -> list[type[Section]]:

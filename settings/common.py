@@ -133,6 +133,29 @@ class Credentials(Section):
     renewal: int = Field(1, ge=1)
 
 
+class Numbered(Section):
+    """Machines that the stack makes: one for the scheduler and `workers` more; their network is a /24."""
+
+    source: str = Field(examples=["local"])
+    workers: int = Field(2, ge=1, le=240)
+    scheduler_works: bool = False
+
+    @property
+    def scheduler_name(self) -> str:
+        return "scheduler"
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        return tuple(f"worker-{number}" for number in range(1, self.workers + 1))
+
+    @property
+    def machine_names(self) -> tuple[str, ...]:
+        return ("scheduler", *self.worker_names)
+
+
+Prices = dict[str, Annotated[float, Field(ge=0, strict=False)]]
+
+
 class Limits(Section):
     """What ends by itself, and what is refused; `hourly_cost` is in US dollars, as the program estimates it."""
 

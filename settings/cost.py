@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
-from settings.google import Pool
+from settings.common import Conflict, Limits, Place
 
 HOURS = 730  # of a month, as Google counts
 SYSTEM_CPU, SYSTEM_MEMORY = 0.5, 1.0  # what Kubernetes' own pods take of each node: processors, GiB
@@ -25,6 +25,13 @@ class Machine(NamedTuple):
     cpus: int
     memory: float
     """GB"""
+
+
+class Kind(Protocol):
+    """Of machines: a type, and a disk's size in GB; maybe `spot` and `accelerators`."""
+
+    machine: str
+    disk: int
 
 
 @dataclass(frozen=True)
@@ -75,17 +82,19 @@ def nodes(count: int, cpu: float, gib: float, size: Machine | None) -> int | Non
     return math.ceil(count / fitting) if fitting else None
 
 
-def pool(name: str, kind: Pool, up: int, idle: int, own: Mapping[str, float]) -> Iterator[Item]:
-    """A pool's nodes with their disks and GPUs, while workers run and while none does."""
+def pool(
+    name: str, kind: Kind, up: int, idle: int, own: Mapping[str, float], *, disks: int | None = None
+) -> Iterator[Item]:
+    """Machines of a kind with disks and GPUs, while workers run and while none does; `disks` stay where it is given."""
     spot = getattr(kind, "spot", False)
     price = machine_price(kind.machine, spot, own)
-    disk = kind.disk * own.get("disk", prices()["others"]["disk"]) / HOURS
+    disk = kind.disk * own.get("pd-balanced", prices()["others"]["pd-balanced"]) / HOURS
 
-    def item(what: str, each: float | None) -> Item:
+    def item(what: str, each: float | None, idle: int = idle) -> Item:
         return Item(what, *(None if each is None else count * each for count in (up, idle)))
 
     yield item(f"{up} {kind.machine}{' spot' if spot else ''} for {name}", price)
-    yield item(f"their disks, {kind.disk} GB each", disk)
+    yield item(f"their disks, {kind.disk} GB each", disk, idle if disks is None else disks)
     if accelerators := getattr(kind, "accelerators", None):
         each = own.get(accelerators.type, prices()["accelerators"].get(accelerators.type))
         what = f"their GPUs, {accelerators.count} {accelerators.type} each"
@@ -95,6 +104,25 @@ def pool(name: str, kind: Pool, up: int, idle: int, own: Mapping[str, float]) ->
 def total(items: list[Item]) -> tuple[float, float]:
     """Dollars per hour, while workers run and while none does; what is not known counts as nothing."""
     return sum(item.up or 0 for item in items), sum(item.idle or 0 for item in items)
+
+
+def conflicts(limits: Limits, bill: list[Item], prices_: Mapping[str, float], machines: set[str]) -> Iterator[Conflict]:
+    """Prices of what there is not, and a stack that costs more than it may; `machines` and their parts have prices."""
+    names = machines | set(prices()["others"]) | set(prices()["accelerators"])
+    for name in prices_.keys() - names:
+        place: Place = ("prices", name)
+        yield place, [place], f"is nothing that this stack pays for; the names are {', '.join(sorted(names))}"
+    if limits.hourly_cost is None:
+        return
+    place = ("limits", "hourlyCost")
+    if unknown := [item.name for item in bill if item.up is None]:
+        text = f"cannot be kept, for the price of {unknown[0]} is not known; write it, in dollars an hour, under prices"
+        yield place, [place, ("prices",)], text
+    elif (up := total(bill)[0]) > limits.hourly_cost:
+        text = (
+            f"{limits.hourly_cost:g} is less than what the stack costs, about {up:.2f} dollars an hour:\n{table(bill)}"
+        )
+        yield place, [place], text
 
 
 def table(items: list[Item]) -> str:

@@ -23,6 +23,7 @@ from settings.common import (
     Listed,
     Networks,
     Place,
+    Prices,
     Section,
     config_conflicts,
     lock_conflicts,
@@ -201,7 +202,7 @@ class Gke(Section):
     dask: KubernetesDask = KubernetesDask()
     credentials: Credentials = Credentials()
     limits: Limits = Limits()
-    prices: dict[str, Annotated[float, Field(ge=0, strict=False)]] = Field({})
+    prices: Prices = Field({}, examples=[{"n1-standard-4": 0.15}])
     values: dict[str, Any] = Field({})
     wait: int = Field(600, ge=30, le=7200)  # seconds for all pods to be ready
 
@@ -233,7 +234,7 @@ class Gke(Section):
             *cost.pool("workers", pool, up, idle, self.prices),
         ]
         if self.jupyter.enabled:
-            volume = memory(self.jupyter.storage) / 2**30 * others["disk"] / cost.HOURS
+            volume = memory(self.jupyter.storage) / 2**30 * others["pd-balanced"] / cost.HOURS
             items.append(cost.Item(f"{self.jupyter.storage} for notebooks", volume, volume))
         if self.cluster.hardening.private_nodes and not self.cluster.network:
             way_out = [others["address"] + others["nat"] * (1 + count) for count in (up, idle)]
@@ -276,7 +277,7 @@ class Gke(Section):
 
 def _cost_conflicts(cluster: Gke) -> Iterator[Conflict]:
     """Nodes that are too small, prices of what there is not, and a stack that costs more than it may."""
-    pool, known = cluster.cluster.workers, cost.prices()
+    pool = cluster.cluster.workers
     if cluster.nodes is None:
         place: Place = ("workers",)
         cpus, gib = cost.allocatable(cost.machine(pool.machine))
@@ -287,23 +288,10 @@ def _cost_conflicts(cluster: Gke) -> Iterator[Conflict]:
         )
         yield place, [place, ("cluster", "workers", "machine")], text
         return
-    machines = {each.machine for each in (cluster.cluster.system, pool)}
-    names = machines | set(known["others"]) | set(known["accelerators"])
+    machines = {cluster.cluster.system.machine, pool.machine}
     if pool.accelerators:
-        names.add(pool.accelerators.type)
-    for name in cluster.prices.keys() - names:
-        place = ("prices", name)
-        yield place, [place], f"is nothing that this stack pays for; the names are {', '.join(sorted(names))}"
-    limit, bill = cluster.limits.hourly_cost, cluster.bill()
-    if limit is None:
-        return
-    place = ("limits", "hourlyCost")
-    if unknown := [item.name for item in bill if item.up is None]:
-        text = f"cannot be kept, for the price of {unknown[0]} is not known; write it, in dollars an hour, under prices"
-        yield place, [place, ("prices",)], text
-    elif (up := cost.total(bill)[0]) > limit:
-        text = f"{limit:g} is less than what the stack costs, about {up:.2f} dollars an hour:\n{cost.table(bill)}"
-        yield place, [place], text
+        machines.add(pool.accelerators.type)
+    yield from cost.conflicts(cluster.limits, cluster.bill(), cluster.prices, machines)
 
 
 def _own_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:

@@ -13,13 +13,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from settings import cost
 from settings.common import (
     Conflict,
     Credentials,
     Environment,
     Listed,
     Networks,
+    Numbered,
     Place,
+    Prices,
     Section,
     config_conflicts,
     dotted,
@@ -29,6 +32,7 @@ from settings.common import (
     valid_memory,
     valid_network,
 )
+from settings.compute import IAP, GoogleMachines, MachineLimits
 
 MINIMAL = {"target": "vms", "machines": {"source": "local", "workers": 2}}
 
@@ -182,24 +186,10 @@ DATA = "/srv/daskdata"
 SPILL = "/var/lib/daskstack/spill"
 
 
-class Local(Section):
-    """Machines on this computer: one for the scheduler and `workers` more."""
+class Local(Numbered):
+    """Machines on this computer."""
 
     source: Literal["local"] = Field(examples=["local"])
-    workers: int = Field(2, ge=1, le=240)  # their network is a /24
-    scheduler_works: bool = False
-
-    @property
-    def scheduler_name(self) -> str:
-        return "scheduler"
-
-    @property
-    def worker_names(self) -> tuple[str, ...]:
-        return tuple(f"worker-{number}" for number in range(1, self.workers + 1))
-
-    @property
-    def machine_names(self) -> tuple[str, ...]:
-        return ("scheduler", *self.worker_names)
 
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -325,13 +315,15 @@ class Vms(Section):
     """A cluster on machines that are reached over SSH."""
 
     target: Literal["vms"] = Field(examples=["vms"])
-    machines: Local | Existing = Field(discriminator="source", examples=[MINIMAL["machines"]])
+    machines: Local | Existing | GoogleMachines = Field(discriminator="source", examples=[MINIMAL["machines"]])
     workers: Workers = Workers()
     firewall: Firewall = Firewall()
     data: Data = Data()
     environment: Packages = Packages()
     dask: Dask = Dask()
     credentials: Credentials = Credentials()
+    limits: MachineLimits = MachineLimits()
+    prices: Prices = Field({}, examples=[{"n1-standard-4": 0.15}])
     # What may move to another machine with the next `up`.
     moves: Annotated[tuple[Literal["scheduler", "data"], ...], Listed] = Field((), examples=[["scheduler"]])
 
@@ -339,15 +331,24 @@ class Vms(Section):
         """With what follows from other settings filled in."""
         machine = self.data.machine or self.machines.scheduler_name
         source = self.environment.source or ("wheelhouse" if self.machines.source == "local" else "index")
-        data = self.data.model_copy(update={"machine": machine})
-        environment = self.environment.model_copy(update={"source": source})
-        return self.model_copy(update={"data": data, "environment": environment})
+        changed = {
+            "data": self.data.model_copy(update={"machine": machine}),
+            "environment": self.environment.model_copy(update={"source": source}),
+        }
+        if isinstance(self.machines, GoogleMachines) and self.machines.iap_port:
+            changed["firewall"] = self.firewall.model_copy(update={"ssh": (*self.firewall.ssh, IAP)})
+        return self.model_copy(update=changed)
+
+    def bill(self) -> list[cost.Item]:
+        """What machines in Google Cloud cost, part by part."""
+        return self.machines.bill(self.limits, self.prices)
 
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Where settings contradict each other or the lock."""
         names, machine = self.machines.machine_names, self.data.machine
         if isinstance(self.machines, Existing):
             yield from _machine_conflicts(self.machines)
+        yield from _cloud_conflicts(self)
         if machine and machine not in names:
             place = ("data", "machine")
             yield place, [place, ("machines",)], f"{machine} {_not_one_of(self.machines)}"
@@ -372,7 +373,24 @@ class Vms(Section):
         yield from lock_conflicts(self.environment, folder)
 
 
-def _not_one_of(machines: Local | Existing) -> str:
+def _cloud_conflicts(cluster: Vms) -> Iterator[Conflict]:
+    """What concerns machines in Google Cloud, and what concerns no others."""
+    machines, limits = cluster.machines, cluster.limits
+    if isinstance(machines, GoogleMachines):
+        yield from machines.conflicts(cluster.firewall.ssh)
+        yield from cost.conflicts(limits, cluster.bill(), cluster.prices, machines.priced())
+        return
+    for name, what in ("maxAge", limits.max_age), ("hourlyCost", limits.hourly_cost):
+        if what is not None:
+            place = ("limits", name)
+            yield place, [place, ("machines", "source")], "is for machines in Google Cloud alone; leave it out"
+    if limits.idle and isinstance(machines, Existing):
+        place = ("limits", "idle")
+        text = "would switch machines off that nobody here can switch on again; leave it out"
+        yield place, [place, ("machines", "source")], text
+
+
+def _not_one_of(machines: Local | Existing | GoogleMachines) -> str:
     names = machines.machine_names
     known = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
     return f"is not one of the machines; choose one of {known}"

@@ -37,6 +37,11 @@ def other(name: str) -> Callable[[Found], float]:
     return lambda found: cost.prices()["others"][name]
 
 
+def disk(found: Found) -> float | None:
+    month = cost.prices()["others"].get(last(found.get("type", "pd-balanced")))
+    return None if month is None else int(found["sizeGb"]) * month / cost.HOURS
+
+
 KINDS = [
     Kind("container clusters", other("cluster")),
     Kind(
@@ -45,7 +50,7 @@ KINDS = [
             last(found["machineType"]), found.get("scheduling", {}).get("provisioningModel") == "SPOT", {}
         ),
     ),
-    Kind("compute disks", lambda found: int(found["sizeGb"]) * cost.prices()["others"]["disk"] / cost.HOURS),
+    Kind("compute disks", disk),
     Kind("compute forwarding-rules", other("loadBalancer")),
     Kind("compute addresses", other("address")),
     Kind("compute firewall-rules", nothing),

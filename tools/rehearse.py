@@ -40,15 +40,18 @@ class Rehearsal:
         return [sys.executable, "-m", "rehearsal.kubernetes", *words, str(self.folder / "kubernetes")]
 
     def start(self, config: dict[str, Any]) -> None:
-        """What the stack runs on: a Kubernetes, or a Google Cloud that makes one when it is asked for a cluster."""
+        """What the stack runs on: a Kubernetes, or a Google Cloud that makes one, or machines, when it is asked for."""
         cluster = config["config"][KEY]
+        if cluster["target"] == "vms":
+            self._google(config)
+            return
         locks = [cluster.get("environment", {}).get("lock", "environment.lock"), "jupyter.lock"]
         words = ["up", *(word for lock in locks for word in ("--lock", str(PROJECT / lock)))]
         if cluster["cluster"]["source"] == "existing":
             found = json.loads(self.kubernetes(*words))
             self.set(config, found["kubeconfig"], found["context"])
             return
-        self.settings.write_text(yaml.safe_dump(config))
+        self._google(config)
         # Its way to the package index is not that to the cluster.
         alone = ["env", "--unset=SSL_CERT_FILE"]
         commands = {
@@ -57,11 +60,18 @@ class Rehearsal:
             "cwd": str(PROJECT),
         }
         self.environ |= {
-            "DASKSTACK_REHEARSAL": str(self.folder),
             "DASKSTACK_REHEARSAL_KUBERNETES": json.dumps(commands),
-            "GOOGLE_OAUTH_ACCESS_TOKEN": "rehearsal",
-            "PATH": f"{PROJECT / 'rehearsal' / 'cloud'}{os.pathsep}{self.environ['PATH']}",
             "SSL_CERT_FILE": str(self.folder / "gcp" / "ca.pem"),  # of the cluster's endpoint
+        }
+
+    def _google(self, config: dict[str, Any]) -> None:
+        self.settings.write_text(yaml.safe_dump(config))
+        stand_ins = str(PROJECT / "rehearsal" / "cloud")
+        path = self.environ["PATH"].removeprefix(stand_ins + os.pathsep)
+        self.environ |= {
+            "DASKSTACK_REHEARSAL": str(self.folder),
+            "GOOGLE_OAUTH_ACCESS_TOKEN": "rehearsal",
+            "PATH": f"{stand_ins}{os.pathsep}{path}",
         }
 
     def kubernetes(self, *words: str) -> str:

@@ -18,26 +18,43 @@ from daskstack import ssh
 ATTEMPTS = 3
 
 
-def read(address: str, port: str, bastion: dict | None) -> str:
-    """The key, "ssh-ed25519 AAAA...". Ends the program with a sentence where there is none."""
-    scan = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", port, address]
+def scan(address: str, port: str, bastion: dict | None) -> tuple[str, str]:
+    """The key, "ssh-ed25519 AAAA...", empty where there is none; and what was said then."""
+    command = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", port, address]
     with ExitStack() as stack:
         if bastion:
-            scan = [*stack.enter_context(ssh.command(bastion)), shlex.join(scan)]
-        for _ in range(ATTEMPTS):
-            try:
-                done = subprocess.run(scan, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
-            except (FileNotFoundError, subprocess.TimeoutExpired) as error:
-                sys.exit(f"error: {error}")
-            for line in done.stdout.splitlines():
-                if " ssh-ed25519 " in line:
-                    return " ".join(line.split()[1:3])
-            time.sleep(1)
+            command = [*stack.enter_context(ssh.command(bastion)), shlex.join(command)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        except FileNotFoundError as error:
+            sys.exit(f"error: {error}")
+        except subprocess.TimeoutExpired as error:
+            return "", str(error)
+    for line in done.stdout.splitlines():
+        if " ssh-ed25519 " in line:
+            return " ".join(line.split()[1:3]), ""
+    return "", done.stderr.strip()
+
+
+def read(address: str, port: str, bastion: dict | None) -> str:
+    """The key. Ends the program with a sentence where there is none."""
+    said = ""
+    for _ in range(ATTEMPTS):
+        key, said = scan(address, port, bastion)
+        if key:
+            return key
+        time.sleep(1)
     through = f" through {bastion['host']}" if bastion else ""
     sys.exit(
         f"error: no ed25519 host key from {address} port {port}{through}; is the machine up, and its sshd on that port?"
-        f" Else write its key into the settings, as hostKey. {done.stderr.strip()}"
+        f" Else write its key into the settings, as hostKey. {said}"
     )
+
+
+def first_contact(address: str, port: str, key: str) -> None:
+    """Says which key was met, and hands it on."""
+    print(f"first contact: {address} port {port} has the host key {fingerprint(key)}; it is kept", file=sys.stderr)
+    print(key, end="")
 
 
 def fingerprint(key: str) -> str:
@@ -47,9 +64,7 @@ def fingerprint(key: str) -> str:
 
 def main() -> None:
     address, port, bastion = os.environ["ADDRESS"], os.environ["PORT"], os.environ["BASTION"]
-    key = read(address, port, json.loads(bastion) if bastion else None)
-    print(f"first contact: {address} port {port} has the host key {fingerprint(key)}; it is kept", file=sys.stderr)
-    print(key, end="")
+    first_contact(address, port, read(address, port, json.loads(bastion) if bastion else None))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ dask:
   tls: true
 credentials:
   renewal: 1
+limits: {idle: null, hourlyCost: null, maxAge: null}
+prices: {}
 moves: []
 """
 
@@ -132,6 +134,8 @@ dask:
   config: {distributed: {scheduler: {work-stealing: false}}}
   tls: false
 credentials: {renewal: 2}
+limits: {idle: 30m, hourlyCost: null, maxAge: null}
+prices: {}
 moves: [scheduler, data]
 """)
     (folder / "other.lock").write_text(LOCK)
@@ -254,7 +258,7 @@ def test_a_list_whose_items_are_wrong_is_not_called_empty(folder: Path) -> None:
 
 def test_an_unknown_target_or_source_is_answered_with_the_known_ones(folder: Path) -> None:
     assert one(folder, target="vm") == "target: vm is not known here; write 'vms', 'gke'"
-    assert one(folder, machines__source="locl") == "machines.source: locl is not known here; write 'local', 'existing'"
+    assert one(folder, machines__source="locl").endswith("locl is not known here; write 'local', 'existing', 'gcp'")
     assert one(folder, {"machines": {"source": "local"}}) == 'target: is missing; write e.g. "vms"'
 
 

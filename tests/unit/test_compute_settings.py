@@ -1,0 +1,115 @@
+"""What a stack may say about machines in Google Cloud, and what it then costs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import settings
+from settings import cost
+
+PROJECT = Path(__file__).parents[2]
+ALLOWED = {"ssh": ["203.0.113.7/32"]}
+
+
+def stack(machines: dict[str, Any] | None = None, **changed: Any) -> settings.Vms:
+    where = {"source": "gcp", "project": "my-project", "zone": "us-central1-a"}
+    return settings.parse(
+        {"target": "vms", "firewall": ALLOWED, **changed, "machines": where | (machines or {})}, PROJECT
+    )
+
+
+def problem(*arguments: Any, **changed: Any) -> str:
+    with pytest.raises(settings.SettingsError) as raised:
+        stack(*arguments, **changed)
+    [found] = raised.value.problems
+    return found.removeprefix("dask:cluster.")
+
+
+@pytest.mark.parametrize(
+    ("machines", "changed", "words"),
+    [
+        ({}, {"firewall": {}}, ["firewall.ssh: is empty", "203.0.113.7/32", "machines.iapPort"]),
+        ({}, {"firewall": {"ssh": ["0.0.0.0/0"]}}, ["firewall.ssh[0]", "open to the whole world"]),
+        ({}, {"firewall": {"ssh": ["2001:db8::/64"]}}, ["firewall.ssh[0]", "IPv6"]),
+        ({"zone": "us-central1"}, {}, ["machines.zone", "not a zone; write e.g. us-central1-a"]),
+        ({"range": "8.8.8.0/24"}, {}, ["machines.range", "not a private network"]),
+        ({"range": "10.9.0.0/29", "workers": 4}, {}, ["machines.range", "room for 4 machines, not 5"]),
+        (
+            {"range": "10.9.0.0/24", "network": {"name": "n", "subnetwork": "s", "range": "10.1.0.0/24"}},
+            {},
+            ["machines.range", "leave out one"],
+        ),
+        ({"roles": ["owner"]}, {}, ["machines.roles[0]", "roles/storage.objectViewer"]),
+        ({"labels": {"team": "A B"}}, {}, ["machines.labels.team", "not a label's value"]),
+        ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than what the stack costs"]),
+        ({}, {"limits": {"maxAge": "5s"}}, ["limits.maxAge", "30m or 2h"]),
+        ({}, {"prices": {"e2-standard-2": -1}}, ["prices.e2-standard-2: -1 is too small; write 0.0 or more"]),
+        ({}, {"prices": {"e3-standard-2": 1}}, ["prices.e3-standard-2: is nothing that this stack pays for"]),
+    ],
+)
+def test_what_is_wrong_is_told_with_what_would_be_right(
+    machines: dict[str, Any], changed: dict[str, Any], words: list[str]
+) -> None:
+    found = problem(machines, **changed)
+    assert all(word in found for word in words), found
+
+
+@pytest.mark.parametrize(
+    "source", [{"source": "local"}, {"source": "existing", "hosts": [{"name": "a", "address": "a"}]}]
+)
+def test_what_is_for_machines_in_google_cloud_is_refused_for_others(source: dict[str, Any]) -> None:
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.parse({"target": "vms", "machines": source, "limits": {"maxAge": "2h", "hourlyCost": 1}}, PROJECT)
+    text = str(raised.value)
+    assert "limits.maxAge: is for machines in Google Cloud alone" in text and "limits.hourlyCost: is for" in text
+
+
+def test_machines_that_nobody_could_switch_on_again_are_not_switched_off() -> None:
+    hosts = [{"name": "a", "address": "192.0.2.1"}, {"name": "b", "address": "192.0.2.2"}]
+    with pytest.raises(settings.SettingsError, match=r"limits\.idle: would switch machines off"):
+        settings.parse(
+            {"target": "vms", "machines": {"source": "existing", "hosts": hosts}, "limits": {"idle": "1h"}}, PROJECT
+        )
+
+
+def test_packages_come_from_an_index_and_iap_may_reach_ssh() -> None:
+    found = stack({"iapPort": 2222}, firewall={})
+    assert found.environment.source == "index"
+    assert found.firewall.ssh == ("35.235.240.0/20",)
+    assert found.machines.region == "us-central1"
+
+
+GB = 0.10 / 730
+E2 = 2 * 0.02181159 + 8 * 0.00292353
+N1 = 4 * 0.031611 + 15 * 0.004237
+KEPT = 30 * GB + 100 * GB + 0.005  # the scheduler's disk, the data's, and the address, whether they run or not
+
+
+@pytest.mark.parametrize(
+    ("found", "up", "idle"),
+    [
+        (stack(), *2 * [E2 + 2 * N1 + 2 * 50 * GB + KEPT + 0.005 + 3 * 0.0014]),
+        (
+            stack({"worker": {"spot": True}, "workers": 10}, limits={"idle": "1h"}),
+            E2 + 10 * 0.4 * N1 + 10 * 50 * GB + KEPT + 0.005 + 11 * 0.0014,
+            10 * 50 * GB + KEPT,
+        ),
+        (
+            stack(
+                {
+                    "worker": {"accelerators": {"type": "nvidia-tesla-t4"}},
+                    "iapPort": 2222,
+                    "dataDisk": {"name": "mine"},
+                    "network": {"name": "n", "subnetwork": "s", "range": "10.1.0.0/24"},
+                },
+                limits={"idle": "1h"},
+            ),
+            E2 + 2 * (N1 + 0.35) + 130 * GB,
+            130 * GB,
+        ),
+    ],
+    ids=["plain", "spot", "given"],
+)
+def test_the_cost_is_what_the_price_lists_give_by_hand(found: settings.Vms, up: float, idle: float) -> None:
+    assert cost.total(found.bill()) == pytest.approx((up, idle))
