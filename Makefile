@@ -14,7 +14,9 @@ python = .venv/bin/python
 dev = $(filter dev,$(STACK))
 yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
 file = Pulumi.$(notdir $(STACK)).yaml
-cloud = $(shell grep -qs 'target: *gke' $(file) && echo cloud)
+cloud = $(shell grep -qsE 'target: *gke|source: *gcp' $(file) && echo cloud)
+# Machines in Google Cloud that were switched off, preempted or deleted are only seen by looking.
+compute = $(shell grep -qs 'target: *vms' $(file) && grep -qs 'source: *gcp' $(file) && echo compute)
 machines = $(shell grep -qs 'source: *local' $(file) && echo machines)
 # The engine cannot tell a machine that is dead for good from one that is away.
 dead = If a machine that did not answer is dead for good: write `gone: true` beside its name in $(file), and make up; \
@@ -48,7 +50,9 @@ up:
 	@$(known)
 	@$(install) program $(machines) $(cloud)
 	@$(PYTHON) -m tools.unlock $(STACK)
-	@$(variables) && pulumi stack select --create $(STACK) && pulumi up --stack $(STACK) $(yes) $(hint)
+	@$(if $(compute),$(python) -m tools.own_address $(STACK))
+	@$(variables) && pulumi stack select --create $(STACK) && \
+		pulumi up --stack $(STACK) $(yes) $(if $(compute),--refresh) $(hint)
 	@$(python) -m daskstack summary $(STACK)
 
 preview:

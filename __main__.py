@@ -37,16 +37,18 @@ else:
     from components.vms.machines.existing import ExistingMachines
     from components.vms.machines.local import LocalMachines
 
+    more = {}
     if isinstance(cluster.machines, settings.Local):
         machines = LocalMachines("machines", {"stack": stack, "names": list(cluster.machines.machine_names)})
     elif isinstance(cluster.machines, settings.GoogleMachines):
         from components.vms.machines.gcp import GcpMachines
 
         machines = GcpMachines("machines", {"stack": stack, "settings": cluster})
+        more = {"google": machines.google}
         pulumi.export("cost", cost.table(cluster.bill()))
     else:
         machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
-    dask = DaskVms(stack, {"hosts": machines.hosts, "network": machines.network, "settings": cluster})
+    dask = DaskVms(stack, {"hosts": machines.hosts, "network": machines.network, "settings": cluster, **more})
     pulumi.export("data", cluster.data.path)
 
 pulumi.export("scheduler", dask.scheduler)

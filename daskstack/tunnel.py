@@ -48,9 +48,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def opens(port: int) -> bool:
-    """Whether something on this computer's loopback takes connections at the port."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+def opens(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something takes connections at the port, on this computer's loopback or elsewhere."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
 

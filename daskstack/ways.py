@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from daskstack import kubernetes
+from daskstack import compute, kubernetes
 from daskstack.tunnel import tunnel
 
 
 def wake(facts: Mapping[str, Any]) -> int:
     """Brings back what `limits.idle` has let go; returns how many workers will come."""
-    return kubernetes.wake(facts["kubernetes"], facts["namespace"]) if facts.get("sleeps") else 0
+    if not facts.get("sleeps"):
+        return 0
+    if "kubernetes" in facts:
+        return kubernetes.wake(facts["kubernetes"], facts["namespace"])
+    return compute.wake(facts["google"], facts["machines"][facts["head"]])
 
 
 def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[list[int]]:

@@ -42,6 +42,10 @@ def disk(found: Found) -> float | None:
     return None if month is None else int(found["sizeGb"]) * month / cost.HOURS
 
 
+def address(found: Found) -> float:
+    return 0.0 if found.get("addressType") == "INTERNAL" else cost.prices()["others"]["address"]
+
+
 KINDS = [
     Kind("container clusters", other("cluster")),
     Kind(
@@ -52,7 +56,7 @@ KINDS = [
     ),
     Kind("compute disks", disk),
     Kind("compute forwarding-rules", other("loadBalancer")),
-    Kind("compute addresses", other("address")),
+    Kind("compute addresses", address),
     Kind("compute firewall-rules", nothing),
     Kind("compute routers", nothing),
     Kind("compute networks subnets", nothing),
@@ -76,6 +80,7 @@ def belongs(found: Found, stack: str) -> bool:
         or last(found.get("network", "")) == name
         or found["name"] == name
         or any(last(user) == name for user in found.get("users", []))
+        or found.get("description") == f"dask-stack: {stack}"
         or f'"{name}/' in found.get("description", "")  # a Service of its namespace
         or found.get("email", "").startswith(f"{name[:30].rstrip('-')}@")
     )
@@ -119,7 +124,8 @@ def look(kind: Kind, project: str) -> list[Found]:
 def project_of(stack: str) -> str:
     file = PROJECT / f"Pulumi.{stack}.yaml"
     config = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    project = config.get("config", {}).get(KEY, {}).get("cluster", {}).get("project")
+    told = config.get("config", {}).get(KEY, {})
+    project = told.get("cluster", {}).get("project") or told.get("machines", {}).get("project")
     if not project:
         raise RuntimeError(f"{file.name} names no project in Google Cloud: its stack leaves nothing there")
     return project

@@ -1,11 +1,11 @@
 """Dask on machines: steps over SSH, one bash file each."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash, log
 from pulumi_command import local, remote
@@ -30,6 +30,8 @@ class DaskVmsArgs(TypedDict):
     """The network in which they reach each other, in CIDR notation; or their addresses, separated by blanks."""
     settings: Vms
     """What the stack says about all else."""
+    google: NotRequired[Mapping[str, Any]]
+    """Of machines in Google Cloud, for who starts them again: `project`, `zone`, and names there by names here."""
 
 
 class DaskVms(ComponentResource):
@@ -83,6 +85,7 @@ class DaskVms(ComponentResource):
                 python=settings.environment.python,
                 packages=self.lock.packages,
                 lock=settings.environment.lock,
+                **({"sleeps": True, "google": args["google"]} if "google" in args and settings.limits.idle else {}),
             )
         )
         self.register_outputs(

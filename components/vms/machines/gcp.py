@@ -37,6 +37,8 @@ class GcpMachines(ComponentResource):
     hosts: list[Host]
     network: str
     """The network in which they reach each other, in CIDR notation."""
+    google: dict[str, Any]
+    """Where they are: `project`, `zone`, and `machines`, the names there by names here."""
 
     def __init__(self, name: str, args: GcpMachinesArgs, opts: ResourceOptions | None = None):
         stack, settings = args["stack"], args["settings"]
@@ -50,6 +52,7 @@ class GcpMachines(ComponentResource):
         self.settings, self.machines = settings, settings.machines
         self.name = f"dask-{stack}"
         self.labels = {**self.machines.labels, "dask-stack": stack}
+        self.description = f"dask-stack: {stack}"  # of what has no labels
         self.child = ResourceOptions(parent=self)
         self.project = {"project": self.machines.project}
         self.region = {**self.project, "region": self.machines.region}
@@ -115,6 +118,8 @@ class GcpMachines(ComponentResource):
                     deleted_with=instance,
                 )
             )
+        machines = {name: f"{self.name}-{name}" for name in self.machines.machine_names}
+        self.google = {**self.zone, "machines": machines}
         self.register_outputs({"network": self.network})
 
     def _network(self) -> tuple[Input[str], list[pulumi.Resource]]:
@@ -128,7 +133,7 @@ class GcpMachines(ComponentResource):
             "network",
             name=self.name,
             auto_create_subnetworks=False,
-            description=f"dask-stack: {self.labels['dask-stack']}",  # networks have no labels
+            description=self.description,
             opts=ResourceOptions(parent=self, depends_on=self.apis),
             **self.project,
         )
@@ -173,6 +178,7 @@ class GcpMachines(ComponentResource):
         door = gcp.compute.Firewall(
             "door-open",
             name=f"{self.name}-door",
+            description=self.description,
             network=self.network_id,
             source_ranges=list(self.settings.firewall.ssh),
             target_tags=[f"{self.name}-door"],
@@ -183,6 +189,7 @@ class GcpMachines(ComponentResource):
         inside = gcp.compute.Firewall(
             "inside-open",
             name=f"{self.name}-inside",
+            description=self.description,
             network=self.network_id,
             source_service_accounts=[self.account.email],
             target_service_accounts=[self.account.email],
