@@ -1,7 +1,8 @@
 """Rehearses a stack on this computer: python -m tools.rehearse STACK
 
-A real Kubernetes of one node, the real program and engine, a real Dask job; one worker more, none for want of work, all
-of them again; then all of it goes. The stack file is not changed, and no account can be reached (`engine.rehearsal`).
+A real Kubernetes of one node, or real machines behind a firewall in place of Compute Engine's; the real program and
+engine, a real Dask job; one worker preempted, one more, none for want of work, all of them again; then all of it goes.
+The stack file is not changed, and no account can be reached (`engine.rehearsal`).
 """
 
 import json
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,9 @@ class Rehearsal:
         command += ["--stack", self.stack, *(["--config-file", str(self.settings)] if program else [])]
         return subprocess.run(command, env=self.environ, check=True, **kwargs)
 
-    def up(self) -> None:
+    def up(self, *options: str) -> None:
         self.pulumi("stack", "select", "--create")
-        self.pulumi("up", "--yes", "--skip-preview")
+        self.pulumi("up", "--yes", "--skip-preview", *options)
 
     def destroy(self) -> None:
         self.pulumi("destroy", "--yes", "--skip-preview")
@@ -132,13 +133,59 @@ def workers(client: Mapping[str, Any]) -> list[str]:
         return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
-def sleep_and_wake(client: Mapping[str, Any], phase: Phases) -> None:
+def machines_off(google: Mapping[str, Any]) -> bool:
+    words = ["gcloud", "compute", "instances", "list", "--project", google["project"], "--format", "json"]
+    listed = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return all(each["status"] == "TERMINATED" for each in listed)
+
+
+def until(what: str, reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not reached():
+        if time.monotonic() > end:
+            raise engine.EngineError(f"{what} within {PATIENCE} s")
+        time.sleep(1)
+
+
+def in_kubernetes(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> None:
+    """What may befall a release."""
+    settings = config["config"][KEY]
+    if settings.get("chart") == "official":
+        return
+    pods = settings.setdefault("workers", {})
+    pods["replicas"] = pods.get("replicas", 3) + 1
+    settings["limits"] = {"idle": f"{IDLE}s"}
+    with phase(f"one worker more, and idle after {IDLE} s"):
+        rehearsal.start(config)
+        rehearsal.up()
+    client = rehearsal.outputs()["client"]
     with phase("asleep: nothing was computed"):
-        end = time.monotonic() + PATIENCE
-        while workers(client):
-            if time.monotonic() > end:
-                raise engine.EngineError(f"the workers did not go within {PATIENCE} s")
-            time.sleep(1)
+        until("the workers did not go", lambda: not workers(client))
+    awake(client, phase)
+
+
+def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> None:
+    """What may befall machines in Google Cloud."""
+    settings, google = config["config"][KEY], rehearsal.outputs()["client"]["google"]
+    machines = settings["machines"]
+    if machines.get("worker", {}).get("spot"):
+        with phase("one worker preempted, and made again"):
+            name = google["machines"]["worker-1"]
+            words = ["gcloud", "compute", "instances", "simulate-maintenance-event", name, "--zone", google["zone"]]
+            subprocess.run([*words, "--project", google["project"]], check=True)
+            rehearsal.up("--refresh")
+    machines["workers"] = machines.get("workers", 2) + 1
+    settings["limits"] = {"idle": f"{IDLE}s"}
+    with phase(f"one worker more, and idle after {IDLE} s"):
+        rehearsal.start(config)
+        rehearsal.up("--refresh")
+    client = rehearsal.outputs()["client"]
+    with phase("asleep: nothing was computed"):
+        until("the machines did not switch themselves off", lambda: machines_off(client["google"]))
+    awake(client, phase)
+
+
+def awake(client: Mapping[str, Any], phase: Phases) -> None:
     with phase("awake: a job's result"):
         say(f"{wake(client)} workers come back")
         with Client(client) as dask:
@@ -149,8 +196,9 @@ def main(stack: str) -> None:
     file = PROJECT / f"Pulumi.{stack}.yaml"
     config = yaml.safe_load(file.read_text()) if file.exists() else {}
     settings = config.get("config", {}).get(KEY, {})
-    if settings.get("target") != "gke":
-        sys.exit(f"error: {file.name} is not a stack with `target: gke`, the one that can be rehearsed")
+    google = settings.get("machines", {}) if settings.get("target") == "vms" else settings.get("cluster", {})
+    if settings.get("target") != "gke" and google.get("source") != "gcp":
+        sys.exit(f"error: {file.name} is neither `target: gke` nor machines of Google Cloud, which can be rehearsed")
     rehearsal, phase = Rehearsal(stack, engine.data_folder() / "rehearsal" / stack), Phases()
     try:
         with phase("from nothing"):
@@ -159,18 +207,11 @@ def main(stack: str) -> None:
         with phase("pulumi up"):
             rehearsal.up()
         table = rehearsal.outputs()["check"]
-        if settings.get("chart") != "official":
-            pods = settings.setdefault("workers", {})
-            pods["replicas"] = pods.get("replicas", 3) + 1
-            settings["limits"] = {"idle": f"{IDLE}s"}
-            with phase(f"one worker more, and idle after {IDLE} s"):
-                rehearsal.start(config)
-                rehearsal.up()
-            sleep_and_wake(rehearsal.outputs()["client"], phase)
+        (in_kubernetes if settings["target"] == "gke" else on_machines)(rehearsal, config, phase)
         with phase("pulumi destroy"):
             rehearsal.destroy()
-        if settings["cluster"]["source"] == "gcp":
-            say(left.report(stack, settings["cluster"]["project"]))
+        if google.get("source") == "gcp":
+            say(left.report(stack, google["project"]))
     finally:
         with phase("the rest of it goes"):
             rehearsal.stop()

@@ -85,7 +85,7 @@ class DaskVms(ComponentResource):
                 python=settings.environment.python,
                 packages=self.lock.packages,
                 lock=settings.environment.lock,
-                **({"sleeps": True, "google": args["google"]} if "google" in args and settings.limits.idle else {}),
+                **({"google": args["google"], "sleeps": bool(settings.limits.idle)} if "google" in args else {}),
             )
         )
         self.register_outputs(
