@@ -174,3 +174,28 @@ class Outside:
 
     def remove(self) -> None:
         as_root("ip", "netns", "delete", self.namespace)
+
+
+class Stranger:
+    """A place outside of a Google network of a rehearsal, with an address of its own."""
+
+    def __init__(self, bridge: str, address: str) -> None:
+        self.namespace = f"{bridge}-stranger"
+        as_root("ip", "netns", "add", self.namespace)
+        as_root(
+            *("ip", "-n", self.namespace, "link", "add", "link0", "up", "type", "veth"),
+            *("peer", "name", "stranger", "netns", bridge),
+        )
+        as_root("ip", "-n", bridge, "link", "set", "stranger", "up")
+        as_root("ip", "-n", bridge, "address", "add", "169.254.0.1/32", "dev", "stranger")
+        as_root("ip", "-n", bridge, "route", "add", address, "dev", "stranger")
+        as_root("ip", "-n", self.namespace, "address", "add", f"{address}/32", "dev", "link0")
+        as_root("ip", "-n", self.namespace, "route", "add", "default", "via", "169.254.0.1", "dev", "link0", "onlink")
+
+    def connects(self, address: str, port: int) -> bool:
+        """Whether a TCP connection is made within two seconds."""
+        attempt = ("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
+        return as_root("ip", "netns", "exec", self.namespace, *attempt, check=False).returncode == 0
+
+    def remove(self) -> None:
+        as_root("ip", "netns", "delete", self.namespace)

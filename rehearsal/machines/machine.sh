@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
-# machine.sh up|down: one local machine, a Debian system on systemd-nspawn with its own sshd and systemd.
+# machine.sh up|down|start|stop|status: one local machine, a Debian system on systemd-nspawn with its own sshd.
 #
 #   DIRECTORY        the stack's own folder (network.sh made it); the machine's files are in DIRECTORY/NAME
 #   NAME             the machine's host name, e.g. worker-1
 #   BRIDGE           what network.sh printed
-#   for `up`:
+#   for `up` and `start`:
 #   IMAGE            what image.sh printed
 #   NETWORK          what network.sh printed, e.g. 10.20.30.0/24
 #   NUMBER           host part of the machine's address, e.g. 11
-#   AUTHORIZED_KEY   SSH public key that may log in as `admin`, who may use sudo
+#   ADDRESS, GATEWAY  in place of these two: the machine's whole address, and by whom alone it reaches any other
+#   AUTHORIZED_KEY   SSH public keys that may log in as `admin`, who may use sudo
+#   FILES            folder whose files a new machine has beside the image's (none)
+#   DISKS            lines of NAME=FILE: the file is the machine's block device /dev/disk/by-id/NAME (none)
 #   SECONDS_TO_BOOT  limit for the wait (60)
+#   for `stop` and `down`:
+#   SECONDS_TO_STOP  from the power button to the cut of the power (5)
 #
 # `up` makes the machine and starts it, where that is still to be done, waits until it answers on port 22 and
 # has booted, and prints {"id": ID, "address": ADDRESS, "hostKey": "ssh-ed25519 ..."}. ID is made with the
-# machine and never changes. `down` stops the machine and removes everything of it.
+# machine and never changes. `start` does the same, and waits only until the machine runs. `stop` switches it off;
+# `down` does that and removes everything of it. `status` prints `running` or `stopped`.
 #
 # In DIRECTORY/NAME: id; image (that it was made from); upper and work (the overlay); etc (bound to /etc/machine
 # inside); console.log (of this boot); running (locked by the machine's supervisor as long as it lives). Its processes are
@@ -25,7 +31,8 @@ here=$(dirname "$(readlink -f "$0")")
 source "$here/common.sh"
 
 main() {
-    become_root "DIRECTORY NAME BRIDGE IMAGE NETWORK NUMBER AUTHORIZED_KEY SECONDS_TO_BOOT" "$@"
+    become_root "DIRECTORY NAME BRIDGE IMAGE NETWORK NUMBER ADDRESS GATEWAY AUTHORIZED_KEY FILES DISKS SECONDS_TO_BOOT \
+        SECONDS_TO_STOP" "$@"
     [[ $NAME =~ ^[a-z0-9]([a-z0-9-]*[a-z0-9])?$ ]] || fatal "NAME '$NAME' is not a host name (a-z, 0-9, -)"
     [[ $DIRECTORY == /* ]] || fatal "DIRECTORY '$DIRECTORY' must be an absolute path"
     state=$DIRECTORY/$NAME
@@ -33,13 +40,28 @@ main() {
     case ${1-} in
     up) up ;;
     down) down ;;
+    start) launch ;;
+    stop) stop ;;
+    status) if is_populated; then echo running; else echo stopped; fi ;;
     supervise | boot) "$1" ;; # by `up` alone
     *) fatal "expected 'up' or 'down', got '${1-}'" ;;
     esac
 }
 
 up() {
-    local address=${NETWORK%.*}.$NUMBER
+    make
+    wait_until has_booted
+    printf '{"id": "%s", "address": "%s", "hostKey": "%s"}\n' "$(<"$state/id")" "$address" \
+        "$(cut -d ' ' -f 1,2 "$state/upper/etc/ssh/ssh_host_ed25519_key.pub")"
+}
+
+launch() {
+    make
+    wait_until true
+}
+
+make() {
+    address=${ADDRESS:-${NETWORK%.*}.$NUMBER}
     check_computer
     # Only while it changes something: machines of one stack boot at the same time.
     exec 9<"$DIRECTORY"
@@ -47,13 +69,9 @@ up() {
     rm -rf "$DIRECTORY/.$NAME"
     [[ -d $state ]] || create
     check_image "$(<"$state/image")"
-    write_settings "$address"
+    write_settings
     start
     exec 9<&-
-
-    wait_until_booted "$address"
-    printf '{"id": "%s", "address": "%s", "hostKey": "%s"}\n' "$(<"$state/id")" "$address" \
-        "$(cut -d ' ' -f 1,2 "$state/upper/etc/ssh/ssh_host_ed25519_key.pub")"
 }
 
 down() {
@@ -92,18 +110,23 @@ create() {
     echo "$IMAGE" >"$new/image"
     tr -d - <"$new/id" >"$new/upper/etc/machine-id"
     ssh-keygen -q -t ed25519 -N '' -C "root@$NAME" -f "$new/upper/etc/ssh/ssh_host_ed25519_key"
+    [[ -z ${FILES-} ]] || cp -rdT "$FILES" "$new/upper"
     mv "$new" "$state"
 }
 
 write_settings() {
-    local wanted
+    local wanted length=${GATEWAY:+32}
     wanted="[Match]
 Name=host0
 [Network]
-Address=$1/24
+Address=$address/${length:-24}
 LinkLocalAddressing=no"
+    [[ -z ${GATEWAY-} ]] || wanted+="
+[Route]
+Gateway=$GATEWAY
+GatewayOnLink=yes"
     if [[ -e $state/etc/host0.network && $(<"$state/etc/host0.network") != "$wanted" ]] && is_running; then
-        say "$NAME restarts with its new address $1"
+        say "$NAME restarts with its new address $address"
         stop
     fi
     echo "$wanted" >"$state/etc/host0.network"
@@ -130,15 +153,15 @@ start() {
 }
 
 stop() {
-    local pid pids begun=$SECONDS
+    local pid pids begun=$SECONDS limit=${SECONDS_TO_STOP:-5}
     pid=$(init || true)
     [[ -z $pid ]] || kill -s RTMIN+4 "$pid" 2>/dev/null || true # systemd: power off
     while is_running || is_populated; do
-        if [[ -z $pid ]] || ((SECONDS - begun >= 5)); then
+        if [[ -z $pid ]] || ((SECONDS - begun >= limit)); then
             mapfile -t pids < <(find "$cgroup" -name cgroup.procs -exec cat {} + 2>/dev/null)
             kill -s KILL "${pids[@]}" 2>/dev/null || true
         fi
-        ((SECONDS - begun < 15)) || fatal "$NAME does not end; its processes are those in $cgroup"
+        ((SECONDS - begun < limit + 10)) || fatal "$NAME does not end; its processes are those in $cgroup"
         sleep 0.05
     done
 }
@@ -161,6 +184,7 @@ boot() {
     mkdir "$root"
     mount -t overlay overlay -o "lowerdir=$(<"$state/image"),upperdir=$state/upper,workdir=$state/work" "$root"
     [[ ! -e /dev/autofs ]] || binds+=(--bind=/dev/autofs)
+    attach
 
     export TERM=dumb SYSTEMD_NSPAWN_TMPFS_TMP=0
     while true; do
@@ -174,10 +198,29 @@ boot() {
     done
 }
 
-wait_until_booted() {
-    local address=$1 limit=${SECONDS_TO_BOOT:-60} pid
+# A disk's device ends with its last user: this process, or what mounts it.
+attach() {
+    local id file device
     SECONDS=0
-    until pid=$(init) && [[ -n $pid ]] && has_booted "$pid" && answers "$address"; do
+    while IFS='=' read -r id file; do
+        [[ -n $id ]] || continue
+        while [[ -n $(losetup --associated "$file") ]]; do
+            ((SECONDS < 10)) || fatal "disk $file is in use by another machine"
+            sleep 0.1
+        done
+        device=$(losetup --find --show "$file")
+        # shellcheck disable=SC2034 # held open as long as this process lives
+        exec {disk}<>"$device"
+        losetup --detach "$device"
+        binds+=("--bind=$device:/dev/disk/by-id/$id")
+    done <<<"${DISKS-}"
+}
+
+# wait_until CONDITION: that it runs, and what CONDITION says of its process 1.
+wait_until() {
+    local limit=${SECONDS_TO_BOOT:-60} pid
+    SECONDS=0
+    until pid=$(init) && [[ -n $pid ]] && "$1" "$pid"; do
         if ! is_running; then
             [[ $started == no ]] || not_booted "it ended"
             start # what ran when we came was about to end
@@ -189,7 +232,9 @@ wait_until_booted() {
 
 answers() { [[ $(timeout 2 bash -c "exec 3<>/dev/tcp/$1/22 && head -c 4 <&3" 2>/dev/null) == SSH- ]]; }
 
-has_booted() {
+has_booted() { systemd_has_booted "$1" && answers "$address"; }
+
+systemd_has_booted() {
     # Not --pid: a machine that reboots stops and awaits all processes of its namespace, and nsenter with them.
     [[ $(timeout -k 1 20 nsenter --target "$1" --mount systemctl is-system-running 2>/dev/null) == @(running|degraded) ]]
 }

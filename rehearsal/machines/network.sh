@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# network.sh up|down|sweep: the private network of one stack's local machines.
+# network.sh up|down|sweep|vpc: the private network of one stack's local machines.
 #
 #   DIRECTORY   the stack's own folder, e.g. ~/.local/share/daskstack/machines/dev (made, 0700)
 #   NAME        the stack's name, for messages
 #   BOOT_ID     for `up`: which start of this computer the network is made in; kept in DIRECTORY/boot
+#   for `vpc`, with nftables' rules on stdin, in which $machines is the interface that they are behind:
+#   CALLER      this computer's address as machines see it, e.g. 203.0.113.7
+#   EXTERNAL    the machines' external addresses, this computer's only way to them
+#   GATEWAYS    as which machines know the namespace, each with the length of its network, e.g. 10.9.0.1/24
+#   PACKAGES    folder of wheels, which gateways show on port 80 (none)
 #
 # `up` prints {"bridge": NAME, "network": "10.x.y.0/24", "gateway": "10.x.y.1"}. `sweep` is a `down` for what a killed
 # run left and the stack's state does not know: it takes machines away too, and says what it found.
+#
+# `vpc` makes a network like Google's in place of that of `up`: each machine reaches the others by its gateway alone,
+# where the rules hold, and this computer is outside. It prints nothing; called again, it changes what differs.
 #
 # The bridge is in a network namespace of the same name, joined to this computer by a link that carries the
 # gateway's address. So nothing that this computer does with bridges, links and firewalls of its own (Docker
@@ -18,8 +26,8 @@ here=$(dirname "$(readlink -f "$0")")
 source "$here/common.sh"
 
 main() {
-    [[ ${1-} != up ]] || (umask 077 && mkdir -p "$DIRECTORY") # before becoming root: it is the user's
-    become_root "DIRECTORY NAME BOOT_ID" "$@"
+    [[ ${1-} != @(up|vpc) ]] || (umask 077 && mkdir -p "$DIRECTORY") # before becoming root: it is the user's
+    become_root "DIRECTORY NAME BOOT_ID CALLER EXTERNAL GATEWAYS PACKAGES" "$@"
     need ip=iproute2 flock=util-linux
     [[ $DIRECTORY == /* ]] || fatal "DIRECTORY '$DIRECTORY' must be an absolute path"
     bridge=dask-$(hash "$DIRECTORY" | cut -c 1-8)
@@ -28,6 +36,7 @@ main() {
     up) up ;;
     down) down ;;
     sweep) sweep ;;
+    vpc) vpc ;;
     *) fatal "expected 'up' or 'down', got '${1-}'" ;;
     esac
 }
@@ -44,15 +53,51 @@ up() {
         # Renamed, and before the link is up: what is up has its record.
         echo "$network" >"$record.partial"
         mv "$record.partial" "$record"
-        make_link "${network%.0/24}.1/24"
+        make_link "${network%.0/24}.1/24" master "$bridge"
     fi
     network=$(<"$record")
     echo "${BOOT_ID-}" >"$DIRECTORY/boot"
     printf '{"bridge": "%s", "network": "%s", "gateway": "%s"}\n' "$bridge" "$network" "${network%.0/24}.1"
 }
 
+vpc() {
+    local address
+    need nft=nftables ss=iproute2
+    exec 9>/run/daskstack.lock
+    flock -w 60 9 || fatal "waited 60 s for another stack's network (lock: /run/daskstack.lock)"
+    if ! is_up; then
+        remove_link
+        make_link "$CALLER/32"
+    fi
+    ip -n "$bridge" address replace $door/32 dev host
+    ip -n "$bridge" route replace "$CALLER" dev host
+    for address in $GATEWAYS; do ip -n "$bridge" address replace "$address" dev "$bridge"; done
+    inside sh -c 'cd /proc/sys/net/ipv4 && echo 1 | tee ip_forward conf/all/rp_filter && echo 0 | tee conf/*/send_redirects' \
+        >/dev/null
+    { echo "define machines = $bridge" && cat; } | inside nft -f -
+    serve
+    for address in $(ip route show dev "$bridge" | cut -d ' ' -f 1); do
+        [[ " $EXTERNAL " == *" $address "* ]] || ip route delete "$address" dev "$bridge"
+    done
+    for address in $EXTERNAL; do
+        [[ -n $(ip route show "$address" dev "$bridge") ]] ||
+            ip route add "$address" via $door dev "$bridge" onlink src "$CALLER"
+    done
+}
+
+door=169.254.0.1 # the namespace, as this computer sees it
+
+inside() { nsenter --net="/run/netns/$bridge" "$@"; }
+
+# The package index that machines have in place of one outside.
+serve() {
+    [[ -n ${PACKAGES-} && -z $(inside ss -Hltn 'sport = 80') ]] || return 0
+    inside setsid python3 -m http.server 80 --directory "$PACKAGES" </dev/null >/dev/null 2>&1 9>&- &
+}
+
 down() {
     remove_link
+    end_processes
     [[ ! -e /run/netns/$bridge ]] || ip netns delete "$bridge"
     rm -f "$record" "$record.partial" "$DIRECTORY/boot"
     [[ ! -d $DIRECTORY ]] || rmdir --ignore-fail-on-non-empty "$DIRECTORY"
@@ -80,6 +125,13 @@ machines() {
 
 is_up() { [[ -n $(ip link show dev "$bridge" up 2>/dev/null) ]]; }
 
+end_processes() {
+    local pids
+    mapfile -t pids < <(ip netns pids "$bridge" 2>/dev/null)
+    ((${#pids[@]} == 0)) || kill -s KILL "${pids[@]}" 2>/dev/null || true
+}
+
+# make_link ADDRESS [master BRIDGE]: this computer's address on it, and where the other end is.
 make_link() {
     if ! ip -n "$bridge" link show lo >/dev/null 2>&1; then
         [[ ! -e /run/netns/$bridge ]] || ip netns delete "$bridge"
@@ -88,7 +140,7 @@ make_link() {
     # Machines that still run are on this bridge: it stays where only the link to it was lost.
     ip -n "$bridge" link show "$bridge" >/dev/null 2>&1 || ip -n "$bridge" link add "$bridge" up type bridge
     ip link add "$bridge" type veth peer name host netns "$bridge"
-    ip -n "$bridge" link set host master "$bridge" up
+    ip -n "$bridge" link set host "${@:2}" up
     ip address add "$1" dev "$bridge"
     ip link set "$bridge" up
 }

@@ -1,8 +1,9 @@
-"""A stand-in for Pulumi's plugin `gcp` 10.2.0: a Google Cloud of files, whose one cluster is a real Kubernetes.
+"""A stand-in for Pulumi's plugin `gcp` 10.2.0: a Google Cloud of files, whose cluster and machines are real.
 
 The engine starts this file as `pulumi-resource-gcp ENGINE_ADDRESS` in the stand-ins' environment, in a rehearsal alone:
 DASKSTACK_REHEARSAL is its folder, DASKSTACK_REHEARSAL_KUBERNETES a JSON object that says how its Kubernetes starts
-(`command`) and ends (`down`), and where (`cwd`). What it does not do it refuses by name.
+(`command`) and ends (`down`), and where (`cwd`); gcp.computers tells what its machines need. What it does not do it
+refuses by name.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ from google.protobuf import empty_pb2
 import serving
 from command import wire
 from command.output import CommandError
-from gcp import checks, cloud, node
+from gcp import checks, cloud, computers, node
 from gcp.cloud import Record, pretended
+from gcp.computers import ATTACHED, DISK, FIREWALL
 from gcp.inputs import (
     DEFAULTS,
     changes,
@@ -30,7 +32,7 @@ from gcp.inputs import (
     problems,
     refuse_to_stop,
 )
-from gcp.kinds import CLUSTER, POOL
+from gcp.kinds import CLUSTER, POOL, VM
 from gcp.table import KINDS
 from kube import values
 from serving import proto
@@ -41,6 +43,12 @@ CREDENTIALS = ("GOOGLE_OAUTH_ACCESS_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "G
 
 def kind_of(urn: str) -> str:
     return urn.split("::")[2].split("$")[-1].removeprefix("gcp:")
+
+
+def one_at_a_time(token: str) -> contextlib.AbstractAsyncContextManager[Any]:
+    if token in (CLUSTER, POOL):
+        return node.BUSY
+    return computers.BUSY if token in (VM, FIREWALL) else contextlib.nullcontext()
 
 
 class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
@@ -155,11 +163,16 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
 
     async def _create(self, request, raw: wire.Properties) -> tuple[str, wire.Properties]:
         token, inputs = kind_of(request.urn), given(wire.plain(raw))
-        async with node.BUSY if token in (CLUSTER, POOL) else contextlib.nullcontext():
+        async with one_at_a_time(token):
             if token == CLUSTER:
                 identity, record = await self._create_cluster(inputs)
             else:
-                identity, record = cloud.new_record(token, inputs, self._config)
+                identity, record = cloud.new_record(token, inputs, self._config, known=pretended().records())
+                if token == VM and computers.real():
+                    pretended().admit(identity, record)
+                    await computers.create(identity, record)
+                elif token == ATTACHED and computers.real():
+                    raise CommandError(not_done("an AttachedDisk (it knows attachedDisks of an Instance)"))
                 await self._put(token, identity, record, request.urn)
         return identity, values.marked(record["outputs"], raw)
 
@@ -178,6 +191,8 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
         write = known.create if new else known.write
         if token != POOL:
             write(identity, record)
+            if token == FIREWALL and computers.real():
+                await computers.compute("rules")
             return
         async with node.changing(known, record["links"][0][0]) as said:
             write(identity, record)
@@ -186,14 +201,23 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
 
     async def _update(self, request, raw: wire.Properties) -> tuple[str, wire.Properties]:
         token, inputs = kind_of(request.urn), given(wire.plain(raw))
-        async with node.BUSY if token in (CLUSTER, POOL) else contextlib.nullcontext():
+        async with one_at_a_time(token):
             old = pretended().read(request.id)
             if old is None:
                 raise CommandError(f"{request.id} was not found (notFound): `pulumi refresh` takes it out of the stack")
             refuse_to_stop(token, old["inputs"], inputs)
             more = {"kubernetes": old["kubernetes"]} if token == CLUSTER else {}
-            identity, record = cloud.new_record(token, inputs, self._config, old["made"], **more)
-            await self._put(token, identity, record, request.urn, new=False)
+            identity, record = cloud.new_record(
+                token, inputs, self._config, old["made"], known=pretended().records(), **more
+            )
+            if token == VM and computers.real():
+                wanted = await computers.before_update(identity, old, record)
+                await self._put(token, identity, record, request.urn, new=False)
+                await computers.after_update(identity, record, wanted)
+            else:
+                await self._put(token, identity, record, request.urn, new=False)
+            if token == DISK and computers.real():
+                await computers.compute("grow", identity)
         return identity, values.marked(record["outputs"], raw)
 
     async def _delete(self, request) -> None:
@@ -210,7 +234,7 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
                 f"{request.id} cannot be deleted while deletionProtection is true: set it to false, `pulumi up`,"
                 " then try again"
             )
-        async with node.BUSY if token in (CLUSTER, POOL) else contextlib.nullcontext():
+        async with one_at_a_time(token):
             record = known.read(request.id)
             if token == POOL and record:
                 async with node.changing(known, record["links"][0][0]):
@@ -219,7 +243,11 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
             if token == CLUSTER and record:
                 await node.down()
                 known.trust("")
+            if token == VM and computers.real():
+                await computers.compute("delete", request.id)
             known.delete(request.id)
+            if token == FIREWALL and computers.real():
+                await computers.compute("rules")
 
     async def _read(self, request) -> tuple[str, wire.Properties, wire.Properties]:
         """Id, inputs and outputs as they are now, all empty for what is gone."""
@@ -227,6 +255,8 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
         record = pretended().read(request.id)
         if record is None:
             return "", {}, {}
+        if kind_of(request.urn) == VM and computers.real():
+            await computers.observe(request.id, record)
         outputs = record.get("outputs", {})
         if not inputs:  # an import
             return request.id, record.get("inputs", {}) | {DEFAULTS: []}, outputs

@@ -18,7 +18,13 @@ from typing import Any
 
 import pytest
 
+from daskstack.engine import PROJECT as SOURCE
+
 PROJECT = "engine-tests"
+PROGRAMS = SOURCE / "rehearsal" / "cloud"
+# What a program may read of the pretended cloud's resources.
+OUTPUTS = ["address", "controlPlaneEndpointsConfig", "email", "endpoint", "gatewayAddress", "masterAuth", "member"]
+OUTPUTS += ["networkInterfaces", "selfLink"]
 
 
 def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 20) -> None:
@@ -131,6 +137,65 @@ class Project:
         backend = Path(self.environment["PULUMI_BACKEND_URL"].removeprefix("file://"))
         files = (path for path in backend.rglob("*") if path.is_file())
         return "\n".join(path.read_text(errors="replace") for path in files)
+
+
+@dataclass
+class Cloud:
+    """A project with a rehearsal's folder, which is a Google Cloud."""
+
+    project: Project
+    folder: Path
+
+    def program(self, text: str, **config: Any) -> str:
+        """The text as a program, after `make(kind, name, **properties)`."""
+        provider = {"project": "my-project", "region": "us-central1", "zone": "us-central1-a"} | config
+        return f"""
+google = pulumi.ProviderResource("gcp", "google", {provider})
+
+
+def make(kind, name, /, **properties):
+    options = pulumi.ResourceOptions(provider=google)
+    outputs = dict.fromkeys({OUTPUTS})
+    return pulumi.CustomResource(f"gcp:{{kind}}", name, outputs | properties, options)
+
+
+{text}
+"""
+
+    def up(self, text: str, **config: Any) -> str:
+        return self.project.up(self.program(text, **config))
+
+    def fails(self, text: str, **config: Any) -> str:
+        return self.project.fails(self.program(text, **config))
+
+    def preview(self, text: str) -> str:
+        return self.project.preview(self.program(text))
+
+    def destroy(self) -> str:
+        return self.project.run("destroy", "--yes", "--skip-preview")
+
+    @property
+    def files(self) -> set[str]:
+        folder = self.folder / "gcp"
+        return {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.json")}
+
+    def record(self, identity: str) -> dict[str, Any]:
+        return json.loads((self.folder / "gcp" / f"{identity}.json").read_text())
+
+    @property
+    def node(self) -> dict[str, Any]:
+        return json.loads((self.folder / "kubernetes" / "node").read_text())
+
+    def run(self, program: str, *arguments: str, status: int = 0) -> str:
+        command = [PROGRAMS / program, *arguments]
+        done = subprocess.run(command, env=self.project.environment, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        return done.stdout or done.stderr
+
+    def list(self, group: str, project: str = "my-project") -> list[dict[str, Any]]:
+        return json.loads(
+            self.run("gcloud", *group.split(), "list", "--project", project, "--format", "json", "--quiet")
+        )
 
 
 @dataclass

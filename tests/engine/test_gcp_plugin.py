@@ -5,22 +5,16 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daskstack import engine
-from daskstack.engine import PROJECT
-from tests.engine.support import Project, processes, wait_for
+from tests.engine.support import Cloud, Project, processes, wait_for
 
-OUTPUTS = ["controlPlaneEndpointsConfig", "email", "endpoint", "gatewayAddress", "masterAuth", "member"]
-OUTPUTS += ["networkInterfaces", "selfLink"]
-PROGRAMS = PROJECT / "rehearsal" / "cloud"
 OTHERS = {"key": "others", "effect": "NoSchedule"}
 
 # Starts and ends what would be a Kubernetes: a kubeconfig, and a node in a file that `kubectl` reads and changes.
@@ -79,65 +73,6 @@ KUBECONFIG = {
     "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
     "current-context": "test",
 }
-
-
-@dataclass
-class Cloud:
-    """A project with a rehearsal's folder."""
-
-    project: Project
-    folder: Path
-
-    def program(self, text: str, **config: Any) -> str:
-        """The text as a program, after `make(kind, name, **properties)`."""
-        provider = {"project": "my-project", "region": "us-central1", "zone": "us-central1-a"} | config
-        return f"""
-google = pulumi.ProviderResource("gcp", "google", {provider})
-
-
-def make(kind, name, /, **properties):
-    options = pulumi.ResourceOptions(provider=google)
-    outputs = dict.fromkeys({OUTPUTS})
-    return pulumi.CustomResource(f"gcp:{{kind}}", name, outputs | properties, options)
-
-
-{text}
-"""
-
-    def up(self, text: str, **config: Any) -> str:
-        return self.project.up(self.program(text, **config))
-
-    def fails(self, text: str, **config: Any) -> str:
-        return self.project.fails(self.program(text, **config))
-
-    def preview(self, text: str) -> str:
-        return self.project.preview(self.program(text))
-
-    def destroy(self) -> str:
-        return self.project.run("destroy", "--yes", "--skip-preview")
-
-    @property
-    def files(self) -> set[str]:
-        folder = self.folder / "gcp"
-        return {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.json")}
-
-    def record(self, identity: str) -> dict[str, Any]:
-        return json.loads((self.folder / "gcp" / f"{identity}.json").read_text())
-
-    @property
-    def node(self) -> dict[str, Any]:
-        return json.loads((self.folder / "kubernetes" / "node").read_text())
-
-    def run(self, program: str, *arguments: str, status: int = 0) -> str:
-        command = [PROGRAMS / program, *arguments]
-        done = subprocess.run(command, env=self.project.environment, capture_output=True, text=True)
-        assert done.returncode == status, done.stderr
-        return done.stdout or done.stderr
-
-    def list(self, group: str, project: str = "my-project") -> list[dict[str, Any]]:
-        return json.loads(
-            self.run("gcloud", *group.split(), "list", "--project", project, "--format", "json", "--quiet")
-        )
 
 
 @pytest.fixture
@@ -334,8 +269,8 @@ pulumi.export("vm", [vm.networkInterfaces, vm.id])
     cloud.up(machine % "e2-small")
     [[interface], identity] = cloud.project.outputs()["vm"]
     assert identity == "projects/my-project/zones/us-central1-a/instances/vm"
-    assert interface["accessConfigs"][0]["natIp"].startswith("203.0.113.")
-    assert interface["networkIp"].startswith("10.")
+    assert interface["accessConfigs"][0]["natIp"].startswith("198.1")
+    assert interface["networkIp"] == "10.128.0.2"
     assert f"{identity}/data" in cloud.files
     [instance] = cloud.list("compute instances")
     zone = "https://www.googleapis.com/compute/v1/projects/my-project/zones/us-central1-a"

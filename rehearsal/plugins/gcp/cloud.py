@@ -1,6 +1,6 @@
 """The pretended cloud: one JSON file per resource, below the folder of a rehearsal, at the path that its id is.
 
-Who removes a file has removed the resource by hand.
+What is on a disk is in a file beside that, `NAME.img`. Who removes a file has removed the resource by hand.
 """
 
 import base64
@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Cloud:
 
     def create(self, identity: str, record: Record) -> None:
         self.admit(identity, record)
+        self._path(identity).with_suffix(".img").unlink(missing_ok=True)  # a new disk is blank
         self.write(identity, record)
 
     def admit(self, identity: str, record: Record) -> None:
@@ -69,6 +70,7 @@ class Cloud:
                     parts.append(other)
         for each in (*parts, identity):
             self._path(each).unlink(missing_ok=True)
+            self._path(each).with_suffix(".img").unlink(missing_ok=True)
 
     def records(self, kind: str = "") -> Iterator[tuple[str, Record]]:
         """All that there is, or all of one type, the oldest first."""
@@ -151,18 +153,25 @@ def effective(kind: Kind, inputs: dict[str, Any], config: dict[str, Any]) -> Any
 
 
 def new_record(
-    token: str, inputs: dict[str, Any], config: dict[str, Any], made: int = 0, **more: Any
+    token: str,
+    inputs: dict[str, Any],
+    config: dict[str, Any],
+    made: int = 0,
+    known: Iterable[tuple[str, Record]] = (),
+    **more: Any,
 ) -> tuple[str, Record]:
-    """A resource's id, and what the cloud knows of it."""
+    """A resource's id, and what the cloud knows of it; `known` is all that the cloud has."""
     kind, where = KINDS[token], places(inputs, config)
     identity = identify(kind, inputs, where)
     made = made or time.time_ns()
-    state = State(identity, over(kind.defaults, inputs), where, made, effective(kind, inputs, config), **more)
+    links = resolved(kind, inputs, where)
+    others = {name: record["outputs"] for name, record in known}
+    around = {"before": others.pop(identity, {}), "others": others, "links": [link for link, _ in links]}
+    state = State(identity, over(kind.defaults, inputs), where, made, effective(kind, inputs, config), **around, **more)
     filled: dict[str, Any] = {}
     for path, value in kind.filled.items():
         put(filled, path, value(state), inputs)
     outputs = over(filled, settled(kind, inputs, config))
-    links = resolved(kind, inputs, where)
     return identity, {"type": token, "made": made, "inputs": inputs, "outputs": outputs, "links": links} | more
 
 

@@ -4,13 +4,13 @@ import ipaddress
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from command import wire
 from command.output import CommandError
 from gcp import checks, cloud
-from gcp.kinds import CLUSTER, Kind, last
+from gcp.kinds import CLUSTER, VM, Kind, last
 from gcp.table import KINDS
 from kube import values
 
@@ -74,6 +74,8 @@ def problems(token: str, inputs: dict[str, Any], config: dict[str, Any]) -> list
 
 def refused(token: str, inputs: dict[str, Any]) -> Iterator[checks.Found]:
     """What would be right in a real project, but has no place in a rehearsal."""
+    if token == VM and inputs.get("desiredStatus") == "SUSPENDED":
+        yield "desiredStatus", not_done("desiredStatus SUSPENDED of a machine")
     if token != CLUSTER:
         return
     if "nodePools" in inputs:
@@ -146,11 +148,14 @@ def is_growth(old: Any, new: Any) -> bool:
 
 def refuse_to_stop(token: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Fail where a change can be made only while the machine is off, and the program does not let it be."""
-    kind = KINDS[token]
-    found = changes(kind, old, new)[0]
-    places = [path for path in found if values.touches(re.sub(r"\[\d+\]", "", path), kind.stopping)]
+    places = stops(token, changes(KINDS[token], old, new)[0])
     if places and new.get("allowStoppingForUpdate") is not True and new.get("desiredStatus") != "TERMINATED":
         raise CommandError(f"{places[0]} changes only while the machine is off: set allowStoppingForUpdate to true")
+
+
+def stops(token: str, found: Iterable[str]) -> list[str]:
+    """The differences that are possible only while the machine is off."""
+    return [path for path in found if values.touches(re.sub(r"\[\d+\]", "", path), KINDS[token].stopping)]
 
 
 def given(inputs: dict[str, Any]) -> dict[str, Any]:

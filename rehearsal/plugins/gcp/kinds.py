@@ -13,6 +13,7 @@ COMPUTE = "https://www.googleapis.com/compute/v1"
 NETWORK = "projects/{project}/global/networks/{}"
 SUBNETWORK = "projects/{project}/regions/{region}/subnetworks/{}"
 CLUSTER, POOL = "container/cluster:Cluster", "container/nodePool:NodePool"
+VM = "compute/instance:Instance"
 DISK = "projects/{project}/zones/{zone}/disks/{}"
 INSTANCE = "projects/{project}/zones/{zone}/instances/{}"
 KUBERNETES = "1.34.2"  # what a rehearsal's Kubernetes says of itself
@@ -27,6 +28,9 @@ class State:
     where: dict[str, str]
     made: int  # when, in nanoseconds
     labels: dict[str, str]
+    before: dict[str, Any] = field(default_factory=dict)  # its outputs until now
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)  # the outputs of all other resources, by id
+    links: list[str] = field(default_factory=list)  # the ids that it names
     kubernetes: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -1,4 +1,4 @@
-"""Machines and their disks: records, with nothing behind them."""
+"""Machines and their disks, as records; `gcp.computers` has what is behind them."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,12 +1,14 @@
 """Networks, the way out of them and into them."""
 
 import ipaddress
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from command import wire
+from command.output import CommandError
 from gcp import checks
-from gcp.checks import Found, between, matching, network, one_of
+from gcp.checks import Found, at, between, matching, network, one_of
 from gcp.kinds import (
     NETWORK,
     SUBNETWORK,
@@ -83,17 +85,38 @@ def firewall_rules(inputs: dict[str, Any]) -> Iterator[Found]:
                 yield name, "is for INGRESS alone"
 
 
+OWN, INNER, PUBLIC = "address", "networkInterfaces[].networkIp", "networkInterfaces[].accessConfigs[].natIp"
+DEFAULT_RANGE = "10.128.0.0/20"  # of a network that makes its subnetworks itself
+TESTS = ipaddress.IPv4Network("198.18.0.0/15")  # kept for networks under test (RFC 2544), and seen nowhere else
+
+
 def public_address(state: State) -> str:
-    """One of the block that RFC 5737 keeps for examples."""
-    return f"203.0.113.{int(state.number) % 254 + 1}"
+    """One that two rehearsals on one computer are unlikely to share."""
+    start = int(state.number)
+    return free(state, PUBLIC, (str(TESTS[(start + step) % 2**17]) for step in range(2**17)))
 
 
 def inner_address(state: State) -> str:
-    return f"10.128.{int(state.number) % 250}.{int(state.number[::-1]) % 250 + 2}"
+    ranges = (state.others.get(link, {}).get("ipCidrRange") for link in state.links)
+    block = ipaddress.IPv4Network(next(filter(None, ranges), DEFAULT_RANGE))
+    return free(state, INNER, (str(block[number]) for number in range(2, block.num_addresses - 2)))
 
 
 def own_address(state: State) -> str:
+    if OWN in state.before:
+        return state.before[OWN]
     return inner_address(state) if state.given.get("addressType") == "INTERNAL" else public_address(state)
+
+
+def free(state: State, path: str, candidates: Iterator[str]) -> str:
+    """What the resource had until now, or the first that nobody has."""
+    taken = {value for each in state.others.values() for place in (OWN, INNER, PUBLIC) for _, value in at(each, place)}
+    taken.add(os.environ.get("DASKSTACK_REHEARSAL_CALLER", ""))
+    had = [value for _, value in at(state.before, path)]
+    found = next((each for each in (*had, *candidates) if each not in taken), None)
+    if found is None:
+        raise CommandError(f"no address is left for {state.identity} (IP_SPACE_EXHAUSTED): take a larger range")
+    return found
 
 
 ADDRESS_FIXED = (

@@ -1,0 +1,1 @@
+"""Compute Engine's machines and network for a rehearsal, on this computer."""

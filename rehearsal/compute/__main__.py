@@ -1,0 +1,283 @@
+"""python -m rehearsal.compute WORD [IDENTITY...]: machines of Compute Engine, on this computer in a rehearsal.
+
+    create     a new machine, whose record is on stdin; returns when it runs, which is before SSH answers
+    start      machines that are off; those that run take on what has changed of their records
+    stop       as by the power button
+    delete     what a machine is; its record stays. With the last machine goes the network
+    rules      brings the network's rules to what the records say
+    status     prints RUNNING or TERMINATED for each
+    preempt    takes spot machines away, as Google does when it needs them: power button, and 30 seconds
+    grow       lets the machine that has a disk see the disk's new size
+    sweep      all that is left: machines, network, and who serves packages
+
+IDENTITY is a record's, such as projects/P/zones/Z/instances/NAME. Records are those of the stand-in for gcp, in the
+folder DASKSTACK_REHEARSAL. DASKSTACK_REHEARSAL_MACHINES is a JSON object that says what machines are made from: `image`
+(what image.sh printed) and `packages` (a folder of wheels, the package index of machines). DASKSTACK_REHEARSAL_CALLER
+is this computer's address, as machines see it. Needs Python's standard library alone, and root or sudo.
+"""
+
+import fcntl
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rehearsal.compute.rules import Machine, ruleset
+
+SCRIPTS = Path(__file__).parents[1] / "machines"
+INSTANCE, FIREWALL = "compute/instance:Instance", "compute/firewall:Firewall"
+RANGE = "10.128.0.0/20"  # of a network that makes its subnetworks itself
+CALLER = "203.0.113.7"
+POWER_OFF, PREEMPTION = 90, 30  # seconds from the power button to the cut
+BOOTING = 5  # seconds that a machine starts up for after SSH answers
+STARTUP = f"""[Unit]
+Description=What Google's images do at each boot
+[Service]
+Type=oneshot
+ExecStart=/bin/sleep {BOOTING}
+[Install]
+WantedBy=multi-user.target
+"""
+UV = """[[index]]
+url = "http://{gateway}/"
+format = "flat"
+default = true
+"""
+Record = dict[str, Any]
+Records = dict[str, Record]
+
+
+class ComputeError(Exception):
+    """A text that says what to do."""
+
+
+def main(word: str, *identities: str) -> None:
+    match word:
+        case "create":
+            create(identities[0], json.load(sys.stdin))
+        case "start":
+            records = settle()
+            each(identities, lambda identity: start(identity, records))
+        case "stop":
+            each(identities, lambda identity: machine(identity, "stop", SECONDS_TO_STOP=str(POWER_OFF)))
+        case "delete":
+            each(identities, lambda identity: machine(identity, "down", SECONDS_TO_STOP=str(POWER_OFF)))
+            settle(dict.fromkeys(identities))
+        case "rules":
+            settle()
+        case "status":
+            found = each(identities, lambda identity: machine(identity, "status"))
+            print("\n".join("RUNNING" if status == "running" else "TERMINATED" for status in found))
+        case "preempt":
+            each(identities, preempt)
+        case "grow":
+            each(identities, grow)
+        case "sweep":
+            script("network.sh", "sweep", NAME=cloud().parent.name)
+        case _:
+            raise ComputeError(f"there is no word {word!r}: see the head of {__file__}")
+
+
+def create(identity: str, record: Record) -> None:
+    refuse(record)
+    if any(name_of(other) == name_of(identity) for other in instances(read())):
+        raise ComputeError(f"a rehearsal has one machine {name_of(identity)} at most, in whatever zone")
+    machine(identity, "down")  # what a killed run left of it
+    start(identity, settle({identity: record}))
+
+
+def start(identity: str, records: Records) -> None:
+    record = records[identity]["outputs"]
+    subnetwork = subnetwork_of(records[identity], records)
+    gateway = str(subnetwork[1])
+    named = {name_of(link): link for link, _ in records[identity]["links"] if "/disks/" in link}
+    disks = [(each["deviceName"], named[name_of(each["source"])]) for each in record.get("attachedDisks", [])]
+    for _, disk in disks:
+        grow(disk)
+    with tempfile.TemporaryDirectory() as files:
+        units, uv = Path(files, "etc/systemd/system"), Path(files, "etc/uv")
+        (units / "multi-user.target.wants").mkdir(parents=True)
+        (units / "startup.service").write_text(STARTUP)
+        (units / "multi-user.target.wants/startup.service").symlink_to("../startup.service")
+        uv.mkdir()
+        (uv / "uv.toml").write_text(UV.format(gateway=gateway))
+        machine(
+            identity,
+            "start",
+            IMAGE=settings()["image"],
+            ADDRESS=record["networkInterfaces"][0]["networkIp"],
+            GATEWAY=gateway,
+            AUTHORIZED_KEY="\n".join(key for _, key in keys(record)),
+            FILES=files,
+            DISKS="\n".join(f"google-{name}={cloud() / disk}.img" for name, disk in disks),
+        )
+
+
+def preempt(identity: str) -> None:
+    scheduling = read()[identity]["outputs"].get("scheduling", {})
+    if scheduling.get("provisioningModel") != "SPOT" and scheduling.get("preemptible") is not True:
+        raise ComputeError(f"{identity} is not preempted: it is no spot machine (scheduling.provisioningModel SPOT)")
+    machine(identity, "stop", SECONDS_TO_STOP=str(PREEMPTION))
+    if scheduling.get("instanceTerminationAction") == "DELETE":
+        machine(identity, "down")
+        (cloud() / f"{identity}.json").unlink(missing_ok=True)
+        settle()
+
+
+def grow(identity: str) -> None:
+    file = cloud() / f"{identity}.img"
+    with file.open("ab") as opened:
+        opened.truncate(int(read()[identity]["outputs"]["size"]) * 2**30)
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    listed = [*sudo, "losetup", "--noheadings", "--output", "NAME", "--associated", str(file)]
+    for device in run(listed).split():
+        run([*sudo, "losetup", "--set-capacity", device])
+
+
+def refuse(record: Record) -> None:
+    """Fail for what would be right in a real project, but a machine on this computer would not heed."""
+    outputs = record["outputs"]
+    metadata = outputs.get("metadata", {})
+    wrong = [f"metadata.{key}" for key in metadata if key.endswith(("-script", "-script-url"))]
+    wrong += [f"the user {user} in ssh-keys (it knows admin)" for user, _ in keys(outputs) if user != "admin"]
+    wrong += ["enable-oslogin TRUE"] if str(metadata.get("enable-oslogin")).upper() == "TRUE" else []
+    wrong += ["metadataStartupScript"] if outputs.get("metadataStartupScript") else []
+    wrong += ["a second network interface"] if len(outputs["networkInterfaces"]) > 1 else []
+    if wrong:
+        raise ComputeError(f"the stand-in for Compute Engine does not know {', '.join(wrong)}; try that in a project")
+
+
+def keys(outputs: Record) -> list[tuple[str, str]]:
+    """Who may log in, with which key."""
+    listed = outputs.get("metadata", {}).get("ssh-keys", "").splitlines()
+    return [(user.strip(), key) for user, _, key in (line.partition(":") for line in listed) if key]
+
+
+def settle(changed: Mapping[str, Record | None] | None = None) -> Records:
+    """Make the network as the records say it, with these changes, which are not written yet. Returns the records."""
+    folder().parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        merged = read() | (changed or {})
+        records = {identity: record for identity, record in merged.items() if record}
+        machines = instances(records)
+        if machines:
+            connect(machines, records)
+        elif folder().exists():
+            script("network.sh", "down", NAME=folder().parent.name)
+        return records
+    finally:
+        os.close(lock)
+
+
+def connect(machines: Records, records: Records) -> None:
+    found = [as_machine(record, records) for record in machines.values()]
+    firewalls = [record for record in records.values() if record["type"] == FIREWALL]
+    blocks = {subnetwork_of(record, records) for record in machines.values()}
+    script(
+        "network.sh",
+        "vpc",
+        stdin=ruleset(found, [(network_of(each, records), each["outputs"]) for each in firewalls]),
+        NAME=folder().parent.name,
+        CALLER=os.environ.get("DASKSTACK_REHEARSAL_CALLER", CALLER),
+        EXTERNAL=" ".join(each.external for each in found if each.external),
+        GATEWAYS=" ".join(f"{block[1]}/{block.prefixlen}" for block in blocks),
+        PACKAGES=settings().get("packages", ""),
+    )
+
+
+def as_machine(record: Record, records: Records) -> Machine:
+    outputs = record["outputs"]
+    interface = outputs["networkInterfaces"][0]
+    return Machine(
+        network=network_of(record, records),
+        address=interface["networkIp"],
+        external=next((each["natIp"] for each in interface.get("accessConfigs", [])), ""),
+        tags=frozenset(outputs.get("tags", [])),
+        account=outputs.get("serviceAccount", {}).get("email", ""),
+    )
+
+
+def network_of(record: Record, records: Records) -> str:
+    for link, _ in record["links"]:
+        if "/networks/" in link:
+            return link
+        if "/subnetworks/" in link and link in records:
+            return network_of(records[link], records)
+    return ""
+
+
+def subnetwork_of(record: Record, records: Records) -> ipaddress.IPv4Network:
+    links = [link for link, _ in record["links"] if "/subnetworks/" in link and link in records]
+    blocks = [records[link]["outputs"].get("ipCidrRange", RANGE) for link in links]
+    return ipaddress.IPv4Network([*blocks, RANGE][0])
+
+
+def instances(records: Records) -> Records:
+    return {identity: record for identity, record in records.items() if record["type"] == INSTANCE}
+
+
+def read() -> Records:
+    files = cloud().rglob("*.json")
+    return {str(file.relative_to(cloud()).with_suffix("")): json.loads(file.read_text()) for file in files}
+
+
+def name_of(identity: str) -> str:
+    return identity.rpartition("/")[2]
+
+
+def folder() -> Path:
+    return cloud().parent / "machines"
+
+
+def cloud() -> Path:
+    found = os.environ.get("DASKSTACK_REHEARSAL")
+    if not found:
+        raise ComputeError("DASKSTACK_REHEARSAL is not set: machines run in a rehearsal alone")
+    return Path(found).absolute() / "gcp"
+
+
+def settings() -> dict[str, str]:
+    return json.loads(os.environ["DASKSTACK_REHEARSAL_MACHINES"])
+
+
+def bridge() -> str:
+    """As network.sh names it."""
+    return f"dask-{sha256(str(folder()).encode()).hexdigest()[:8]}"
+
+
+def machine(identity: str, word: str, **variables: str) -> str:
+    return script("machine.sh", word, NAME=name_of(identity), BRIDGE=bridge(), **variables)
+
+
+def script(name: str, word: str, stdin: str = "", **variables: str) -> str:
+    environ = os.environ | {"DIRECTORY": str(folder())} | variables
+    return run(["bash", str(SCRIPTS / name), word], env=environ, input=stdin)
+
+
+def run(command: list[str], **kwargs: Any) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, **kwargs)
+    if done.returncode:
+        raise ComputeError(done.stderr.strip() or f"{' '.join(command)} ended with {done.returncode}")
+    print(done.stderr, end="", file=sys.stderr)
+    return done.stdout.strip()
+
+
+def each(identities: tuple[str, ...], work: Callable[[str], Any]) -> list[Any]:
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(work, identities))
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except ComputeError as error:
+        sys.exit(str(error))

@@ -1,0 +1,198 @@
+"""Machines of a rehearsal's Compute Engine: real ones, behind a network whose rules hold for real connections."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import Machine, Stranger, as_root, until
+
+from daskstack import engine
+from daskstack.engine import PROJECT
+from tests.engine.support import Cloud, Project
+
+CALLER, STRANGER = "203.0.113.7", "198.51.100.1"
+INSTANCES = "projects/my-project/zones/us-central1-a/instances"
+PROGRAM = """
+network = make("compute/network:Network", "network", name="net", autoCreateSubnetworks=False)
+subnetwork = make("compute/subnetwork:Subnetwork", "sub", name="sub", network=network.id, ipCidrRange="10.9.0.0/24")
+account = make("serviceaccount/account:Account", "account", accountId="dask-machines")
+door = make("compute/address:Address", "door", name="door")
+disk = make("compute/disk:Disk", "disk", name="data", size=%(size)s)
+make("compute/firewall:Firewall", "door", name="door", network=network.id, sourceRanges=%(sources)s,
+    targetTags=["door"], allows=[{"protocol": "tcp", "ports": ["22"]}])
+if %(inside)s:
+    make("compute/firewall:Firewall", "inside", name="inside", network=network.id,
+        sourceServiceAccounts=[account.email], targetServiceAccounts=[account.email], allows=%(inside)s)
+for name in %(names)s:
+    address = make("compute/address:Address", name, name=name, addressType="INTERNAL", subnetwork=subnetwork.id)
+    interface = {"subnetwork": subnetwork.id, "networkIp": address.address}
+    head = name == "head"
+    make("compute/instance:Instance", name, name=name, machineType="e2-small",
+        bootDisk={"initializeParams": {"image": "debian-cloud/debian-12"}},
+        networkInterfaces=[interface | ({"accessConfigs": [{"natIp": door.address}]} if head else {})],
+        metadata={"ssh-keys": "admin:%(key)s", "enable-oslogin": "FALSE"}, tags=["door"] if head else [],
+        serviceAccount={"email": account.email, "scopes": ["cloud-platform"]}, desiredStatus="RUNNING",
+        allowStoppingForUpdate=True, attachedDisks=[{"source": disk.id, "deviceName": "data"}] if head else [],
+        scheduling={"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
+            "instanceTerminationAction": %(action)s})
+"""
+INSIDE = [{"protocol": "tcp", "ports": ["22", "8000-8010"]}, {"protocol": "icmp"}]
+
+
+class Rehearsal(Cloud):
+    """A stack `head` and `worker-1` on a Google Cloud with real machines."""
+
+    def __init__(self, project: Project, folder: Path, key: Path) -> None:
+        super().__init__(project, folder)
+        self.key = key
+        self.settings: dict[str, Any] = {
+            "names": ["head", "worker-1"], "sources": [f"{CALLER}/32"], "inside": INSIDE, "action": "STOP", "size": 1,
+            "key": key.with_suffix(".pub").read_text().strip(),
+        }  # fmt: skip
+
+    def bring(self, **changes: Any) -> str:
+        values = {name: repr(value) for name, value in (self.settings | changes).items() if name != "key"}
+        return self.up(PROGRAM % (values | {"key": self.settings["key"]}))
+
+    def compute(self, *words: str) -> str:
+        command = [sys.executable, "-m", "rehearsal.compute", *words]
+        done = subprocess.run(command, cwd=PROJECT, env=self.project.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def machine(self, name: str) -> Machine:
+        """For its external address, where it has one."""
+        [interface] = self.record(f"{INSTANCES}/{name}")["outputs"]["networkInterfaces"]
+        address = interface.get("accessConfigs", [{"natIp": interface["networkIp"]}])[0]["natIp"]
+        folder = self.folder / "machines" / name
+        host_key = " ".join((folder / "upper/etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2])
+        return Machine(name, address, (folder / "id").read_text().strip(), host_key, self.bridge, folder, self.key)
+
+    @property
+    def bridge(self) -> str:
+        return f"dask-{sha256(str(self.folder / 'machines').encode()).hexdigest()[:8]}"
+
+    def up_and_answering(self, **changes: Any) -> Machine:
+        """The machine at the door."""
+        self.bring(**changes)
+        head = self.machine("head")
+        until(lambda: head.ssh("true", check=False).returncode == 0, 20)
+        return head
+
+    def status(self, name: str) -> str:
+        return self.compute("status", f"{INSTANCES}/{name}").strip()
+
+    def traces(self) -> list[str]:
+        """What of it can be seen on this computer beside the records."""
+        words = (self.bridge, str(self.folder))
+        found = as_root("ip", "-o", "link").stdout.splitlines() + as_root("ip", "route").stdout.splitlines()
+        found += as_root("ip", "netns").stdout.splitlines() + as_root("losetup", "--list").stdout.splitlines()
+        found += Path("/proc/mounts").read_text().splitlines()
+        found += as_root("find", "/sys/fs/cgroup", "-maxdepth", "2", "-type", "d").stdout.splitlines()
+        found += [line for line in as_root("ps", "-eo", "args").stdout.splitlines() if "ps -eo" not in line]
+        found += [str(self.folder / "machines")] if (self.folder / "machines").exists() else []
+        return [line for line in found if any(word in line for word in words)]
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Rehearsal]:
+    folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
+    environment = engine.rehearsal(tmp_path_factory.mktemp("state")) | {
+        "DASKSTACK_REHEARSAL": str(folder),
+        "DASKSTACK_REHEARSAL_CALLER": CALLER,
+        "DASKSTACK_REHEARSAL_MACHINES": json.dumps(
+            {"command": [sys.executable, "-m", "rehearsal.compute"], "cwd": str(PROJECT), "image": image}
+        ),
+        "GOOGLE_OAUTH_ACCESS_TOKEN": "none",
+        "PULUMI_STACK": "test",
+    }
+    project = Project(tmp_path_factory.mktemp("program"), environment)
+    project.write("")
+    project.run("stack", "init", "test", "--no-select")
+    made = Rehearsal(project, folder, key)
+    try:
+        yield made
+    finally:
+        made.compute("sweep")
+        shutil.rmtree(folder)
+
+
+def reach(address: str, port: int) -> str:
+    return f"timeout 2 bash -c 'exec 3<>/dev/tcp/{address}/{port}'"
+
+
+WORKER = "10.9.0.3"  # the second machine's; the first address of a subnetwork is its gateway
+
+
+def test_a_machine_runs_at_once_answers_at_its_door_and_starts_up_for_a_while_yet(rehearsal):
+    head = rehearsal.up_and_answering()
+    state = "systemctl is-system-running"
+    assert head.ssh(state, check=False).stdout == "starting\n"
+    until(lambda: head.ssh(state, check=False).stdout == "running\n")
+    assert head.ssh("hostname").stdout == "head\n"
+    # As on Google's: an address with no neighbours.
+    assert head.ssh("ip -4 -brief address show host0").stdout.split()[2] == "10.9.0.2/32"
+    assert head.ssh("ip -4 route").stdout.startswith("default via 10.9.0.1 ")
+    [first, second] = rehearsal.list("compute instances")
+    assert (first["status"], second["status"]) == ("RUNNING", "RUNNING")
+    assert "ssh.service" in rehearsal.run(
+        "gcloud", *("compute", "instances", "get-serial-port-output", "head", "--zone", "us-central1-a")
+    )
+    assert "created" not in rehearsal.bring()
+
+
+def test_the_door_is_open_to_the_callers_network_alone_and_a_worker_to_no_one_outside(rehearsal):
+    head = rehearsal.up_and_answering()
+    stranger = Stranger(rehearsal.bridge, STRANGER)
+    try:
+        assert not stranger.connects(head.address, 22)
+        for port in (22, 8000):
+            assert not stranger.connects("10.9.0.2", port)
+            assert not stranger.connects(WORKER, port)
+        assert head.ssh(reach(WORKER, 22), check=False).returncode == 0
+        head.ssh("sudo -n systemd-run --unit listener python3 -m http.server 8001")
+        until(lambda: head.ssh(reach("10.9.0.2", 8001), check=False).returncode == 0)
+        assert not stranger.connects(head.address, 8001)
+
+        # Rules that are too wide, or of which one is missing, show.
+        rehearsal.bring(sources=["0.0.0.0/0"])
+        assert stranger.connects(head.address, 22)
+        assert not stranger.connects(head.address, 8001)
+        assert not stranger.connects(WORKER, 22)
+    finally:
+        stranger.remove()
+    rehearsal.bring(sources=[f"{STRANGER}/32"])
+    assert "timed out" in head.ssh("true", check=False).stderr
+
+
+def test_machines_meet_where_a_rule_lets_them_and_nowhere_else(rehearsal):
+    head = rehearsal.up_and_answering()
+    assert head.ssh(reach(WORKER, 22), check=False).returncode == 0
+    assert head.ssh(reach(WORKER, 8005), check=False).returncode == 1, "let through, and refused by the machine itself"
+    assert head.ssh(reach(WORKER, 8011), check=False).returncode == 124, "dropped on the way"
+    rehearsal.bring(inside=[{"protocol": "icmp"}])
+    assert head.ssh(reach(WORKER, 22), check=False).returncode == 124
+    rehearsal.bring(inside=[])
+    assert head.ssh(reach(WORKER, 22), check=False).returncode == 124
+    # Not even by an address that is pretended to be a neighbour's.
+    head.ssh(f"sudo -n ip route add {WORKER}/32 dev host0")
+    assert head.ssh(reach(WORKER, 22), check=False).returncode != 0
+    rehearsal.bring()
+    head.ssh(f"sudo -n ip route delete {WORKER}/32 dev host0")
+    assert head.ssh(reach(WORKER, 22), check=False).returncode == 0
+
+
+def test_nothing_is_left_at_the_end(rehearsal):
+    rehearsal.bring()
+    assert len(rehearsal.traces()) > 4
+    rehearsal.destroy()
+    assert rehearsal.files == set()
+    until(lambda: rehearsal.traces() == [], 5)
+    assert [*(rehearsal.folder / "gcp").rglob("*.img")] == []
