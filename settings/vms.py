@@ -17,6 +17,7 @@ from settings.common import (
     Conflict,
     Credentials,
     Environment,
+    Limits,
     Listed,
     Networks,
     Place,
@@ -332,6 +333,7 @@ class Vms(Section):
     environment: Packages = Packages()
     dask: Dask = Dask()
     credentials: Credentials = Credentials()
+    limits: Limits = Limits()
     # What may move to another machine with the next `up`.
     moves: Annotated[tuple[Literal["scheduler", "data"], ...], Listed] = Field((), examples=[["scheduler"]])
 
@@ -362,6 +364,14 @@ class Vms(Section):
             place = ("environment", "source")
             text = "index cannot be used with local machines, which have no route to one; write wheelhouse"
             yield place, [place, ("machines", "source")], text
+
+        if self.limits.idle and self.machines.source == "existing":
+            place = ("limits", "idle")
+            text = "would power off machines that nobody could start again from here; leave it out"
+            yield place, [place, ("machines", "source")], text
+        if self.limits.hourly_cost:
+            place = ("limits", "hourlyCost")
+            yield place, [place, ("machines", "source")], "these machines cost the stack nothing; leave it out"
 
         lists: dict[Place, tuple[str, ...]] = {("firewall", "ssh"): self.firewall.ssh}
         for index, opened in enumerate(self.firewall.open):

@@ -9,6 +9,7 @@
 #   NETWORK          what network.sh printed, e.g. 10.20.30.0/24
 #   NUMBER           host part of the machine's address, e.g. 11
 #   AUTHORIZED_KEY   SSH public key that may log in as `admin`, who may use sudo
+#   STARTED          kept in DIRECTORY/NAME/started; the caller can change it to have `up` run again
 #   SECONDS_TO_BOOT  limit for the wait (60)
 #
 # `up` makes the machine and starts it, where that is still to be done, waits until it answers on port 22 and
@@ -16,8 +17,9 @@
 # machine and never changes. `down` stops the machine and removes everything of it.
 #
 # In DIRECTORY/NAME: id; image (that it was made from); upper and work (the overlay); etc (bound to /etc/machine
-# inside); console.log (of this boot); running (locked by the machine's supervisor as long as it lives). Its processes are
-# those in its control group BRIDGE-NAME. Mounts are in the supervisor's namespaces alone, so they end with it.
+# inside); started; console.log (of this boot); running (locked by the machine's supervisor as long as it lives). Its
+# processes are those in its control group BRIDGE-NAME. Mounts are in the supervisor's namespaces alone, so they end
+# with it.
 set -euo pipefail
 umask 022
 here=$(dirname "$(readlink -f "$0")")
@@ -25,7 +27,7 @@ here=$(dirname "$(readlink -f "$0")")
 source "$here/common.sh"
 
 main() {
-    become_root "DIRECTORY NAME BRIDGE IMAGE NETWORK NUMBER AUTHORIZED_KEY SECONDS_TO_BOOT" "$@"
+    become_root "DIRECTORY NAME BRIDGE IMAGE NETWORK NUMBER AUTHORIZED_KEY STARTED SECONDS_TO_BOOT" "$@"
     [[ $NAME =~ ^[a-z0-9]([a-z0-9-]*[a-z0-9])?$ ]] || fatal "NAME '$NAME' is not a host name (a-z, 0-9, -)"
     [[ $DIRECTORY == /* ]] || fatal "DIRECTORY '$DIRECTORY' must be an absolute path"
     state=$DIRECTORY/$NAME
@@ -107,6 +109,7 @@ LinkLocalAddressing=no"
         stop
     fi
     echo "$wanted" >"$state/etc/host0.network"
+    echo "${STARTED-}" >"$state/started"
     echo "$AUTHORIZED_KEY" >"$state/etc/authorized_keys.partial"
     mv "$state/etc/authorized_keys.partial" "$state/etc/authorized_keys.admin"
 }

@@ -45,6 +45,7 @@ dask:
   tls: true
 credentials:
   renewal: 1
+limits: {idle: null, hourlyCost: null}
 moves: []
 """
 
@@ -132,6 +133,7 @@ dask:
   config: {distributed: {scheduler: {work-stealing: false}}}
   tls: false
 credentials: {renewal: 2}
+limits: {idle: 30m, hourlyCost: null}
 moves: [scheduler, data]
 """)
     (folder / "other.lock").write_text(LOCK)
@@ -356,6 +358,10 @@ def test_local_machines_have_no_index(folder: Path) -> None:
     assert text.endswith("write wheelhouse")
 
 
+def test_local_machines_cost_nothing_an_hour(folder: Path) -> None:
+    assert one(folder, limits__hourlyCost=1) == "limits.hourlyCost: these machines cost the stack nothing; leave it out"
+
+
 # Machines that exist.
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + 43 * "A"
@@ -411,6 +417,11 @@ def test_the_data_are_with_the_scheduler_unless_they_are_said_to_be_elsewhere(fo
 def test_existing_machines_may_have_either_source_of_packages(folder: Path) -> None:
     for source in ("index", "wheelhouse"):
         assert settings.parse(existing() | {"environment": {"source": source}}, folder).environment.source == source
+
+
+def test_existing_machines_are_not_powered_off(folder: Path) -> None:
+    text = one(folder, existing() | {"limits": {"idle": "30m"}})
+    assert text == "limits.idle: would power off machines that nobody could start again from here; leave it out"
 
 
 @pytest.mark.parametrize(
