@@ -76,6 +76,7 @@ main() {
     undo
     return
   fi
+  install -d -m 0755 $OPT
   program | put $PROGRAM 0755 root:root
   unit | put $UNIT_FILE 0644 root:root
   systemctl daemon-reload
