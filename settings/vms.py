@@ -386,7 +386,7 @@ def _cloud_conflicts(cluster: Vms) -> Iterator[Conflict]:
             yield place, [place, ("machines", "source")], "is for machines in Google Cloud alone; leave it out"
     if limits.idle and isinstance(machines, Existing):
         place = ("limits", "idle")
-        text = "would switch machines off that nobody here can switch on again; leave it out"
+        text = "would power off machines that nobody could start again from here; leave it out"
         yield place, [place, ("machines", "source")], text
 
 

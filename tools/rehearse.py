@@ -5,6 +5,7 @@ engine, a real Dask job; one worker preempted, one more, none for want of work, 
 The stack file is not changed, and no account can be reached (`engine.rehearsal`).
 """
 
+import ipaddress
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from components.vms.files import collect
 from daskstack import engine, kubernetes
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
@@ -45,6 +47,7 @@ class Rehearsal:
         cluster = config["config"][KEY]
         if cluster["target"] == "vms":
             self._google(config)
+            self._machines(cluster)
             return
         locks = [cluster.get("environment", {}).get("lock", "environment.lock"), "jupyter.lock"]
         words = ["up", *(word for lock in locks for word in ("--lock", str(PROJECT / lock)))]
@@ -75,6 +78,26 @@ class Rehearsal:
             "PATH": f"{stand_ins}{os.pathsep}{path}",
         }
 
+    def _machines(self, cluster: dict[str, Any]) -> None:
+        environment = cluster.get("environment", {})
+        wheels = collect(
+            PROJECT / environment.get("lock", "environment.lock"), environment.get("python", "3.11"), "wheelhouse"
+        )
+        image = ["bash", str(PROJECT / "rehearsal" / "machines" / "image.sh")]
+        cache = os.environ | {"CACHE": str(engine.cache_folder())}
+        machines = {
+            "command": [sys.executable, "-m", "rehearsal.compute"],
+            "cwd": str(PROJECT),
+            "image": subprocess.run(image, env=cache, stdout=subprocess.PIPE, text=True, check=True).stdout.strip(),
+            "packages": str(wheels / "wheels"),
+        }
+        [door, *_] = cluster.get("firewall", {}).get("ssh", []) or ["203.0.113.7/32"]
+        self.environ |= {
+            "DASKSTACK_REHEARSAL_MACHINES": json.dumps(machines),
+            # This computer is where the stack expects its user.
+            "DASKSTACK_REHEARSAL_CALLER": str(ipaddress.ip_network(door)[0]),
+        }
+
     def kubernetes(self, *words: str) -> str:
         return subprocess.run(self.command(*words), cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
@@ -101,7 +124,11 @@ class Rehearsal:
         return json.loads(shown.stdout)
 
     def stop(self) -> None:
-        self.kubernetes("down")
+        if "DASKSTACK_REHEARSAL_MACHINES" in self.environ:
+            sweep = [sys.executable, "-m", "rehearsal.compute", "sweep"]
+            subprocess.run(sweep, cwd=PROJECT, env=self.environ, check=True)
+        else:
+            self.kubernetes("down")
         shutil.rmtree(self.folder)
 
 

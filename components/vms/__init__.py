@@ -16,10 +16,12 @@ from components.vms.credentials import notice, tls_identity
 from components.vms.machine import Machine
 from components.vms.step import Host, Step
 from settings import Vms
+from settings.common import seconds
 
 CHECK = Path(__file__).parents[1] / "check.py"
+WORKED = Path(__file__).parent / "worked.py"
 DRAIN = Path(__file__).parents[2] / "charts/dask/files/drain.py"  # pods of the chart run it too
-# All steps that a machine can have.
+# All steps that a machine of the user's own can have.
 STATES = ("firewall", "keys", "authority", "certificates", "credentials", "data", "environment", "service")
 
 
@@ -69,6 +71,7 @@ class DaskVms(ComponentResource):
         self._data()
         self._environment()
         self._services()
+        self._idle()
 
         ports = settings.dask.ports
         address = Output.from_input(self.head.host.address)
@@ -306,11 +309,18 @@ class DaskVms(ComponentResource):
                 "SCHEDULER_ARGS": dask.quoted(settings.dask.scheduler_args),
                 "WORKER_ARGS": dask.quoted(settings.dask.worker_args),
                 "DRAIN": DRAIN.read_text(),
+                "WORKED": WORKED.read_text() if settings.limits.idle else "",
                 "CREDENTIALS": Output.format("{} {}", self.head.host.identity, settings.credentials.renewal),
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
             }
 
         self._everywhere("service", variables, first=self.head)
+
+    def _idle(self) -> None:
+        if limit := self.settings.limits.idle:
+            for machine in self.machines.values():
+                address = self._address_seen_from(machine, self.head)
+                machine.step("idle", {"LIMIT": str(seconds(limit)), "ADDRESS": address})
 
     def _members(self) -> Step:
         return Step(

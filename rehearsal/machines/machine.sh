@@ -12,6 +12,7 @@
 #   AUTHORIZED_KEY   SSH public keys that may log in as `admin`, who may use sudo
 #   FILES            folder whose files a new machine has beside the image's (none)
 #   DISKS            lines of NAME=FILE: the file is the machine's block device /dev/disk/by-id/NAME (none)
+#   STARTED          kept in DIRECTORY/NAME/started; the caller can change it to have `up` run again
 #   SECONDS_TO_BOOT  limit for the wait (60)
 #   for `stop` and `down`:
 #   SECONDS_TO_STOP  from the power button to the cut of the power (5)
@@ -22,8 +23,9 @@
 # `down` does that and removes everything of it. `status` prints `running` or `stopped`.
 #
 # In DIRECTORY/NAME: id; image (that it was made from); upper and work (the overlay); etc (bound to /etc/machine
-# inside); console.log (of this boot); running (locked by the machine's supervisor as long as it lives). Its processes are
-# those in its control group BRIDGE-NAME. Mounts are in the supervisor's namespaces alone, so they end with it.
+# inside); started; console.log (of this boot); running (locked by the machine's supervisor as long as it lives). Its
+# processes are those in its control group BRIDGE-NAME. Mounts are in the supervisor's namespaces alone, so they end
+# with it.
 set -euo pipefail
 umask 022
 here=$(dirname "$(readlink -f "$0")")
@@ -31,8 +33,8 @@ here=$(dirname "$(readlink -f "$0")")
 source "$here/common.sh"
 
 main() {
-    become_root "DIRECTORY NAME BRIDGE IMAGE NETWORK NUMBER ADDRESS GATEWAY AUTHORIZED_KEY FILES DISKS SECONDS_TO_BOOT \
-        SECONDS_TO_STOP" "$@"
+    become_root "DIRECTORY NAME BRIDGE IMAGE NETWORK NUMBER ADDRESS GATEWAY AUTHORIZED_KEY FILES DISKS STARTED \
+        SECONDS_TO_BOOT SECONDS_TO_STOP" "$@"
     [[ $NAME =~ ^[a-z0-9]([a-z0-9-]*[a-z0-9])?$ ]] || fatal "NAME '$NAME' is not a host name (a-z, 0-9, -)"
     [[ $DIRECTORY == /* ]] || fatal "DIRECTORY '$DIRECTORY' must be an absolute path"
     state=$DIRECTORY/$NAME
@@ -130,6 +132,7 @@ GatewayOnLink=yes"
         stop
     fi
     echo "$wanted" >"$state/etc/host0.network"
+    echo "${STARTED-}" >"$state/started"
     echo "$AUTHORIZED_KEY" >"$state/etc/authorized_keys.partial"
     mv "$state/etc/authorized_keys.partial" "$state/etc/authorized_keys.admin"
 }

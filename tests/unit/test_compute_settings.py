@@ -65,14 +65,6 @@ def test_what_is_for_machines_in_google_cloud_is_refused_for_others(source: dict
     assert "limits.maxAge: is for machines in Google Cloud alone" in text and "limits.hourlyCost: is for" in text
 
 
-def test_machines_that_nobody_could_switch_on_again_are_not_switched_off() -> None:
-    hosts = [{"name": "a", "address": "192.0.2.1"}, {"name": "b", "address": "192.0.2.2"}]
-    with pytest.raises(settings.SettingsError, match=r"limits\.idle: would switch machines off"):
-        settings.parse(
-            {"target": "vms", "machines": {"source": "existing", "hosts": hosts}, "limits": {"idle": "1h"}}, PROJECT
-        )
-
-
 def test_packages_come_from_an_index_and_iap_may_reach_ssh() -> None:
     found = stack({"iapPort": 2222}, firewall={})
     assert found.environment.source == "index"

@@ -417,6 +417,11 @@ def test_existing_machines_may_have_either_source_of_packages(folder: Path) -> N
         assert settings.parse(existing() | {"environment": {"source": source}}, folder).environment.source == source
 
 
+def test_existing_machines_are_not_powered_off(folder: Path) -> None:
+    text = one(folder, existing() | {"limits": {"idle": "30m"}})
+    assert text == "limits.idle: would power off machines that nobody could start again from here; leave it out"
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

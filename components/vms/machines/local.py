@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import TypedDict
@@ -71,7 +72,7 @@ class LocalMachines(ComponentResource):
                     "NETWORK": network_facts["network"],
                     "NUMBER": str(number),
                     "AUTHORIZED_KEY": Output.unsecret(login.output)["public"],
-                    "BOOT_ID": boot,
+                    "STARTED": started(folder / machine),
                 },
             )
             facts = command.stdout.apply(json.loads)
@@ -108,6 +109,20 @@ class LocalMachines(ComponentResource):
 def numbered(names: list[str]) -> list[tuple[int, str]]:
     """Each machine with the host part of its address, which it keeps whatever machines come and go beside it."""
     return [(FIRST_NUMBER + int(name.rpartition("-")[2] if "-" in name else 0), name) for name in names]
+
+
+def started(machine: Path) -> str:
+    """What `machine.sh up` was told when it last ran; something new where the machine is off, so that it runs again."""
+    import fcntl  # Windows has none, and `unable` says so
+
+    try:
+        with (machine / "running").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # its supervisor holds it
+        return (machine / "started").read_text().strip()
+    except FileNotFoundError:
+        pass
+    return secrets.token_hex(4)
 
 
 def unable() -> str | None:

@@ -25,6 +25,7 @@ note() { printf '%s\n' "$*" >&2; }
 # alone COMMAND...: runs it as the only step on this machine: that of an up that was killed may still be at work here.
 # What such a step changed and did not see through counts as changed, so that services take it up.
 UNFINISHED=/run/daskstack-unfinished
+STEPPED=/run/daskstack-stepped # when the last step ended
 alone() {
   exec 9</run
   if ! flock --nonblock 9; then
@@ -34,6 +35,7 @@ alone() {
   [ ! -e $UNFINISHED ] || changed=yes
   "$@" 9>&-
   rm -f $UNFINISHED
+  touch $STEPPED
 }
 
 at_exit=: # what a step has to clean up

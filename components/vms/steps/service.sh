@@ -11,6 +11,7 @@
 #   CONFIG          Dask's configuration, YAML
 #   SCHEDULER_ARGS, WORKER_ARGS    further arguments, quoted for systemd
 #   DRAIN           the program that lets workers leave, Python
+#   WORKED          the scheduler's preload that records when it last worked, Python; empty: none
 #   CREDENTIALS     changes when all certificates were made anew
 #   AUTHORITY_ADDRESS  of the machine that lets workers restart on one machine at a time; empty on that machine
 # What runs restarts where its own files have changed since it began; changed packages are the step environment's.
@@ -18,6 +19,7 @@
 UNITS=/etc/systemd/system
 DASK=$OPT/environment/bin/dask
 LEAVE=$OPT/drain.py
+RECORD=$OPT/worked.py
 RETIRED=$CLUSTER_HOME/retired
 COMMON_FILES=("$ETC/dask.yaml" "$ETC/tls/authority.pem" "$ETC/tls/certificate.pem")
 
@@ -70,7 +72,7 @@ UNIT
 
 scheduler_unit() {
   unit "Dask scheduler" "ExecStart=$DASK scheduler --host $ADDRESS --port $SCHEDULER_PORT \
---dashboard-address $ADDRESS:$DASHBOARD_PORT $SCHEDULER_ARGS"
+--dashboard-address $ADDRESS:$DASHBOARD_PORT ${WORKED:+--preload $RECORD }$SCHEDULER_ARGS"
 }
 
 worker_unit() {
@@ -121,7 +123,7 @@ stop_workers_from() {
 stop_scheduler() {
   [ -e $UNITS/dask-scheduler.service ] || return 0
   systemctl -q disable --now dask-scheduler
-  rm -f $UNITS/dask-scheduler.service
+  rm -f $UNITS/dask-scheduler.service $RECORD
 }
 
 has() { case " $ROLES " in *" $1 "*) ;; *) return 1 ;; esac }
@@ -141,9 +143,16 @@ main() {
 }
 
 run_scheduler() {
+  local files=("$UNITS/dask-scheduler.service" "${COMMON_FILES[@]}")
+  if [ -n "$WORKED" ]; then
+    printf '%s' "$WORKED" | put $RECORD 0644 root:root
+    files+=("$RECORD")
+  else
+    rm -f $RECORD
+  fi
   scheduler_unit | put $UNITS/dask-scheduler.service 0644 root:root
   systemctl daemon-reload
-  if outdated dask-scheduler $UNITS/dask-scheduler.service "${COMMON_FILES[@]}"; then systemctl stop dask-scheduler; fi
+  if outdated dask-scheduler "${files[@]}"; then systemctl stop dask-scheduler; fi
   systemctl -q enable --now dask-scheduler
   until_it_answers dask-scheduler "$ADDRESS" "$SCHEDULER_PORT"
 }

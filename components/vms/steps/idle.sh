@@ -1,0 +1,94 @@
+# State: when the cluster has computed nothing for so long, this machine powers itself off, the scheduler's last.
+#   LIMIT    seconds
+#   ADDRESS  of the scheduler's machine, which knows; empty on that machine
+# What counts as work beside Dask's own: a boot, and a step on this machine or on the scheduler's. A machine that cannot
+# ask the other for as long goes, too.
+
+PROGRAM=$OPT/idle
+UNIT=dask-idle.service
+UNIT_FILE=/etc/systemd/system/$UNIT
+LOOK=$((LIMIT < 80 ? LIMIT / 4 : 20)) # seconds from look to look, as the end comes near
+PATIENCE=300                          # seconds that the scheduler's machine gives workers to go first
+
+# Runs by itself, as root.
+program() {
+  echo '#!/bin/bash'
+  declare -p LIMIT ADDRESS CLUSTER_USER CLUSTER_HOME ETC STEPPED LOOK PATIENCE
+  declare -f as_cluster_user ask uptime watch power_off
+  echo watch
+}
+
+# Prints the seconds since the last work and the number of workers on other machines, as the scheduler's machine has it.
+ask() {
+  local here=(bash -c)
+  [ -z "$ADDRESS" ] || here=("$ETC/ssh/ssh" "$ADDRESS")
+  as_cluster_user timeout 30 "${here[@]}" "cd $CLUSTER_HOME && workers=\$(cat worked) &&
+    echo \$((\$(date +%s) - \$(stat -c %Y worked $STEPPED 2>/dev/null | sort -n | tail -n 1))) \$workers" </dev/null
+}
+
+# Nobody sets this clock.
+uptime() { cut -d. -f1 /proc/uptime; }
+
+watch() {
+  local began heard now age workers stepped left
+  began=$(uptime) heard=$began left=$LIMIT
+  while sleep $((left / 2 > LOOK ? left / 2 : LOOK)); do
+    now=$(uptime)
+    if read -r age workers < <(ask); then heard=$now; else age=$((now - heard)) workers=0; fi
+    [ "$age" -le $((now - began)) ] || age=$((now - began))
+    stepped=$(($(date +%s) - $(stat -c %Y $STEPPED 2>/dev/null || echo 0)))
+    [ "$age" -le $stepped ] || age=$stepped
+    left=$((LIMIT - age))
+    if [ -n "$ADDRESS" ] || [ "$workers" = 0 ] || [ "$age" -ge $((LIMIT + PATIENCE)) ]; then
+      [ $left -gt 0 ] || power_off
+    fi
+  done
+}
+
+# Not while a step is at work here; and from now on none begins.
+power_off() {
+  exec 9</run
+  flock --nonblock 9 || return 0
+  echo "nothing was computed for $LIMIT s: powering off"
+  systemctl poweroff && sleep 300
+  exec 9<&-
+}
+
+unit() {
+  cat <<CONF
+[Unit]
+Description=Powers off a machine of the Dask cluster when nothing was computed for $LIMIT s
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+ExecStart=$PROGRAM
+Restart=always
+RestartSec=$LOOK
+
+[Install]
+WantedBy=multi-user.target
+CONF
+}
+
+main() {
+  if [ "${1:-}" = undo ]; then
+    undo
+    return
+  fi
+  install -d -m 0755 $OPT
+  program | put $PROGRAM 0755 root:root
+  unit | put $UNIT_FILE 0644 root:root
+  systemctl daemon-reload
+  systemctl -q enable $UNIT
+  if [ $changed = yes ]; then systemctl restart $UNIT; else systemctl start $UNIT; fi
+}
+
+undo() {
+  [ ! -e $UNIT_FILE ] || systemctl -q disable --now $UNIT
+  rm -f $UNIT_FILE $PROGRAM
+  systemctl daemon-reload
+  tidy
+}
+
+alone main "$@" </dev/null

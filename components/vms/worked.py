@@ -1,0 +1,40 @@
+"""Keeps a file of when the cluster last worked: a preload of the scheduler.
+
+Its modification time is the moment of the last known work, its content the number of workers on other machines.
+The step `idle` reads it: a machine on which the scheduler has died stops the clock for nobody.
+"""
+
+import os
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tornado.ioloop import PeriodicCallback
+
+INTERVAL = 5  # seconds
+
+
+class Record:
+    def __init__(self, scheduler, file):
+        self.scheduler, self.file = scheduler, file
+        self.workers, self.worked = set(), time.time()
+
+    def write(self):
+        now, workers = time.time(), set(self.scheduler.workers)
+        if workers - self.workers:  # who has just come gets as long, whatever was before
+            self.worked = now
+        elif workers:  # without any, tasks that wait for one keep nothing awake
+            self.worked = max(self.worked, self.scheduler.idle_since or now)
+        self.workers = workers
+        here = urlsplit(self.scheduler.address).hostname
+        others = sum(worker.host != here for worker in self.scheduler.workers.values())
+        new = self.file.with_suffix(".new")
+        new.write_text(f"{others}\n")
+        os.utime(new, (self.worked, self.worked))
+        new.replace(self.file)
+
+
+def dask_setup(scheduler):
+    record = Record(scheduler, Path.home() / "worked")
+    scheduler.worked_record = PeriodicCallback(record.write, INTERVAL * 1000)
+    scheduler.worked_record.start()
