@@ -1,14 +1,18 @@
 """A `distributed.Client` for a stack."""
 
+import asyncio
 import contextlib
 import importlib.metadata
 import platform
 import sys
+import time
 from collections.abc import Mapping
+from ssl import SSLEOFError, SSLZeroReturnError
 from typing import Any
 from urllib.parse import urlsplit
 
 import distributed
+from distributed.comm.core import FatalCommClosedError
 from distributed.security import Security
 
 from daskstack import engine
@@ -47,10 +51,16 @@ class Client(distributed.Client):
         return self._dashboard
 
     async def _ensure_connected(self, timeout: float | None = None) -> None:
-        try:
-            await super()._ensure_connected(timeout=timeout)
-        except ValueError as error:  # a tunnel without a far end: the stream ended before it became a TLS stream
-            raise ConnectionError(str(error)) from error  # which Dask tries again
+        """Tries again while the tunnel has no far end, which ends the stream before it is one of TLS."""
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        while True:
+            try:
+                return await super()._ensure_connected(timeout=timeout)
+            except (FatalCommClosedError, ValueError) as error:
+                ended = isinstance(error, ValueError) or isinstance(error.__cause__, (SSLEOFError, SSLZeroReturnError))
+                if not ended or time.monotonic() > deadline:
+                    raise ConnectionError(str(error.__cause__ or error)) from error
+                await asyncio.sleep(0.2)
 
     async def _close(self, fast: bool = False) -> None:
         try:

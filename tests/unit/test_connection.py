@@ -1,8 +1,11 @@
-"""A client that has lost its scheduler."""
+"""A client whose tunnel has no scheduler at its far end for a while."""
 
+import socket
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from distributed import LocalCluster
@@ -11,32 +14,90 @@ from tornado.iostream import IOStream
 
 from daskstack import connection
 
+FACTS = {"scheduler": "tls://a:1", "dashboard": "http://a:2/", "tls": {}}
 
-def test_a_client_gets_back_through_a_tunnel_that_has_no_far_end_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    credentials = Security.temporary()
-    refused = []
-    start_tls = IOStream.start_tls
 
-    def ends_early(stream: IOStream, *arguments, **options):
-        if len(refused) < 3:
-            refused.append(stream)
-            stream.close()
-        return start_tls(stream, *arguments, **options)
+class Tunnel(socketserver.ThreadingTCPServer):
+    """Takes connections as a tunnel does, and ends the first `refusals` when it finds nobody behind."""
 
+    daemon_threads = True
+
+    def __init__(self, port: int, refusals: int) -> None:
+        super().__init__(("127.0.0.1", 0), self.pass_on)
+        self.port, self.refusals = port, refusals
+
+    def pass_on(self, here: socket.socket, *_: object) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            return
+        with socket.create_connection(("127.0.0.1", self.port)) as there:
+            back = threading.Thread(target=copy, args=(there, here))
+            back.start()
+            copy(here, there)
+            back.join()
+
+
+def copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):  # either end may go first
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(scope="module")
+def credentials() -> Security:
+    return Security.temporary()
+
+
+@pytest.fixture(scope="module")
+def cluster(credentials: Security) -> Iterator[LocalCluster]:
     with LocalCluster(n_workers=1, processes=False, security=credentials, dashboard_address=":0") as cluster:
-        port = int(cluster.scheduler_address.rpartition(":")[2])
+        yield cluster
+
+
+@contextmanager
+def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Iterator[tuple[connection.Client, Tunnel]]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Tunnel(int(cluster.scheduler_address.split(":")[2]), refusals) as tunnel,
+    ):
+        threading.Thread(target=tunnel.serve_forever, args=(0.1,), daemon=True).start()
 
         @contextmanager
         def way_to(*_: object) -> Iterator[list[int]]:
-            yield [port, port]
+            yield 2 * [tunnel.server_address[1]]
 
-        monkeypatch.setattr(connection, "way_to", way_to)
-        monkeypatch.setattr(connection, "security", lambda _: credentials)
-        with connection.Client({"scheduler": "tls://a:1", "dashboard": "http://a:2/", "tls": {}}) as client:
-            monkeypatch.setattr(IOStream, "start_tls", ends_early)
-            cluster.scheduler.client_comms[client.id].abort()
-            deadline = time.monotonic() + 20
-            while (not refused or client.status == "connecting") and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert client.submit(sum, [1, 2]).result(timeout=10) == 3
-        assert len(refused) == 3
+        patch.setattr(connection, "way_to", way_to)
+        patch.setattr(connection, "security", lambda _: credentials)
+        try:
+            with connection.Client(FACTS, timeout=20) as found:
+                yield found, tunnel
+        finally:
+            tunnel.shutdown()
+        assert tunnel.refusals == 0
+
+
+def test_it_gets_through_when_the_scheduler_is_there(cluster: LocalCluster, credentials: Security) -> None:
+    with client(cluster, credentials, refusals=3) as (found, _):
+        assert found.submit(sum, [1, 2]).result(timeout=10) == 3
+
+
+def test_it_gets_back_after_a_stream_that_ended_before_it_was_one_of_tls(
+    cluster: LocalCluster, credentials: Security, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_tls, ended = IOStream.start_tls, []
+
+    def ends_early(stream: IOStream, *arguments, **options):
+        if len(ended) < 3 and stream.socket.getpeername() == tunnel.server_address:
+            ended.append(stream)
+            stream.close()
+        return start_tls(stream, *arguments, **options)
+
+    with client(cluster, credentials, refusals=0) as (found, tunnel):
+        monkeypatch.setattr(IOStream, "start_tls", ends_early)
+        cluster.scheduler.client_comms[found.id].abort()
+        deadline = time.monotonic() + 20
+        while (not ended or found.status == "connecting") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert found.submit(sum, [1, 2]).result(timeout=10) == 3
+    assert len(ended) == 3
