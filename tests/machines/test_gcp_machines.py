@@ -1,10 +1,14 @@
 """Machines of a rehearsal's Compute Engine: real ones, behind a network whose rules hold for real connections."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +19,7 @@ from fleet import Machine, Stranger, as_root, until
 
 from daskstack import engine
 from daskstack.engine import PROJECT
-from tests.engine.support import Cloud, Project
+from tests.engine.support import Cloud, Project, descendants, processes, wait_for
 
 CALLER, STRANGER = "203.0.113.7", "198.51.100.1"
 INSTANCES = "projects/my-project/zones/us-central1-a/instances"
@@ -37,7 +41,7 @@ for name in %(names)s:
     make("compute/instance:Instance", name, name=name, machineType="e2-small",
         bootDisk={"initializeParams": {"image": "debian-cloud/debian-12"}},
         networkInterfaces=[interface | ({"accessConfigs": [{"natIp": door.address}]} if head else {})],
-        metadata={"ssh-keys": "admin:%(key)s", "enable-oslogin": "FALSE"}, tags=["door"] if head else [],
+        metadata={"ssh-keys": %(keys)s, "enable-oslogin": "FALSE"}, tags=["door"] if head else [],
         serviceAccount={"email": account.email, "scopes": ["cloud-platform"]}, desiredStatus="RUNNING",
         allowStoppingForUpdate=True, attachedDisks=[{"source": disk.id, "deviceName": "data"}] if head else [],
         scheduling={"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
@@ -54,12 +58,14 @@ class Rehearsal(Cloud):
         self.key = key
         self.settings: dict[str, Any] = {
             "names": ["head", "worker-1"], "sources": [f"{CALLER}/32"], "inside": INSIDE, "action": "STOP", "size": 1,
-            "key": key.with_suffix(".pub").read_text().strip(),
+            "keys": f"admin:{key.with_suffix('.pub').read_text()}",
         }  # fmt: skip
 
+    def text(self, **changes: Any) -> str:
+        return PROGRAM % {name: repr(value) for name, value in (self.settings | changes).items()}
+
     def bring(self, **changes: Any) -> str:
-        values = {name: repr(value) for name, value in (self.settings | changes).items() if name != "key"}
-        return self.up(PROGRAM % (values | {"key": self.settings["key"]}))
+        return self.up(self.text(**changes))
 
     def compute(self, *words: str) -> str:
         command = [sys.executable, "-m", "rehearsal.compute", *words]
@@ -187,6 +193,99 @@ def test_machines_meet_where_a_rule_lets_them_and_nowhere_else(rehearsal):
     rehearsal.bring()
     head.ssh(f"sudo -n ip route delete {WORKER}/32 dev host0")
     assert head.ssh(reach(WORKER, 22), check=False).returncode == 0
+
+
+def gcloud(rehearsal: Rehearsal, word: str, *names: str, status: int = 0) -> str:
+    return rehearsal.run("gcloud", "compute", "instances", word, *names, "--zone", "us-central1-a", status=status)
+
+
+def test_a_stop_and_a_start_keep_address_files_and_host_key(rehearsal):
+    head = rehearsal.up_and_answering()
+    head.ssh("echo kept > ~/file")
+    number = rehearsal.record(f"{INSTANCES}/head")["outputs"]["instanceId"]
+    gcloud(rehearsal, "stop", "head", "worker-1")
+    assert [each["status"] for each in rehearsal.list("compute instances")] == ["TERMINATED", "TERMINATED"]
+    gcloud(rehearsal, "start", "worker-1", "head")
+    assert rehearsal.machine("head") == head
+    until(lambda: head.ssh("cat ~/file", check=False).stdout == "kept\n", 20)
+    assert head.ssh(reach(WORKER, 22), check=False).returncode == 0
+    assert rehearsal.record(f"{INSTANCES}/head")["outputs"]["instanceId"] == number
+    assert "nosuch" in gcloud(rehearsal, "stop", "nosuch", status=1)
+
+
+def test_a_machine_that_is_off_is_seen_at_refresh_and_started_by_the_next_up(rehearsal):
+    head = rehearsal.up_and_answering()
+    head.ssh("sudo -n systemctl poweroff", check=False)
+    until(lambda: rehearsal.status("head") == "TERMINATED")
+    assert "1 updated" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+    assert "1 updated" in rehearsal.bring()
+    assert rehearsal.status("head") == "RUNNING"
+    assert "1 updated" not in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+
+
+def test_a_preempted_machine_is_off_or_gone_as_its_termination_action_says(rehearsal):
+    rehearsal.up_and_answering()
+    gcloud(rehearsal, "simulate-maintenance-event", "worker-1")
+    assert rehearsal.status("worker-1") == "TERMINATED"
+    assert "1 updated" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+    rehearsal.bring(action="DELETE")
+    assert rehearsal.status("worker-1") == "RUNNING"
+    number = rehearsal.record(f"{INSTANCES}/worker-1")["outputs"]["instanceId"]
+    gcloud(rehearsal, "simulate-maintenance-event", "worker-1")
+    assert [each["name"] for each in rehearsal.list("compute instances")] == ["head"]
+    assert not (rehearsal.folder / "machines" / "worker-1").exists()
+    assert "1 deleted" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+    assert "1 created" in rehearsal.bring(action="DELETE")
+    assert rehearsal.record(f"{INSTANCES}/worker-1")["outputs"]["instanceId"] != number
+
+
+def test_a_preempted_machine_that_does_not_end_is_cut_off_after_thirty_seconds(rehearsal):
+    head = rehearsal.up_and_answering()
+    unit = "systemd-run --property TimeoutStopSec=300 --property ExecStop='/bin/sleep 300' --unit slow sleep infinity"
+    head.run(unit)
+    started = time.monotonic()
+    gcloud(rehearsal, "simulate-maintenance-event", "head")
+    assert 30 <= time.monotonic() - started < 45
+    assert rehearsal.status("head") == "TERMINATED"
+    gcloud(rehearsal, "start", "head")
+
+
+def test_what_is_on_a_disk_outlives_its_machine_and_goes_with_the_disk(rehearsal):
+    device, mount = "/dev/disk/by-id/google-data", "sudo -n mount /dev/disk/by-id/google-data /mnt"
+    head = rehearsal.up_and_answering()
+    head.ssh(f"sudo -n mkfs.ext4 -q {device} && {mount} && echo kept | sudo -n tee /mnt/file")
+    assert head.ssh(f"lsblk --bytes --noheadings --output SIZE {device}").stdout.strip() == str(2**30)
+    rehearsal.bring(size=2)
+    assert head.ssh(f"lsblk --bytes --noheadings --output SIZE {device}").stdout.strip() == str(2**31)
+    rehearsal.bring(size=2, names=["worker-1"])
+    head = rehearsal.up_and_answering(size=2)
+    assert head.ssh(f"{mount} && cat /mnt/file").stdout == "kept\n"
+    file = rehearsal.folder / "gcp/projects/my-project/zones/us-central1-a/disks/data.img"
+    assert file.stat().st_blocks * 512 < 2**28, "as large as what is in it"
+    rehearsal.destroy()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("trace", ["machines", "machines/*/id", "machines/*/console.log"])
+def test_a_plugin_that_is_killed_leaves_nothing_that_the_next_up_cannot_take_over(rehearsal, trace):
+    rehearsal.destroy()
+    rehearsal.project.write(rehearsal.program(rehearsal.text()))
+    with rehearsal.project.started("up", "--yes", "--skip-preview") as pulumi:
+        wait_for("the first machine", lambda: [*rehearsal.folder.glob(trace)])
+        [plugin] = descendants(pulumi.pid) & processes("resource_gcp.py")
+        for pid in descendants(plugin) | {plugin}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        pulumi.communicate()
+    rehearsal.up_and_answering()
+    assert rehearsal.status("worker-1") == "RUNNING"
+    rehearsal.destroy()
+    until(lambda: rehearsal.traces() == [], 5)
+
+
+def test_what_a_machine_here_would_not_heed_is_refused_by_name(rehearsal):
+    report = rehearsal.fails(rehearsal.text(keys="root:ssh-ed25519 AAAA"))
+    assert "does not know the user root in ssh-keys (it knows admin)" in report
 
 
 def test_nothing_is_left_at_the_end(rehearsal):
