@@ -8,6 +8,7 @@
     status     prints RUNNING or TERMINATED for each
     preempt    takes spot machines away, as Google does when it needs them: power button, and 30 seconds
     grow       lets the machine that has a disk see the disk's new size
+    tunnel     IDENTITY PORT HOST:PORT: from the second port, on this computer, to the machine's, as through IAP
     sweep      all that is left: machines, network, and who serves packages
 
 IDENTITY is a record's, such as projects/P/zones/Z/instances/NAME. Records are those of the stand-in for gcp, in the
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from rehearsal.compute.rules import Machine, ruleset
+from rehearsal.compute.tunnel import forward
 
 SCRIPTS = Path(__file__).parents[1] / "machines"
 INSTANCE, FIREWALL = "compute/instance:Instance", "compute/firewall:Firewall"
@@ -79,6 +81,11 @@ def main(word: str, *identities: str) -> None:
             each(identities, preempt)
         case "grow":
             each(identities, grow)
+        case "tunnel":
+            identity, port, local = identities
+            address = read()[identity]["outputs"]["networkInterfaces"][0]["networkIp"]
+            host, _, number = local.rpartition(":")
+            forward(bridge(), (address, int(port)), (host, int(number)))
         case "sweep":
             script("network.sh", "sweep", NAME=cloud().parent.name)
         case _:
@@ -279,5 +286,7 @@ def each(identities: tuple[str, ...], work: Callable[[str], Any]) -> list[Any]:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except ComputeError as error:
+    except (ComputeError, OSError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

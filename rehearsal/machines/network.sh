@@ -71,6 +71,8 @@ vpc() {
     fi
     ip -n "$bridge" address replace $door/32 dev host
     ip -n "$bridge" route replace "$CALLER" dev host
+    ip -n "$bridge" address replace 35.235.240.1/32 dev lo # from where tunnels of Identity-Aware Proxy come
+    ip -n "$bridge" link set lo up
     for address in $GATEWAYS; do ip -n "$bridge" address replace "$address" dev "$bridge"; done
     # shellcheck disable=SC2016 # the inner shell expands it
     inside sh -c 'cd /proc/sys/net/ipv4 && echo 1 >ip_forward && echo 1 >conf/all/rp_filter &&

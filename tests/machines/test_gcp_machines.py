@@ -1,10 +1,13 @@
 """Machines of a rehearsal's Compute Engine: real ones, behind a network whose rules hold for real connections."""
 
+import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,9 +20,10 @@ from typing import Any
 import pytest
 from fleet import Machine, Stranger, as_root, until
 
+from components.vms.files import collect
 from daskstack import engine
 from daskstack.engine import PROJECT
-from tests.engine.support import Cloud, Project, descendants, processes, wait_for
+from tests.engine.support import PROGRAMS, Cloud, Project, descendants, processes, wait_for
 
 CALLER, STRANGER = "203.0.113.7", "198.51.100.1"
 INSTANCES = "projects/my-project/zones/us-central1-a/instances"
@@ -41,7 +45,7 @@ for name in %(names)s:
     make("compute/instance:Instance", name, name=name, machineType="e2-small",
         bootDisk={"initializeParams": {"image": "debian-cloud/debian-12"}},
         networkInterfaces=[interface | ({"accessConfigs": [{"natIp": door.address}]} if head else {})],
-        metadata={"ssh-keys": %(keys)s, "enable-oslogin": "FALSE"}, tags=["door"] if head else [],
+        metadata={"ssh-keys": %(keys)s, "enable-oslogin": "FALSE"}, tags=["door"] if head else %(tags)s,
         serviceAccount={"email": account.email, "scopes": ["cloud-platform"]}, desiredStatus="RUNNING",
         allowStoppingForUpdate=True, attachedDisks=[{"source": disk.id, "deviceName": "data"}] if head else [],
         scheduling={"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
@@ -53,12 +57,12 @@ INSIDE = [{"protocol": "tcp", "ports": ["22", "8000-8010"]}, {"protocol": "icmp"
 class Rehearsal(Cloud):
     """A stack `head` and `worker-1` on a Google Cloud with real machines."""
 
-    def __init__(self, project: Project, folder: Path, key: Path) -> None:
+    def __init__(self, project: Project, folder: Path, key: Path, packages: Path) -> None:
         super().__init__(project, folder)
-        self.key = key
+        self.key, self.packages = key, packages
         self.settings: dict[str, Any] = {
-            "names": ["head", "worker-1"], "sources": [f"{CALLER}/32"], "inside": INSIDE, "action": "STOP", "size": 1,
-            "keys": f"admin:{key.with_suffix('.pub').read_text()}",
+            "names": ["head", "worker-1"], "sources": [f"{CALLER}/32"], "inside": INSIDE, "action": "STOP",
+            "tags": [], "size": 1, "keys": f"admin:{key.with_suffix('.pub').read_text()}",
         }  # fmt: skip
 
     def text(self, **changes: Any) -> str:
@@ -110,19 +114,27 @@ class Rehearsal(Cloud):
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Rehearsal]:
     folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
-    environment = engine.rehearsal(tmp_path_factory.mktemp("state")) | {
+    packages = collect(PROJECT / "environment.lock", "3.11", "wheelhouse") / "wheels"
+    environment = engine.rehearsal(tmp_path_factory.mktemp("state"))
+    environment |= {
         "DASKSTACK_REHEARSAL": str(folder),
         "DASKSTACK_REHEARSAL_CALLER": CALLER,
         "DASKSTACK_REHEARSAL_MACHINES": json.dumps(
-            {"command": [sys.executable, "-m", "rehearsal.compute"], "cwd": str(PROJECT), "image": image}
+            {
+                "command": [sys.executable, "-m", "rehearsal.compute"],
+                "cwd": str(PROJECT),
+                "image": image,
+                "packages": str(packages),
+            }
         ),
         "GOOGLE_OAUTH_ACCESS_TOKEN": "none",
+        "PATH": f"{PROGRAMS}:{environment['PATH']}",
         "PULUMI_STACK": "test",
     }
     project = Project(tmp_path_factory.mktemp("program"), environment)
     project.write("")
     project.run("stack", "init", "test", "--no-select")
-    made = Rehearsal(project, folder, key)
+    made = Rehearsal(project, folder, key, packages)
     try:
         yield made
     finally:
@@ -283,6 +295,55 @@ def test_a_plugin_that_is_killed_leaves_nothing_that_the_next_up_cannot_take_ove
     until(lambda: rehearsal.traces() == [], 5)
 
 
+def test_machines_take_packages_from_an_index_at_their_gateway_as_the_lock_says(rehearsal):
+    head = rehearsal.up_and_answering()
+    uv = next(rehearsal.packages.parent.glob("uv-*.whl"))
+    head.ssh(f"cat >{uv.name}", stdin=base64.b64encode(uv.read_bytes()).decode())
+    head.ssh("cat >environment.lock", stdin=(PROJECT / "environment.lock").read_text())
+    install = """
+        base64 -d "$UV" >uv.zip
+        python3 -m zipfile -e uv.zip uv && chmod +x uv/uv-*.data/scripts/uv
+        uv() { uv/uv-*.data/scripts/uv "$@"; }
+        uv venv -q environment
+        uv pip sync -q --require-hashes --python environment/bin/python environment.lock
+        environment/bin/python -c 'import distributed'
+    """
+    head.run(f"set -e; cd ~admin{install}", {"UV": uv.name})
+    stranger = Stranger(rehearsal.bridge, STRANGER)
+    try:
+        assert not stranger.connects("10.9.0.1", 80)
+    finally:
+        stranger.remove()
+
+
+def test_a_tunnel_of_identity_aware_proxy_leads_to_a_machine_where_a_rule_lets_its_range_in(rehearsal):
+    rehearsal.bring()
+    command = ["gcloud", "compute", "start-iap-tunnel", "worker-1", "22", "--local-host-port=localhost:0"]
+    tunnel = subprocess.Popen(
+        [*command, "--zone=us-central1-a"], env=rehearsal.project.environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        port = int(re.search(r"\d+", tunnel.stderr.readline())[0])
+
+        def answer() -> bytes:
+            with socket.create_connection(("127.0.0.1", port), 20) as connection:
+                return connection.recv(4)
+
+        assert answer() == b""
+        assert "does a firewall rule let 35.235.240.0/20 in?" in tunnel.stderr.readline()
+        # The worker has not the door's tag.
+        rehearsal.bring(sources=[f"{CALLER}/32", "35.235.240.0/20"])
+        assert answer() == b""
+        rehearsal.bring(sources=["35.235.240.0/20"], tags=["door"])
+        until(lambda: answer() == b"SSH-", 20)
+        # It ends with the network.
+        rehearsal.destroy()
+        tunnel.wait(10)
+    finally:
+        tunnel.kill()
+        tunnel.communicate()
+
+
 def test_what_a_machine_here_would_not_heed_is_refused_by_name(rehearsal):
     report = rehearsal.fails(rehearsal.text(keys="root:ssh-ed25519 AAAA"))
     assert "does not know the user root in ssh-keys (it knows admin)" in report
@@ -295,3 +356,9 @@ def test_nothing_is_left_at_the_end(rehearsal):
     assert rehearsal.files == set()
     until(lambda: rehearsal.traces() == [], 5)
     assert [*(rehearsal.folder / "gcp").rglob("*.img")] == []
+
+
+def test_one_command_takes_away_all_that_a_killed_run_left(rehearsal):
+    rehearsal.bring()
+    rehearsal.compute("sweep")
+    until(lambda: rehearsal.traces() == [], 5)
