@@ -4,7 +4,7 @@
     machines   the Debian packages that local machines are made with
     cloud      nothing: says where Pulumi's own plugins are missing
     kubernetes what a Kubernetes of one node on this computer is made of, kubectl and helm
-    rehearsal  that, and stand-ins for the plugins of clouds
+    rehearsal  these two, and stand-ins for the plugins of clouds
     test       what the tests need beside these
     bench      Ansible, which the figures are compared with
 
@@ -114,6 +114,7 @@ def rehearsal() -> None:
         with phase("Installing stand-ins for the plugins of clouds"):
             install_standins(folder)
     install_venv("requirements.txt")
+    machines()
     kubernetes()
 
 

@@ -8,6 +8,7 @@
     status     prints RUNNING or TERMINATED for each
     preempt    takes spot machines away, as Google does when it needs them: power button, and 30 seconds
     grow       lets the machine that has a disk see the disk's new size
+    tunnel     IDENTITY PORT HOST:PORT: from the second port, on this computer, to the machine's, as through IAP
     sweep      all that is left: machines, network, and who serves packages
 
 IDENTITY is a record's, such as projects/P/zones/Z/instances/NAME. Records are those of the stand-in for gcp, in the
@@ -20,6 +21,7 @@ import fcntl
 import ipaddress
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from rehearsal.compute.rules import Machine, ruleset
+from rehearsal.compute.tunnel import forward
 
 SCRIPTS = Path(__file__).parents[1] / "machines"
 INSTANCE, FIREWALL = "compute/instance:Instance", "compute/firewall:Firewall"
@@ -79,6 +82,11 @@ def main(word: str, *identities: str) -> None:
             each(identities, preempt)
         case "grow":
             each(identities, grow)
+        case "tunnel":
+            identity, port, local = identities
+            address = read()[identity]["outputs"]["networkInterfaces"][0]["networkIp"]
+            host, _, number = local.rpartition(":")
+            forward(bridge(), (address, int(port)), (host, int(number)))
         case "sweep":
             script("network.sh", "sweep", NAME=cloud().parent.name)
         case _:
@@ -86,7 +94,6 @@ def main(word: str, *identities: str) -> None:
 
 
 def create(identity: str, record: Record) -> None:
-    refuse(record)
     if any(name_of(other) == name_of(identity) for other in instances(read())):
         raise ComputeError(f"a rehearsal has one machine {name_of(identity)} at most, in whatever zone")
     machine(identity, "down")  # what a killed run left of it
@@ -114,7 +121,7 @@ def start(identity: str, records: Records) -> None:
             IMAGE=settings()["image"],
             ADDRESS=record["networkInterfaces"][0]["networkIp"],
             GATEWAY=gateway,
-            AUTHORIZED_KEY="\n".join(key for _, key in keys(record)),
+            AUTHORIZED_KEY=re.sub("(?m)^admin:", "", record.get("metadata", {}).get("ssh-keys", "")),
             FILES=files,
             DISKS="\n".join(f"google-{name}={cloud() / disk}.img" for name, disk in disks),
         )
@@ -139,25 +146,6 @@ def grow(identity: str) -> None:
     listed = [*sudo, "losetup", "--noheadings", "--output", "NAME", "--associated", str(file)]
     for device in run(listed).split():
         run([*sudo, "losetup", "--set-capacity", device])
-
-
-def refuse(record: Record) -> None:
-    """Fail for what would be right in a real project, but a machine on this computer would not heed."""
-    outputs = record["outputs"]
-    metadata = outputs.get("metadata", {})
-    wrong = [f"metadata.{key}" for key in metadata if key.endswith(("-script", "-script-url"))]
-    wrong += [f"the user {user} in ssh-keys (it knows admin)" for user, _ in keys(outputs) if user != "admin"]
-    wrong += ["enable-oslogin TRUE"] if str(metadata.get("enable-oslogin")).upper() == "TRUE" else []
-    wrong += ["metadataStartupScript"] if outputs.get("metadataStartupScript") else []
-    wrong += ["a second network interface"] if len(outputs["networkInterfaces"]) > 1 else []
-    if wrong:
-        raise ComputeError(f"the stand-in for Compute Engine does not know {', '.join(wrong)}; try that in a project")
-
-
-def keys(outputs: Record) -> list[tuple[str, str]]:
-    """Who may log in, with which key."""
-    listed = outputs.get("metadata", {}).get("ssh-keys", "").splitlines()
-    return [(user.strip(), key) for user, _, key in (line.partition(":") for line in listed) if key]
 
 
 def settle(changed: Mapping[str, Record | None] | None = None) -> Records:
@@ -279,5 +267,7 @@ def each(identities: tuple[str, ...], work: Callable[[str], Any]) -> list[Any]:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except ComputeError as error:
+    except (ComputeError, OSError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -107,9 +107,8 @@ def lines(rule: dict[str, Any], machines: list[Machine]) -> Iterator[str]:
     blocks = {name: addresses(values) for name, values in ends.items()}
     if not targets or not all(blocks.values()):
         return
-    where = f"ip {target} {{ {', '.join(targets)} }} " + " ".join(
-        f"ip {name} {{ {text} }}" for name, text in blocks.items()
-    )
+    found = {target: ", ".join(targets)}, blocks
+    where = " ".join(f"ip {name} {{ {text} }}" for each in found for name, text in each.items() if text != EVERYBODY)
     for verdict, what in ((allow, rule.get("allows", [])), ("drop", rule.get("denies", []))):
         for each in what:
             yield f"{where} {protocol(each)} {verdict}"

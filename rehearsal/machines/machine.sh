@@ -94,6 +94,10 @@ check_computer() {
     [[ -e /dev/fuse ]] || cannot "it has no /dev/fuse (try: modprobe fuse)."
     grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || cannot "its kernel has no overlay files."
     [[ $cgroup == /*/* ]] || cannot "it has no control groups v2 (start it with systemd.unified_cgroup_hierarchy=1)."
+    if [[ -n ${DISKS-} ]]; then
+        need losetup=mount
+        [[ -e /dev/loop-control ]] || cannot "it has no loop devices (try: modprobe loop)."
+    fi
     # Each machine's systemd takes some fifteen: at the usual limit of 128 the ninth stands still half-way.
     local instances=/proc/sys/fs/inotify/max_user_instances
     (($(<$instances) >= 8192)) || echo 8192 >$instances # until this computer restarts

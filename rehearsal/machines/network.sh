@@ -71,9 +71,12 @@ vpc() {
     fi
     ip -n "$bridge" address replace $door/32 dev host
     ip -n "$bridge" route replace "$CALLER" dev host
+    ip -n "$bridge" address replace 35.235.240.1/32 dev lo # from where tunnels of Identity-Aware Proxy come
+    ip -n "$bridge" link set lo up
     for address in $GATEWAYS; do ip -n "$bridge" address replace "$address" dev "$bridge"; done
-    inside sh -c 'cd /proc/sys/net/ipv4 && echo 1 | tee ip_forward conf/all/rp_filter && echo 0 | tee conf/*/send_redirects' \
-        >/dev/null
+    # shellcheck disable=SC2016 # the inner shell expands it
+    inside sh -c 'cd /proc/sys/net/ipv4 && echo 1 >ip_forward && echo 1 >conf/all/rp_filter &&
+        for each in conf/*/send_redirects; do echo 0 >"$each"; done'
     { echo "define machines = $bridge" && cat; } | inside nft -f -
     serve
     for address in $(ip route show dev "$bridge" | cut -d ' ' -f 1); do

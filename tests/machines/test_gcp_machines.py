@@ -1,10 +1,17 @@
 """Machines of a rehearsal's Compute Engine: real ones, behind a network whose rules hold for real connections."""
 
+import base64
+import contextlib
 import json
+import os
+import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -13,9 +20,10 @@ from typing import Any
 import pytest
 from fleet import Machine, Stranger, as_root, until
 
+from components.vms.files import collect
 from daskstack import engine
 from daskstack.engine import PROJECT
-from tests.engine.support import Cloud, Project
+from tests.engine.support import PROGRAMS, Cloud, Project, descendants, processes, wait_for
 
 CALLER, STRANGER = "203.0.113.7", "198.51.100.1"
 INSTANCES = "projects/my-project/zones/us-central1-a/instances"
@@ -37,7 +45,7 @@ for name in %(names)s:
     make("compute/instance:Instance", name, name=name, machineType="e2-small",
         bootDisk={"initializeParams": {"image": "debian-cloud/debian-12"}},
         networkInterfaces=[interface | ({"accessConfigs": [{"natIp": door.address}]} if head else {})],
-        metadata={"ssh-keys": "admin:%(key)s", "enable-oslogin": "FALSE"}, tags=["door"] if head else [],
+        metadata={"ssh-keys": %(keys)s, "enable-oslogin": "FALSE"}, tags=["door"] if head else %(tags)s,
         serviceAccount={"email": account.email, "scopes": ["cloud-platform"]}, desiredStatus="RUNNING",
         allowStoppingForUpdate=True, attachedDisks=[{"source": disk.id, "deviceName": "data"}] if head else [],
         scheduling={"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
@@ -49,17 +57,19 @@ INSIDE = [{"protocol": "tcp", "ports": ["22", "8000-8010"]}, {"protocol": "icmp"
 class Rehearsal(Cloud):
     """A stack `head` and `worker-1` on a Google Cloud with real machines."""
 
-    def __init__(self, project: Project, folder: Path, key: Path) -> None:
+    def __init__(self, project: Project, folder: Path, key: Path, packages: Path) -> None:
         super().__init__(project, folder)
-        self.key = key
+        self.key, self.packages = key, packages
         self.settings: dict[str, Any] = {
-            "names": ["head", "worker-1"], "sources": [f"{CALLER}/32"], "inside": INSIDE, "action": "STOP", "size": 1,
-            "key": key.with_suffix(".pub").read_text().strip(),
+            "names": ["head", "worker-1"], "sources": [f"{CALLER}/32"], "inside": INSIDE, "action": "STOP",
+            "tags": [], "size": 1, "keys": f"admin:{key.with_suffix('.pub').read_text()}",
         }  # fmt: skip
 
+    def text(self, **changes: Any) -> str:
+        return PROGRAM % {name: repr(value) for name, value in (self.settings | changes).items()}
+
     def bring(self, **changes: Any) -> str:
-        values = {name: repr(value) for name, value in (self.settings | changes).items() if name != "key"}
-        return self.up(PROGRAM % (values | {"key": self.settings["key"]}))
+        return self.up(self.text(**changes))
 
     def compute(self, *words: str) -> str:
         command = [sys.executable, "-m", "rehearsal.compute", *words]
@@ -101,27 +111,41 @@ class Rehearsal(Cloud):
         return [line for line in found if any(word in line for word in words)]
 
 
-@pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Rehearsal]:
+@contextlib.contextmanager
+def rehearsing(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Rehearsal]:
     folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
-    environment = engine.rehearsal(tmp_path_factory.mktemp("state")) | {
+    packages = collect(PROJECT / "environment.lock", "3.11", "wheelhouse") / "wheels"
+    environment = engine.rehearsal(tmp_path_factory.mktemp("state"))
+    environment |= {
         "DASKSTACK_REHEARSAL": str(folder),
         "DASKSTACK_REHEARSAL_CALLER": CALLER,
         "DASKSTACK_REHEARSAL_MACHINES": json.dumps(
-            {"command": [sys.executable, "-m", "rehearsal.compute"], "cwd": str(PROJECT), "image": image}
+            {
+                "command": [sys.executable, "-m", "rehearsal.compute"],
+                "cwd": str(PROJECT),
+                "image": image,
+                "packages": str(packages),
+            }
         ),
         "GOOGLE_OAUTH_ACCESS_TOKEN": "none",
+        "PATH": f"{PROGRAMS}:{environment['PATH']}",
         "PULUMI_STACK": "test",
     }
     project = Project(tmp_path_factory.mktemp("program"), environment)
     project.write("")
     project.run("stack", "init", "test", "--no-select")
-    made = Rehearsal(project, folder, key)
+    made = Rehearsal(project, folder, key, packages)
     try:
         yield made
     finally:
         made.compute("sweep")
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Rehearsal]:
+    with rehearsing(tmp_path_factory, image, key) as made:
+        yield made
 
 
 def reach(address: str, port: int) -> str:
@@ -165,6 +189,7 @@ def test_the_door_is_open_to_the_callers_network_alone_and_a_worker_to_no_one_ou
         rehearsal.bring(sources=["0.0.0.0/0"])
         assert stranger.connects(head.address, 22)
         assert not stranger.connects(head.address, 8001)
+        assert not stranger.connects("10.9.0.2", 22), "nobody outside reaches a door by its inner address"
         assert not stranger.connects(WORKER, 22)
     finally:
         stranger.remove()
@@ -189,6 +214,160 @@ def test_machines_meet_where_a_rule_lets_them_and_nowhere_else(rehearsal):
     assert head.ssh(reach(WORKER, 22), check=False).returncode == 0
 
 
+def gcloud(rehearsal: Rehearsal, word: str, *names: str, status: int = 0) -> str:
+    return rehearsal.run("gcloud", "compute", "instances", word, *names, "--zone", "us-central1-a", status=status)
+
+
+def test_a_stop_and_a_start_keep_address_files_and_host_key(rehearsal):
+    head = rehearsal.up_and_answering()
+    head.ssh("echo kept > ~/file")
+    number = rehearsal.record(f"{INSTANCES}/head")["outputs"]["instanceId"]
+    gcloud(rehearsal, "stop", "head", "worker-1")
+    assert [each["status"] for each in rehearsal.list("compute instances")] == ["TERMINATED", "TERMINATED"]
+    gcloud(rehearsal, "start", "worker-1", "head")
+    assert rehearsal.machine("head") == head
+    until(lambda: head.ssh("cat ~/file", check=False).stdout == "kept\n", 20)
+    assert head.ssh(reach(WORKER, 22), check=False).returncode == 0
+    assert rehearsal.record(f"{INSTANCES}/head")["outputs"]["instanceId"] == number
+    assert "nosuch" in gcloud(rehearsal, "stop", "nosuch", status=1)
+
+
+def test_a_machine_that_is_off_is_seen_at_refresh_and_started_by_the_next_up(rehearsal):
+    head = rehearsal.up_and_answering()
+    head.ssh("sudo -n systemctl poweroff", check=False)
+    until(lambda: rehearsal.status("head") == "TERMINATED")
+    assert "1 updated" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+    assert "1 updated" in rehearsal.bring()
+    assert rehearsal.status("head") == "RUNNING"
+    assert "1 updated" not in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+
+
+def test_a_preempted_machine_is_off_or_gone_as_its_termination_action_says(rehearsal):
+    rehearsal.up_and_answering()
+    gcloud(rehearsal, "simulate-maintenance-event", "worker-1")
+    assert rehearsal.status("worker-1") == "TERMINATED"
+    assert "1 updated" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+    rehearsal.bring(action="DELETE")
+    assert rehearsal.status("worker-1") == "RUNNING"
+    number = rehearsal.record(f"{INSTANCES}/worker-1")["outputs"]["instanceId"]
+    gcloud(rehearsal, "simulate-maintenance-event", "worker-1")
+    assert [each["name"] for each in rehearsal.list("compute instances")] == ["head"]
+    assert not (rehearsal.folder / "machines" / "worker-1").exists()
+    assert "1 deleted" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+    assert "1 created" in rehearsal.bring(action="DELETE")
+    assert rehearsal.record(f"{INSTANCES}/worker-1")["outputs"]["instanceId"] != number
+
+
+def test_a_preempted_machine_that_does_not_end_is_cut_off_after_thirty_seconds(rehearsal):
+    head = rehearsal.up_and_answering()
+    unit = "systemd-run --property TimeoutStopSec=300 --property ExecStop='/bin/sleep 300' --unit slow sleep infinity"
+    head.run(unit)
+    started = time.monotonic()
+    gcloud(rehearsal, "simulate-maintenance-event", "head")
+    assert 29 <= time.monotonic() - started < 45
+    assert rehearsal.status("head") == "TERMINATED"
+    gcloud(rehearsal, "start", "head")
+
+
+def test_what_is_on_a_disk_outlives_its_machine_and_goes_with_the_disk(rehearsal):
+    device, mount = "/dev/disk/by-id/google-data", "sudo -n mount /dev/disk/by-id/google-data /mnt"
+    head = rehearsal.up_and_answering()
+    head.ssh(f"sudo -n mkfs.ext4 -q {device} && {mount} && echo kept | sudo -n tee /mnt/file")
+    assert head.ssh(f"lsblk --bytes --noheadings --output SIZE {device}").stdout.strip() == str(2**30)
+    rehearsal.bring(size=2)
+    assert head.ssh(f"lsblk --bytes --noheadings --output SIZE {device}").stdout.strip() == str(2**31)
+    rehearsal.bring(size=2, names=["worker-1"])
+    head = rehearsal.up_and_answering(size=2)
+    assert head.ssh(f"{mount} && cat /mnt/file").stdout == "kept\n"
+    file = rehearsal.folder / "gcp/projects/my-project/zones/us-central1-a/disks/data.img"
+    assert file.stat().st_blocks * 512 < 2**28, "as large as what is in it"
+    rehearsal.destroy()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("trace", ["machines", "machines/*/id", "machines/*/console.log"])
+def test_a_plugin_that_is_killed_leaves_nothing_that_the_next_up_cannot_take_over(rehearsal, trace):
+    rehearsal.destroy()
+    rehearsal.project.write(rehearsal.program(rehearsal.text()))
+    with rehearsal.project.started("up", "--yes", "--skip-preview") as pulumi:
+        wait_for("the first machine", lambda: [*rehearsal.folder.glob(trace)])
+        [plugin] = descendants(pulumi.pid) & processes("resource_gcp.py")
+        for pid in descendants(plugin) | {plugin}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        pulumi.communicate()
+    rehearsal.up_and_answering()
+    assert rehearsal.status("worker-1") == "RUNNING"
+    rehearsal.destroy()
+    until(lambda: rehearsal.traces() == [], 5)
+
+
+def test_machines_take_packages_from_an_index_at_their_gateway_as_the_lock_says(rehearsal):
+    head = rehearsal.up_and_answering()
+    uv = next(rehearsal.packages.parent.glob("uv-*.whl"))
+    head.ssh(f"cat >{uv.name}", stdin=base64.b64encode(uv.read_bytes()).decode())
+    head.ssh("cat >environment.lock", stdin=(PROJECT / "environment.lock").read_text())
+    install = """
+        base64 -d "$UV" >uv.zip
+        python3 -m zipfile -e uv.zip uv && chmod +x uv/uv-*.data/scripts/uv
+        uv() { uv/uv-*.data/scripts/uv "$@"; }
+        uv venv -q environment
+        uv pip sync -q --require-hashes --python environment/bin/python environment.lock
+        environment/bin/python -c 'import distributed'
+    """
+    head.run(f"set -e; cd ~admin{install}", {"UV": uv.name})
+    stranger = Stranger(rehearsal.bridge, STRANGER)
+    try:
+        assert not stranger.connects("10.9.0.1", 80)
+    finally:
+        stranger.remove()
+
+
+def test_a_tunnel_of_identity_aware_proxy_leads_to_a_machine_where_a_rule_lets_its_range_in(rehearsal):
+    rehearsal.bring()
+    command = ["gcloud", "compute", "start-iap-tunnel", "worker-1", "22", "--local-host-port=localhost:0"]
+    tunnel = subprocess.Popen(
+        [*command, "--zone=us-central1-a"], env=rehearsal.project.environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        port = int(re.search(r"\d+", tunnel.stderr.readline())[0])
+
+        def answer() -> bytes:
+            with socket.create_connection(("127.0.0.1", port), 20) as connection:
+                return connection.recv(4)
+
+        assert answer() == b""
+        assert "does a firewall rule let 35.235.240.0/20 in?" in tunnel.stderr.readline()
+        # The worker has not the door's tag.
+        rehearsal.bring(sources=[f"{CALLER}/32", "35.235.240.0/20"])
+        assert answer() == b""
+        rehearsal.bring(sources=["35.235.240.0/20"], tags=["door"])
+        until(lambda: answer() == b"SSH-", 20)
+        # It ends with the network.
+        rehearsal.destroy()
+        tunnel.wait(10)
+    finally:
+        tunnel.kill()
+        tunnel.communicate()
+
+
+def test_two_rehearsals_do_not_disturb_each_other(rehearsal, tmp_path_factory, image, key):
+    head = rehearsal.up_and_answering()
+    with rehearsing(tmp_path_factory, image, key) as other:
+        there = other.up_and_answering(names=["head"])
+        assert (there.host_key, there.address) != (head.host_key, head.address)
+        assert there.ssh(reach(WORKER, 22), check=False).returncode != 0
+        assert head.ssh(reach(WORKER, 22), check=False).returncode == 0
+        other.destroy()
+        until(lambda: other.traces() == [], 5)
+    assert head.ssh("hostname").stdout == "head\n"
+
+
+def test_what_a_machine_here_would_not_heed_is_refused_by_name(rehearsal):
+    report = rehearsal.fails(rehearsal.text(keys="root:ssh-ed25519 AAAA"))
+    assert "does not know the user root on a machine (it knows admin)" in report
+
+
 def test_nothing_is_left_at_the_end(rehearsal):
     rehearsal.bring()
     assert len(rehearsal.traces()) > 4
@@ -196,3 +375,9 @@ def test_nothing_is_left_at_the_end(rehearsal):
     assert rehearsal.files == set()
     until(lambda: rehearsal.traces() == [], 5)
     assert [*(rehearsal.folder / "gcp").rglob("*.img")] == []
+
+
+def test_one_command_takes_away_all_that_a_killed_run_left(rehearsal):
+    rehearsal.bring()
+    rehearsal.compute("sweep")
+    until(lambda: rehearsal.traces() == [], 5)

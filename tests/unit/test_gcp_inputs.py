@@ -1,5 +1,6 @@
 """What the stand-in for gcp says to arguments, without the engine; in a rehearsal's preview it is the same."""
 
+import ipaddress
 import json
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins im
 
 from command import wire
 from command.output import CommandError
-from gcp import cloud, inputs
+from gcp import cloud, inputs, networks
 from gcp.kinds import KUBERNETES
 from gcp.table import KINDS
 
@@ -269,6 +270,57 @@ def test_the_projects_own_labels_and_the_providers_are_effective():
         kubernetes={"server": "", "authority": ""},
     )
     assert record["outputs"]["effectiveLabels"] == {"goog-pulumi-provisioned": "true", "team": "a", "stack": "mine"}
+
+
+def test_addresses_are_free_ones_of_their_range_and_never_the_callers(monkeypatch):
+    known: dict[str, Any] = {}
+
+    def make(kind: str, name: str, **arguments: Any) -> dict[str, Any]:
+        inputs = RIGHT[kind] | {"name": name} | arguments
+        made = next((record["made"] for record in known.values() if record["inputs"].get("name") == name), 0)
+        identity, record = cloud.new_record(kind, inputs, CONFIG, made, known=known.items())
+        known[identity] = record
+        return record["outputs"]
+
+    make(SUBNETWORK, "sub", ipCidrRange="10.9.0.0/29")
+    inner = {"addressType": "INTERNAL", "subnetwork": "sub"}
+    assert [make(ADDRESS, name, **inner)["address"] for name in ("a", "b")] == ["10.9.0.2", "10.9.0.3"]
+    interface = {"subnetwork": "sub", "networkIp": "10.9.0.3"}
+    make(INSTANCE, "given", networkInterfaces=[interface])
+    [own] = make(INSTANCE, "own", networkInterfaces=[{"subnetwork": "sub", "accessConfigs": [{}]}])["networkInterfaces"]
+    assert own["networkIp"] == "10.9.0.4"
+    # A change of something else leaves it, also where a lower one is free by now.
+    del known["projects/my-project/regions/us-central1/addresses/a"]
+    changed = make(INSTANCE, "own", networkInterfaces=[{"subnetwork": "sub", "accessConfigs": [{}]}], labels={"a": "b"})
+    assert changed["networkInterfaces"] == [own]
+    assert make(ADDRESS, "b", **inner, labels={"a": "b"})["address"] == "10.9.0.3"
+    assert [make(ADDRESS, name, **inner)["address"] for name in ("c", "d")] == ["10.9.0.2", "10.9.0.5"]
+    with pytest.raises(CommandError, match="no address is left for"):
+        make(ADDRESS, "e", **inner)
+
+    monkeypatch.setattr(networks, "TESTS", ipaddress.IPv4Network("198.18.0.0/30"))
+    monkeypatch.setenv("DASKSTACK_REHEARSAL_CALLER", "198.18.0.1")
+    known.clear()
+    found = {make(ADDRESS, name)["address"] for name in ("one", "two", "three")}
+    assert found == {"198.18.0.0", "198.18.0.2", "198.18.0.3"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [
+        ({"desiredStatus": "SUSPENDED"}, "desiredStatus"),
+        ({"metadataStartupScript": "true"}, "metadataStartupScript"),
+        ({"metadata": {"shutdown-script": "true"}}, "metadata.shutdown-script"),
+        ({"metadata": {"enable-oslogin": "TRUE"}}, "metadata.enable-oslogin"),
+        ({"metadata": {"ssh-keys": "admin:ssh-ed25519 A\nroot:ssh-ed25519 B\n"}}, "metadata.ssh-keys"),
+        ({"networkInterfaces": [{"network": "net"}, {"network": "other"}]}, "networkInterfaces"),
+    ],
+)
+def test_what_a_real_machine_of_a_rehearsal_would_not_heed_is_refused(monkeypatch, changed, place):
+    assert problems(INSTANCE, changed) == {}
+    monkeypatch.setenv("DASKSTACK_REHEARSAL_MACHINES", "{}")
+    assert list(problems(INSTANCE, changed)) == [place]
+    assert problems(INSTANCE, {"metadata": {"enable-oslogin": "FALSE", "ssh-keys": "admin:ssh-ed25519 A\n"}}) == {}
 
 
 def test_a_machine_is_not_stopped_for_a_change_unless_the_program_lets_it_be():

@@ -34,6 +34,26 @@ def instance_rules(inputs: dict[str, Any]) -> Iterator[Found]:
         yield "metadataStartupScript", "conflicts with startup-script in metadata: give one of them"
 
 
+def not_heeded(inputs: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a machine of a rehearsal would leave undone, as (property, what)."""
+    if inputs.get("desiredStatus") == "SUSPENDED":
+        yield "desiredStatus", "SUSPENDED as a machine's status"
+    if "metadataStartupScript" in inputs:
+        yield "metadataStartupScript", "start-up scripts"
+    if len(inputs["networkInterfaces"]) > 1:
+        yield "networkInterfaces", "a machine's second network interface"
+    for place, metadata in checks.at(inputs, "metadata"):
+        for key, value in metadata.items():
+            if key.endswith(("-script", "-script-url")):
+                yield f"{place}.{key}", "start-up and shut-down scripts"
+            if key == "enable-oslogin" and str(value).upper() == "TRUE":
+                yield f"{place}.{key}", "OS Login"
+            if key == "ssh-keys":
+                users = {line.partition(":")[0].strip() for line in value.splitlines() if line.strip()}
+                for user in sorted(users - {"admin"}):
+                    yield f"{place}.{key}", f"the user {user} on a machine (it knows admin)"
+
+
 BOOT_DISK_FIXED = tuple(
     f"bootDisk.{name}"
     for name in (

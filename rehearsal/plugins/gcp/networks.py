@@ -92,8 +92,8 @@ TESTS = ipaddress.IPv4Network("198.18.0.0/15")  # kept for networks under test (
 
 def public_address(state: State) -> str:
     """One that two rehearsals on one computer are unlikely to share."""
-    start = int(state.number)
-    return free(state, PUBLIC, (str(TESTS[(start + step) % 2**17]) for step in range(2**17)))
+    start, size = int(state.number), TESTS.num_addresses
+    return free(state, PUBLIC, (str(TESTS[(start + step) % size]) for step in range(size)))
 
 
 def inner_address(state: State) -> str:
