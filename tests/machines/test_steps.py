@@ -229,6 +229,13 @@ def test_the_mount_comes_back_after_a_reboot_of_either_machine(shared: Pair, sta
         assert shared.hand.ssh("timeout 20 cat /srv/daskdata/kept").stdout == "kept\n", f"{machine.name} rebooted"
 
 
+def test_the_units_need_each_other_in_no_circle(shared: Pair) -> None:
+    """Of which systemd would leave out any job, at some boots."""
+    for machine in (shared.hand, shared.head):
+        said = machine.run("systemd-analyze verify --man=no srv-daskdata.automount 2>&1", check=False).stdout
+        assert "cycle" not in said
+
+
 def test_nothing_is_ever_written_beside_the_mount(shared: Pair) -> None:
     """While the machine that holds the data is away, a write fails; it does not land on the local disk."""
     shared.head.ssh("sudo systemctl stop ssh; sudo pkill -u dask sshd")

@@ -175,8 +175,13 @@ mount_all() {
   local data below=''
   data=$(systemd-escape --path "$DATA_PATH")
   if [ "$HOLDS" = yes ]; then
-    # The order matters: bound after the mount, DISK would be the mount, which then waits for itself.
-    below="Requires=$DISK_UNIT"$'\n'"After=$DISK_UNIT"
+    # The order matters: bound after the mount, DISK would be the mount, which then waits for itself. By default an
+    # automount begins before every service, which would be a circle: systemd leaves out any job of it at boot.
+    below="Requires=$DISK_UNIT
+After=$DISK_UNIT
+DefaultDependencies=no
+Conflicts=umount.target
+Before=umount.target"
     disk_unit | put $UNITS/$DISK_UNIT 0644 root:root
   fi
   need pgrep procps procps-ng
