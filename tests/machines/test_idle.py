@@ -67,8 +67,9 @@ def stays_on(machine: Machine, seconds: float) -> None:
 
 def test_without_work_a_machine_goes_when_it_was_on_for_the_limit(pair: Pair) -> None:
     watch(pair, pair.hand, 20)
+    pair.hand.reboot()
     stays_on(pair.hand, 17)
-    until(lambda: not is_on(pair.hand), 20)
+    until(lambda: not is_on(pair.hand), 25)
     assert is_on(pair.head)
 
 

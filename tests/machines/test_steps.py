@@ -1,9 +1,13 @@
 """Each step on real machines: it makes its state true, changes nothing the second time, and undoes what it did."""
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from cryptography import x509
@@ -91,7 +95,7 @@ class Pair:
         head = self.head.address
         return {
             "DATA_PATH": path, "DATA_ADDRESS": head, "HOLDS": holds, "OPTIONS": "", "LOGIN_USER": "admin",
-            "DELETE": "no",
+            "DELETE": "no", "DEVICE": "",
         }  # fmt: skip
 
 
@@ -225,6 +229,13 @@ def test_the_mount_comes_back_after_a_reboot_of_either_machine(shared: Pair, sta
         assert shared.hand.ssh("timeout 20 cat /srv/daskdata/kept").stdout == "kept\n", f"{machine.name} rebooted"
 
 
+def test_the_units_need_each_other_in_no_circle(shared: Pair) -> None:
+    """Of which systemd would leave out any job, at some boots."""
+    for machine in (shared.hand, shared.head):
+        said = machine.run("systemd-analyze verify --man=no srv-daskdata.automount 2>&1", check=False).stdout
+        assert "cycle" not in said
+
+
 def test_nothing_is_ever_written_beside_the_mount(shared: Pair) -> None:
     """While the machine that holds the data is away, a write fails; it does not land on the local disk."""
     shared.head.ssh("sudo systemctl stop ssh; sudo pkill -u dask sshd")
@@ -290,6 +301,128 @@ def test_data_under_tmp_survives_a_reboot(boot: Callable[..., list[Machine]], st
     machine.reboot()
     stack.boot("tmp")
     assert machine.ssh("cat /tmp/daskdata/kept").stdout == "kept\n"
+
+
+# data on a disk of its own
+
+
+@pytest.fixture(scope="module")
+def holder(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
+    [machine] = boot("disk")
+    pair = Pair(machine, machine, stack.network)
+    pair.credentials(machine)
+    return pair
+
+
+@dataclass
+class Disk:
+    """A blank disk of 64 MB: a file on this computer, and a device of the machine that stays after a reboot."""
+
+    file: Path
+    loop: str
+
+    def grow(self, megabytes: int) -> None:
+        as_root("truncate", "-s", f"{megabytes}M", str(self.file))
+        as_root("losetup", "--set-capacity", self.loop)
+
+
+@pytest.fixture
+def disk(holder: Pair, tmp_path: Path) -> Iterator[Disk]:
+    file = tmp_path / "disk"
+    as_root("truncate", "-s", "64M", str(file))
+    disk = Disk(file, as_root("losetup", "--find", "--show", str(file)).stdout.strip())
+    number = os.stat(disk.loop).st_rdev
+    holder.head.run(
+        f"echo 'b+ {DEVICE} 0600 root root - {os.major(number)}:{os.minor(number)}' >/etc/tmpfiles.d/disk.conf"
+        " && systemd-tmpfiles --create disk.conf"
+    )
+    yield disk
+    data_on_disk(holder, "undo")
+    holder.head.run(f"rm {DEVICE} /etc/tmpfiles.d/disk.conf")
+    as_root("losetup", "--detach", disk.loop)
+    file.unlink()
+
+
+DEVICE = "/dev/disk-of-its-own"
+CAP_SYS_RESOURCE = 1 << 24
+
+
+def data_on_disk(pair: Pair, *arguments: str, check: bool = True, **changes: str) -> CompletedProcess[str]:
+    variables = {"IDENTITY": pair.head.id, **pair.data_variables(pair.head, "/srv/daskdata"), "DEVICE": DEVICE}
+    return pair.head.run(script("data", variables | changes), {}, *arguments, check=check)
+
+
+def test_a_disk_keeps_the_files_of_one_machine_for_the_next(holder: Pair, disk: Disk, stack: Stack) -> None:
+    machine, before = holder.head, snapshot(holder.head)
+    data_on_disk(holder)
+    machine.ssh("echo kept >/srv/daskdata/kept && ls -A /srv/daskdata")
+    assert machine.ssh("findmnt -no FSTYPE /var/lib/daskstack/data").stdout == "ext4\n"
+    once = snapshot(machine)
+    data_on_disk(holder)
+    assert snapshot(machine) ^ once == set()
+    machine.reboot()
+    stack.boot("disk")
+    assert machine.ssh("ls -A /srv/daskdata && cat /srv/daskdata/kept").stdout == "kept\nkept\n"
+
+    assert f"{DEVICE} on disk is kept: it has files on it" in data_on_disk(holder, "undo").stderr
+    assert snapshot(machine) ^ before == set()
+    # As the next machine finds it, whose cluster's user has another number.
+    machine.run(f"mount {DEVICE} /mnt && chown -R 4242:4242 /mnt && umount /mnt")
+    data_on_disk(holder)
+    machine.ssh("sudo -u dask sh -c 'cd / && echo more >>/srv/daskdata/kept'")
+    assert machine.ssh("cat /srv/daskdata/kept").stdout == "kept\nmore\n"
+    assert data_on_disk(holder, "undo", DELETE="yes").stderr == ""
+    assert machine.run(f"mount {DEVICE} /mnt && ls -A /mnt && umount /mnt").stdout == ""
+    assert snapshot(machine) ^ before == set()
+
+
+def test_a_disk_that_has_grown_is_used_whole(holder: Pair, disk: Disk) -> None:
+    data_on_disk(holder)
+    disk.grow(128)
+    done = data_on_disk(holder, check=False)
+    if not int(holder.head.run("sed -n 's/^CapBnd:/0x/p' /proc/1/status | tr -d '\\t'").stdout, 16) & CAP_SYS_RESOURCE:
+        # Without it no kernel lets a mounted file system grow: here is seen that the step tries to, and says why not.
+        assert "the file system on /dev/disk-of-its-own cannot be made as large as it" in done.stderr
+        pytest.skip("this computer may not resize mounted file systems")
+    assert done.returncode == 0, done.stderr
+    assert int(holder.head.ssh("df --output=size -BM /srv/daskdata | tail -n 1 | tr -dc 0-9").stdout) > 100
+
+
+PARTITION = bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + (2048).to_bytes(4, "little") + (4096).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    ("offset", "content"),
+    [(446, PARTITION + bytes(48) + b"\x55\xaa"), (0, b"LUKS\xba\xbe\0\1"), (5000, b"not blank")],
+    ids=["a partition table", "an encrypted one", "no signature"],
+)
+def test_a_disk_with_anything_else_on_it_is_left_alone(holder: Pair, disk: Disk, offset: int, content: bytes) -> None:
+    octal = "".join(f"\\{byte:03o}" for byte in content)
+    as_root("sh", "-c", f"printf '{octal}' | dd of={disk.loop} bs=1 seek={offset} conv=notrunc,fsync")
+    before = as_root("sha256sum", disk.loop).stdout
+    done = data_on_disk(holder, check=False)
+    assert done.returncode == 1
+    assert f"{DEVICE} is neither blank nor a file system" in done.stderr
+    assert as_root("sha256sum", disk.loop).stdout == before
+
+
+def test_a_disk_that_is_not_there_fails_the_step_with_what_to_do(holder: Pair) -> None:
+    text = script("data", holder.data_variables(holder.head, "/srv/daskdata") | {"DEVICE": "/dev/missing"})
+    done = holder.head.run(text.replace("wait_for 60", "wait_for 1"), check=False)
+    assert done.returncode == 1
+    assert "there is no block device /dev/missing; attach the disk" in done.stderr
+
+
+def test_files_that_a_disk_would_hide_stop_the_step(holder: Pair, disk: Disk) -> None:
+    holder.data(holder.head)
+    holder.head.ssh("echo mine >/srv/daskdata/mine")
+    done = data_on_disk(holder, check=False)
+    assert done.returncode == 1
+    assert "/srv/daskdata has files on this machine, which the shared directory would hide" in done.stderr
+    assert holder.head.ssh("cat /srv/daskdata/mine").stdout == "mine\n"
+    holder.head.ssh("mv /srv/daskdata/mine . && sudo chown root: /srv/daskdata")
+    data_on_disk(holder)
+    assert holder.head.ssh("mv mine /srv/daskdata && ls /srv/daskdata").stdout == "mine\n"
 
 
 # twice, and back

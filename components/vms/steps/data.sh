@@ -2,10 +2,11 @@
 #   DATA_PATH     /srv/daskdata
 #   HOLDS         yes on the machine that holds the files, else no
 #   DATA_ADDRESS  address of that machine
+#   DEVICE        block device of that machine that holds them:  /dev/disk/by-id/google-dask-data; empty: its own disk
 #   OPTIONS       further sshfs mount options, each with a comma in front
 #   DELETE        yes: undo deletes the files, too
 #   LOGIN_USER    the user that up logs in as, who may use the directory like root and the cluster's user
-# On the machine that holds them the files lie at DATA_PATH, underneath the mount. It mounts from itself so that whose
+# On the machine that holds them the files lie at DATA_PATH, underneath the mount, or on DEVICE. It mounts from itself so that whose
 # a file is does not depend on where it was written: on disk all are the cluster user's.
 # shellcheck shell=bash
 
@@ -55,22 +56,54 @@ directory() {
 }
 
 refuse_to_hide_files() {
-  if [ "$HOLDS" = yes ] || is_mounted "$DATA_PATH" || [ ! -d "$DATA_PATH" ]; then return; fi
+  if [ "$HOLDS$DEVICE" = yes ] || is_mounted "$DATA_PATH" || [ ! -d "$DATA_PATH" ]; then return; fi
   [ -z "$(ls -A "$DATA_PATH")" ] ||
     fatal "$DATA_PATH has files on this machine, which the shared directory would hide; move them away"
 }
 
-# A setting that changed: what was made for the old path goes, its files stay.
+# A setting that changed: what was made for the old path or device goes, its files stay.
 leave_former_path() {
-  local former
+  local place=$DATA_PATH${DEVICE:+ $DEVICE} former path device
   former=$(cat $PATH_FILE 2>/dev/null || true)
-  [ -z "$former" ] || [ "$former" = "$DATA_PATH" ] || DATA_PATH=$former DELETE=no undo
-  printf '%s\n' "$DATA_PATH" | put $PATH_FILE 0644 root:root
+  if [ -n "$former" ] && [ "$former" != "$place" ]; then
+    read -r path device <<<"$former"
+    DATA_PATH=$path DEVICE=$device DELETE=no undo
+    refuse_to_hide_files # what lay underneath the mount
+  fi
+  printf '%s\n' "$place" | put $PATH_FILE 0644 root:root
+}
+
+# A blank device gets a file system. What has one already is mounted as it is, and nothing is ever formatted.
+file_system() {
+  need blkid util-linux
+  need mkfs.ext4 e2fsprogs
+  wait_for 60 "there is no block device $DEVICE; attach the disk" test -b "$DEVICE"
+  [ "$(blkid -p -s USAGE -o value "$DEVICE")" != filesystem ] || return 0
+  if blkid -p "$DEVICE" >&2 || ! cmp -s -n 1048576 "$DEVICE" /dev/zero; then
+    fatal "$DEVICE is neither blank nor a file system: keep what is on it elsewhere and run wipefs --all $DEVICE" \
+      "and blkdiscard -z $DEVICE here, or name another device; then run up again"
+  fi
+  note "making a file system on $DEVICE"
+  mkfs.ext4 -q -m 0 -L daskdata "$DEVICE"
+}
+
+# The disk may have grown, or have been another machine's, where the cluster's user had another number.
+adapt_file_system() {
+  local said
+  case $(findmnt -n -o FSTYPE $DISK) in
+    ext*) said=$(resize2fs "$DEVICE" 2>&1) || fatal "the file system on $DEVICE cannot be made as large as it: $said" ;;
+  esac
+  rmdir $DISK/lost+found 2>/dev/null || true
+  [ "$(stat -c %U $DISK)" = $CLUSTER_USER ] || chown -hR $CLUSTER_USER:$CLUSTER_USER $DISK
+  chmod 0700 $DISK
 }
 
 # Where the files stay reachable once the mount lies over them. Not a mount unit: systemd would want DATA_PATH mounted
 # before it. Private: else what is mounted over DATA_PATH would appear over DISK too.
 disk_unit() {
+  local start="ExecStart=mount --bind --make-private $DATA_PATH $DISK"
+  [ -z "$DEVICE" ] || start="ExecStartPre=timeout 60 sh -c 'until [ -b $DEVICE ]; do sleep 1; done'
+ExecStart=mount $DEVICE $DISK"
   cat <<UNIT
 [Unit]
 Description=Files of the Dask cluster's shared directory
@@ -79,7 +112,7 @@ RequiresMountsFor=$(dirname "$DATA_PATH")
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=mount --bind --make-private $DATA_PATH $DISK
+$start
 ExecStop=umount --lazy $DISK
 
 [Install]
@@ -142,8 +175,13 @@ mount_all() {
   local data below=''
   data=$(systemd-escape --path "$DATA_PATH")
   if [ "$HOLDS" = yes ]; then
-    # The order matters: bound after the mount, DISK would be the mount, which then waits for itself.
-    below="Requires=$DISK_UNIT"$'\n'"After=$DISK_UNIT"
+    # The order matters: bound after the mount, DISK would be the mount, which then waits for itself. By default an
+    # automount begins before every service, which would be a circle: systemd leaves out any job of it at boot.
+    below="Requires=$DISK_UNIT
+After=$DISK_UNIT
+DefaultDependencies=no
+Conflicts=umount.target
+Before=umount.target"
     disk_unit | put $UNITS/$DISK_UNIT 0644 root:root
   fi
   need pgrep procps procps-ng
@@ -155,10 +193,11 @@ mount_all() {
     systemctl stop "$data.automount" "$data.mount"
   fi
   if [ "$HOLDS" = yes ]; then
-    is_mounted "$DATA_PATH" || install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER "$DATA_PATH"
+    [ -n "$DEVICE" ] || is_mounted "$DATA_PATH" || install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER "$DATA_PATH"
     mkdir -p $DISK
     systemctl -q enable $DISK_UNIT
     systemctl start $DISK_UNIT
+    [ -z "$DEVICE" ] || adapt_file_system
   else
     drop_disk # held the files until the data moved to another machine
   fi
@@ -190,7 +229,7 @@ main() {
     undo
     return
   fi
-  [ "$HOLDS" = no ] || refuse_tmpfs
+  if [ -n "$DEVICE" ]; then file_system; elif [ "$HOLDS" = yes ]; then refuse_tmpfs; fi
   refuse_to_hide_files
   leave_former_path
   members
@@ -207,6 +246,7 @@ undo() {
     systemctl -q disable --now "$data.automount"
     systemctl stop "$data.mount" || umount -l "$DATA_PATH"
   fi
+  if [ -n "$DEVICE" ] && is_mounted $DISK; then empty_device; fi
   drop_disk
   rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT $PATH_FILE
   systemctl daemon-reload
@@ -215,6 +255,11 @@ undo() {
   if [ "$LOGIN_USER" != root ]; then gpasswd -d "$LOGIN_USER" $CLUSTER_USER >/dev/null 2>&1 || true; fi
   give_back
   forget data
+}
+
+empty_device() {
+  [ "$DELETE" = no ] || find $DISK -xdev -mindepth 1 -delete
+  [ -z "$(ls -A $DISK)" ] || note "$DEVICE on $(hostname) is kept: it has files on it"
 }
 
 # The files are the user's: they stay, and are those of the directory's owner, or of the login user where we made it.
