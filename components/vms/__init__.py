@@ -243,7 +243,7 @@ class DaskVms(ComponentResource):
             return {
                 "DATA_PATH": data.path,
                 "DATA_ADDRESS": holder.host.address,
-                "DEVICE": "",
+                "DEVICE": machine.host.disk if machine is holder else "",
                 "HOLDS": "yes" if machine is holder else "no",
                 "OPTIONS": "".join(f",{option}" for option in data.options),
                 "DELETE": "yes" if data.delete else "no",

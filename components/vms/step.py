@@ -30,6 +30,8 @@ class Host:
     """The resource with which the machine itself goes away, so that nothing needs to be undone on it."""
     port: int = 22
     """Where its sshd answers the other machines; the same on all."""
+    disk: str = ""
+    """A block device of its own for the shared directory's files, such as "/dev/disk/by-id/google-dask-data"."""
     gone: bool = False
     """It will never answer again, and nothing is run on it."""
 

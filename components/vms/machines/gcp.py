@@ -116,6 +116,7 @@ class GcpMachines(ComponentResource):
                     identity=instance.instance_id,
                     connection=connection,
                     deleted_with=instance,
+                    disk=f"/dev/disk/by-id/google-{DATA}" if machine == settings.data.machine else "",
                 )
             )
         machines = {name: f"{self.name}-{name}" for name in self.machines.machine_names}

@@ -6,8 +6,8 @@
 #   OPTIONS       further sshfs mount options, each with a comma in front
 #   DELETE        yes: undo deletes the files, too
 #   LOGIN_USER    the user that up logs in as, who may use the directory like root and the cluster's user
-# On the machine that holds them the files lie at DATA_PATH, underneath the mount, or on DEVICE. It mounts from itself so that whose
-# a file is does not depend on where it was written: on disk all are the cluster user's.
+# On the machine that holds them the files lie at DATA_PATH, underneath the mount, or on DEVICE. It mounts from itself
+# so that whose a file is does not depend on where it was written: on disk all are the cluster user's.
 # shellcheck shell=bash
 
 UNITS=/etc/systemd/system
