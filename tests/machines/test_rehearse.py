@@ -1,0 +1,37 @@
+"""`make rehearse` of machines in Google Cloud: a stack's whole life on one computer."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daskstack.engine import PROJECT
+
+PHASES = [
+    "from nothing", "pulumi up", "one worker preempted", "one worker more", "asleep", "awake", "pulumi destroy",
+    "the rest of it goes",
+]  # fmt: skip
+
+
+@pytest.mark.timeout(1200)  # a whole life, on a busy machine
+def test_the_shipped_vms_stack_lives_a_whole_life_and_leaves_the_data_alone(tmp_path: Path) -> None:
+    before = (PROJECT / "Pulumi.vms.yaml").read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.rehearse", "vms"],
+        cwd=PROJECT,
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1100,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^workers +2 running", done.stdout, re.MULTILINE), done.stdout
+    times = [line for line in done.stdout.splitlines() if re.search(r" \d+ s$", line)]
+    assert [phase for phase in PHASES if not any(line.startswith(phase) for line in times)] == []
+    left = re.findall(r"^ +gcloud (.*) --zone us-central1-a --project my-project$", done.stdout, re.MULTILINE)
+    assert left == ["compute disks delete dask-vms-data"], done.stdout
+    assert (PROJECT / "Pulumi.vms.yaml").read_text() == before
