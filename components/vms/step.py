@@ -30,6 +30,8 @@ class Host:
     """The resource with which the machine itself goes away, so that nothing needs to be undone on it."""
     port: int = 22
     """Where its sshd answers the other machines; the same on all."""
+    grace: int = 80
+    """Seconds that its workers have to hand over what they hold when it stops; spot machines have 30 for all of it."""
     gone: bool = False
     """It will never answer again, and nothing is run on it."""
 
