@@ -195,15 +195,23 @@ def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> 
     """What may befall machines in Google Cloud."""
     settings, google = config["config"][KEY], rehearsal.outputs()["client"]["google"]
     machines = settings["machines"]
+
+    def befalls(machine: str, what: str) -> None:
+        words = ["gcloud", "compute", "instances", what, google["machines"][machine], "--zone", google["zone"]]
+        subprocess.run([*words, "--project", google["project"], "--quiet"], check=True)
+        rehearsal.up("--refresh")
+
     if machines.get("worker", {}).get("spot"):
-        with phase("one worker preempted, and made again"):
-            name = google["machines"]["worker-1"]
-            words = ["gcloud", "compute", "instances", "simulate-maintenance-event", name, "--zone", google["zone"]]
-            subprocess.run([*words, "--project", google["project"]], check=True)
-            rehearsal.up("--refresh")
-    machines["workers"] = machines.get("workers", 2) + 1
-    settings["limits"] = {"idle": f"{IDLE}s"}
-    with phase(f"one worker more, and idle after {IDLE} s"):
+        with phase("one worker preempted, and started again"):
+            befalls("worker-1", "simulate-maintenance-event")
+    with phase("one worker deleted, and made again"):
+        befalls("worker-1", "delete")
+    with phase("one worker more"):
+        machines["workers"] = machines.get("workers", 2) + 1
+        rehearsal.start(config)
+        rehearsal.up("--refresh")
+    with phase(f"idle after {IDLE} s"):
+        settings["limits"] = {"idle": f"{IDLE}s"}
         rehearsal.start(config)
         rehearsal.up("--refresh")
     client = rehearsal.outputs()["client"]

@@ -310,6 +310,7 @@ class DaskVms(ComponentResource):
                 "SCHEDULER_ARGS": dask.quoted(settings.dask.scheduler_args),
                 "WORKER_ARGS": dask.quoted(settings.dask.worker_args),
                 "DRAIN": DRAIN.read_text(),
+                "GRACE": str(machine.host.grace),
                 "WORKED": WORKED.read_text() if settings.limits.idle else "",
                 "CREDENTIALS": Output.format("{} {}", self.head.host.identity, settings.credentials.renewal),
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from checkout import Checkout
 from fleet import Machine, Stack, as_root, until
+from test_change import Work, change, comes_back
+from test_failure import group
 from test_steps import Pair, snapshot, start_sshd
 
 import daskstack
@@ -136,6 +138,7 @@ def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         checkout = Checkout(tmp_path_factory.mktemp("user"))
         patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
         patch.setattr(engine, "PROJECT", checkout.folder)
+        change(checkout, "components/vms/step.py", "grace: int = 80", "grace: int = 25")  # as on spot machines
         stack = checkout.folder / "Pulumi.dev.yaml"
         stack.write_text(
             re.sub(r"^( +)target: vms\n", rf"\g<0>\1limits: {{idle: {LIMIT}s}}\n", stack.read_text(), flags=re.M)
@@ -178,3 +181,42 @@ def test_up_starts_it_again_and_its_clock_anew(checkout: Checkout, machines: Map
         client.wait_for_workers(2, timeout=60)
     time.sleep(LIMIT / 2)
     assert all(is_on(machine) for machine in machines.values())
+
+
+def is_preempted(machine: Machine) -> float:
+    """Its power button is pressed, and thirty seconds later its power is cut. Returns when it was off."""
+    as_root("kill", "-s", "RTMIN+4", str(machine.pid))
+    pressed = time.monotonic()
+    while is_on(machine):
+        if time.monotonic() - pressed > 30:
+            listed = as_root("find", str(group(machine)), "-name", "cgroup.procs", "-exec", "cat", "{}", "+").stdout
+            as_root("kill", "-KILL", *listed.split(), check=False)
+            until(lambda: not is_on(machine), 10)
+            break
+        time.sleep(0.1)
+    return time.monotonic() - pressed
+
+
+def test_what_preempted_machines_computed_is_not_computed_again(
+    checkout: Checkout, machines: Mapping[str, Machine]
+) -> None:
+    """Each has begun a task that takes longer than it has."""
+
+    def slow(number: int) -> int:
+        time.sleep(40)
+        return number * number
+
+    work = Work(daskstack.connect("dev"))
+    try:
+        for name in ("worker-1", "worker-2", "worker-1"):
+            long = work.client.submit(slow, 7, workers=f"{name}-1", allow_other_workers=True, pure=False)
+            until(lambda long=long: long.key in str(work.client.call_stack()))
+            seconds = is_preempted(machines[name])
+            print(f"{name}: {seconds:.1f} s")
+            assert seconds < 30
+            work.goes_on()
+            checkout.make("up")
+            comes_back(work, f"{name}-1")
+            assert long.result(timeout=60) == 49
+    finally:
+        work.end()

@@ -1,8 +1,8 @@
 """Lets workers leave without a loss; runs on the machines, in their environment, with their credentials.
 
-    drain.py SCHEDULER NAME...                 these are about to be stopped
-    drain.py SCHEDULER --all-but NAME...       all but these leave for good
-    drain.py SCHEDULER --until-idle SECONDS    the scheduler itself is about to be stopped: what runs may end
+    drain.py SCHEDULER [--within SECONDS] NAME...    these are about to be stopped
+    drain.py SCHEDULER --all-but NAME...             all but these leave for good
+    drain.py SCHEDULER --until-idle SECONDS          the scheduler itself is about to be stopped: what runs may end
 
 A worker that leaves gets no new tasks, hands back those that it has not begun, and moves its results to others.
 Fails where results cannot be moved.
@@ -17,28 +17,30 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-BEGUN = 20  # seconds for tasks that a worker has begun; then others do them again
+WITHIN = 80  # seconds, a quarter of them for tasks that a worker has begun; then others do them again
 GONE = 60  # seconds without any worker until none is expected back
 QUIET = 5  # seconds after the last task, for a client to fetch its result or to go on
 ALONE = 15  # seconds until another worker can take over: a machine may just be restarting its own
 
 
-async def leave(names, all_but, dask_scheduler):
+async def leave(names, all_but, within, dask_scheduler):
     """Runs in the scheduler. Returns the addresses of workers that may stop now, and the names of those that cannot."""
     scheduler, start = dask_scheduler, time.monotonic()
     leaving = {address: worker for address, worker in scheduler.workers.items() if (worker.name in names) != all_but}
     ready, idle = {}, False
+    begun_until = within / 4
+    alone_until = min(ALONE, begun_until)
     while (
         any(worker.has_what or worker.processing for worker in leaving.values())
         and scheduler.running <= set(leaving.values())
-        and time.monotonic() - start < ALONE
+        and time.monotonic() - start < alone_until
     ):
         await asyncio.sleep(0.2)
     while leaving:
         ready = await scheduler.retire_workers(list(leaving), close_workers=False, remove=False)
         passed = time.monotonic() - start
         # Moved once more after the last task has ended, for its result.
-        if idle or passed > BEGUN or (len(ready) < len(leaving) and passed > ALONE):
+        if idle or passed > begun_until or (len(ready) < len(leaving) and passed > alone_until):
             break
         begun = await scheduler.broadcast(
             msg={"op": "call_stack", "keys": None}, workers=list(ready), on_error="ignore"
@@ -91,7 +93,9 @@ def stay_away(dask_worker):
 
 def main():
     address, *names = sys.argv[1:]
-    for_good = names[0] == "--all-but"
+    for_good, within = names[0] == "--all-but", WITHIN
+    if names[0] == "--within":
+        _, within, *names = names
     where = (urlsplit(address).hostname, urlsplit(address).port)
     try:
         # Known at once where the scheduler is not there, at a power-off of all; Dask itself would try for long.
@@ -105,7 +109,7 @@ def main():
                 if not client.run_on_scheduler(idle, float(names[1])):
                     sys.exit("there are tasks left")
                 return
-            ready, kept = client.run_on_scheduler(leave, names[for_good:], for_good)
+            ready, kept = client.run_on_scheduler(leave, names[for_good:], for_good, float(within))
             if for_good and ready:
                 # Shuffles place their results on every worker that the scheduler knows, idle ones too.
                 client.run(stay_away, workers=ready)

@@ -21,6 +21,7 @@ APIS = ("compute", "iam")
 USER = "admin"  # Google's guest agent makes it on the machine, with sudo
 DATA = "dask-data"  # the disk's name on the machine
 WAIT = 600  # seconds for a machine to have started up
+SPOT_GRACE = 20  # seconds; Google cuts the power 30 after its notice
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # narrowed by the account's roles
 
 
@@ -116,6 +117,7 @@ class GcpMachines(ComponentResource):
                     identity=instance.instance_id,
                     connection=connection,
                     deleted_with=instance,
+                    grace=SPOT_GRACE if kind is self.machines.worker and kind.spot else Host.grace,
                     disk=f"/dev/disk/by-id/google-{DATA}" if machine == settings.data.machine else "",
                 )
             )

@@ -11,6 +11,7 @@
 #   CONFIG          Dask's configuration, YAML
 #   SCHEDULER_ARGS, WORKER_ARGS    further arguments, quoted for systemd
 #   DRAIN           the program that lets workers leave, Python
+#   GRACE           seconds that they have to leave, when they or this machine are stopped
 #   WORKED          the scheduler's preload that records when it last worked, Python; empty: none
 #   CREDENTIALS     changes when all certificates were made anew
 #   AUTHORITY_ADDRESS  of the machine that lets workers restart on one machine at a time; empty on that machine
@@ -48,7 +49,7 @@ Environment=PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache
 $2
 Restart=always
 RestartSec=2
-TimeoutStopSec=90
+TimeoutStopSec=$((GRACE + 10))
 # Else the process that a nanny minds would die before the nanny closes it.
 KillMode=mixed
 UMask=0007
@@ -84,7 +85,7 @@ TimeoutStartSec=infinity
 ExecStart=$DASK worker $SCHEDULER --name $NAME-%i --host $ADDRESS --worker-port \${WORKER_PORT} \
 --nanny-port \${NANNY_PORT} --dashboard-address $ADDRESS:\${DASHBOARD_PORT} --nthreads \${THREADS} \
 --memory-limit \${MEMORY} --local-directory $SPILL $WORKER_ARGS
-ExecStop=-timeout 80 $OPT/environment/bin/python $LEAVE $SCHEDULER $NAME-%i"
+ExecStop=-timeout $GRACE $OPT/environment/bin/python $LEAVE $SCHEDULER --within $GRACE $NAME-%i"
 }
 
 worker_environment() {
