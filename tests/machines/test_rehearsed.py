@@ -11,9 +11,15 @@ import pytest
 from daskstack.engine import PROJECT
 
 PHASES = [
-    "from nothing", "pulumi up", "one worker preempted", "one worker more", "asleep", "awake", "pulumi destroy",
-    "the rest of it goes",
+    "from nothing", "pulumi up", "one worker preempted", "one worker deleted", "one worker more", "idle", "asleep", "awake",
+    "pulumi destroy", "the rest of it goes",
 ]  # fmt: skip
+
+
+def touched(printed: str, phase: str) -> set[str]:
+    """The resources that `up` made or changed in a phase, whose output follows its title."""
+    [text] = re.findall(rf"^== {phase}[^\n]*\n(.*?)^== ", printed, re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"^ (?:\+|~|\+-|\+\+) +\S+ (\S+) (?:created|updated|replaced)", text, re.MULTILINE))
 
 
 @pytest.mark.timeout(1200)  # a whole life, on a busy machine
@@ -32,6 +38,12 @@ def test_the_shipped_vms_stack_lives_a_whole_life_and_leaves_the_data_alone(tmp_
     assert re.search(r"^workers +2 running", done.stdout, re.MULTILINE), done.stdout
     times = [line for line in done.stdout.splitlines() if re.search(r" \d+ s$", line)]
     assert [phase for phase in PHASES if not any(line.startswith(phase) for line in times)] == []
+    own = {"check", "members"}  # which are told who is there
+    assert touched(done.stdout, "one worker preempted") == {"worker-1-machine"}
+    for phase, worker in ("one worker deleted", "worker-1"), ("one worker more", "worker-3"):
+        changed = touched(done.stdout, phase) - own
+        assert f"{worker}-machine" in changed and f"{worker}-service" in changed
+        assert {each for each in changed if not each.startswith(worker)} == set(), phase
     left = re.findall(r"^ +gcloud (.*) --zone us-central1-a --project my-project$", done.stdout, re.MULTILINE)
     assert left == ["compute disks delete dask-vms-data"], done.stdout
     assert (PROJECT / "Pulumi.vms.yaml").read_text() == before
