@@ -11,8 +11,8 @@ import pytest
 from daskstack.engine import PROJECT
 
 PHASES = [
-    "from nothing", "pulumi up", "one worker preempted", "one worker deleted", "one worker more", "idle", "asleep", "awake",
-    "pulumi destroy", "the rest of it goes",
+    "from nothing", "pulumi up", "one worker preempted", "one worker deleted", "one worker more", "idle", "asleep",
+    "awake", "pulumi destroy", "the rest of it goes",
 ]  # fmt: skip
 
 
