@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from bench import gke, job, kubernetes, mount, prepare, preview, report
+from bench import compute, gke, job, kubernetes, mount, prepare, preview, report
 from bench.rig import BenchError, Rig, rig
 
-PARTS = "abcdefgh"
+PARTS = "abcdefghi"
 
 
 def on_machines(place: Rig, parts: list[str], repeats: int) -> None:
@@ -30,10 +30,10 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
-    if set(parts) - {"g", "h"}:
+    if set(parts) - {"g", "h", "i"}:
         with rig() as place:
             on_machines(place, parts, wanted.repeats)
-    for part, module in (("g", kubernetes), ("h", gke)):
+    for part, module in (("g", kubernetes), ("h", gke), ("i", compute)):
         if part in parts:
             print(f"part {part}", flush=True)
             report.keep({part: module.measure(wanted.repeats)})

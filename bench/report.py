@@ -24,6 +24,7 @@ TITLES = {
     "f": "Jobs on a cluster of two workers with one thread each",
     "g": "Dask in Kubernetes: `up` against helm by hand",
     "h": "A GKE stack in rehearsal: `up` against its phases by hand",
+    "i": "Rehearsed Compute Engine machines: `up` against local machines",
 }
 
 

@@ -123,12 +123,16 @@ class Rehearsal:
         shown = self.pulumi("stack", "output", "--json", "--show-secrets", stdout=subprocess.PIPE, text=True)
         return json.loads(shown.stdout)
 
-    def stop(self) -> None:
+    def down(self) -> None:
+        """What it runs on goes, also after a destroy that failed."""
         if "DASKSTACK_REHEARSAL_MACHINES" in self.environ:
             sweep = [sys.executable, "-m", "rehearsal.compute", "sweep"]
             subprocess.run(sweep, cwd=PROJECT, env=self.environ, check=True)
         else:
             self.kubernetes("down")
+
+    def stop(self) -> None:
+        self.down()
         shutil.rmtree(self.folder)
 
 

@@ -141,7 +141,9 @@ make_link() {
         ip netns add "$bridge"
     fi
     # Machines that still run are on this bridge: it stays where only the link to it was lost.
-    ip -n "$bridge" link show "$bridge" >/dev/null 2>&1 || ip -n "$bridge" link add "$bridge" up type bridge
+    # With an address of its own: else it has that of one of its machines, and another when that one goes.
+    ip -n "$bridge" link show "$bridge" >/dev/null 2>&1 ||
+        ip -n "$bridge" link add "$bridge" address "02:$(hash "$DIRECTORY" | sed 's/../&:/g' | cut -c 1-14)" up type bridge
     ip link add "$bridge" type veth peer name host netns "$bridge"
     ip -n "$bridge" link set host "${@:2}" up
     ip address add "$1" dev "$bridge"
