@@ -95,7 +95,7 @@ test:
 	@$(install) program machines rehearsal test
 	@.venv/bin/ruff check
 	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!components/vms/steps' | xargs -0 .venv/bin/shellcheck -x
-	@.venv/bin/pytest $(PYTEST)
+	@$(python) -m tools.test $(PYTEST)
 
 bench:
 	@$(install) program machines rehearsal bench
