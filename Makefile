@@ -15,8 +15,9 @@ dev = $(filter dev,$(STACK))
 yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
 file = Pulumi.$(notdir $(STACK)).yaml
 cloud = $(shell grep -qsE 'target: *gke|source: *gcp' $(file) && echo cloud)
-# Machines in Google Cloud that were switched off, preempted or deleted are only seen by looking.
-compute = $(shell grep -qs 'target: *vms' $(file) && grep -qs 'source: *gcp' $(file) && echo compute)
+# In Google Cloud, where machines that were switched off, preempted or deleted are only seen by looking.
+google = $(shell grep -qs 'source: *gcp' $(file) && echo google)
+compute = $(if $(google),$(shell grep -qs 'target: *vms' $(file) && echo compute))
 machines = $(shell grep -qs 'source: *local' $(file) && echo machines)
 # The engine cannot tell a machine that is dead for good from one that is away.
 dead = If a machine that did not answer is dead for good: write `gone: true` beside its name in $(file), and make up; \
@@ -68,6 +69,7 @@ destroy:
 	@$(PYTHON) -m tools.adopt $(STACK)
 	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes) $(hint)
 	@$(if $(machines),$(sweep))
+	@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.left $(STACK))
 	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
 
 left:

@@ -1,0 +1,37 @@
+"""What is said of a machine in Google Cloud that does not get ready."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from daskstack.engine import PROJECT
+
+
+def wait(port: int, tunnel: str = "") -> str:
+    told = {
+        "NAME": "worker-1",
+        "CONNECTION": json.dumps({"host": "127.0.0.1", "port": port, "user": "admin", "private_key": "none"}),
+        "WAIT": "3",
+        "CONSOLE": "gcloud compute instances get-serial-port-output dask-vms-worker-1",
+        "TUNNEL": tunnel,
+    }
+    command = [sys.executable, "-m", "components.vms.ready"]
+    done = subprocess.run(command, cwd=PROJECT, env=os.environ | told, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == ""
+    return done.stderr
+
+
+def test_a_wait_ends_with_what_was_seen_and_the_command_that_shows_the_console() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    said = wait(port)
+    assert "error: worker-1 was not ready within 3 s" in said
+    assert "gcloud compute instances get-serial-port-output dask-vms-worker-1" in said
+
+
+def test_who_has_to_hold_a_tunnel_open_is_told_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert "keep it open: gcloud compute start-iap-tunnel" in wait(port, "gcloud compute start-iap-tunnel x 22")
