@@ -1,24 +1,21 @@
 """A GKE cluster by Google's hardening guide, with a network and a node account of its own."""
 
-import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
-import pulumi
 import pulumi_gcp as gcp
 import pulumi_kubernetes as kubernetes
 import yaml
 from pulumi import ComponentResource, CustomTimeouts, Output, ResourceOptions
 
 from components.gke.placement import SYSTEM, TAINT, WORKERS, label
-from daskstack.google import has_credentials
-from settings.google import NAME, GoogleCluster, Pool
+from components.google import SCOPE, Home, require
+from settings.google import GoogleCluster, Pool
 
 APIS = ("compute", "container", "iam")
 # What a node needs to say how it is, and no more.
 ROLES = ("roles/container.defaultNodeServiceAccount",)
-SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # narrowed by the account's roles
 EXEC = {
     "apiVersion": "client.authentication.k8s.io/v1beta1",
     "command": "gke-gcloud-auth-plugin",
@@ -46,42 +43,24 @@ class GkeCluster(ComponentResource):
     """For what is made in the cluster."""
 
     def __init__(self, name: str, args: GkeClusterArgs, opts: ResourceOptions | None = None):
-        if len(name) > 35 or not re.fullmatch(NAME, name):
-            raise pulumi.RunError(
-                f"the stack's name {name} cannot be part of names in Google Cloud: use up to 35 of a-z, 0-9 and -"
-            )
-        if not pulumi.runtime.is_dry_run() and (lacking := list(missing())):
-            raise pulumi.RunError("\n  ".join([f"nothing was made: {len(lacking)} things are missing", *lacking]))
+        require(name, list(missing()))
         super().__init__("dask:index:GkeCluster", name, {}, opts)
         self.settings = settings = args["settings"]
-        self.name = f"dask-{name}"
-        self.labels = {"dask-stack": name}
-        self.child = ResourceOptions(parent=self)
-
-        self.apis = [self._api(api) for api in APIS]
+        self.home = home = Home(self, name, settings.project, settings.region, APIS)
         network = self._given_network() if settings.network else self._network()
-        account = self._account(args["registry"])
+        account = home.account("nodes", [*ROLES, *(["roles/artifactregistry.reader"] if args["registry"] else [])])
         self.cluster = self._cluster(network, account)
         pools = [
             self._pool(SYSTEM, settings.system, account, 1, settings.system.max_nodes or 3),
             self._pool(WORKERS, settings.workers, account, settings.workers.min_nodes, args["nodes"]),
         ]
-        self.kubeconfig = kubeconfig(self.name, self.cluster)
+        self.kubeconfig = kubeconfig(self.home.name, self.cluster)
         self.provider = kubernetes.Provider(
             "kubernetes", kubeconfig=self.kubeconfig, opts=ResourceOptions(parent=self, depends_on=pools)
         )
         for email in settings.admins:
             self._admin(email)
         self.register_outputs({"kubeconfig": self.kubeconfig})
-
-    def _api(self, name: str) -> gcp.projects.Service:
-        return gcp.projects.Service(
-            name,
-            project=self.settings.project,
-            service=f"{name}.googleapis.com",
-            disable_on_destroy=False,  # others in the project may use it
-            opts=self.child,
-        )
 
     def _given_network(self) -> dict[str, Any]:
         given, project, region = self.settings.network, self.settings.project, self.settings.region
@@ -95,42 +74,15 @@ class GkeCluster(ComponentResource):
         }
 
     def _network(self) -> dict[str, Any]:
-        """A network, and the way out of it for nodes without an address on the internet."""
-        where = {"project": self.settings.project, "region": self.settings.region}
         ranges = self.settings.ranges
-        network = gcp.compute.Network(
-            "network",
-            name=self.name,
-            project=self.settings.project,
-            auto_create_subnetworks=False,
-            description=f"dask-stack: {self.labels['dask-stack']}",  # networks have no labels
-            opts=ResourceOptions(parent=self, depends_on=self.apis),
-        )
-        subnetwork = gcp.compute.Subnetwork(
-            "subnetwork",
-            name=self.name,
-            network=network.id,
-            ip_cidr_range=ranges.nodes,
+        network, subnetwork, _ = self.home.network(
+            ranges.nodes,
+            way_out=self.settings.hardening.private_nodes,
             secondary_ip_ranges=[
                 {"range_name": "pods", "ip_cidr_range": ranges.pods},
                 {"range_name": "services", "ip_cidr_range": ranges.services},
             ],
-            private_ip_google_access=True,
-            opts=self.child,
-            **where,
         )
-        if self.settings.hardening.private_nodes:
-            router = gcp.compute.Router("router", name=self.name, network=network.id, opts=self.child, **where)
-            gcp.compute.RouterNat(
-                "nat",
-                name=self.name,
-                router=router.name,
-                nat_ip_allocate_option="AUTO_ONLY",
-                source_subnetwork_ip_ranges_to_nat="ALL_SUBNETWORKS_ALL_IP_RANGES",
-                log_config={"enable": True, "filter": "ERRORS_ONLY"},
-                opts=self.child,
-                **where,
-            )
         return {
             "network": network.id,
             "subnetwork": subnetwork.id,
@@ -140,24 +92,6 @@ class GkeCluster(ComponentResource):
             },
         }
 
-    def _account(self, registry: bool) -> gcp.serviceaccount.Account:
-        account = gcp.serviceaccount.Account(
-            "nodes",
-            account_id=self.name[:30].rstrip("-"),
-            project=self.settings.project,
-            display_name=f"Nodes of Dask stack {self.labels['dask-stack']}",
-            opts=ResourceOptions(parent=self, depends_on=self.apis),
-        )
-        for role in (*ROLES, *(["roles/artifactregistry.reader"] if registry else [])):
-            gcp.projects.IAMMember(
-                role.removeprefix("roles/"),
-                project=self.settings.project,
-                role=role,
-                member=account.member,
-                opts=self.child,
-            )
-        return account
-
     def _cluster(self, network: dict[str, Any], account: gcp.serviceaccount.Account) -> gcp.container.Cluster:
         settings, hardening = self.settings, self.settings.hardening
         # The pool that every cluster begins with, until it is removed.
@@ -165,11 +99,11 @@ class GkeCluster(ComponentResource):
         networks = [{"cidr_block": source} for source in settings.authorized_networks]
         return gcp.container.Cluster(
             "cluster",
-            name=self.name,
+            name=self.home.name,
             project=settings.project,
             location=settings.location,
             deletion_protection=settings.deletion_protection,
-            resource_labels=self.labels,
+            resource_labels=self.home.labels,
             min_master_version=settings.version,
             release_channel={"channel": settings.release_channel},
             remove_default_node_pool=True,
@@ -202,7 +136,7 @@ class GkeCluster(ComponentResource):
             ),
             opts=ResourceOptions(
                 parent=self,
-                depends_on=self.apis,
+                depends_on=self.home.apis,
                 ignore_changes=["nodeConfig"],  # of a pool that is gone
                 custom_timeouts=CustomTimeouts(create="45m", delete="45m"),
             ),
@@ -232,7 +166,7 @@ class GkeCluster(ComponentResource):
                 "spot": workers and pool.spot,
                 "labels": {**label(name), **(pool.labels if workers else {})},
                 "taints": [TAINT, *pool.taints] if workers else [],
-                "resource_labels": self.labels,
+                "resource_labels": self.home.labels,
                 "service_account": account.email,
                 "oauth_scopes": [SCOPE],
                 "metadata": {"disable-legacy-endpoints": "true"},
@@ -260,7 +194,7 @@ class GkeCluster(ComponentResource):
     def _admin(self, email: str) -> None:
         kubernetes.rbac.v1.ClusterRoleBinding(
             f"admin-{email}",
-            metadata={"name": f"dask-admin-{email}".replace("@", "-at-").lower(), "labels": self.labels},
+            metadata={"name": f"dask-admin-{email}".replace("@", "-at-").lower(), "labels": self.home.labels},
             role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
             subjects=[{"api_group": "rbac.authorization.k8s.io", "kind": "User", "name": email}],
             opts=ResourceOptions(parent=self, provider=self.provider),
@@ -268,9 +202,7 @@ class GkeCluster(ComponentResource):
 
 
 def missing() -> Iterator[str]:
-    """What a cluster in Google Cloud needs on this computer, each with its remedy; a preview needs nothing."""
-    if not has_credentials():
-        yield "an account: run `gcloud auth application-default login`"
+    """The programs that a cluster in Google Cloud needs on this computer, each with its remedy."""
     if not shutil.which("kubectl"):
         yield "kubectl: run `gcloud components install kubectl`, or see https://kubernetes.io/docs/tasks/tools"
     if not shutil.which(EXEC["command"]):

@@ -97,7 +97,7 @@ def test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alon
 def test_the_machines_account_has_no_rights_but_those_that_are_asked_for(shipped: dict, changed: dict) -> None:
     assert not [each for each in shipped.values() if "role" in each]
     assert [each["role"] for each in changed.values() if "role" in each] == ["roles/storage.objectViewer"]
-    assert shipped["Account account"]["accountId"] == "dask-vms"
+    assert shipped["Account machines"]["accountId"] == "dask-vms"
 
 
 def test_machines_are_shielded_and_take_no_keys_but_the_stacks(shipped: dict, changed: dict) -> None:
@@ -183,5 +183,5 @@ def test_up_asks_for_an_account_before_anything_is_made(stack: Stack) -> None:
             stack.pulumi("up", "--yes", "--skip-preview", capture_output=True, text=True)
     finally:
         stack.environ = whole
-    assert "there is no account: run `gcloud auth application-default login`" in raised.value.stdout
+    assert "an account: run `gcloud auth application-default login`" in raised.value.stdout
     assert "+ 1 created" in raised.value.stdout, "more than the stack itself"
