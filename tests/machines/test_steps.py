@@ -332,15 +332,15 @@ def disk(holder: Pair, tmp_path: Path) -> Iterator[Disk]:
     as_root("truncate", "-s", "64M", str(file))
     disk = Disk(file, as_root("losetup", "--find", "--show", str(file)).stdout.strip())
     number = os.stat(disk.loop).st_rdev
-    holder.head.run(
-        f"echo 'b+ {DEVICE} 0600 root root - {os.major(number)}:{os.minor(number)}' >/etc/tmpfiles.d/disk.conf"
-        " && systemd-tmpfiles --create disk.conf"
-    )
-    yield disk
-    data_on_disk(holder, "undo")
-    holder.head.run(f"rm {DEVICE} /etc/tmpfiles.d/disk.conf")
-    as_root("losetup", "--detach", disk.loop)
-    file.unlink()
+    rule = f"b+ {DEVICE} 0600 root root - {os.major(number)}:{os.minor(number)}"
+    try:
+        holder.head.run(f"echo '{rule}' >/etc/tmpfiles.d/disk.conf && systemd-tmpfiles --create disk.conf")
+        yield disk
+        data_on_disk(holder, "undo")
+        holder.head.run(f"rm {DEVICE} /etc/tmpfiles.d/disk.conf")
+    finally:
+        as_root("losetup", "--detach", disk.loop)
+        file.unlink()
 
 
 DEVICE = "/dev/disk-of-its-own"
