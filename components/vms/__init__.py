@@ -244,6 +244,7 @@ class DaskVms(ComponentResource):
                 "DATA_PATH": data.path,
                 "DATA_ADDRESS": holder.host.address,
                 "DEVICE": machine.host.disk if machine is holder else "",
+                "DEVICE_SIZE": str(machine.host.disk_size) if machine is holder else "",
                 "HOLDS": "yes" if machine is holder else "no",
                 "OPTIONS": "".join(f",{option}" for option in data.options),
                 "DELETE": "yes" if data.delete else "no",

@@ -32,6 +32,8 @@ class Host:
     """Where its sshd answers the other machines; the same on all."""
     disk: str = ""
     """A block device of its own for the shared directory's files, such as "/dev/disk/by-id/google-dask-data"."""
+    disk_size: int = 0
+    """Its size in GB: the file system grows with it."""
     grace: int = 80
     """Seconds that its workers have to hand over what they hold when it stops; spot machines have 30 for all of it."""
     gone: bool = False

@@ -92,6 +92,7 @@ class GcpMachines(ComponentResource):
             connection |= {"host": "127.0.0.1", "port": self.machines.iap_port}
         connection = {**connection, "host_key": self._ready(name, instance, connection)}
         self.door = self.door or connection
+        holds = name == self.settings.data.machine
         return Host(
             name=name,
             address=inside.address,
@@ -99,7 +100,8 @@ class GcpMachines(ComponentResource):
             connection=connection,
             deleted_with=instance,
             grace=SPOT_GRACE if isinstance(kind, WorkerInstance) and kind.spot else Host.grace,
-            disk=f"/dev/disk/by-id/google-{DATA}" if name == self.settings.data.machine else "",
+            disk=f"/dev/disk/by-id/google-{DATA}" if holds else "",
+            disk_size=self.machines.data_disk.size if holds else 0,
         )
 
     def _rules(self) -> list[gcp.compute.Firewall]:

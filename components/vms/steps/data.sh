@@ -3,6 +3,7 @@
 #   HOLDS         yes on the machine that holds the files, else no
 #   DATA_ADDRESS  address of that machine
 #   DEVICE        block device of that machine that holds them:  /dev/disk/by-id/google-dask-data; empty: its own disk
+#   DEVICE_SIZE   of that; a change of it runs the step, which lets the file system grow
 #   OPTIONS       further sshfs mount options, each with a comma in front
 #   DELETE        yes: undo deletes the files, too
 #   LOGIN_USER    the user that up logs in as, who may use the directory like root and the cluster's user
