@@ -1,0 +1,137 @@
+"""The shipped stack of machines in Google Cloud, rehearsed: who gets in, and what becomes of its work."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fleet import Stranger, until
+
+from daskstack.connection import Client
+from daskstack.engine import PROJECT
+from daskstack.tunnel import free_port
+from tools import left
+from tools.rehearse import KEY, Rehearsal
+
+SHIPPED = yaml.safe_load((PROJECT / "Pulumi.vms.yaml").read_text())
+STRANGER = "198.51.100.1"
+PORTS = [*range(1, 1025), *range(8000, 10000)]
+
+
+class Stack(Rehearsal):
+    def __init__(self, folder: Path) -> None:
+        super().__init__("vms", folder)
+        self.start(SHIPPED)
+        self.bridge = "dask-" + sha256(str(folder / "machines").encode()).hexdigest()[:8]
+
+    def client(self) -> dict[str, Any]:
+        return self.outputs()["client"]
+
+    def gcloud(self, what: str, name: str) -> None:
+        words = ["gcloud", "compute", "instances", what, f"dask-vms-{name}", "--zone", "us-central1-a", "--quiet"]
+        subprocess.run([*words, "--project", "my-project"], env=self.environ, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.environ.items():
+            patch.setenv(name, value)
+        try:
+            stack.up()
+            yield stack
+        finally:
+            try:
+                stack.destroy()
+            finally:
+                stack.stop()
+
+
+def opens(address: str, port: int) -> bool:
+    with socket.socket() as attempt:
+        attempt.settimeout(1)
+        return attempt.connect_ex((address, port)) == 0
+
+
+def test_a_scan_from_where_the_user_is_finds_the_door_alone(stack: Stack) -> None:
+    machines = stack.client()["machines"]
+    with ThreadPoolExecutor(256) as pool:
+        door = machines["scheduler"]["host"]
+        assert [port for port, open in zip(PORTS, pool.map(lambda p: opens(door, p), PORTS), strict=True) if open] == [
+            22
+        ]
+        inside = [(machines[name]["host"], port) for name in ("worker-1", "worker-2") for port in (22, 8786, 9000)]
+        assert not any(pool.map(lambda way: opens(*way), inside))
+
+
+def test_a_stranger_finds_nothing_at_all(stack: Stack) -> None:
+    machines = stack.client()["machines"]
+    stranger = Stranger(stack.bridge, STRANGER)
+    try:
+        ways = [(machine["host"], port) for machine in machines.values() for port in (22, 8786, 8787, 9000)]
+        with ThreadPoolExecutor(len(ways)) as pool:
+            assert not any(pool.map(lambda way: stranger.connects(*way), ways))
+    finally:
+        stranger.remove()
+
+
+def test_a_job_gives_the_right_answer_while_workers_are_preempted_again_and_again(stack: Stack) -> None:
+    def slow(number: int) -> int:  # inside, so that it travels whole: the cluster does not have this file
+        time.sleep(0.3)
+        return number * number
+
+    with Client(stack.client()) as dask:
+        dask.wait_for_workers(2, timeout=60)
+        futures = dask.map(slow, range(400), pure=False)
+        for name in ("worker-1", "worker-2", "worker-1"):
+            stack.gcloud("simulate-maintenance-event", name)
+            assert any(future.status == "pending" for future in futures), "all was done too soon to show anything"
+            stack.gcloud("start", name)
+            dask.wait_for_workers(2, timeout=120)
+        assert dask.submit(sum, futures).result(timeout=300) == sum(number * number for number in range(400))
+
+
+def test_without_any_address_outside_it_is_reached_through_identity_aware_proxy(stack: Stack) -> None:
+    port = free_port()
+    with tunnel(stack, port):
+        told = SHIPPED["config"][KEY]
+        machines = told["machines"] | {"iapPort": port}
+        stack.start({"config": {KEY: told | {"machines": machines, "firewall": {}}}})
+        stack.up("--refresh")
+        assert stack.client()["machines"]["scheduler"]["host"] == "127.0.0.1"
+        with Client(stack.client()) as dask:
+            assert dask.submit(sum, range(10)).result(timeout=60) == 45
+    listed = subprocess.run(
+        ["gcloud", "compute", "addresses", "list", "--project", "my-project", "--format", "json"],
+        env=stack.environ, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert '"EXTERNAL"' not in listed.stdout
+
+
+@contextmanager
+def tunnel(stack: Stack, port: int) -> Iterator[None]:
+    words = ["gcloud", "compute", "start-iap-tunnel", "dask-vms-scheduler", "22", f"--local-host-port=localhost:{port}"]
+    process = subprocess.Popen([*words, "--zone", "us-central1-a", "--project", "my-project"], env=stack.environ)
+    try:
+        until(lambda: opens("127.0.0.1", port))
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_worker_that_is_not_there_any_more_does_not_block_destroy_and_the_datas_disk_alone_is_left(
+    stack: Stack,
+) -> None:
+    stack.gcloud("delete", "worker-2")
+    stack.destroy()
+    assert "disks dask-vms-data" in (report := left.report("vms", "my-project"))
+    assert report.count("gcloud compute") == 1 and "gcloud iam" not in report
