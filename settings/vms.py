@@ -32,7 +32,7 @@ from settings.common import (
     valid_memory,
     valid_network,
 )
-from settings.compute import IAP, GoogleMachines, MachineLimits
+from settings.compute import GoogleMachines, MachineLimits
 
 MINIMAL = {"target": "vms", "machines": {"source": "local", "workers": 2}}
 
@@ -331,13 +331,9 @@ class Vms(Section):
         """With what follows from other settings filled in."""
         machine = self.data.machine or self.machines.scheduler_name
         source = self.environment.source or ("wheelhouse" if self.machines.source == "local" else "index")
-        changed = {
-            "data": self.data.model_copy(update={"machine": machine}),
-            "environment": self.environment.model_copy(update={"source": source}),
-        }
-        if isinstance(self.machines, GoogleMachines) and self.machines.iap_port:
-            changed["firewall"] = self.firewall.model_copy(update={"ssh": (*self.firewall.ssh, IAP)})
-        return self.model_copy(update=changed)
+        data = self.data.model_copy(update={"machine": machine})
+        environment = self.environment.model_copy(update={"source": source})
+        return self.model_copy(update={"data": data, "environment": environment})
 
     def bill(self) -> list[cost.Item]:
         """What machines in Google Cloud cost, part by part."""

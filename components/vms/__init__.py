@@ -154,7 +154,7 @@ class DaskVms(ComponentResource):
                 {
                     "NETWORK": network,
                     "SSH_PORT": str(machine.host.port),
-                    "SSH_SOURCES": " ".join(firewall.ssh),
+                    "SSH_SOURCES": "0.0.0.0/0" if machine.host.guarded else " ".join(firewall.ssh),
                     "PORTS": dask.cluster_ports(self.settings),
                     "OPEN": " ".join(f"{each.port}={source}" for each in firewall.open for source in each.sources),
                     "CLOSE_OTHERS": "yes" if firewall.close_others else "no",

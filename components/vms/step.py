@@ -34,6 +34,9 @@ class Host:
     """A block device of its own for the shared directory's files, such as "/dev/disk/by-id/google-dask-data"."""
     disk_size: int = 0
     """Its size in GB: the file system grows with it."""
+    guarded: bool = False
+    """Its network knows who may reach SSH, and its own firewall does not ask: else nobody who comes from elsewhere one
+    day could tell it so."""
     grace: int = 80
     """Seconds that its workers have to hand over what they hold when it stops; spot machines have 30 for all of it."""
     gone: bool = False

@@ -13,7 +13,7 @@ from components.vms.dask import cluster_ports
 from components.vms.step import Host
 from settings import Vms
 from settings.common import seconds
-from settings.compute import Instance, WorkerInstance
+from settings.compute import IAP, Instance, WorkerInstance
 
 APIS = ("compute", "iam")
 USER = "admin"  # Google's guest agent makes it on the machine, with sudo
@@ -99,6 +99,7 @@ class GcpMachines(ComponentResource):
             identity=instance.instance_id,
             connection=connection,
             deleted_with=instance,
+            guarded=True,
             grace=SPOT_GRACE if isinstance(kind, WorkerInstance) and kind.spot else Host.grace,
             disk=f"/dev/disk/by-id/google-{DATA}" if holds else "",
             disk_size=self.machines.data_disk.size if holds else 0,
@@ -111,7 +112,7 @@ class GcpMachines(ComponentResource):
             name=f"{self.home.name}-door",
             description=self.home.description,
             network=self.network_id,
-            source_ranges=list(self.settings.firewall.ssh),
+            source_ranges=[*self.settings.firewall.ssh, *([IAP] if self.machines.iap_port else [])],
             target_tags=[f"{self.home.name}-door"],
             allows=[{"protocol": "tcp", "ports": ["22"]}],
             opts=self.home.child,
