@@ -41,10 +41,10 @@ help:
 	@echo 'make logs      what its services said (MACHINE=name for one machine)'
 	@echo 'make destroy   take the cluster away'
 	@echo 'make left      what of it still exists in Google Cloud, and costs'
-	@echo 'make rehearse  try a stack with target gke on this computer, and take it away (STACK=kubernetes)'
+	@echo 'make rehearse  try a stack of Kubernetes or Google Cloud on this computer, and take it away (STACK=vms)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
-	@echo 'make bench     figures beside those of other ways, into bench/results.md (50 minutes)'
+	@echo 'make bench     figures beside those of other ways, into bench/results.md (70 minutes)'
 	@echo 'make lock      renew the locks of Python packages'
 
 up:

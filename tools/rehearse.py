@@ -256,7 +256,7 @@ def main(stack: str) -> None:
             rehearsal.stop()
     print(f"\n{table}")
     for name, seconds in phase.times.items():
-        print(f"{name:<36} {seconds:4.0f} s")
+        print(f"{name:<40} {seconds:4.0f} s")
 
 
 if __name__ == "__main__":
