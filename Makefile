@@ -44,7 +44,7 @@ help:
 	@echo 'make rehearse  try a stack of Kubernetes or Google Cloud on this computer, and take it away (STACK=vms)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
-	@echo 'make bench     figures beside those of other ways, into bench/results.md (70 minutes)'
+	@echo 'make bench     figures beside those of other ways, into bench/results.md (100 minutes)'
 	@echo 'make lock      renew the locks of Python packages'
 
 up:
