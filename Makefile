@@ -69,7 +69,7 @@ destroy:
 	@$(PYTHON) -m tools.adopt $(STACK)
 	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes) $(hint)
 	@$(if $(machines),$(sweep))
-	@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.left $(STACK))
+	-@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.left $(STACK))
 	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
 
 left:
@@ -78,7 +78,7 @@ left:
 
 rehearse:
 	@$(known)
-	@$(install) rehearsal
+	@$(install) rehearsal $(if $(compute),compute,kubernetes)
 	@$(python) -m tools.rehearse $(STACK)
 
 status:
@@ -94,13 +94,13 @@ env:
 	@$(PYTHON) -m daskstack.engine $(STACK)
 
 test:
-	@$(install) program machines rehearsal test
+	@$(install) program machines rehearsal kubernetes test
 	@.venv/bin/ruff check
 	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!components/vms/steps' | xargs -0 .venv/bin/shellcheck -x
 	@$(python) -m tools.test $(PYTEST)
 
 bench:
-	@$(install) program machines rehearsal bench
+	@$(install) program machines rehearsal kubernetes bench
 	@$(python) -m bench $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
 
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

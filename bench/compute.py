@@ -1,6 +1,5 @@
 """Part i: `up` of rehearsed Compute Engine machines, beside as many plain local machines."""
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from bench.figures import Comparison
 from bench.rig import run, ssh_connections
 from daskstack import engine
 from daskstack.engine import PROJECT
+from rehearsal.compute import bridge
 from tools.rehearse import KEY, Rehearsal
 
 SIZES = (1, 2, 4)  # workers beside the scheduler's machine
@@ -57,9 +57,8 @@ def up(folder: Path, machines: dict[str, Any]) -> tuple[float, str]:
         seconds = run([engine.engine(), "--cwd", PROJECT, "up", *words], env=trial.environ).seconds
         names = ["scheduler", *(f"worker-{number + 1}" for number in range(machines["workers"]))]
         place = folder / "machines" if cloud else folder / "daskstack" / "machines" / trial.stack
-        bridge = "dask-" + hashlib.sha256(str(place).encode()).hexdigest()[:8]
         prefix = f"dask-{trial.stack}-" if cloud else ""
-        found = [Machine(prefix + name, "", "", "", bridge, place / name, folder) for name in names]
+        found = [Machine(prefix + name, "", "", "", bridge(place), place / name, folder) for name in names]
         return seconds, " ".join(str(ssh_connections([machine])) for machine in found)
     finally:
         trial.destroy()

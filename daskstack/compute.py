@@ -10,35 +10,56 @@ from typing import Any
 from daskstack.tunnel import TunnelError, opens
 
 WAIT = 180  # seconds for a machine that was started to answer
+OFF = ("TERMINATED", "STOPPED")
 
 
-def wake(google: Mapping[str, Any], door: Mapping[str, Any]) -> int:
-    """Starts what is off of `google` (project, zone, and `machines`: names there by names here), and waits for `door`.
+def wake(facts: Mapping[str, Any]) -> int:
+    """Starts what is off of a stack's machines, and waits until the scheduler's answers; how many workers will come.
 
-    Returns how many workers will come. Without gcloud nothing is started: `make up` does it, too.
+    Nothing is started without gcloud, or where it may not look while the machine answers: `make up` does it, too.
     """
+    google, door = facts["google"], facts["machines"][facts["head"]]
+
+    def answers() -> bool:
+        return opens(door.get("port") or 22, door["host"])
+
     if not shutil.which("gcloud"):
         return 0
-    where = ["--project", google["project"]]
-    listed = json.loads(_gcloud("instances", "list", *where, "--format", "json") or "[]")
-    off = {each["name"] for each in listed if each["status"] in ("TERMINATED", "STOPPED")}
-    asleep = {here: there for here, there in google["machines"].items() if there in off}
+    try:
+        states = statuses(google)
+    except TunnelError:
+        if answers():
+            return 0
+        raise
+    asleep = [machine for machine, status in states.items() if status in OFF]
     if not asleep:
         return 0
-    _gcloud("instances", "start", *asleep.values(), "--zone", google["zone"], *where)
+    gcloud(google, "start", *asleep)
     deadline = time.monotonic() + WAIT
-    while not opens(door.get("port") or 22, door["host"]):
+    while not answers():
         if time.monotonic() > deadline:
             raise TunnelError(f"{', '.join(asleep)} were started, but {door['host']} does not answer after {WAIT} s")
         time.sleep(1)
-    return len(asleep.keys() - {"scheduler"})
+    return len(set(asleep) - {facts["head"]})
 
 
-def _gcloud(*words: str) -> str:
+def statuses(google: Mapping[str, Any]) -> dict[str, str]:
+    """How the machines are, such as RUNNING or TERMINATED, by the names that they have here."""
+    listed = {each["name"]: each["status"] for each in json.loads(_compute(google, "list", "--format", "json") or "[]")}
+    return {here: listed[there] for here, there in google["machines"].items() if there in listed}
+
+
+def gcloud(google: Mapping[str, Any], what: str, *machines: str) -> None:
+    """Does something to machines, such as `start`."""
+    _compute(google, what, *(google["machines"][machine] for machine in machines), "--zone", google["zone"])
+
+
+def _compute(google: Mapping[str, Any], *words: str) -> str:
+    command = ["gcloud", "compute", "instances", *words, "--project", google["project"], "--quiet"]
     try:
-        done = subprocess.run(["gcloud", "compute", *words, "--quiet"], capture_output=True, text=True, timeout=WAIT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT)
     except subprocess.TimeoutExpired:
-        raise TunnelError(f"`gcloud compute {' '.join(words[:2])}` did not end within {WAIT} s") from None
+        raise TunnelError(f"`{' '.join(command)}` did not end within {WAIT} s") from None
     if done.returncode:
-        raise TunnelError(f"`gcloud compute {' '.join(words[:2])}` failed: {done.stderr.strip()}")
+        raise TunnelError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
     return done.stdout

@@ -14,7 +14,7 @@ def wake(facts: Mapping[str, Any]) -> int:
         return 0
     if "kubernetes" in facts:
         return kubernetes.wake(facts["kubernetes"], facts["namespace"])
-    return compute.wake(facts["google"], facts["machines"][facts["head"]])
+    return compute.wake(facts)
 
 
 def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[list[int]]:

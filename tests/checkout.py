@@ -5,8 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from fleet import Machine
 
 from daskstack import engine
@@ -56,3 +59,16 @@ class Checkout:
             state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
             found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
         return found
+
+
+@contextmanager
+def stack_dev(folder: Path) -> Iterator[Checkout]:
+    """A user's checkout, where `daskstack` looks for stacks, too; its stack is destroyed at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        checkout = Checkout(folder)
+        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
+        patch.setattr(engine, "PROJECT", checkout.folder)
+        try:
+            yield checkout
+        finally:
+            checkout.make("destroy")

@@ -79,6 +79,10 @@ class Machine:
         command = shlex.join(["sudo", "-n", "bash", "-s", "--", *arguments])
         return self.ssh(command, stdin=assignments + script, check=check)
 
+    def is_on(self) -> bool:
+        """Its supervisor holds a lock as long as it lives."""
+        return as_root("flock", "--nonblock", str(self.folder / "running"), "true", check=False).returncode == 1
+
     def reboot(self) -> None:
         """Until it starts anew: the old one answers for a while yet."""
         old = self.pid

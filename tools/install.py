@@ -2,9 +2,10 @@
 
     program    the Pulumi engine, its plugins, and .venv with what the program imports
     machines   the Debian packages that local machines are made with
+    compute    these, and nftables, for rehearsals of machines in Google Cloud
     cloud      nothing: says where Pulumi's own plugins are missing
     kubernetes what a Kubernetes of one node on this computer is made of, kubectl and helm
-    rehearsal  these two, and stand-ins for the plugins of clouds
+    rehearsal  stand-ins for the plugins of clouds
     test       what the tests need beside these
     bench      Ansible, which the figures are compared with
 
@@ -81,6 +82,10 @@ def test() -> None:
     install_actionlint()
 
 
+def compute() -> None:
+    install_packages(MACHINES | {"nft": "nftables"}, "for a Compute Engine on this computer")
+
+
 def cloud() -> None:
     """Stacks in a cloud are built by Pulumi's own plugins or not at all."""
     if "PULUMI_HOME" in engine.variables("dev") and not os.environ.get("PULUMI_HOME"):
@@ -114,11 +119,9 @@ def rehearsal() -> None:
         with phase("Installing stand-ins for the plugins of clouds"):
             install_standins(folder)
     install_venv("requirements.txt")
-    machines()
-    kubernetes()
 
 
-WORDS = {word.__name__: word for word in (program, machines, cloud, kubernetes, rehearsal, test, bench)}
+WORDS = {word.__name__: word for word in (program, machines, compute, cloud, kubernetes, rehearsal, test, bench)}
 
 
 # Engine

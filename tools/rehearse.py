@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from components.vms.files import collect
-from daskstack import engine, kubernetes
+from daskstack import compute, engine, kubernetes
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from daskstack.ways import wake
@@ -164,12 +164,6 @@ def workers(client: Mapping[str, Any]) -> list[str]:
         return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
-def machines_off(google: Mapping[str, Any]) -> bool:
-    words = ["gcloud", "compute", "instances", "list", "--project", google["project"], "--format", "json"]
-    listed = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    return all(each["status"] == "TERMINATED" for each in listed)
-
-
 def until(what: str, reached: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not reached():
@@ -201,8 +195,7 @@ def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> 
     machines = settings["machines"]
 
     def befalls(machine: str, what: str) -> None:
-        words = ["gcloud", "compute", "instances", what, google["machines"][machine], "--zone", google["zone"]]
-        subprocess.run([*words, "--project", google["project"], "--quiet"], check=True)
+        compute.gcloud(google, what, machine)
         rehearsal.up("--refresh")
 
     if machines.get("worker", {}).get("spot"):
@@ -220,7 +213,10 @@ def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> 
         rehearsal.up("--refresh")
     client = rehearsal.outputs()["client"]
     with phase("asleep: nothing was computed"):
-        until("the machines did not switch themselves off", lambda: machines_off(client["google"]))
+        until(
+            "the machines did not switch themselves off",
+            lambda: set(compute.statuses(client["google"]).values()) == {"TERMINATED"},
+        )
     awake(client, phase)
 
 

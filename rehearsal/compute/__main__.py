@@ -27,10 +27,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from rehearsal.compute import bridge
 from rehearsal.compute.rules import Machine, ruleset
 from rehearsal.compute.tunnel import forward
 
@@ -237,13 +237,8 @@ def settings() -> dict[str, str]:
     return json.loads(os.environ["DASKSTACK_REHEARSAL_MACHINES"])
 
 
-def bridge() -> str:
-    """As network.sh names it."""
-    return f"dask-{sha256(str(folder()).encode()).hexdigest()[:8]}"
-
-
 def machine(identity: str, word: str, **variables: str) -> str:
-    return script("machine.sh", word, NAME=name_of(identity), BRIDGE=bridge(), **variables)
+    return script("machine.sh", word, NAME=name_of(identity), BRIDGE=bridge(folder()), **variables)
 
 
 def script(name: str, word: str, stdin: str = "", **variables: str) -> str:

@@ -2,40 +2,28 @@
 
 import json
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from daskstack.engine import PROJECT
-from tools.rehearse import KEY, Rehearsal
+from tests.engine.previews import Previews
 
-FILE = PROJECT / "Pulumi.vms.yaml"
-SHIPPED = yaml.safe_load(FILE.read_text())["config"][KEY]
 MACHINES = ("scheduler-machine", "worker-1-machine", "worker-2-machine")
 
 
-class Stack(Rehearsal):
-    def __init__(self, folder: Path) -> None:
-        super().__init__("vms", folder)
-        self.pulumi("stack", "select", "--create", capture_output=True)
-
-    def states(self, machines: dict[str, Any] | None = None, **changed: Any) -> dict[str, dict[str, Any]]:
+class Stack(Previews):
+    def resources(self, machines: dict[str, Any] | None = None, **changed: Any) -> dict[str, dict[str, Any]]:
         """What a preview would make, by type's last word and name."""
-        told = SHIPPED | changed | {"machines": SHIPPED["machines"] | (machines or {})}
-        self.start({"config": {KEY: told}})
-        done = self.pulumi("preview", "--json", capture_output=True, text=True)
-        states = [step["newState"] for step in json.loads(done.stdout)["steps"]]
+        states = self.states(machines=self.shipped["machines"] | (machines or {}), **changed)
         return {f"{state['type'].split(':')[-1]} {state['urn'].split('::')[-1]}": state for state in states}
 
     def inputs(self, machines: dict[str, Any] | None = None, **changed: Any) -> dict[str, dict[str, Any]]:
-        return {name: state.get("inputs", {}) for name, state in self.states(machines, **changed).items()}
+        return {name: state.get("inputs", {}) for name, state in self.resources(machines, **changed).items()}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    return Stack(tmp_path_factory.mktemp("stack"))
+    return Stack("vms", tmp_path_factory.mktemp("stack"))
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +148,8 @@ def test_the_datas_disk_is_on_the_machine_that_holds_them(shipped: dict, changed
 
 
 def test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise(stack: Stack) -> None:
-    assert stack.states()["Disk data"].get("retainOnDelete") is True
-    assert not stack.states(data={"delete": True})["Disk data"].get("retainOnDelete")
+    assert stack.resources()["Disk data"].get("retainOnDelete") is True
+    assert not stack.resources(data={"delete": True})["Disk data"].get("retainOnDelete")
 
 
 def test_nobodys_private_key_is_outside_encrypted_state(shipped: dict) -> None:

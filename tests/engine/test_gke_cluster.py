@@ -1,44 +1,26 @@
 """The program with a GKE cluster of its own, in the real engine with the stand-in for Google Cloud."""
 
-import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from daskstack.engine import PROJECT
-from tools.rehearse import KEY, Rehearsal
-
-FILE = PROJECT / "Pulumi.gke.yaml"
-SHIPPED = yaml.safe_load(FILE.read_text())["config"][KEY]
+from tests.engine.previews import Previews
 
 
-class Stack(Rehearsal):
-    def __init__(self, folder: Path) -> None:
-        super().__init__("gke", folder)
-        self.pulumi("stack", "select", "--create", capture_output=True)
-
-    def preview(self, **cluster: Any) -> subprocess.CompletedProcess[str]:
-        self.start({"config": {KEY: SHIPPED | {"cluster": SHIPPED["cluster"] | cluster}}})
-        try:
-            return self.pulumi("preview", "--json", capture_output=True, text=True)
-        except subprocess.CalledProcessError as error:
-            return subprocess.CompletedProcess(error.cmd, error.returncode, error.stdout, error.stderr)
-
+class Stack(Previews):
     def inputs(self, **cluster: Any) -> dict[str, dict[str, Any]]:
         """What a preview would make, by name: the inputs of each resource."""
-        done = self.preview(**cluster)
-        assert done.returncode == 0, done.stdout + done.stderr
-        steps = json.loads(done.stdout)["steps"]
-        return {step["urn"].split("::")[-1]: step["newState"].get("inputs", {}) for step in steps}
+        states = self.states(cluster=self.shipped["cluster"] | cluster)
+        return {state["urn"].split("::")[-1]: state.get("inputs", {}) for state in states}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    return Stack(tmp_path_factory.mktemp("stack"))
+    return Stack("gke", tmp_path_factory.mktemp("stack"))
 
 
 @pytest.fixture(scope="module")

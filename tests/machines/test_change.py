@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 import distributed
 import pytest
-from checkout import Checkout
+from checkout import Checkout, stack_dev
 from fleet import Machine
 
 import daskstack
-from daskstack import engine
 
 PACKAGES = "/opt/daskstack/environment/lib/python3.11/site-packages"
 
@@ -85,15 +84,9 @@ class Work:
 
 @pytest.fixture(scope="module")
 def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    with pytest.MonkeyPatch.context() as patch:
-        checkout = Checkout(tmp_path_factory.mktemp("user"))
-        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
-        patch.setattr(engine, "PROJECT", checkout.folder)
-        try:
-            checkout.make("up")
-            yield checkout
-        finally:
-            checkout.make("destroy")
+    with stack_dev(tmp_path_factory.mktemp("user")) as checkout:
+        checkout.make("up")
+        yield checkout
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,7 @@ from components.vms.step import script
 
 @pytest.fixture(scope="module")
 def alone(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
-    """One machine with its credentials, the holder of its own data."""
-    [machine] = boot("holder")
-    pair = Pair(machine, machine, stack.network)
-    pair.credentials(machine)
-    return pair
+    return Pair.alone(*boot("holder"), stack)
 
 
 def data(pair: Pair, path: str, *arguments: str, **changes: str) -> str:

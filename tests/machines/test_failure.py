@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from checkout import Checkout, stack_dev
 from fleet import SUDO, Machine, as_root, until
 
 import daskstack
-from daskstack import engine
 
 KILLS = int(os.environ.get("KILLS", "4"))
 NAMES = ("scheduler", "worker-1", "worker-2")
@@ -97,14 +96,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        checkout = Checkout(tmp_path_factory.mktemp("user"))
-        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
-        patch.setattr(engine, "PROJECT", checkout.folder)
-        try:
-            yield Cluster(checkout)
-        finally:
-            checkout.make("destroy")
+    with stack_dev(tmp_path_factory.mktemp("user")) as checkout:
+        yield Cluster(checkout)
 
 
 def traces(cluster: Cluster) -> list[str]:

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from fleet import Machine, Stranger, as_root, until
 from components.vms.files import collect
 from daskstack import engine
 from daskstack.engine import PROJECT
+from rehearsal.compute import bridge
 from tests.engine.support import PROGRAMS, Cloud, Project, descendants, processes, wait_for
 
 CALLER, STRANGER = "203.0.113.7", "198.51.100.1"
@@ -94,7 +94,7 @@ class Rehearsal(Cloud):
 
     @property
     def bridge(self) -> str:
-        return f"dask-{sha256(str(self.folder / 'machines').encode()).hexdigest()[:8]}"
+        return bridge(self.folder / "machines")
 
     def up_and_answering(self, **changes: Any) -> Machine:
         """The machine at the door."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ import pytest
 import yaml
 from fleet import Stranger, until
 
+from daskstack import compute
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from daskstack.tunnel import free_port
+from rehearsal.compute import bridge
 from tools import left
 from tools.rehearse import KEY, Rehearsal
 
@@ -29,14 +30,13 @@ class Stack(Rehearsal):
     def __init__(self, folder: Path) -> None:
         super().__init__("vms", folder)
         self.start(SHIPPED)
-        self.bridge = "dask-" + sha256(str(folder / "machines").encode()).hexdigest()[:8]
+        self.bridge = bridge(folder / "machines")
 
     def client(self) -> dict[str, Any]:
         return self.outputs()["client"]
 
-    def gcloud(self, what: str, name: str) -> None:
-        words = ["gcloud", "compute", "instances", what, f"dask-vms-{name}", "--zone", "us-central1-a", "--quiet"]
-        subprocess.run([*words, "--project", "my-project"], env=self.environ, check=True, capture_output=True)
+    def gcloud(self, what: str, machine: str) -> None:
+        compute.gcloud(self.client()["google"], what, machine)
 
 
 @pytest.fixture(scope="module")

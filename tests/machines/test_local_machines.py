@@ -13,10 +13,6 @@ import pytest
 from fleet import SCRIPTS, SUDO, as_root, call, until
 
 
-def is_running(machine):
-    return as_root("flock", "--nonblock", str(machine.folder / "running"), "true", check=False).returncode == 1
-
-
 def ancestor(machine, name):
     """The process of this name among the machine's process 1 and those that it descends from."""
     pid = machine.pid
@@ -143,9 +139,9 @@ def test_a_reboot_inside_comes_back_by_itself(stack, boot):
 def test_a_machine_switched_off_inside_stays_off_until_up(stack):
     [machine] = stack.boot("off")
     machine.ssh("echo kept > ~/file; sudo -n systemctl poweroff", check=False)
-    until(lambda: not is_running(machine))
+    until(lambda: not machine.is_on())
     time.sleep(1)
-    assert not is_running(machine)
+    assert not machine.is_on()
     assert stack.boot("off") == [machine]
     assert machine.ssh("cat ~/file").stdout == "kept\n"
 
@@ -168,7 +164,7 @@ def test_a_restart_of_this_computer_keeps_addresses_ids_and_files(make_stack):
         as_root("kill", "-KILL", str(ancestor(machine, "unshare")))
     as_root("ip", "link", "delete", stack.bridge)
     as_root("ip", "netns", "delete", stack.bridge)
-    until(lambda: not any(is_running(machine) for machine in machines))
+    until(lambda: not any(machine.is_on() for machine in machines))
 
     stack.up()
     assert stack.network == network
@@ -301,7 +297,7 @@ def test_a_directory_of_another_machine_is_mounted_on_first_access(boot):
 def test_a_machine_that_does_not_boot_shows_its_console(stack):
     [machine] = stack.boot("broken")
     machine.run("echo Nonsense yes > /etc/ssh/sshd_config.d/broken.conf; systemctl poweroff", check=False)
-    until(lambda: not is_running(machine))
+    until(lambda: not machine.is_on())
     with pytest.raises(RuntimeError) as failure:
         stack.boot("broken", SECONDS_TO_BOOT="3")
     assert "Failed to start" in str(failure.value) and "ssh.service" in str(failure.value)

@@ -5,21 +5,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
-from checkout import Checkout
+from checkout import Checkout, stack_dev
 from fleet import Machine, Stack, as_root, until
 from test_change import Work, change, comes_back
 from test_failure import group
 from test_steps import Pair, snapshot, start_sshd
 
 import daskstack
+from components.vms.machines.gcp import SPOT_GRACE
 from components.vms.step import script
-from daskstack import engine
 
 LIMIT = 60  # seconds, the least that a stack may say
-
-
-def is_on(machine: Machine) -> bool:
-    return as_root("flock", "--nonblock", str(machine.folder / "running"), "true", check=False).returncode == 1
 
 
 # The step
@@ -63,7 +59,7 @@ def watch(pair: Pair, machine: Machine, limit: int, **changed: int) -> None:
 def stays_on(machine: Machine, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        assert is_on(machine), f"{machine.name} is off {end - time.monotonic():.0f} s too early"
+        assert machine.is_on(), f"{machine.name} is off {end - time.monotonic():.0f} s too early"
         time.sleep(0.2)
 
 
@@ -71,8 +67,8 @@ def test_without_work_a_machine_goes_when_it_was_on_for_the_limit(pair: Pair) ->
     watch(pair, pair.hand, 20)
     pair.hand.reboot()
     stays_on(pair.hand, 17)
-    until(lambda: not is_on(pair.hand), 25)
-    assert is_on(pair.head)
+    until(lambda: not pair.hand.is_on(), 25)
+    assert pair.head.is_on()
 
 
 def test_the_schedulers_machine_waits_until_the_workers_have_gone(pair: Pair) -> None:
@@ -80,21 +76,21 @@ def test_the_schedulers_machine_waits_until_the_workers_have_gone(pair: Pair) ->
     watch(pair, pair.head, 8)
     stays_on(pair.head, 20)
     worked(pair, 0)
-    until(lambda: not is_on(pair.head), 15)
+    until(lambda: not pair.head.is_on(), 15)
 
 
 def test_the_schedulers_machine_does_not_wait_for_a_stuck_worker_for_ever(pair: Pair) -> None:
     worked(pair, 2)
     watch(pair, pair.head, 8, PATIENCE=12)
     stays_on(pair.head, 16)
-    until(lambda: not is_on(pair.head), 20)
+    until(lambda: not pair.head.is_on(), 20)
 
 
 def test_a_machine_stays_on_while_a_step_is_at_work_on_it(pair: Pair) -> None:
     watch(pair, pair.hand, 8)
     pair.hand.run("systemd-run -q flock /run sleep 25")
     stays_on(pair.hand, 23)
-    until(lambda: not is_on(pair.hand), 20)
+    until(lambda: not pair.hand.is_on(), 20)
 
 
 def test_steps_on_the_schedulers_machine_keep_the_others_on(pair: Pair) -> None:
@@ -102,7 +98,7 @@ def test_steps_on_the_schedulers_machine_keep_the_others_on(pair: Pair) -> None:
     for _ in range(6):
         pair.credentials(pair.head)
         stays_on(pair.hand, 4)
-    until(lambda: not is_on(pair.hand), 30)
+    until(lambda: not pair.hand.is_on(), 30)
 
 
 def test_a_machine_that_cannot_ask_goes_after_the_limit(pair: Pair) -> None:
@@ -112,7 +108,7 @@ def test_a_machine_that_cannot_ask_goes_after_the_limit(pair: Pair) -> None:
     pair.head.ssh("sudo systemctl stop ssh")
     try:
         stays_on(pair.hand, 4)
-        until(lambda: not is_on(pair.hand), 30)
+        until(lambda: not pair.hand.is_on(), 30)
     finally:
         start_sshd(pair.head)
 
@@ -134,20 +130,14 @@ def test_the_step_changes_nothing_the_second_time_and_its_undo_takes_it_away(pai
 
 @pytest.fixture(scope="module")
 def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    with pytest.MonkeyPatch.context() as patch:
-        checkout = Checkout(tmp_path_factory.mktemp("user"))
-        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
-        patch.setattr(engine, "PROJECT", checkout.folder)
-        change(checkout, "components/vms/step.py", "grace: int = 80", "grace: int = 25")  # as on spot machines
+    with stack_dev(tmp_path_factory.mktemp("user")) as checkout:
+        change(checkout, "components/vms/step.py", "grace: int = 80", f"grace: int = {SPOT_GRACE}")
         stack = checkout.folder / "Pulumi.dev.yaml"
         stack.write_text(
             re.sub(r"^( +)target: vms\n", rf"\g<0>\1limits: {{idle: {LIMIT}s}}\n", stack.read_text(), flags=re.M)
         )
-        try:
-            checkout.make("up")
-            yield checkout
-        finally:
-            checkout.make("destroy")
+        checkout.make("up")
+        yield checkout
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +150,12 @@ def test_a_cluster_that_computes_stays_on_and_one_that_does_not_goes_workers_fir
 ) -> None:
     with daskstack.connect("dev") as client:
         client.submit(time.sleep, LIMIT + 25).result(timeout=120)
-    assert all(is_on(machine) for machine in machines.values())
+    assert all(machine.is_on() for machine in machines.values())
     ended, off = time.monotonic(), dict[str, float]()
 
     def are_off() -> bool:
         for name, machine in machines.items():
-            if name not in off and not is_on(machine):
+            if name not in off and not machine.is_on():
                 off[name] = time.monotonic() - ended
         return len(off) == len(machines)
 
@@ -180,18 +170,18 @@ def test_up_starts_it_again_and_its_clock_anew(checkout: Checkout, machines: Map
     with daskstack.connect("dev") as client:
         client.wait_for_workers(2, timeout=60)
     time.sleep(LIMIT / 2)
-    assert all(is_on(machine) for machine in machines.values())
+    assert all(machine.is_on() for machine in machines.values())
 
 
 def is_preempted(machine: Machine) -> float:
     """Its power button is pressed, and thirty seconds later its power is cut. Returns when it was off."""
     as_root("kill", "-s", "RTMIN+4", str(machine.pid))
     pressed = time.monotonic()
-    while is_on(machine):
+    while machine.is_on():
         if time.monotonic() - pressed > 30:
             listed = as_root("find", str(group(machine)), "-name", "cgroup.procs", "-exec", "cat", "{}", "+").stdout
             as_root("kill", "-KILL", *listed.split(), check=False)
-            until(lambda: not is_on(machine), 10)
+            until(lambda: not machine.is_on(), 10)
             break
         time.sleep(0.1)
     return time.monotonic() - pressed

@@ -1,14 +1,10 @@
 """`make rehearse` of machines in Google Cloud: a stack's whole life on one computer."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-from daskstack.engine import PROJECT
+from life import lived
 
 PHASES = [
     "from nothing", "pulumi up", "one worker preempted", "one worker deleted", "one worker more", "idle", "asleep",
@@ -24,26 +20,13 @@ def touched(printed: str, phase: str) -> set[str]:
 
 @pytest.mark.timeout(1200)  # a whole life, on a busy machine
 def test_the_shipped_vms_stack_lives_a_whole_life_and_leaves_the_data_alone(tmp_path: Path) -> None:
-    before = (PROJECT / "Pulumi.vms.yaml").read_text()
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.rehearse", "vms"],
-        cwd=PROJECT,
-        env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=1100,
-    )
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"^workers +2 running", done.stdout, re.MULTILINE), done.stdout
-    times = [line for line in done.stdout.splitlines() if re.search(r" \d+ s$", line)]
-    assert [phase for phase in PHASES if not any(line.startswith(phase) for line in times)] == []
+    printed = lived("vms", tmp_path, PHASES)
+    assert re.search(r"^workers +2 running", printed, re.MULTILINE), printed
     own = {"check", "members"}  # which are told who is there
-    assert touched(done.stdout, "one worker preempted") == {"worker-1-machine"}
+    assert touched(printed, "one worker preempted") == {"worker-1-machine"}
     for phase, worker in ("one worker deleted", "worker-1"), ("one worker more", "worker-3"):
-        changed = touched(done.stdout, phase) - own
+        changed = touched(printed, phase) - own
         assert f"{worker}-machine" in changed and f"{worker}-service" in changed
         assert {each for each in changed if not each.startswith(worker)} == set(), phase
-    left = re.findall(r"^ +gcloud (.*) --zone us-central1-a --project my-project$", done.stdout, re.MULTILINE)
-    assert left == ["compute disks delete dask-vms-data"], done.stdout
-    assert (PROJECT / "Pulumi.vms.yaml").read_text() == before
+    left = re.findall(r"^ +gcloud (.*) --zone us-central1-a --project my-project$", printed, re.MULTILINE)
+    assert left == ["compute disks delete dask-vms-data"], printed

@@ -12,29 +12,22 @@ from types import SimpleNamespace
 
 import distributed
 import pytest
-from checkout import PROJECT, Checkout
+from checkout import PROJECT, Checkout, stack_dev
 from fleet import Machine, Outside
 
 import daskstack
 from components import check
 from components.vms.step import script
-from daskstack import connection, engine
+from daskstack import connection
 
 NAMES = ("scheduler", "worker-1", "worker-2")
 
 
 @pytest.fixture(scope="module")
 def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    with pytest.MonkeyPatch.context() as patch:
-        checkout = Checkout(tmp_path_factory.mktemp("user"))
-        # `daskstack`, too, shall look where this user's stacks are.
-        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
-        patch.setattr(engine, "PROJECT", checkout.folder)
-        try:
-            checkout.first_up = checkout.make("up")
-            yield checkout
-        finally:
-            checkout.make("destroy")
+    with stack_dev(tmp_path_factory.mktemp("user")) as checkout:
+        checkout.first_up = checkout.make("up")
+        yield checkout
 
 
 @pytest.fixture(scope="module")

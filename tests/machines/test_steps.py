@@ -46,6 +46,13 @@ class Pair:
         self.variables: dict[tuple[str, str], Mapping[str, str]] = {}
         self.fresh = {machine.name: snapshot(machine) for machine in (head, hand)}
 
+    @classmethod
+    def alone(cls, machine: Machine, stack: Stack) -> "Pair":
+        """One machine with its credentials, the holder of its own data."""
+        pair = cls(machine, machine, stack.network)
+        pair.credentials(machine)
+        return pair
+
     def step(self, machine: Machine, state: str, **variables: str) -> dict[str, str]:
         self.variables[machine.name, state] = variables
         printed = machine.run(script(state, {"IDENTITY": machine.id, **variables})).stdout
@@ -266,8 +273,7 @@ def test_a_changed_path_leaves_nothing_at_the_old_one_but_its_files(
     mesh: Pair, boot: Callable[..., list[Machine]], stack: Stack
 ) -> None:
     [mover] = boot("mover")
-    pair = Pair(mover, mover, stack.network)
-    pair.credentials(mover)
+    pair = Pair.alone(mover, stack)
     pair.data(mover, "/srv/before")
     mover.ssh("touch /srv/before/kept")
     pair.data(mover, "/srv/after")
@@ -294,8 +300,7 @@ def test_data_in_memory_is_refused(mesh: Pair) -> None:
 
 def test_data_under_tmp_survives_a_reboot(boot: Callable[..., list[Machine]], stack: Stack) -> None:
     [machine] = boot("tmp")
-    pair = Pair(machine, machine, stack.network)
-    pair.credentials(machine)
+    pair = Pair.alone(machine, stack)
     pair.data(machine, "/tmp/daskdata")
     machine.ssh("echo kept >/tmp/daskdata/kept")
     machine.reboot()
@@ -308,10 +313,7 @@ def test_data_under_tmp_survives_a_reboot(boot: Callable[..., list[Machine]], st
 
 @pytest.fixture(scope="module")
 def holder(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
-    [machine] = boot("disk")
-    pair = Pair(machine, machine, stack.network)
-    pair.credentials(machine)
-    return pair
+    return Pair.alone(*boot("disk"), stack)
 
 
 @dataclass

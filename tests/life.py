@@ -1,0 +1,30 @@
+"""A shipped stack's whole life, by `make rehearse`."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from daskstack.engine import PROJECT
+
+
+def lived(stack: str, folder: Path, phases: Sequence[str]) -> str:
+    """What is printed by a rehearsal with these phases, which leaves the stack file as it was."""
+    file = PROJECT / f"Pulumi.{stack}.yaml"
+    before = file.read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.rehearse", stack],
+        cwd=PROJECT,
+        env={**os.environ, "XDG_DATA_HOME": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1100,
+    )
+    assert done.returncode == 0, done.stdout
+    times = [line for line in done.stdout.splitlines() if re.search(r" \d+ s$", line)]
+    assert [phase for phase in phases if not any(line.startswith(phase) for line in times)] == []
+    assert file.read_text() == before
+    return done.stdout
