@@ -11,7 +11,7 @@ config = pulumi.Config("dask")
 
 # Each target's SDK is imported where it is used: together they take seconds.
 if isinstance(cluster, settings.Gke):
-    from components.gke import DaskRelease
+    from components.gke.release import DaskRelease
 
     if isinstance(cluster.cluster, settings.GoogleCluster):
         from components.gke.cluster import GkeCluster
@@ -33,7 +33,7 @@ if isinstance(cluster, settings.Gke):
     )
     pulumi.export("jupyterPassword", dask.password)
 else:
-    from components.vms import DaskVms
+    from components.vms.cluster import DaskVms
     from components.vms.machines.existing import ExistingMachines
     from components.vms.machines.local import LocalMachines
 

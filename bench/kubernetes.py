@@ -16,8 +16,8 @@ import settings
 from bench.figures import Comparison
 from bench.job import seconds_of, series
 from bench.rig import run
-from components.gke import CHART, CHECK, JUPYTER_LOCK, PARTS, UV, jupyter_config, values
 from components.gke.credentials import jupyter_hash, jupyter_secret, tls_identities
+from components.gke.release import CHART, CHECK, JUPYTER_LOCK, PARTS, UV, jupyter_config, values
 from daskstack import connection, engine
 from daskstack.engine import PROJECT
 from tools.rehearse import KEY, Rehearsal

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from checkout import Checkout
 
-from components.vms import STATES
+from components.vms.cluster import STATES
 from settings import HOST_KEY
 
 HOSTS = [

@@ -17,7 +17,8 @@ from checkout import Checkout
 from fleet import Machine, Stack, as_root
 from test_steps import snapshot
 
-from components.vms import STATES, files
+from components.vms import files
+from components.vms.cluster import STATES
 from settings import HOST_KEY
 
 PORT = 2222

@@ -2,12 +2,15 @@
 
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from daskstack.engine import PROJECT
 from settings.common import KEY
+from tools import own_address
 from tools.own_address import address, is_closed, opened
 
 SHIPPED = (PROJECT / "Pulumi.vms.yaml").read_text()
@@ -47,3 +50,20 @@ def test_an_address_is_taken_from_an_answer_that_is_one(answer: bytes, found: st
 
 def test_without_the_internet_there_is_no_address() -> None:
     assert address("http://127.0.0.1:1/") is None
+
+
+@pytest.mark.parametrize(("terminal", "answer", "written"), [(True, "y", True), (True, "", False), (False, "y", False)])
+def test_the_address_is_written_only_for_who_says_yes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, answer: str, written: bool
+) -> None:
+    file = tmp_path / "Pulumi.vms.yaml"
+    file.write_text(CLOSED)
+    asked: list[str] = []
+    monkeypatch.setattr(own_address, "PROJECT", tmp_path)
+    monkeypatch.setattr(own_address, "address", lambda: "198.51.100.4")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal))
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
+    own_address.main("vms")
+    own_address.main("vms")
+    assert ("198.51.100.4/32" in file.read_text()) == written
+    assert len(asked) == (0 if not terminal else 1 if written else 2)

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from daskstack.engine import PROJECT
 
 
@@ -35,3 +37,11 @@ def test_who_has_to_hold_a_tunnel_open_is_told_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert "keep it open: gcloud compute start-iap-tunnel" in wait(port, "gcloud compute start-iap-tunnel x 22")
+
+
+@pytest.mark.parametrize(
+    "name", ["vms.files", "vms.host_key", "vms.reachable", "vms.ready", "gke.check", "gke.cleared"]
+)
+def test_what_runs_for_each_machine_does_not_wait_for_pulumi_to_be_imported(name: str) -> None:
+    program = f"import sys, components.{name}; sys.exit('pulumi' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT).returncode == 0

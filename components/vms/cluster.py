@@ -1,0 +1,366 @@
+"""Dask on machines: steps over SSH, one bash file each."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash, log
+from pulumi_command import local, remote
+
+import lock
+from components.vms import dask, placement
+from components.vms.credentials import notice, tls_identity
+from components.vms.machine import Machine
+from components.vms.step import Host, Step
+from settings import Vms
+from settings.common import seconds
+
+CHECK = Path(__file__).parents[1] / "check.py"
+WORKED = Path(__file__).parent / "worked.py"
+DRAIN = Path(__file__).parents[2] / "charts/dask/files/drain.py"  # pods of the chart run it too
+# All steps that a machine of the user's own can have.
+STATES = ("firewall", "keys", "authority", "certificates", "credentials", "data", "environment", "service")
+
+
+class DaskVmsArgs(TypedDict):
+    hosts: list[Host]
+    """The machines; the first is the scheduler's and signs the others' keys."""
+    network: Input[str]
+    """The network in which they reach each other, in CIDR notation; or their addresses, separated by blanks."""
+    settings: Vms
+    """What the stack says about all else."""
+    google: NotRequired[Mapping[str, Any]]
+    """Of machines in Google Cloud, for who starts them again: `project`, `zone`, and names there by names here."""
+
+
+class DaskVms(ComponentResource):
+    """A Dask cluster on machines that can be reached over SSH."""
+
+    scheduler: Output[str]
+    """The scheduler's address inside the cluster, such as "tls://10.1.0.10:8786"."""
+    dashboard: Output[str]
+    """The dashboard's URL inside the cluster."""
+    check: Output[str]
+    """The table that the check printed."""
+    client: Output[dict]
+    """What `daskstack.connect` needs, secret."""
+
+    def __init__(self, name: str, args: DaskVmsArgs, opts: ResourceOptions | None = None):
+        super().__init__("dask:index:DaskVms", name, {}, opts)
+        settings = args["settings"]
+        self.settings = settings
+        hosts = self._placed([host for host in args["hosts"] if not host.gone])
+        self.machines = {host.name: Machine(host, ResourceOptions(parent=self)) for host in hosts}
+        self.head = self.machines[hosts[0].name]
+        # Those that run Dask's workers.
+        self.workers = {
+            each: machine
+            for each, machine in self.machines.items()
+            if machine is not self.head or settings.machines.scheduler_works
+        }
+        for host in args["hosts"]:
+            if host.gone:
+                self._leave_alone(host)
+        self.lock = lock.read(Path(settings.environment.lock), settings.environment.python)
+
+        self._firewall(args["network"])
+        credentials = self._credentials(name)
+        self._data()
+        self._environment()
+        self._services()
+        self._idle()
+
+        ports = settings.dask.ports
+        address = Output.from_input(self.head.host.address)
+        self.scheduler = Output.format("{}://{}:{}", dask.protocol(settings), address, ports.scheduler)
+        self.dashboard = Output.format("http://{}:{}/status", address, ports.dashboard)
+        self.check = self._check(self._members()).command.stdout
+        self.client = Output.secret(
+            Output.all(
+                scheduler=self.scheduler,
+                dashboard=self.dashboard,
+                head=self.head.host.name,
+                machines=Output.all(**{each: Output.all(**m.host.connection) for each, m in self.machines.items()}),
+                tls=credentials,
+                python=settings.environment.python,
+                packages=self.lock.packages,
+                lock=settings.environment.lock,
+                **({"google": args["google"], "sleeps": bool(settings.limits.idle)} if "google" in args else {}),
+            )
+        )
+        self.register_outputs(
+            {"scheduler": self.scheduler, "dashboard": self.dashboard, "check": self.check, "client": self.client}
+        )
+
+    def _placed(self, hosts: list[Host]) -> list[Host]:
+        """The hosts; nothing is run on them where scheduler or data moved to another one without a word."""
+        moves = self.settings.moves
+        here = {"scheduler": hosts[0].name, "data": self.settings.data.machine}
+
+        def recorded(what: str, machine: str) -> Output[str]:
+            kept = [] if what in moves else ["input"]
+            opts = ResourceOptions(parent=self, ignore_changes=kept, replace_on_changes=["input"])
+            return Stash(f"{what}-machine", input=machine, opts=opts).output
+
+        def allow(before: dict[str, str]) -> bool:
+            if problem := placement.refusal(before, here, moves):
+                raise RunError(problem)
+            return True
+
+        allowed = Output.all(**{what: recorded(what, machine) for what, machine in here.items()}).apply(allow)
+        return [
+            replace(host, identity=Output.all(host.identity, allowed).apply(lambda known: known[0])) for host in hosts
+        ]
+
+    def _leave_alone(self, host: Host) -> None:
+        """Keeps the steps of a machine that is gone as they are, and has them forgotten, not undone, at the end.
+
+        A step that it never had is registered too, because what was once made is not known here; it does nothing,
+        and that on the scheduler's machine.
+        """
+        machine = Machine(host, ResourceOptions(parent=self))
+        for state in STATES:
+            remote.Command(
+                f"{host.name}-{state}",
+                connection=remote.ConnectionArgs(**self.head.host.connection),
+                create="true",
+                opts=ResourceOptions(parent=machine, ignore_changes=["*"], retain_on_delete=True),
+            )
+
+    def _warn(self, text: str | None) -> None:
+        if text:
+            log.warn(text, self)
+
+    def _everywhere(self, state: str, variables: Callable[[Machine], dict[str, Input[str]]], *, first: Machine) -> None:
+        """The step on one machine, then on all others at once."""
+        lead = first.step(state, variables(first))
+        others = [machine for machine in self.machines.values() if machine is not first]
+        for machine in others:
+            machine.step(state, variables(machine), after=[lead])
+
+    @staticmethod
+    def _address_seen_from(machine: Machine, other: Machine) -> Input[str]:
+        """The address of another machine; empty where it is the same one, which needs no network to reach itself."""
+        return "" if machine is other else other.host.address
+
+    def _firewall(self, network: Input[str]) -> None:
+        firewall = self.settings.firewall
+        for machine in self.machines.values():
+            step = machine.step(
+                "firewall",
+                {
+                    "NETWORK": network,
+                    "SSH_PORT": str(machine.host.port),
+                    "SSH_SOURCES": "0.0.0.0/0" if machine.host.guarded else " ".join(firewall.ssh),
+                    "PORTS": dask.cluster_ports(self.settings),
+                    "OPEN": " ".join(f"{each.port}={source}" for each in firewall.open for source in each.sources),
+                    "CLOSE_OTHERS": "yes" if firewall.close_others else "no",
+                    "MANAGE": "yes" if firewall.manage else "no",
+                },
+            )
+            if firewall.manage:
+                self._reachable(machine, step)
+
+    def _reachable(self, machine: Machine, firewall: Step) -> None:
+        """The proof that a firewall let us in again, without which it takes its change back.
+
+        A local Command, because one that finds it taken back makes it anew, and then needs yet another connection.
+        """
+        local.Command(
+            f"{machine.host.name}-reachable",
+            create=".venv/bin/python -m components.vms.reachable",
+            environment={
+                "CONNECTION": Output.json_dumps(machine.host.connection),
+                "COMMAND": firewall.command.create,
+            },
+            stdin=firewall.command.stdin,
+            add_previous_output_in_env=False,
+            logging=local.Logging.STDERR,
+            opts=ResourceOptions(parent=machine, depends_on=[firewall.command]),
+        )
+
+    def _credentials(self, name: str) -> Output[dict]:
+        """Every machine's SSH and TLS credentials; returns the client's, secret."""
+        renewal = str(self.settings.credentials.renewal)
+        keys = {each: machine.step("keys", {"NAME": each}) for each, machine in self.machines.items()}
+        authority = self.head.step("authority", {"CLUSTER": name})
+
+        def certificates(subject: str, parent: ComponentResource, request: dict[str, Input[str]]) -> Step:
+            step = Step(
+                "certificates",
+                self.head.host,
+                {"NAME": subject, "RENEWAL": renewal, **request},
+                parent=parent,
+                after=[authority],
+                name=f"{subject}-certificates",
+            )
+            step["expires"].apply(lambda expires: self._warn(notice(subject, expires, date.today())))
+            return step
+
+        def variables(machine: Machine) -> dict[str, Input[str]]:
+            host, own = machine.host, keys[machine.host.name]
+            signed = certificates(
+                host.name,
+                machine,
+                {
+                    "ADDRESS": host.address,
+                    "HOST_KEY": own["hostKey"],
+                    "USER_KEY": own["userKey"],
+                    "REQUEST": own["request"],
+                },
+            )
+            return {
+                "ADDRESS": host.address,
+                "SSH_PORT": str(host.port),
+                "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
+                "HOST_AUTHORITY": authority["hostAuthority"],
+                "USER_AUTHORITY": authority["userAuthority"],
+                "TLS_AUTHORITY": authority["tlsAuthority"],
+                "HOST_CERTIFICATE": signed["host"],
+                "USER_CERTIFICATE": signed["user"],
+                "TLS_CERTIFICATE": signed["tls"],
+            }
+
+        self._everywhere("credentials", variables, first=self.head)
+
+        identity = Stash(
+            "client-key",
+            input=Output.secret(tls_identity()),
+            opts=ResourceOptions(parent=self, ignore_changes=["input"]),
+        )
+        request = Output.unsecret(identity.output)["request"]
+        signed = certificates("client", self, {"ADDRESS": "", "REQUEST": request})
+        return Output.all(key=identity.output["key"], certificate=signed["tls"], authority=authority["tlsAuthority"])
+
+    def _data(self) -> None:
+        data = self.settings.data
+        holder = self.machines[data.machine]
+
+        def variables(machine: Machine) -> dict[str, Input[str]]:
+            return {
+                "DATA_PATH": data.path,
+                "DATA_ADDRESS": holder.host.address,
+                "DEVICE": machine.host.disk if machine is holder else "",
+                "DEVICE_SIZE": str(machine.host.disk_size) if machine is holder else "",
+                "HOLDS": "yes" if machine is holder else "no",
+                "OPTIONS": "".join(f",{option}" for option in data.options),
+                "DELETE": "yes" if data.delete else "no",
+                "LOGIN_USER": machine.host.connection["user"],
+            }
+
+        self._everywhere("data", variables, first=holder)
+
+    def _environment(self) -> None:
+        environment = self.settings.environment
+        connection = Output.json_dumps(self.head.host.connection)
+        files = local.Command(
+            "files",
+            create=".venv/bin/python -m components.vms.files",
+            environment={
+                "LOCK": environment.lock,
+                "LOCK_SHA256": self.lock.sha256,
+                "PYTHON": environment.python,
+                "SOURCE": environment.source,
+                "CONNECTION": connection,
+                "IDENTITY": self.head.host.identity,
+            },
+            add_previous_output_in_env=False,
+            logging=local.Logging.STDERR,
+            opts=ResourceOptions(parent=self),
+        )
+        uv = files.stdout.apply(json.loads)
+
+        def variables(machine: Machine) -> dict[str, Input[str]]:
+            return {
+                "LOCK_SHA256": self.lock.sha256,
+                "PYTHON": environment.python,
+                "SOURCE": environment.source,
+                "UV": uv["uv"],
+                "UV_SHA256": uv["uvSha256"],
+                "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
+                "LOGIN_USER": machine.host.connection["user"],
+            }
+
+        self._everywhere("environment", variables, first=self.head)
+
+    def _services(self) -> None:
+        settings, ports = self.settings, self.settings.dask.ports
+        scheduler = Output.format("{}://{}:{}", dask.protocol(settings), self.head.host.address, ports.scheduler)
+
+        def variables(machine: Machine) -> dict[str, Input[str]]:
+            return {
+                "ROLES": " ".join(
+                    (["scheduler"] if machine is self.head else [])
+                    + (["worker"] if machine.host.name in self.workers else [])
+                ),
+                "NAME": machine.host.name,
+                "ADDRESS": machine.host.address,
+                "SCHEDULER": scheduler,
+                "SCHEDULER_PORT": str(ports.scheduler),
+                "DASHBOARD_PORT": str(ports.dashboard),
+                "WORKERS_PORT": str(ports.workers),
+                "WORKERS": str(settings.workers.per_machine),
+                "THREADS": str(settings.workers.threads or ""),
+                "MEMORY": settings.workers.memory_limit or "",
+                "SPILL": settings.workers.spill,
+                "DATA_PATH": settings.data.path,
+                "CONFIG": dask.config(settings),
+                "SCHEDULER_ARGS": dask.quoted(settings.dask.scheduler_args),
+                "WORKER_ARGS": dask.quoted(settings.dask.worker_args),
+                "DRAIN": DRAIN.read_text(),
+                "GRACE": str(machine.host.grace),
+                "WORKED": WORKED.read_text() if settings.limits.idle else "",
+                "CREDENTIALS": Output.format("{} {}", self.head.host.identity, settings.credentials.renewal),
+                "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
+            }
+
+        self._everywhere("service", variables, first=self.head)
+
+    def _idle(self) -> None:
+        if limit := self.settings.limits.idle:
+            for machine in self.machines.values():
+                address = self._address_seen_from(machine, self.head)
+                machine.step("idle", {"LIMIT": str(seconds(limit)), "ADDRESS": address})
+
+    def _members(self) -> Step:
+        return Step(
+            "members",
+            self.head.host,
+            {
+                "DRAIN": DRAIN.read_text(),
+                "SCHEDULER": self.scheduler,
+                "MEMBERS": " ".join(dask.worker_names(self.settings, self.workers)),
+            },
+            parent=self,
+            after=[machine.steps[-1] for machine in self.machines.values()],
+            name="members",
+        )
+
+    def _check(self, members: Step) -> Step:
+        settings = self.settings
+        expect = Output.json_dumps(
+            {
+                "address": self.scheduler,
+                "workers": dask.worker_names(settings, self.workers),
+                "python": settings.environment.python,
+                "packages": self.lock.packages,
+                "data": settings.data.path,
+            }
+        )
+        steps = [step for machine in self.machines.values() for step in machine.steps]
+        return Step(
+            "check",
+            self.head.host,
+            {
+                "CHECK": CHECK.read_text(),
+                "EXPECT": expect,
+                "CONFIRMS": Output.all(*(step.fingerprint for step in steps)).apply(" ".join),
+            },
+            parent=self,
+            after=[*steps, members],
+            name="check",
+            show=True,
+        )
