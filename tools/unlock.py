@@ -5,6 +5,7 @@ A lock whose process still runs is refused. Stacks that live elsewhere are left 
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,19 +18,34 @@ from daskstack import engine, kubernetes
 
 def main(stack: str) -> None:
     environ = {**os.environ, **engine.variables(stack)}
-    holders = [json.loads(lock.read_text()) for lock in locks(environ["PULUMI_BACKEND_URL"], stack)]
-    if not holders:
+    found = locks(environ["PULUMI_BACKEND_URL"], stack)
+    if not found:
         return
-    for holder in holders:
+    for holder in map(read, found):
         if holds(holder):
             sys.exit(
                 f"error: stack {stack} is in use since {holder['timestamp']} by process {holder['pid']} on"
                 f" {holder['hostname']}: wait for it to end; if it cannot be alive, run"
                 f" `pulumi cancel --stack {stack}` under `make env`"
             )
-    engine.pulumi(stack, "cancel", "--yes", capture_output=True, check=True)
-    print(f"Cleared the lock of a run that is dead (process {holders[0]['pid']}); going on where it ended")
-    clear_release(json.loads(engine.pulumi(stack, "stack", "export", capture_output=True, check=True).stdout))
+    clear(found)
+    print("Cleared the lock of a run that is dead; going on where it ended")
+    exported = engine.pulumi(stack, "stack", "export", capture_output=True)
+    if exported.returncode == 0:  # else it ended before there was a stack
+        clear_release(json.loads(exported.stdout))
+
+
+def clear(found: list[Path]) -> None:
+    """Removes dead locks, and attributes that were never written.
+
+    `pulumi cancel` reads the stack first, which fails ("EOF") where the run was killed between making the empty
+    file of a state's attributes and writing it. Nobody needs these.
+    """
+    folder = found[0].parent
+    shutil.rmtree(folder)
+    for attributes in folder.parents[3].rglob("*.attrs"):
+        if attributes.stat().st_size == 0:
+            attributes.unlink()
 
 
 def clear_release(exported: Mapping) -> None:
@@ -51,11 +67,22 @@ def locks(backend: str, stack: str) -> list[Path]:
     url = urlsplit(backend)
     if url.scheme != "file":
         return []
-    return list(Path(unquote(url.path), ".pulumi/locks/organization/dask", stack).glob("*.json"))
+    folder = Path(unquote(url.path), ".pulumi/locks/organization/dask", stack)
+    return [file for file in folder.glob("*") if file.suffix != ".attrs"]
+
+
+def read(lock: Path) -> dict:
+    """Who holds a lock, empty where the holder was killed while it wrote that."""
+    try:
+        return json.loads(lock.read_text())
+    except ValueError:
+        return {}
 
 
 def holds(holder: Mapping) -> bool:
     """Whether a lock's process may still be running: on another host nobody can tell."""
+    if not holder:
+        return False
     if holder["hostname"] != socket.gethostname():
         return True
     try:

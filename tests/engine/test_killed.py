@@ -1,14 +1,20 @@
-"""What a killed run had begun is undone by the destroy after it."""
+"""What a killed run left is usable again, and what it had begun is undone by the destroy after it."""
 
 import json
 import os
 import signal
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
 
 from tests.engine.support import Project, descendants, wait_for
-from tools import adopt
+from tools import adopt, unlock
 
 
-def test_a_command_that_a_killed_up_had_begun_is_undone(project: Project, tmp_path) -> None:
+@pytest.fixture
+def made(project: Project, tmp_path: Path) -> Path:
+    """A file that an `up` made, which was killed in the midst of it."""
     made = tmp_path / "made"
     project.write(
         f"""
@@ -21,6 +27,20 @@ local.Command("second", create="touch {made}; sleep 30", delete="rm {made}",
         wait_for("the command has begun", made.exists)
         for pid in descendants(up.pid) | {up.pid}:
             os.kill(pid, signal.SIGKILL)
+    return made
+
+
+def test_a_stack_killed_between_a_state_and_its_attributes_is_usable_again(project: Project, made: Path) -> None:
+    state = Path(urlsplit(project.environment["PULUMI_BACKEND_URL"]).path)
+    for attributes in state.rglob("*.attrs"):
+        attributes.write_text("")
+    assert "EOF" in project.run("cancel", "--yes", succeeds=False)
+
+    unlock.clear(list(state.glob(".pulumi/locks/organization/*/test/*.json")))
+    project.run("destroy", "--yes", "--skip-preview")
+
+
+def test_a_command_that_a_killed_up_had_begun_is_undone(project: Project, made: Path, tmp_path: Path) -> None:
     project.run("cancel", "--yes")
 
     state = json.loads(project.run("stack", "export"))
