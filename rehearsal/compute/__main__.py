@@ -86,7 +86,7 @@ def main(word: str, *identities: str) -> None:
             identity, port, local = identities
             address = read()[identity]["outputs"]["networkInterfaces"][0]["networkIp"]
             host, _, number = local.rpartition(":")
-            forward(bridge(), (address, int(port)), (host, int(number)))
+            forward(bridge(folder()), (address, int(port)), (host, int(number)))
         case "sweep":
             script("network.sh", "sweep", NAME=cloud().parent.name)
         case _:

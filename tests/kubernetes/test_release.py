@@ -284,13 +284,12 @@ def test_pods_that_find_no_node_are_named(built: Stack) -> None:
 def kill_while(built: Stack, status: str) -> None:
     """An `up` that is killed with all its processes while helm's release has this status."""
     command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", STACK, "--config-file", str(built.settings)]
-    killed = subprocess.Popen(
-        command, env=built.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    end = time.monotonic() + 120
-    while not built.kubectl("get", "secrets", "--selector", f"owner=helm,status={status}", "--output", "name"):
-        assert time.monotonic() < end and killed.poll() is None
-        time.sleep(0.05)
+    with (built.folder / "killed.log").open("w+") as log:
+        killed = subprocess.Popen(command, env=built.environ, stdout=log, stderr=log, start_new_session=True)
+        end = time.monotonic() + 120
+        while not built.kubectl("get", "secrets", "--selector", f"owner=helm,status={status}", "--output", "name"):
+            assert time.monotonic() < end and killed.poll() is None, Path(log.name).read_text()
+            time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     subprocess.run(["python3", "-m", "tools.unlock", STACK], env=built.environ, check=True)
