@@ -78,8 +78,8 @@ def test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alon
     assert "sourceRanges" not in inside
     ports = ["22", "8786", "8787", "9000-9002"]
     assert inside["allows"] == [{"protocol": "tcp", "ports": ports}, {"protocol": "icmp"}]
-    rules = [name for name in shipped if name.startswith("Firewall ")]
-    assert rules == ["Firewall door-open", "Firewall inside-open"]
+    rules = {name for name in shipped if name.startswith("Firewall ")}
+    assert rules == {"Firewall door-open", "Firewall inside-open"}
 
 
 def test_the_machines_account_has_no_rights_but_those_that_are_asked_for(shipped: dict, changed: dict) -> None:

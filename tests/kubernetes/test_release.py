@@ -284,22 +284,24 @@ def test_pods_that_find_no_node_are_named(built: Stack) -> None:
 def kill_while(built: Stack, status: str) -> None:
     """An `up` that is killed with all its processes while helm's release has this status."""
     command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", STACK, "--config-file", str(built.settings)]
-    with (built.folder / "killed.log").open("w+") as log:
-        killed = subprocess.Popen(command, env=built.environ, stdout=log, stderr=log, start_new_session=True)
-        end = time.monotonic() + 120
-        while not built.kubectl("get", "secrets", "--selector", f"owner=helm,status={status}", "--output", "name"):
-            assert time.monotonic() < end and killed.poll() is None, Path(log.name).read_text()
-            time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    words = ["secrets", "--selector", f"owner=helm,status={status}", "--output", "name", "--request-timeout", "120s"]
+    watch = [built.cluster.programs / "kubectl", "--kubeconfig", built.cluster.kubeconfig, "--namespace", SPACE]
+    with subprocess.Popen([*watch, "get", "--watch", *words], stdout=subprocess.PIPE) as release:
+        with (built.folder / "killed.log").open("w+") as log:
+            killed = subprocess.Popen(command, env=built.environ, stdout=log, stderr=log, start_new_session=True)
+            seen = release.stdout.readline()
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.wait()
+        release.kill()
+    assert seen, Path(log.name).read_text()
     subprocess.run(["python3", "-m", "tools.unlock", STACK], env=built.environ, check=True)
 
 
 def test_an_up_that_is_killed_while_helm_upgrades_is_finished_by_the_next(built: Stack) -> None:
-    built.change({"workers": {"replicas": 2, **SMALL}})
+    built.change({"workers": {"replicas": 3, **SMALL}})
     kill_while(built, "pending-upgrade")
     built.up()
-    assert len(built.kubectl("get", "pods", "--selector", "component=worker", "--output", "name").split()) == 2
+    assert len(built.kubectl("get", "pods", "--selector", "component=worker", "--output", "name").split()) == 3
 
 
 def test_destroy_leaves_nothing_and_the_stack_file_is_as_it_was(built: Stack) -> None:
