@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Cluster
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ import lock
 import settings
 from components.gke import values
 from daskstack.engine import PROJECT
+from tests.kubernetes.support import Cluster
 
 CHART = PROJECT / "charts" / "dask"
 LOCKS = {

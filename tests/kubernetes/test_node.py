@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Cluster
 
 from rehearsal.kubernetes import network
 from rehearsal.kubernetes.supervisor import SYSCTLS
+from tests.kubernetes.support import Cluster
 
 IMAGE = "python:3.11-slim"
 RESTRICTED = {

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cluster
 from distributed import Client
 from distributed.security import Security
 
@@ -26,6 +25,7 @@ from daskstack import connection
 from daskstack.engine import PROJECT, engine
 from daskstack.ways import wake, way_to
 from rehearsal.kubernetes import network
+from tests.kubernetes.support import Cluster
 from tools.rehearse import KEY, Rehearsal
 
 SMALL = {"cpu": 0.2, "memory": "1 GiB"}
