@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,17 +15,23 @@ def lived(stack: str, folder: Path, phases: Sequence[str]) -> str:
     """What is printed by a rehearsal with these phases, which leaves the stack file as it was."""
     file = PROJECT / f"Pulumi.{stack}.yaml"
     before = file.read_text()
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "tools.rehearse", stack],
         cwd=PROJECT,
         env={**os.environ, "XDG_DATA_HOME": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=1100,
-    )
-    assert done.returncode == 0, done.stdout
-    times = [line for line in done.stdout.splitlines() if re.search(r" \d+ s$", line)]
+        start_new_session=True,  # Ctrl-C reaches it once, from here
+    ) as rehearsal:
+        try:
+            printed, _ = rehearsal.communicate(timeout=1100)
+        except BaseException:
+            rehearsal.send_signal(signal.SIGINT)
+            rehearsal.communicate(timeout=120)  # it takes away what it made
+            raise
+    assert rehearsal.returncode == 0, printed
+    times = [line for line in printed.splitlines() if re.search(r" \d+ s$", line)]
     assert [phase for phase in phases if not any(line.startswith(phase) for line in times)] == []
     assert file.read_text() == before
-    return done.stdout
+    return printed
