@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
-import pytest
 from fleet import Machine
 
 from daskstack import engine
@@ -64,10 +64,9 @@ class Checkout:
 @contextmanager
 def stack_dev(folder: Path) -> Iterator[Checkout]:
     """A user's checkout, where `daskstack` looks for stacks, too; its stack is destroyed at the end."""
-    with pytest.MonkeyPatch.context() as patch:
-        checkout = Checkout(folder)
-        patch.setenv("XDG_DATA_HOME", checkout.environ["XDG_DATA_HOME"])
-        patch.setattr(engine, "PROJECT", checkout.folder)
+    checkout = Checkout(folder)
+    data = {"XDG_DATA_HOME": checkout.environ["XDG_DATA_HOME"]}
+    with mock.patch.dict(os.environ, data), mock.patch.object(engine, "PROJECT", checkout.folder):
         try:
             yield checkout
         finally:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -44,8 +45,9 @@ def clear(found: list[Path]) -> None:
     folder = found[0].parent
     shutil.rmtree(folder)
     for attributes in folder.parents[3].rglob("*.attrs"):
-        if attributes.stat().st_size == 0:
-            attributes.unlink()
+        with suppress(FileNotFoundError):  # an engine at work on another stack
+            if attributes.stat().st_size == 0:
+                attributes.unlink()
 
 
 def clear_release(exported: Mapping) -> None:
