@@ -1,9 +1,13 @@
 """The arithmetic of the figures in bench/."""
 
+import subprocess
+import sys
+
 import pytest
 
 from bench.figures import Comparison, Operation, Spread, longest_path, rounded, slowest, spread
 from bench.report import THOUSAND, page
+from daskstack.engine import PROJECT
 
 
 def comparison(more: bool = False, goal: float | None = 0.5) -> Comparison:
@@ -61,3 +65,8 @@ def test_a_missed_goal_is_told_with_its_profile() -> None:
 def test_the_page_about_a_thousand_machines_waits_for_its_figures() -> None:
     assert "A thousand machines" in THOUSAND.read_text()
     assert "A thousand machines" not in page({})
+
+
+def test_the_bench_starts_without_what_is_installed_for_tests_alone() -> None:
+    program = "import sys; sys.modules['pytest'] = None; import bench.__main__"
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True, timeout=60)
