@@ -74,10 +74,10 @@ def locks(backend: str, stack: str) -> list[Path]:
 
 
 def read(lock: Path) -> dict:
-    """Who holds a lock, empty where the holder was killed while it wrote that."""
+    """Who holds a lock, empty where it has just been given back, or the holder was killed while it wrote that."""
     try:
         return json.loads(lock.read_text())
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return {}
 
 

@@ -155,9 +155,10 @@ def test_locks_are_found_where_the_engine_puts_them(tmp_path):
     assert unlock.locks("gs://team-state", "dev") == []
 
 
-def test_a_lock_that_was_being_written_at_the_kill_holds_nothing(tmp_path):
+def test_a_lock_that_was_being_written_at_the_kill_or_is_given_back_holds_nothing(tmp_path):
     (tmp_path / "0.json.18a.tmp").touch()
     assert not unlock.holds(unlock.read(tmp_path / "0.json.18a.tmp"))
+    assert not unlock.holds(unlock.read(tmp_path / "given-back.json"))
 
 
 def pins(name: str) -> set[str]:
