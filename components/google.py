@@ -1,5 +1,6 @@
 """What every stack in Google Cloud has: its names, the APIs that it needs, a network with a way out, an account."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,13 @@ def require(stack: str, lacking: Sequence[str] = ()) -> None:
     lacking = [*([] if has_credentials() else [ACCOUNT]), *lacking]
     if lacking and not pulumi.runtime.is_dry_run():
         raise RunError("\n  ".join([f"nothing was made; missing on this computer: {len(lacking)}", *lacking]))
+
+
+def account_id(name: str) -> str:
+    """A service account's id has 30 characters at most; a longer name ends in a hash so that it stays unique."""
+    if len(name) <= 30:
+        return name
+    return f"{name[:21].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 class Home:
@@ -92,7 +100,7 @@ class Home:
         """A service account with these roles in the project and no others."""
         account = gcp.serviceaccount.Account(
             name,
-            account_id=self.name[:30].rstrip("-"),
+            account_id=account_id(self.name),
             display_name=f"{name.capitalize()} of Dask stack {self.stack}",
             opts=self.first,
             **self.project,

@@ -1,6 +1,7 @@
 """What a stack may say about machines that it makes in Google Cloud."""
 
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
@@ -16,7 +17,24 @@ Zone = Annotated[str, matching(r"[a-z]+-[a-z]+[0-9]+-[a-z]", "a zone; write e.g.
 Image = Annotated[
     str, matching(rf"({NAME}/)?{NAME}|projects/.+", "an image; write e.g. debian-cloud/debian-12, with its project")
 ]
-Role = Annotated[str, matching(r"(projects/[^/]+/)?roles/[\w.]+", "a role; write e.g. roles/storage.objectViewer")]
+# Basic roles, and those that give or take rights: any task could use them on the whole project.
+BROAD = re.compile(r"roles/(owner|editor|viewer|iam\..*|resourcemanager\..*|.*admin.*)", re.IGNORECASE)
+
+
+def valid_role(text: str) -> str:
+    if BROAD.fullmatch(text):
+        raise ValueError(
+            f"{text} is too broad: every task on the machines has the roles that are listed here;"
+            " name narrow ones, e.g. roles/storage.objectViewer to read from buckets or roles/storage.objectUser to write to them"
+        )
+    return text
+
+
+Role = Annotated[
+    str,
+    matching(r"(projects/[^/]+/)?roles/[\w.]+", "a role; write e.g. roles/storage.objectViewer"),
+    AfterValidator(valid_role),
+]
 
 
 class Instance(Section):

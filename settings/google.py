@@ -94,8 +94,12 @@ class WorkerPool(Pool):
     )
 
 
+# The control plane's own logs are APISERVER, CONTROLLER_MANAGER and SCHEDULER.
+Log = Literal["SYSTEM_COMPONENTS", "WORKLOADS", "APISERVER", "CONTROLLER_MANAGER", "SCHEDULER"]
+
+
 class Hardening(Section):
-    """Each default is what Google's hardening guide asks for; some need to relax one. The last four cost something."""
+    """Each default is what Google's hardening guide asks for. What follows `cost_allocation` is off: it has a price."""
 
     private_nodes: bool = True  # no node has an address on the internet
     # The first enforces NetworkPolicies.
@@ -106,13 +110,15 @@ class Hardening(Section):
     integrity_monitoring: bool = True
     image_type: Literal["COS_CONTAINERD", "UBUNTU_CONTAINERD"] = "COS_CONTAINERD"
     auto_repair: bool = True
-    logging: Annotated[tuple[str, ...], Listed] = ("SYSTEM_COMPONENTS", "WORKLOADS")
+    logging: Annotated[tuple[Log, ...], Listed] = ("SYSTEM_COMPONENTS", "WORKLOADS")
     monitoring: Annotated[tuple[str, ...], Listed] = ("SYSTEM_COMPONENTS",)
     security_posture: Literal["BASIC", "DISABLED"] = "BASIC"
     cost_allocation: bool = True
     database_key: KmsKey | None = Field(None, examples=["projects/p/locations/l/keyRings/r/cryptoKeys/k"])
     disk_key: KmsKey | None = Field(None, examples=["projects/p/locations/l/keyRings/r/cryptoKeys/k"])
     binary_authorization: bool = False
+    intranode_visibility: bool = False  # firewall rules and flow logs see traffic between pods of one node
+    flow_logs: bool = False  # of the stack's own network; Cloud Logging bills them
     sandbox: bool = False  # workers run under gVisor
 
 
@@ -130,6 +136,14 @@ class GoogleCluster(Section):
     deletion_protection: bool = False
     authorized_networks: Networks = Field((), examples=[["203.0.113.7/32"]])
     admins: Annotated[tuple[Email, ...], Listed] = Field((), examples=[["me@example.com"]])
+    # Groups inside this one can be named in role bindings; Google asks for the name gke-security-groups.
+    security_group: (
+        Annotated[
+            str,
+            matching(r"gke-security-groups@[^@\s:]+\.[^@\s:]+", "a group; write e.g. gke-security-groups@example.com"),
+        ]
+        | None
+    ) = Field(None, examples=["gke-security-groups@example.com"])
     network: GivenNetwork | None = Field(
         None, examples=[{"name": "n", "subnetwork": "s", "pods": "pods", "services": "services"}]
     )
@@ -159,6 +173,10 @@ class GoogleCluster(Section):
             text = f"{most} is less than minNodes, {least}; write at least {least}"
             yield place, [place, ("cluster", "workers", "minNodes")], text
         hardening = self.hardening
+        if self.network and hardening.flow_logs:
+            place = ("cluster", "hardening", "flowLogs")
+            text = "are those of a network of its own; turn them on in the network's own settings"
+            yield place, [place, ("cluster", "network")], text
         if not hardening.shielded_nodes and hardening.secure_boot:
             place = ("cluster", "hardening", "secureBoot")
             text = "needs shielded nodes; set it to false, too, or leave out shieldedNodes: false"

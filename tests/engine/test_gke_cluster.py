@@ -1,14 +1,23 @@
 """The program with a GKE cluster of its own, in the real engine with the stand-in for Google Cloud."""
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daskstack.engine import PROJECT
+from settings.google import GoogleCluster, Hardening
 from tests.engine.previews import Previews
+
+sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
+
+from gcp.inputs import changes
+from gcp.kinds import CLUSTER
+from gcp.table import KINDS
 
 
 class Stack(Previews):
@@ -32,6 +41,7 @@ KEY_NAME = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/k
 RELAXED: dict[str, Any] = {
     "authorizedNetworks": ["203.0.113.0/24"],
     "releaseChannel": "RAPID",
+    "securityGroup": "gke-security-groups@example.com",
     "hardening": {
         "privateNodes": False,
         "dataplane": "LEGACY_DATAPATH",
@@ -41,7 +51,7 @@ RELAXED: dict[str, Any] = {
         "integrityMonitoring": False,
         "imageType": "UBUNTU_CONTAINERD",
         "autoRepair": False,
-        "logging": ["SYSTEM_COMPONENTS"],
+        "logging": ["SYSTEM_COMPONENTS", "APISERVER", "CONTROLLER_MANAGER", "SCHEDULER"],
         "monitoring": [],
         "securityPosture": "DISABLED",
         "costAllocation": False,
@@ -49,6 +59,8 @@ RELAXED: dict[str, Any] = {
         "diskKey": KEY_NAME,
         "binaryAuthorization": True,
         "sandbox": True,
+        "intranodeVisibility": True,
+        "flowLogs": True,
     },
 }
 
@@ -65,7 +77,10 @@ HARDENING: list[tuple[str, str, Any, Any]] = [
     ("cluster", "privateClusterConfig.enablePrivateNodes", True, False),
     ("cluster", "controlPlaneEndpointsConfig.dnsEndpointConfig.allowExternalTraffic", True, SAME),
     ("cluster", "controlPlaneEndpointsConfig.ipEndpointsConfig.enabled", False, True),
+    ("cluster", "privateClusterConfig.enablePrivateEndpoint", True, False),
     ("cluster", "masterAuthorizedNetworksConfig.cidrBlocks", None, [{"cidrBlock": "203.0.113.0/24"}]),
+    ("cluster", "masterAuthorizedNetworksConfig.gcpPublicCidrsAccessEnabled", None, False),
+    ("cluster", "masterAuthorizedNetworksConfig.privateEndpointEnforcementEnabled", None, True),
     ("cluster", "networkingMode", "VPC_NATIVE", SAME),
     ("cluster", "ipAllocationPolicy.clusterSecondaryRangeName", "pods", SAME),
     ("cluster", "datapathProvider", "ADVANCED_DATAPATH", "LEGACY_DATAPATH"),
@@ -74,7 +89,15 @@ HARDENING: list[tuple[str, str, Any, Any]] = [
     ("cluster", "enableLegacyAbac", False, SAME),
     ("cluster", "enableShieldedNodes", True, False),
     ("cluster", "releaseChannel.channel", "REGULAR", "RAPID"),
-    ("cluster", "loggingConfig.enableComponents", ["SYSTEM_COMPONENTS", "WORKLOADS"], ["SYSTEM_COMPONENTS"]),
+    (
+        "cluster",
+        "loggingConfig.enableComponents",
+        ["SYSTEM_COMPONENTS", "WORKLOADS"],
+        RELAXED["hardening"]["logging"],
+    ),
+    ("cluster", "enableIntranodeVisibility", False, True),
+    ("cluster", "authenticatorGroupsConfig.securityGroup", None, "gke-security-groups@example.com"),
+    ("subnetwork", "logConfig.metadata", None, "INCLUDE_ALL_METADATA"),
     ("cluster", "monitoringConfig.enableComponents", ["SYSTEM_COMPONENTS"], []),
     ("cluster", "securityPostureConfig.mode", "BASIC", "DISABLED"),
     ("cluster", "removeDefaultNodePool", True, SAME),
@@ -120,6 +143,36 @@ def test_each_line_of_the_hardening_guide_holds_unless_the_stack_relaxes_it(
 def test_the_hardening_table_of_the_docs_has_each_line() -> None:
     docs = (PROJECT / "components" / "gke" / "HARDENING.md").read_text()
     assert [path for _, path, *_ in HARDENING if f"`{path.removeprefix('nodeConfig.')}`" not in docs] == []
+
+
+def test_every_setting_that_the_hardening_page_names_is_one_and_every_hardening_setting_is_on_it() -> None:
+    docs = (PROJECT / "components" / "gke" / "HARDENING.md").read_text()
+    settings = {f"hardening.{field.alias}" for field in Hardening.model_fields.values()}
+    assert set(re.findall(r"`(hardening\.\w+)", docs)) == settings
+    for name in ("authorizedNetworks", "securityGroup", "releaseChannel"):
+        assert name in {field.alias for field in GoogleCluster.model_fields.values()} and f"`{name}" in docs
+
+
+CIS = {2: {1: 1}, 3: {1: 0, 2: 0}, 4: {1: 10, 2: 1, 3: 2, 4: 2, 5: 1, 6: 4}}
+CIS[5] = {1: 4, 2: 2, 3: 1, 4: 1, 5: 7, 6: 7, 7: 2, 8: 3, 9: 2, 10: 5}
+
+
+def test_the_hardening_page_has_each_item_of_the_benchmark_with_its_state() -> None:
+    docs = (PROJECT / "components" / "gke" / "HARDENING.md").read_text()
+    rows = re.findall(r"^\| ((?:\d+\.\d+(?:\.\d+)?(?:, )?)+) [^|]+ \| (on|off|missing)\b", docs, re.MULTILINE)
+    found = [item for numbers, _ in rows for item in numbers.split(", ")]
+    expected = {
+        f"{chapter}.{section}.{item}" if items else f"{chapter}.{section}"
+        for chapter, sections in CIS.items()
+        for section, items in sections.items()
+        for item in range(1, max(items, 1) + 1)
+    }
+    assert set(found) == expected and len(found) == len(expected)
+
+
+def test_a_second_up_changes_nothing_of_what_google_reports(shipped: dict, relaxed: dict) -> None:
+    for inputs in (shipped["cluster"], relaxed["cluster"]):
+        assert changes(KINDS[CLUSTER], inputs, inputs)[0] == {}
 
 
 def test_nodes_have_an_account_of_their_own_with_the_least_roles(shipped: dict) -> None:

@@ -41,6 +41,13 @@ def problem(*arguments: Any, **changed: Any) -> str:
             ["machines.range", "leave out one"],
         ),
         ({"roles": ["owner"]}, {}, ["machines.roles[0]", "roles/storage.objectViewer"]),
+        *[
+            ({"roles": [role]}, {}, ["machines.roles[0]", f"{role} is too broad", "roles/storage.objectViewer"])
+            for role in (
+                *("roles/owner", "roles/editor", "roles/viewer", "roles/iam.serviceAccountTokenCreator"),
+                *("roles/storage.admin", "roles/compute.instanceAdmin.v1", "roles/resourcemanager.projectIamAdmin"),
+            )
+        ],
         ({"labels": {"team": "A B"}}, {}, ["machines.labels.team", "not a label's value"]),
         ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than what the stack costs"]),
         ({}, {"limits": {"maxAge": "5s"}}, ["limits.maxAge", "30m or 2h"]),
@@ -53,6 +60,11 @@ def test_what_is_wrong_is_told_with_what_would_be_right(
 ) -> None:
     found = problem(machines, **changed)
     assert all(word in found for word in words), found
+
+
+def test_narrow_roles_and_roles_of_the_users_own_are_taken() -> None:
+    roles = ["roles/storage.objectUser", "roles/bigquery.dataViewer", "projects/my-project/roles/tasks"]
+    assert list(stack({"roles": roles}).machines.roles) == roles
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """How an account is found without using it."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from components.google import account_id
 from daskstack import google
 
 
@@ -30,3 +32,11 @@ def test_what_gcloud_keeps_is_an_account(tmp_path: Path, variable: str, folder: 
 def test_a_machine_of_googles_has_an_account(tmp_path: Path) -> None:
     google.PRODUCT.write_text("Google Compute Engine\n")
     assert google.has_credentials({"HOME": str(tmp_path)})
+
+
+def test_an_account_of_a_long_name_is_not_that_of_another() -> None:
+    assert account_id("dask-vms") == "dask-vms"
+    same = "dask-the-same-beginning-and-then-"
+    ids = {account_id(same + end) for end in ("one", "other")}
+    assert len(ids) == 2
+    assert all(re.fullmatch("[a-z][a-z0-9-]{4,28}[a-z0-9]", each) for each in ids)

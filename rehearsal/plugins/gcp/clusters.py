@@ -76,6 +76,12 @@ def pool_rules(inputs: dict[str, Any]) -> Iterator[Found]:
         yield "upgradeSettings", "maxSurge and maxUnavailable are both 0, so that no node could be upgraded"
 
 
+def private_endpoint(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Without IP endpoints there is no public one."""
+    enabled = dict(checks.at(inputs, "controlPlaneEndpointsConfig.ipEndpointsConfig.enabled"))
+    return {"privateClusterConfig": {"enablePrivateEndpoint": True}} if False in enabled.values() else {}
+
+
 def cluster_link(state: State) -> str:
     place = "locations" if re.fullmatch(r"[a-z]+-[a-z]+\d+", state.where["location"]) else "zones"
     return f"https://container.googleapis.com/v1beta1/{state.identity.replace('locations', place, 1)}"
@@ -234,6 +240,7 @@ CLUSTERS = {
             ),
         ),
         rules=cluster_rules,
+        reported=private_endpoint,
         fixed=(
             "clusterIpv4Cidr",
             "confidentialNodes",

@@ -105,7 +105,7 @@ def complete(kind: Kind, raw: wire.Properties, old: wire.Properties, name: str) 
 
 def changes(kind: Kind, old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, str], list[str], bool]:
     """Differences between plain inputs, those that replace, and whether the old resource has to go first."""
-    before, after = comparable(kind, old), comparable(kind, new)
+    before, after = comparable(kind, cloud.over(old, kind.reported(old))), comparable(kind, new)
     even = values.differences(with_blocks(before, after), with_blocks(after, before))
     found = {re.sub(r'\["(\[\d+\])"\]', r"\1", path): what for path, what in even.items()}
     fixed = [*kind.fixed, *(path for path in kind.growing if not is_growth(before.get(path), after.get(path)))]

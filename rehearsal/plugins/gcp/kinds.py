@@ -66,6 +66,8 @@ class Kind:
     fixed: tuple[str, ...] = ()  # where a change asks for another resource
     defaults: dict[str, Any] = field(default_factory=dict)
     filled: dict[str, Callable[[State], Any]] = field(default_factory=dict)  # only where the program gives nothing
+    # What Google reports of arguments, given or not: where the program does not give the same, it changes them.
+    reported: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
     growing: tuple[str, ...] = ()  # where only less asks for another resource
     counted: tuple[str, ...] = ()  # lists of which another length asks for another resource
     stopping: tuple[str, ...] = ()  # what changes only while a machine is off
