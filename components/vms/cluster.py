@@ -174,7 +174,7 @@ class DaskVms(ComponentResource):
             create=".venv/bin/python -m components.vms.reachable",
             environment={
                 "CONNECTION": Output.json_dumps(machine.host.connection),
-                "COMMAND": firewall.command.create,
+                "COMMAND": firewall.command.update,
             },
             stdin=firewall.command.stdin,
             add_previous_output_in_env=False,

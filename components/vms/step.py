@@ -66,7 +66,9 @@ class Step:
         self.command = remote.Command(
             name or f"{host.name}-{state}",
             connection=remote.ConnectionArgs(**host.connection),
-            create=f"{privilege}bash -s",
+            # A first run that fails is in no state, so that no destroy would undo it: it undoes itself.
+            create=f"{privilege}bash -s first",
+            update=f"{privilege}bash -s",
             delete=f"{privilege}bash -s undo",
             stdin=stdin,
             add_previous_output_in_env=False,

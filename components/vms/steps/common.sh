@@ -1,5 +1,6 @@
 # Put in front of every step. To run a step by hand, on the machine:
 #   (echo NETWORK=10.1.0.0/24 ...; cat common.sh firewall.sh) | sudo bash -s        (or: bash -s undo)
+# `bash -s first` is the run that Pulumi does not know yet: if it fails, the step undoes itself, because no destroy will.
 # Parameters come as plain assignments on standard input, never on a command line that others can read.
 # shellcheck shell=bash
 set -euo pipefail
@@ -33,24 +34,47 @@ alone() {
     flock --wait 300 9 || fatal "a step of an earlier run is still at work after 300 s; end it or restart the machine, then run up again"
   fi
   [ ! -e $UNFINISHED ] || changed=yes
+  if [ "${2:-}" = first ]; then undo_on_failure=yes; fi
   "$@" 9>&-
   rm -f $UNFINISHED
   touch $STEPPED
 }
 
 at_exit=: # what a step has to clean up
-# A full disk fails a step at any point, and what fails then seldom says why.
+undo_on_failure=no
 trap 'ended $?' EXIT
 ended() {
-  local folder left
+  trap '' PIPE # the connection may be gone, and with it whoever would read what is said here
   $at_exit
   [ "$1" != 0 ] || return 0
+  name_full_disk
+  [ $undo_on_failure = no ] || undo_first_run
+}
+
+# A full disk fails a step at any point, and what fails then seldom says why.
+name_full_disk() {
+  local folder left
   for folder in /etc /tmp /opt $OPT /var $VAR; do
     left=$(df --output=avail --block-size=1M "$folder" 2>/dev/null | tail -n 1 | tr -dc 0-9) || continue
     [ "${left:-100}" -lt 20 ] || continue
     note "the disk of $folder on $(hostname) is full ($left MB left): make room there, then run up again"
     return
   done
+}
+
+# In a process group of its own, which can be ended as a whole.
+undo_first_run() {
+  local undoing
+  set -m
+  (trap - EXIT && main undo) </dev/null >/dev/null 2>&1 9>&- &
+  set +m
+  undoing=$!
+  timeout 120 tail -s 0.1 --pid=$undoing -f /dev/null || kill -KILL -- -$undoing
+  if wait $undoing 2>/dev/null; then
+    note "what this step had begun on $(hostname) is undone"
+  else
+    note "what this step had begun on $(hostname) could not be undone; run up again when the cause is mended, then destroy"
+  fi
 }
 
 # put FILE MODE OWNER: FILE holds what arrives on standard input. Sets `changed` when it did not before.
