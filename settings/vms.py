@@ -111,6 +111,7 @@ def valid_host_key(text: str) -> str:
 _IN_MEMORY = "is in memory and is lost at a reboot"
 _SYSTEM = "is a folder that the machine itself needs"
 _OWN = "is a folder of the cluster's own"
+_SERVICE = "is where services of the machine keep their data"
 _NO_FOLDER = {
     r"/(dev|proc|run|sys|var/lock|var/run)(/.*)?": _IN_MEMORY,
     r"/(home|media|mnt|opt|srv|tmp|var|var/lib|var/tmp)?": _SYSTEM,
@@ -120,10 +121,12 @@ _NO_FOLDER = {
 }
 _NO_DATA = _NO_FOLDER | {
     r"/(opt|var/lib)/daskstack(/.*)?": _OWN,
+    r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib|opt|www))(/.*)?": _SERVICE,
     r"/var/tmp/.*": "loses old files to the machine's own cleaning",
 }
 _NO_SPILL = _NO_FOLDER | {
     r"/opt/daskstack(/.*)?|/var/lib/daskstack": _OWN,
+    r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib(?!/daskstack/)|opt|www))(/.*)?": _SERVICE,
     r"/tmp/.*": "is in memory on newer systems",
 }
 

@@ -666,6 +666,7 @@ def test_what_is_no_network_is_answered_with_the_right_one(folder: Path, text: s
         *((path, "of the cluster's own") for path in ("/opt/daskstack", "/var/lib/daskstack", "/var/lib/daskstack/x")),
         ("/etc/daskstack", "the machine itself needs"),
         ("/home/alice", "a user's home"),
+        *((path, "services of the machine keep") for path in ("/var/lib/postgresql", "/var/www", "/srv/git/x")),
         ("/var/tmp/x", "loses old files"),
     ],
 )
@@ -676,7 +677,7 @@ def test_a_data_path_that_cannot_work_is_refused(folder: Path, path: str, reason
 
 @pytest.mark.parametrize(
     "path",
-    ["/srv/x", "/mnt/x", "/data", "/tmp/x", "/var/lib/x", "/home/alice/x", "/opt/x", "/library", "/srv/a-b_c.d/e"],
+    ["/srv/x", "/mnt/x", "/data", "/tmp/x", "/srv/wwwdata", "/home/alice/x", "/opt/x", "/library", "/srv/a-b_c.d/e"],
 )
 def test_a_sensible_data_path_is_taken(folder: Path, path: str) -> None:
     assert settings.parse(stack(data__path=path), folder).data.path == path
@@ -684,7 +685,10 @@ def test_a_sensible_data_path_is_taken(folder: Path, path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["spill", "/dev/shm/x", "/run/spill", "/tmp/x", "/etc/x", "/var/lib/daskstack", "/opt/daskstack/x", "/a b", "/"],
+    [
+        *("spill", "/dev/shm/x", "/run/spill", "/tmp/x", "/etc/x", "/var/lib/daskstack", "/opt/daskstack/x", "/a b", "/"),
+        *("/var/lib/mysql", "/var/www/x"),
+    ],
 )
 def test_spill_goes_to_a_disk(folder: Path, path: str) -> None:
     found = one(folder, workers__spill=path)

@@ -146,7 +146,63 @@ forget() {
 # The last undo of a machine leaves no empty folder of ours.
 tidy() { rmdir "$BEFORE" $VAR $ETC $OPT 2>/dev/null || true; }
 
+# The topmost folder that `mkdir -p FOLDER` would make.
+first_missing() {
+  local folder=$1
+  while [ ! -e "$(dirname "$folder")" ]; do folder=$(dirname "$folder"); done
+  printf '%s\n' "$folder"
+}
+
+# remove_made TOP FOLDER: removes FOLDER and the folders above it up to TOP, as far as they are empty.
+remove_made() {
+  local above
+  above=$(dirname "$1")
+  [ ! -d "$2" ] || (cd "$above" && rmdir --parents --ignore-fail-on-non-empty "${2#"${above%/}/"}")
+}
+
 as_cluster_user() { setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --init-groups env HOME=$CLUSTER_HOME "$@"; }
+
+# Another user of that name is none of our business.
+cluster_user_is_ours() { [ "$(getent passwd $CLUSTER_USER | cut -d: -f6)" = $CLUSTER_HOME ]; }
+
+# Ends every process of the cluster's user, and removes what would start another one. The kernel signals all of them at
+# once and lets none fork meanwhile, so this ends a fork bomb too.
+end_processes() {
+  local end=$((SECONDS + 60))
+  cluster_user_is_ours || return 0
+  rm -f /var/spool/cron/crontabs/$CLUSTER_USER /var/spool/cron/$CLUSTER_USER /var/lib/systemd/linger/$CLUSTER_USER
+  delete_files_of_cluster_user /var/spool # crontabs and at jobs
+  timeout 20 loginctl terminate-user $CLUSTER_USER 2>/dev/null || true
+  while pgrep -u $CLUSTER_USER >/dev/null || pgrep -U $CLUSTER_USER >/dev/null; do
+    [ $SECONDS -lt $end ] || fatal "processes of user $CLUSTER_USER do not end: $(pgrep -l -u $CLUSTER_USER | head -n 5 | xargs)"
+    setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --clear-groups bash -c 'kill -KILL -1' 2>/dev/null || true
+    pkill -KILL -U $CLUSTER_USER || true
+    sleep 0.1
+  done
+}
+
+# end_cluster_user: besides, nothing of that user is left where every user may leave something.
+end_cluster_user() {
+  local target
+  cluster_user_is_ours || return 0
+  usermod --expiredate 1 $CLUSTER_USER # no new session from here on
+  end_processes
+  findmnt -rn -o TARGET -O "user_id=$(id -u $CLUSTER_USER)" | while read -r target; do
+    umount --lazy "$(printf %b "$target")"
+  done
+  setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --clear-groups ipcrm --all 2>/dev/null || true
+  delete_files_of_cluster_user /tmp /var/tmp /dev/shm /dev/mqueue /run /run/lock /var/mail /var/crash
+}
+
+# delete_files_of_cluster_user FOLDER...: a folder of that user with files of others in it becomes root's.
+delete_files_of_cluster_user() {
+  local folder
+  for folder; do
+    [ -d "$folder" ] || continue
+    find "$folder" -xdev -depth -user $CLUSTER_USER \
+      \( -delete -o -execdir chown -h root:root {} \; \) 2>/dev/null || true
+  done
+}
 
 # A program of the installed environment, as the cluster's user, with Dask's configuration.
 in_environment() {

@@ -16,7 +16,7 @@ TMPFILES=/etc/tmpfiles.d/tmp.conf
 DISK=$VAR/data
 DISK_UNIT=dask-data.service
 WATCH_UNIT=dask-data-watch.service
-PATH_FILE=$ETC/data # where the shared directory is now
+PATH_FILE=$ETC/data # where the shared directory is now, and on which device
 
 members() {
   if [ "$LOGIN_USER" != root ]; then usermod --append --groups $CLUSTER_USER "$LOGIN_USER"; fi
@@ -27,8 +27,6 @@ in_tmp() { case $DATA_PATH in /tmp/* | /var/tmp/*) ;; *) return 1 ;; esac }
 # At boot, and once a day, /tmp is emptied of what systemd-tmpfiles is not told to leave alone.
 keep_from_cleaning() {
   in_tmp || return 0
-  [ -e $TMPFILES ] && ! grep -qF "x $DATA_PATH" $TMPFILES &&
-    fatal "$TMPFILES exists already: a rule of yours about /tmp that ours would replace; use a data.path outside /tmp"
   { sed 's/^D /q /' /usr/lib/tmpfiles.d/tmp.conf 2>/dev/null && echo "x $DATA_PATH"; } | put $TMPFILES 0644 root:root
 }
 
@@ -44,13 +42,54 @@ refuse_tmpfs() {
 
 is_mounted() { findmnt -n "$1" >/dev/null; }
 
+# The path of the last run: what is there now is this step's own.
+is_ours() { [ "$(cut -d ' ' -f 1 $PATH_FILE 2>/dev/null)" = "$DATA_PATH" ]; }
+
+# Refuses a path that something else on this machine uses, before anything is changed.
+refuse_what_is_used() {
+  local real unit mount owner user
+  is_ours && return
+  real=$(realpath -m "$DATA_PATH")
+  [ "$real" = "$DATA_PATH" ] ||
+    fatal "data.path $DATA_PATH leads through a symbolic link to $real on this machine; use a data.path without links"
+  { findmnt -rn -o TARGET && { findmnt -rn --fstab -o TARGET || true; }; } | while read -r mount; do
+    case $mount/ in
+      "$DATA_PATH/") fatal "data.path $DATA_PATH is a mount of this machine's own; use a folder below it, such as $DATA_PATH/dask" ;;
+      "$DATA_PATH"/*) fatal "$mount is mounted below data.path $DATA_PATH, which would hide it; use a folder without mounts in it, such as $DATA_PATH/dask" ;;
+    esac
+  done
+  for unit in "$(systemd-escape --path --suffix=mount "$DATA_PATH")" "$(systemd-escape --path --suffix=automount "$DATA_PATH")"; do
+    [ "$(systemctl show -P LoadState "$unit")" = not-found ] ||
+      fatal "this machine has a unit $unit of its own, so data.path $DATA_PATH is in use; use a folder below it, such as $DATA_PATH/dask"
+  done
+  if in_tmp && [ -e $TMPFILES ]; then
+    fatal "$TMPFILES exists already: a rule of yours about /tmp that ours would replace; use a data.path outside /tmp"
+  fi
+  [ -d "$DATA_PATH" ] || return 0
+  owner=$(find "$DATA_PATH" -xdev ! -uid 0 -uid "-$(least_login_uid)" -printf '%p of user %u' -quit)
+  [ -z "$owner" ] ||
+    fatal "data.path $DATA_PATH is used by a service of this machine: it has $owner; use a folder of your own, e.g. /srv/daskdata"
+  user=$(open_files | head -n 1)
+  [ -z "$user" ] ||
+    fatal "data.path $DATA_PATH is used by a service of this machine: $user has files open in it; use a folder of your own, e.g. /srv/daskdata"
+}
+
+least_login_uid() { awk '$1 == "UID_MIN" { min = $2 } END { print min ? min : 1000 }' /etc/login.defs; }
+
+# Processes of the system that have files open below DATA_PATH.
+open_files() {
+  local min pid
+  min=$(least_login_uid)
+  find /proc/[0-9]*/fd -lname "$DATA_PATH/*" 2>/dev/null | cut -d / -f 3 | sort -u | while read -r pid; do
+    [ "$(stat -c %u "/proc/$pid" 2>/dev/null || echo "$min")" -ge "$min" ] || echo "$(<"/proc/$pid/comm") (process $pid)"
+  done
+}
+
 directory() {
   ! is_mounted "$DATA_PATH" || return 0
   if [ ! -d "$DATA_PATH" ]; then
-    local top=$DATA_PATH
-    while [ ! -e "$(dirname "$top")" ]; do top=$(dirname "$top"); done
-    remember data <<<"made $top"
-    mkdir -p "$DATA_PATH"
+    remember data <<<"made $(first_missing "$DATA_PATH")"
+    (umask 022 && mkdir -p "$DATA_PATH")
   else
     remember data <<<"$(stat -c '%a %U:%G' "$DATA_PATH")"
   fi
@@ -64,11 +103,10 @@ refuse_to_hide_files() {
 
 # A setting that changed: what was made for the old path or device goes, its files stay.
 leave_former_path() {
-  local place=$DATA_PATH${DEVICE:+ $DEVICE} former path device
+  local place=$DATA_PATH${DEVICE:+ $DEVICE} former
   former=$(cat $PATH_FILE 2>/dev/null || true)
   if [ -n "$former" ] && [ "$former" != "$place" ]; then
-    read -r path device <<<"$former"
-    DATA_PATH=$path DEVICE=$device DELETE=no undo
+    (DELETE=no && leave)
     refuse_to_hide_files # what lay underneath the mount
   fi
   printf '%s\n' "$place" | put $PATH_FILE 0644 root:root
@@ -104,7 +142,7 @@ adapt_file_system() {
 disk_unit() {
   local start="ExecStart=mount --bind --make-private $DATA_PATH $DISK"
   [ -z "$DEVICE" ] || start="ExecStartPre=timeout 60 sh -c 'until [ -b $DEVICE ]; do sleep 1; done'
-ExecStart=mount $DEVICE $DISK"
+ExecStart=mount -o nosuid,nodev $DEVICE $DISK"
   cat <<UNIT
 [Unit]
 Description=Files of the Dask cluster's shared directory
@@ -152,7 +190,8 @@ After=$1.mount
 
 [Service]
 # The unit, not the path: where sshfs took its mount along, the path is the automount's, which has to stay.
-ExecStart=/bin/sh -c 'p=\$\$(pgrep -nf "^[^ ]*sshfs [^ ]* $DATA_PATH ") && tail --pid=\$\$p -f /dev/null; systemctl stop --no-block $1.mount'
+ExecStart=/bin/sh -c 'for p in \$\$(cat /sys/fs/cgroup\$\$(systemctl show -P ControlGroup $1.mount)/cgroup.procs); do \
+[ "\$\$(cat /proc/\$\$p/comm)" != sshfs ] || tail --pid=\$\$p -f /dev/null; done; systemctl stop --no-block $1.mount'
 UNIT
 }
 
@@ -185,7 +224,6 @@ Conflicts=umount.target
 Before=umount.target"
     disk_unit | put $UNITS/$DISK_UNIT 0644 root:root
   fi
-  need pgrep procps procps-ng
   mount_unit | put "$UNITS/$data.mount" 0644 root:root
   watch_unit "$data" | put $UNITS/$WATCH_UNIT 0644 root:root
   automount_unit "$below" | put "$UNITS/$data.automount" 0644 root:root
@@ -230,6 +268,7 @@ main() {
     undo
     return
   fi
+  refuse_what_is_used
   if [ -n "$DEVICE" ]; then file_system; elif [ "$HOLDS" = yes ]; then refuse_tmpfs; fi
   refuse_to_hide_files
   leave_former_path
@@ -241,7 +280,21 @@ main() {
 }
 
 undo() {
+  if [ $undo_on_failure = yes ]; then
+    DELETE=no # which is for a destroy
+  else
+    end_processes
+  fi
+  leave
+  if [ "$LOGIN_USER" != root ]; then gpasswd -d "$LOGIN_USER" $CLUSTER_USER >/dev/null 2>&1 || true; fi
+  tidy
+}
+
+# Takes away what was made for the path and the device of the last run, whatever the settings say now.
+leave() {
   local data
+  [ -e $PATH_FILE ] || return 0
+  read -r DATA_PATH DEVICE <$PATH_FILE
   data=$(systemd-escape --path "$DATA_PATH")
   if [ -e "$UNITS/$data.automount" ]; then
     systemctl -q disable --now "$data.automount"
@@ -249,12 +302,12 @@ undo() {
   fi
   if [ -n "$DEVICE" ] && is_mounted $DISK; then empty_device; fi
   drop_disk
-  rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT $PATH_FILE
+  rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT
   systemctl daemon-reload
   systemctl reset-failed "$data.mount" 2>/dev/null || true
   if in_tmp; then rm -f $TMPFILES; fi
-  if [ "$LOGIN_USER" != root ]; then gpasswd -d "$LOGIN_USER" $CLUSTER_USER >/dev/null 2>&1 || true; fi
   give_back
+  rm -f $PATH_FILE
   forget data
 }
 
@@ -264,23 +317,26 @@ empty_device() {
 }
 
 # The files are the user's: they stay, and are those of the directory's owner, or of the login user where we made it.
+# Tasks may still run and move things about meanwhile, so no name below the directory is looked up twice.
 give_back() {
-  local mode owner top
+  local mode owner
   [ -e $BEFORE/data ] || return 0
   read -r mode owner <$BEFORE/data
   if [ "$HOLDS" = yes ] && [ "$DELETE" = yes ]; then
     find "$DATA_PATH" -xdev -mindepth 1 -delete
   fi
   if [ "$mode" = made ]; then
-    top=$(dirname "$owner")
-    [ ! -d "$DATA_PATH" ] ||
-      (cd "$top" && rmdir --parents --ignore-fail-on-non-empty "${DATA_PATH#"${top%/}/"}")
+    remove_made "$owner" "$DATA_PATH"
     [ -d "$DATA_PATH" ] || return 0
     owner=$LOGIN_USER: mode=0700
   fi
+  chown -h "$owner" "$DATA_PATH" || true
+  if [ -L "$DATA_PATH" ] || [ ! -d "$DATA_PATH" ]; then
+    note "$DATA_PATH on $(hostname) is not the folder any more that it was; it is left alone"
+    return
+  fi
   chmod "$mode" "$DATA_PATH"
-  chown "$owner" "$DATA_PATH"
-  find "$DATA_PATH" -xdev -user $CLUSTER_USER -exec chown -h "$owner" {} +
+  chown -hR --from=$CLUSTER_USER "$owner" "$DATA_PATH"
   [ -z "$(ls -A "$DATA_PATH")" ] || note "$DATA_PATH on $(hostname) is kept: it has files in it"
 }
 

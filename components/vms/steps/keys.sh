@@ -4,7 +4,7 @@
 
 cluster_user() {
   if id $CLUSTER_USER >/dev/null 2>&1; then
-    [ "$(home_of $CLUSTER_USER)" = $CLUSTER_HOME ] ||
+    cluster_user_is_ours ||
       fatal "a user '$CLUSTER_USER' exists already and is not the cluster's; rename it or use another machine"
   else
     useradd --system --user-group --home-dir $CLUSTER_HOME --shell /bin/bash --comment "Dask cluster" $CLUSTER_USER
@@ -12,8 +12,6 @@ cluster_user() {
   install -d -m 0755 $VAR $ETC $ETC/ssh $ETC/tls
   install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER $CLUSTER_HOME
 }
-
-home_of() { getent passwd "$1" | cut -d: -f6; }
 
 # A key that a killed run left half-written does not count: keys are made beside their place and moved there whole.
 make_keys() {
@@ -48,6 +46,7 @@ main() {
     return
   fi
   need openssl openssl
+  need pgrep procps procps-ng # for undo
   cluster_user
   make_keys
   [ -s /etc/ssh/ssh_host_ed25519_key.pub ] ||
@@ -56,14 +55,8 @@ main() {
 }
 
 undo() {
-  if [ "$(home_of $CLUSTER_USER)" = $CLUSTER_HOME ]; then
-    # A killed process is there for a moment more, and userdel refuses.
-    for _ in {1..100}; do
-      pkill -KILL -u $CLUSTER_USER || break
-      sleep 0.1
-    done
-    userdel $CLUSTER_USER
-  fi
+  end_cluster_user
+  ! cluster_user_is_ours || userdel $CLUSTER_USER
   rm -rf $ETC/ssh $ETC/tls $CLUSTER_HOME
   tidy
 }

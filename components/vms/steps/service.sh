@@ -6,7 +6,7 @@
 #   WORKERS         worker processes on this machine
 #   THREADS         threads of each; empty: the machine's processors shared out
 #   MEMORY          memory limit of each; empty: the machine's memory shared out
-#   SPILL           folder on this machine's own disk
+#   SPILL           folder on this machine's own disk, which may be somebody's: workers use a folder of ours in it
 #   DATA_PATH       the shared directory
 #   CONFIG          Dask's configuration, YAML
 #   SCHEDULER_ARGS, WORKER_ARGS    further arguments, quoted for systemd
@@ -22,6 +22,7 @@ DASK=$OPT/environment/bin/dask
 LEAVE=$OPT/drain.py
 RECORD=$OPT/worked.py
 RETIRED=$CLUSTER_HOME/retired
+SPILLS=$ETC/spill # a line for each folder in use: SPILL, and the topmost folder that was made for it or -
 COMMON_FILES=("$ETC/dask.yaml" "$ETC/tls/authority.pem" "$ETC/tls/certificate.pem")
 
 # As many open files as the machine lets a service have, up to what a large cluster's scheduler needs.
@@ -84,7 +85,7 @@ ExecStartPre=/bin/sh -c 'while [ -e $RETIRED-$NAME-%i ]; do $ETC/ssh/ssh ${host%
 TimeoutStartSec=infinity
 ExecStart=$DASK worker $SCHEDULER --name $NAME-%i --host $ADDRESS --worker-port \${WORKER_PORT} \
 --nanny-port \${NANNY_PORT} --dashboard-address $ADDRESS:\${DASHBOARD_PORT} --nthreads \${THREADS} \
---memory-limit \${MEMORY} --local-directory $SPILL $WORKER_ARGS
+--memory-limit \${MEMORY} --local-directory $SPILL/daskstack $WORKER_ARGS
 ExecStop=-timeout $GRACE $OPT/environment/bin/python $LEAVE $SCHEDULER --within $GRACE $NAME-%i"
 }
 
@@ -134,13 +135,49 @@ main() {
     undo
     return
   fi
-  install -d -m 0755 "$(dirname "$SPILL")"
-  install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER "$SPILL"
+  make_spill
   printf '%s\n' "$CONFIG" | put $ETC/dask.yaml 0644 root:root
   printf '%s\n' "$SCHEDULER" | put $ETC/scheduler 0644 root:root
   # What moved to another machine stops here.
   if has scheduler; then run_scheduler; else stop_scheduler; fi
   if has worker; then run_workers; else stop_workers_from 1; fi
+  leave_spills "$SPILL"
+}
+
+# Parents keep their owners and modes, and what else is in them is left alone.
+make_spill() {
+  local folder=$SPILL/daskstack parent=$SPILL made=-
+  while [ ! -e "$parent" ]; do made=$parent parent=$(dirname "$parent"); done
+  as_cluster_user test -d "$parent/." ||
+    fatal "workers.spill $SPILL cannot be used: user $CLUSTER_USER may not enter $parent on this machine, or it is no" \
+      "folder; open it (chmod o+x) or choose another, e.g. $VAR/spill"
+  if ! cut -d ' ' -f 1 $SPILLS 2>/dev/null | grep -qxF "$SPILL"; then
+    if [ -e "$folder" ] || [ -L "$folder" ]; then
+      fatal "$folder exists already and is not this cluster's; move it away, or choose another workers.spill"
+    fi
+    { cat $SPILLS 2>/dev/null || true; echo "$SPILL $made"; } | put $SPILLS 0644 root:root
+  fi
+  (umask 022 && mkdir -p "$SPILL")
+  [ -d "$folder" ] || mkdir -m 0700 "$folder"
+  case $(stat -c %U:%F "$folder") in
+    root:directory | "$CLUSTER_USER:directory") chown -h $CLUSTER_USER:$CLUSTER_USER "$folder" ;;
+    *) fatal "$folder is not this cluster's any more; move it away, or choose another workers.spill" ;;
+  esac
+}
+
+# leave_spills SPILL: removes the folders of former settings; of all, where SPILL is empty.
+leave_spills() {
+  local spill made kept=''
+  [ -e $SPILLS ] || return 0
+  while read -r spill made; do
+    if [ "$spill" = "$1" ]; then
+      kept="$spill $made"
+      continue
+    fi
+    rm -rf "$spill/daskstack"
+    [ "$made" = - ] || remove_made "$made" "$spill"
+  done <$SPILLS
+  if [ -n "$kept" ]; then echo "$kept" | put $SPILLS 0644 root:root; else rm -f $SPILLS; fi
 }
 
 run_scheduler() {
@@ -185,7 +222,9 @@ undo() {
   stop_scheduler
   rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/scheduler $LEAVE $RETIRED-*
   systemctl daemon-reload
-  rm -rf "$SPILL"
+  # When only this step has failed, others' connections to this machine go on.
+  [ $undo_on_failure = yes ] || end_processes
+  leave_spills ''
   tidy
 }
 
