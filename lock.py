@@ -5,8 +5,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+
+PROJECT = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,23 @@ def read(path: Path, python: str, dask: bool = True) -> Lock:
 
     Markers are judged for that minor version's first release. Without `dask` the lock need not pin Dask.
     """
+    # The command must not write over the list that it reads.
+    output = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path.name
+    output = "environment.lock" if path.suffix == ".in" else output
     make = (
-        f"make it with `uv pip compile environment.in -o {path.name} --generate-hashes"
+        f"make it with `uv pip compile environment.in -o {output} --generate-hashes"
         f" --no-emit-index-url --universal --python-version {python}`"
     )
     try:
         content = path.read_bytes()
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LockError([("lock", f"{path} is not a text file; {make}")]) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", error)
         raise LockError([("lock", f"{path} cannot be read ({reason}); {make}")]) from error
 
-    requirements, lines, bare, odd = [], {}, [], []
+    requirements, lines, used, bare, odd = [], {}, {}, [], []
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
         line = re.sub(r"(^|\s)#.*", "", line).strip()
         if not line:
@@ -58,17 +64,21 @@ def read(path: Path, python: str, dask: bool = True) -> Lock:
         entry, *hashes = re.split(r"\s--hash=", line)
         try:
             requirement = Requirement(entry)
-        except InvalidRequirement:
+            applies = not requirement.marker or requirement.marker.evaluate(_machine(python))
+        except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
             odd.append(entry)
             continue
         requirements.append(requirement)
+        used[requirement] = applies
         lines[requirement] = " ".join([entry.split(";")[0].strip(), *(f"--hash={each.strip()}" for each in hashes)])
         if not hashes or not all(re.fullmatch(r"sha(256|384|512):[0-9a-f]+\s*", value) for value in hashes):
             bare.append(requirement.name)
 
     problems = []
     if odd:
-        problems.append(("lock", f"{path.name} has lines that pin no package: {', '.join(odd)}; {make}"))
+        found = ", ".join(line if len(line) < 80 else line[:76] + " ..." for line in odd[:3])
+        more = f" and {len(odd) - 3} more" if odd[3:] else ""
+        problems.append(("lock", f"{path.name} has lines that pin no package: {found}{more}; {make}"))
     if not requirements:
         raise LockError(problems or [("lock", f"{path.name} is empty; {make}")])
     if bare:
@@ -81,7 +91,7 @@ def read(path: Path, python: str, dask: bool = True) -> Lock:
             loose.append(name)
             continue
         pinned.add(name)
-        if requirement.marker and not requirement.marker.evaluate(_machine(python)):
+        if not used[requirement]:
             continue
         kept.append(lines[requirement])
         if (other := packages.setdefault(name, version)) != version:

@@ -62,6 +62,7 @@ def parse(value: dict[str, Any], folder: Path) -> Vms | Gke:
     whole = {KEY: json.loads(json.dumps(value, default=str))}
     problems: list[str] = []
     replaced: list[Place] = []
+    guessed: list[Place] = []  # sections of which it is not known which kind they are
     for _ in range(20):  # a wrong tag or key hides what is wrong below it: each round uncovers one level
         try:
             cluster = TypeAdapter(Cluster).validate_python(whole[KEY])
@@ -69,18 +70,27 @@ def parse(value: dict[str, Any], folder: Path) -> Vms | Gke:
         except ValidationError as invalid:
             errors = invalid.errors()
         # A list all of whose items are wrong is not an empty one.
-        items = {error["loc"][:-1] for error in errors}
-        errors = [error for error in errors if error["type"] != "too_short" or error["loc"] not in items]
+        inside = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
+        errors = [error for error in errors if error["type"] != "too_short" or error["loc"] not in inside]
         misspelt = [error for error in errors if error["type"] == "extra_forbidden"]
-        for error in misspelt or errors:
-            place, text, right = _explain(error)
-            problems.append(line(place, text))
+        # Names come after the values that they stand for: a value must not bring a removed name back.
+        for error in misspelt or sorted(errors, key=_is_of_a_name):
+            place, text, right = _explain(error, whole)
             *path, last = (KEY, *place)
             parent = reduce(getitem, path, whole)
+            # What belongs into a section cannot be known where its kind was only guessed.
+            unknown = error["type"] == "missing" or (error["type"] == "extra_forbidden" and not right)
+            if not (unknown and place[:-1] in guessed):
+                problems.append(line(place, text))
+            if error["type"].startswith("union_tag"):
+                guessed.append(place[:-1])
             if misspelt:
                 wrong = parent.pop(last)
                 if right:
                     parent.setdefault(right, wrong)
+            elif _is_of_a_name(error):
+                parent.pop(last)
+                replaced.append(place)
             else:
                 parent[last] = right
                 replaced.append(place)
@@ -119,14 +129,29 @@ _ELSE = "{found} cannot be used here; write e.g. {right}"
 _ROOT = FieldInfo(annotation=Vms | Gke, discriminator="target", examples=[MINIMAL])
 
 
-def _explain(error: dict[str, Any]) -> tuple[Place, str, Any]:
-    """Where an error is, a sentence about it, and what would be right: a key for a key, else a value."""
+# Keys that people look for, and the command that sets what they want without a trace of it in the stack's file.
+_SECRETS = {
+    "password": "pulumi config set --secret dask:jupyterPassword",
+    "privateKey": "pulumi config set --secret dask:sshKey < KEYFILE",
+    "sshKey": "pulumi config set --secret dask:sshKey < KEYFILE",
+}
+
+
+def _is_of_a_name(error: dict[str, Any]) -> bool:
+    """Whether it is about a key that the user may choose, such as a label's, and not about its value."""
+    return len(error["loc"]) > 1 and error["loc"][-1] == "[key]" and error["input"] == error["loc"][-2]
+
+
+def _explain(error: dict[str, Any], whole: dict[str, Any]) -> tuple[Place, str, Any]:
+    """Where an error in `whole` is, a sentence about it, and what would be right: a key for a key, else a value."""
     kind, context = error["type"], error.get("ctx", {})
-    place, section, field = _look_up(error["loc"])
+    place, section, field = _look_up(error["loc"][:-1] if _is_of_a_name(error) else error["loc"])
     keys = [str(known.alias) for known in section.model_fields.values()]
     if kind == "extra_forbidden":
         nearest = difflib.get_close_matches(str(place[-1]), keys, n=1)
         remedy = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(keys)}"
+        if secret := _SECRETS.get(str(place[-1])):
+            nearest, remedy = [], f"it is a secret of its own: {secret}"
         return place, f"is not a key that is known here; {remedy}", "".join(nearest)
 
     right = field.examples[0] if field.examples else field.default
@@ -134,11 +159,30 @@ def _explain(error: dict[str, Any]) -> tuple[Place, str, Any]:
         right = right.model_dump(by_alias=True, mode="json")
     if kind.startswith("union_tag"):
         tag = str(field.discriminator)
-        place, right = (*place, tag), right[tag]
+        right = _guess(field, reduce(getitem, place, whole[KEY]))
+        place = (*place, tag)
     elif place and isinstance(place[-1], int):
         right = right[0]
-    words = {"found": shown(error["input"]), "right": shown(right), "keys": ", ".join(keys), **context}
+    elif kind == "string_type" and right is None:  # under a key of the user's own
+        right = json.dumps(error["input"]) if isinstance(error["input"], bool | int | float) else "text"
+    words = {"found": shown(error["input"]), "right": shown(right, None), "keys": ", ".join(keys), **context}
+    if "error" in words and isinstance(error["input"], str):
+        words["error"] = _clipped(str(words["error"]), error["input"])
     return place, _SENTENCES.get(kind, _ELSE).format(**words), right
+
+
+def _clipped(sentence: str, found: str) -> str:
+    """The sentence with only the beginning of what was found, where that is long."""
+    for text in (found, repr(found)[1:-1]) if len(found) > 80 else ():
+        sentence = sentence.replace(text, text[:60] + " ...")
+    return sentence
+
+
+def _guess(field: FieldInfo, section: dict[str, Any]) -> str:
+    """Which kind a section is meant to be whose discriminator is wrong or missing: its word, or its keys tell."""
+    keys = {_tags(kind, field)[0]: {known.alias for known in kind.model_fields.values()} for kind in _sections(field)}
+    nearest = difflib.get_close_matches(str(section.get(str(field.discriminator))).lower(), keys, n=1)
+    return nearest[0] if nearest else max(keys, key=lambda tag: len(keys[tag] & section.keys()))
 
 
 def _look_up(location: Place) -> tuple[Place, type[Section], FieldInfo]:

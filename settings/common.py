@@ -4,6 +4,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,8 +55,8 @@ def valid_network(text: str) -> str:
 
 def valid_memory(text: str) -> str:
     number = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:[kmgtp]i?b?|b)", text, re.IGNORECASE | re.ASCII)
-    if not number or float(number[1]) == 0:
-        raise ValueError(f'"{text}" is not an amount of memory; write one above 0 with its unit, e.g. "2 GiB"')
+    if not number or not 10**6 <= memory(text) <= 2**50:
+        raise ValueError(f'"{text}" is not an amount of memory, 1 MB to 1 PiB; write one with its unit, e.g. "2 GiB"')
     return text
 
 
@@ -65,10 +66,10 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15} | 
 
 
 def memory(text: str) -> int:
-    """An amount of memory in bytes: Dask's "2 GiB" is 2Gi to Kubernetes, its "2 GB" 2G."""
+    """An amount of memory in whole bytes: Dask's "2 GiB" is 2Gi to Kubernetes, its "2 GB" 2G."""
     number = text.rstrip("BbIiKkMmGgTtPp ")
     unit = text[len(number) :].strip().lower().removesuffix("b")
-    return int(float(number) * UNITS[unit])
+    return int(Decimal(number) * UNITS[unit])
 
 
 def valid_argument(refused: Mapping[str, str], word: str) -> str:
@@ -153,14 +154,14 @@ class Numbered(Section):
         return ("scheduler", *self.worker_names)
 
 
-Prices = dict[str, Annotated[float, Field(ge=0, strict=False)]]
+Prices = dict[str, Annotated[float, Field(ge=0, strict=False, allow_inf_nan=False)]]
 
 
 class Limits(Section):
     """What ends by itself, and what is refused; `hourly_cost` is in US dollars, as the program estimates it."""
 
     idle: Annotated[str, AfterValidator(valid_duration)] | None = Field(None, examples=["30m"])
-    hourly_cost: float | None = Field(None, gt=0, strict=False, examples=[5.0])
+    hourly_cost: float | None = Field(None, gt=0, strict=False, allow_inf_nan=False, examples=[5.0])
 
 
 def line(place: Place, text: str) -> str:
@@ -171,9 +172,9 @@ def dotted(place: Place) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
 
 
-def shown(value: object) -> str:
+def shown(value: object, limit: int | None = 80) -> str:
     text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) < 80 else text[:76] + " ..."
+    return text if limit is None or len(text) < limit else text[: limit - 4] + " ..."
 
 
 def not_the_world(lists: Mapping[Place, tuple[str, ...]]) -> Iterator[Conflict]:

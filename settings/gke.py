@@ -41,7 +41,8 @@ WITHOUT_COMMANDS = Version("2026.6.0")
 
 
 def valid_cpu(found: float) -> float:
-    if found <= 0 or round(found * 1000) != found * 1000:
+    # Kubernetes counts in thousandths; 16.1 * 1000 is not quite 16100.
+    if not 0.001 <= found <= 10_000 or abs(round(found * 1000) - found * 1000) > 1e-6:
         raise ValueError(f"{found} is not a number of processors; write e.g. 1 or 0.5")
     return found
 
@@ -53,7 +54,7 @@ def valid_label(text: str) -> str:
 
 
 def valid_size(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]*[MGT]i", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,4}[MGT]i", text):
         raise ValueError(f"{text!r} is not a volume's size; write e.g. 10Gi")
     return text
 
@@ -89,11 +90,18 @@ class ExistingCluster(Section):
     def path(self) -> Path:
         return Path(self.kubeconfig).expanduser().absolute()
 
+    @property
+    def is_there(self) -> bool:
+        try:
+            return self.path.is_file()
+        except (OSError, RuntimeError):  # a name that is too long, or the home of a user who does not exist
+            return False
+
 
 class Pod(Section):
     """A kind of pod. `cpu` is in processors that it is sure to get; `memory` is its limit, too."""
 
-    cpu: Annotated[float, Field(strict=False), AfterValidator(valid_cpu)] = 1.0
+    cpu: Annotated[float, Field(strict=False), AfterValidator(valid_cpu)] = Field(1.0, examples=[0.5])
     memory: Annotated[str, AfterValidator(valid_memory)] = "2 GiB"
     node_selector: dict[str, str] = Field({})
     tolerations: Annotated[tuple[dict[str, Any], ...], Listed] = Field((), examples=[[{"operator": "Exists"}]])
@@ -250,7 +258,7 @@ class Gke(Section):
         if isinstance(self.cluster, GoogleCluster):
             yield from self.cluster.conflicts()
             yield from _cost_conflicts(self)
-        elif not self.cluster.path.is_file():
+        elif not self.cluster.is_there:
             place = ("cluster", "kubeconfig")
             text = f"{self.cluster.kubeconfig} is not a file; write the one that kubectl uses, e.g. ~/.kube/config"
             yield place, [place], text
@@ -306,9 +314,15 @@ def _own_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
     if cluster.jupyter.enabled and not cluster.image:
         try:
             here = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages
-            jupyter = lock.read(folder / JUPYTER_LOCK, cluster.environment.python, dask=False).packages
         except lock.LockError:
             return  # reported already
+        try:
+            jupyter = lock.read(folder / JUPYTER_LOCK, cluster.environment.python, dask=False).packages
+        except lock.LockError as error:
+            for setting, text in error.problems:
+                place = ("environment", setting)
+                yield place, [place, ("jupyter", "enabled")], f"{text}; or write jupyter: {{enabled: false}}"
+            return
         if other := [name for name in jupyter if here.get(name, jupyter[name]) != jupyter[name]]:
             place = ("environment", "lock")
             text = f"{cluster.environment.lock} and {JUPYTER_LOCK} pin other versions of {', '.join(other)}; make lock"
@@ -338,7 +352,7 @@ def _official_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
         place = ("environment", "lock")
         text = (
             f"has dask {dask}, and the official chart starts commands that Dask {WITHOUT_COMMANDS} dropped; write"
-            " chart: own, or a lock with an older Dask, such as official.lock"
+            " chart: own, or a lock with an older Dask, such as official.lock with python: \"3.10\""
         )
         yield place, [place, ("chart",)], text
 

@@ -24,11 +24,13 @@ def matching(pattern: str, what: str) -> AfterValidator:
 
 def valid_private(text: str) -> str:
     try:
-        network = ipaddress.ip_network(text)
+        network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f"{text!r} is not a network; write e.g. 10.8.0.0/20") from None
     if network.version != 4 or not network.is_private:
         raise ValueError(f"{text} is not a private network; write one within 10.0.0.0/8, e.g. 10.8.0.0/20")
+    if text != str(network):
+        raise ValueError(f"{text} does not name a network; write {network}")
     return text
 
 

@@ -139,7 +139,8 @@ def valid_folder(refused: dict[str, str], example: str, path: str) -> str:
         shown = ", ".join("a space" if character == " " else ascii(character) for character in odd)
         raise ValueError(f"{path} has {shown} in it; use only letters, digits, and . _ - /, e.g. {example}")
     if path != (plain := "/" + posixpath.normpath(path).lstrip("/")):
-        raise ValueError(f"{path} has . or .. or a / too many in it; write it plainly, e.g. {plain}")
+        right = example if any(re.fullmatch(pattern, plain) for pattern in refused) else plain
+        raise ValueError(f"{path} has . or .. or a / too many in it; write it plainly, e.g. {right}")
     for pattern, reason in refused.items():
         if re.fullmatch(pattern, path):
             raise ValueError(f"{path} {reason}; choose another, e.g. {example}")
@@ -407,6 +408,10 @@ def _machine_conflicts(machines: Existing) -> Iterator[Conflict]:
         yield place, grounds, f"address and port are those of {dotted(first[:-1])[1:]}; list each machine once"
 
     network = ipaddress.ip_network(machines.network) if machines.network else None
+    if network and network.version != 4:
+        place = ("machines", "network")
+        yield place, [place], f"{network} is not of IPv4, by which machines reach each other; write e.g. 10.1.0.0/24"
+        network = None
     inside = [((*place, "privateAddress" if host.private_address else "address"), host.inside) for place, host in hosts]
     for place, first in _twice(inside):
         if (place, first) not in listed:

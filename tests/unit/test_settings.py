@@ -777,6 +777,93 @@ def test_every_key_of_dask_config_that_is_ours_is_told(folder: Path) -> None:
     assert len(problems(folder, dask__config={"distributed": {"comm": comm}})) == 2
 
 
+# Settings that once got a traceback, or an answer that helped nobody.
+
+CLOUD = {"source": "gcp", "project": "my-project", "zone": "us-central1-a"}
+GOOGLE = {"target": "gke", "cluster": {"source": "gcp", "project": "my-project", "location": "us-central1"}}
+
+
+def machines_in_google_cloud(**more: Any) -> dict[str, Any]:
+    return stack(machines=CLOUD | more, firewall__ssh=["203.0.113.7/32"])
+
+
+def in_kubernetes(**cluster: Any) -> dict[str, Any]:
+    return {"target": "gke", "cluster": {"source": "existing"} | cluster}
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (machines_in_google_cloud(labels={"Team": "a"}), "machines.labels.Team: 'Team' is not a label's name;"),
+        (machines_in_google_cloud(labels={"": "a"}), "machines.labels.: '' is not a label's name;"),
+        (machines_in_google_cloud() | {"prices": {"n1-standard-4": float("inf")}}, "prices.n1-standard-4: Infinity"),
+        (GOOGLE | {"workers": {"memory": "0.5 B"}}, 'workers.memory: "0.5 B" is not an amount of memory, 1 MB to 1'),
+        (GOOGLE | {"workers": {"memory": "9" * 400 + " B"}}, f'workers.memory: "{"9" * 60} ..." is not an amount'),
+        (GOOGLE | {"jupyter": {"storage": "9" * 400 + "Gi"}}, "jupyter.storage: '9999"),
+        *((GOOGLE | {"workers": {"cpu": cpu}}, f"workers.cpu: {cpu} is not") for cpu in (float("inf"), 1e308, 1e-4)),
+        (GOOGLE | {"workers": {"cpu": float("nan")}}, "workers.cpu: nan is not a number of processors;"),
+        (GOOGLE | {"workers": {"cpu": "500m"}}, 'workers.cpu: "500m" cannot be used here; write e.g. 0.5'),
+        (in_kubernetes(kubeconfig="~nosuchuser/x"), "cluster.kubeconfig: ~nosuchuser/x is not a file;"),
+        (in_kubernetes(kubeconfig="x" * 300), "cluster.kubeconfig: xxx"),
+        (machines_in_google_cloud(range="10.9.0.5/24"), "machines.range: 10.9.0.5/24 does not name a network; write 1"),
+        (GOOGLE | {"jupyter": {"password": "x"}}, "jupyter.password: is not a key that is known here; it is a secret"),
+        (GOOGLE | {"dask": {"env": {"THREADS": 1}}}, 'dask.env.THREADS: 1 is not text; write e.g. "1"'),
+        (GOOGLE | {"workers": {"nodeSelector": {"gpu": True}}}, 'workers.nodeSelector.gpu: true is not text; write'),
+        # A target or source that is not known: one line, and none on keys that belong to what was meant.
+        (GOOGLE | {"target": "GKE"}, "target: GKE is not known here; write"),
+        ({"cluster": GOOGLE["cluster"]}, 'target: is missing; write e.g. "gke"'),
+        (machines_in_google_cloud(source="GCP"), "machines.source: GCP is not known here; write"),
+        (stack(machines={"source": "aws", "region": "eu-west-1"}), "machines.source: aws is not known"),
+        (existing(source="exsiting"), "machines.source: exsiting is not known here; write"),
+        (existing(network="fd00::/64"), "machines.network: fd00::/64 is not of IPv4, by which machines reach each"),
+        (stack(data__path="/srv/x/../../etc"), "data.path: /srv/x/../../etc has . or .. or a / too many in it; write"),
+        (existing(hosts__0__hostKey=5), f'machines.hosts[0].hostKey: 5 is not text; write e.g. "{settings.HOST_KEY}"'),
+        (existing(hosts__0__name="a" * 5000), f"machines.hosts[0].name: '{'a' * 60} ...' cannot be a host name;"),
+    ],
+)
+def test_a_mistake_that_people_make_gets_one_sentence(folder: Path, value: dict[str, Any], sentence: str) -> None:
+    write_lock(folder, LOCK)
+    (folder / "jupyter.lock").write_text(LOCK)
+    text = one(folder, value)
+    assert text.startswith(sentence)
+    assert len(text) < 700
+
+
+def test_a_label_whose_name_and_value_are_wrong_gets_a_sentence_for_each(folder: Path) -> None:
+    found = problems(folder, machines_in_google_cloud(labels={"Team": "Research"}))
+    assert len(found) == 2
+
+
+def test_mistakes_in_two_hosts_do_not_make_their_list_empty(folder: Path) -> None:
+    hosts = [{"name": "A", "address": "10.1.0.5"}, {"name": "B", "address": "10.1.0.6"}]
+    found = problems(folder, stack(machines={"source": "existing", "hosts": hosts}))
+    assert [line.split(": ")[0] for line in found] == [f"dask:cluster.machines.hosts[{i}].name" for i in (0, 1)]
+
+
+def test_a_remedy_is_never_refused_itself(folder: Path) -> None:
+    assert one(folder, data__path="/srv/x/../../etc").endswith("write it plainly, e.g. /srv/daskdata")
+    assert "-o environment.lock " in one(folder, environment__lock="environment.in")
+    in_folder = Path(settings.__file__).parents[1] / "locks" / "team.lock"
+    with pytest.raises(lock.LockError, match=r"-o locks/team\.lock "):
+        lock.read(in_folder, "3.11")
+
+
+def test_every_number_of_processors_in_thousandths_is_taken(folder: Path) -> None:
+    (folder / "jupyter.lock").write_text(LOCK)
+    for thousandths in range(100, 64_000, 100):
+        cpu = thousandths / 1000
+        assert settings.gke.valid_cpu(cpu) == cpu
+
+
+def test_the_notebooks_lock_must_be_for_the_python_of_the_stack(folder: Path) -> None:
+    """jupyter.lock is read while pods are described, long after the settings."""
+    (folder / "official.lock").write_text(LOCK.replace("--python-version 3.11", "--python-version 3.10"))
+    (folder / "jupyter.lock").write_text(LOCK)
+    value = GOOGLE | {"environment": {"lock": "official.lock", "python": "3.10"}}
+    assert one(folder, value).startswith("environment.python: jupyter.lock is for Python 3.11 and newer, not 3.10")
+    assert not problems(folder, value | {"jupyter": {"enabled": False}})
+
+
 # The lock and its Python.
 
 
@@ -891,6 +978,23 @@ def test_the_requirements_of_a_lock_are_what_it_pins_with_all_hashes_and_no_mark
         f"distributed==2026.8.0 {HASH}",
         f"Sorted_Containers==2.4.0 {HASH}",
     )
+
+
+def test_a_lock_with_a_byte_order_mark_reads_the_same(folder: Path) -> None:
+    path = folder / "environment.lock"
+    before = lock.read(path, "3.11").packages
+    path.write_bytes(b"\xef\xbb\xbf" + LOCK.encode())
+    assert lock.read(path, "3.11").packages == before
+
+
+def test_a_marker_that_means_nothing_is_a_line_that_pins_nothing(folder: Path) -> None:
+    write_lock(folder, LOCK + f"numpy==2.4.6 ; os_name ~= 'posix' {HASH}\n")
+    assert "lines that pin no package: numpy==2.4.6 ; os_name ~= 'posix';" in one(folder)
+
+
+def test_a_file_that_is_no_lock_is_not_printed_whole(folder: Path) -> None:
+    write_lock(folder, "these are words\n" * 500 + "x " * 500)
+    assert len(one(folder)) < 1000
 
 
 def test_a_lock_from_windows_reads_the_same(folder: Path) -> None:
