@@ -1,10 +1,10 @@
 """What `make` shows of a stack: python -m daskstack summary|status|logs|dashboard|jupyter STACK [MACHINE]."""
 
-import subprocess
 import sys
 import time
 
-from daskstack import engine, kubernetes, ssh
+from daskstack import engine, remote
+from daskstack.printable import printable
 from daskstack.tunnel import TunnelError
 from daskstack.ways import wake, way_to
 
@@ -16,7 +16,7 @@ def summary(stack: str) -> None:
     outputs = engine.cluster(stack)
     woken = wake(outputs["client"])
     print()
-    print(outputs["check"])
+    print(printable(outputs["check"]))
     if "cost" in outputs:
         print(f"\n{outputs['cost']}\n")
     if woken:
@@ -31,34 +31,34 @@ def summary(stack: str) -> None:
 
 
 def status(stack: str) -> None:
-    """What runs now, by the scheduler's own account."""
-    from daskstack import connect
-
-    with connect(stack, wakes=False) as client:
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        print(f"{'scheduler':<12} {engine.cluster(stack)['scheduler']}, {len(workers)} workers")
-        for worker in sorted(workers, key=lambda worker: worker["name"]):
-            used, limit = worker["metrics"].get("memory", 0) / 2**30, worker["memory_limit"] / 2**30
-            load = f"{used:.1f} of {limit:.1f} GiB, {worker['metrics'].get('cpu', 0):.0f} % CPU"
-            print(f"{worker['name']:<12} {worker['status']}, {worker['nthreads']} threads, {load}")
+    """What runs now, by the scheduler's own account, of which only text arrives here."""
+    outputs = engine.cluster(stack)
+    workers = remote.status(outputs["client"]).workers
+    print(f"{'scheduler':<12} {outputs['scheduler']}, {len(workers)} workers")
+    for worker in sorted(workers, key=lambda worker: worker.name):
+        load = f"{worker.used / 2**30:.1f} of {worker.limit / 2**30:.1f} GiB, {worker.cpu:.0f} % CPU"
+        print(printable(f"{worker.name:<12} {worker.status}, {worker.threads} threads, {load}"))
 
 
 def logs(stack: str, machine: str | None = None) -> None:
     """The last lines of Dask's services, of all machines (or kinds of pods) or one."""
     client = engine.cluster(stack)["client"]
     if "kubernetes" in client:
-        selector = f"release=dask,component={machine}" if machine else "release=dask"
-        with kubernetes.kubectl(client["kubernetes"]) as command:
-            words = ["--namespace", client["namespace"], "logs", "--selector", selector, "--tail", "40"]
-            subprocess.run([*command, *words, "--prefix", "--all-containers"])
+        print(printable(remote.pod_logs(client, machine)))
         return
     machines = client["machines"]
     if machine and machine not in machines:
         raise engine.EngineError(f"stack {stack} has no machine {machine}; it has {', '.join(machines)}")
+    failed = []
     for name in [machine] if machine else machines:
         print(f"== {name}", flush=True)
-        with ssh.command(machines[name]) as command:
-            subprocess.run([*command, "sudo -n journalctl -u 'dask-*' -n 40 --no-pager -o short-iso"])
+        try:
+            print(printable(remote.journal(machines[name])), flush=True)
+        except remote.RemoteError as error:
+            failed.append(name)
+            print(printable(str(error)), file=sys.stderr)
+    if failed:
+        raise remote.RemoteError(f"no logs of {', '.join(failed)}; what was said is above")
 
 
 def dashboard(stack: str) -> None:
@@ -73,15 +73,18 @@ def jupyter(stack: str) -> None:
     outputs = engine.cluster(stack)
     if not outputs["client"].get("jupyter"):
         raise engine.EngineError(f"stack {stack} has no notebook server")
-    print(f"the password: {outputs['jupyterPassword']}")
+    # Not the password itself: terminals keep what they show, and others may look on.
+    print(f"its password: pulumi stack output jupyterPassword --show-secrets --stack {stack}")
     keep_open(outputs["client"], f"the notebook server of {stack}", outputs["client"]["jupyter"], "lab")
 
 
 def keep_open(client: dict, what: str, target: str, path: str) -> None:
-    with way_to(client, [target]) as [port]:
-        print(f"{what}: http://127.0.0.1:{port}/{path} (until Ctrl-C)", flush=True)
-        while True:
-            time.sleep(3600)
+    with way_to(client, [target]) as way:
+        print(f"{what}: http://127.0.0.1:{way.ports[0]}/{path} (until Ctrl-C)", flush=True)
+        while not (fault := way.fault()):
+            time.sleep(1)
+        # The port is anybody's by now, and what a browser shows there may be another user's page.
+        raise TunnelError(f"{fault}. Close the browser's page, and run this again")
 
 
 def main() -> None:
@@ -91,8 +94,8 @@ def main() -> None:
         sys.exit(__doc__)
     try:
         commands[words[0]](*words[1:])
-    except (engine.EngineError, TunnelError) as error:
-        sys.exit(f"error: {error}")
+    except (engine.EngineError, TunnelError, remote.RemoteError) as error:
+        sys.exit(f"error: {printable(str(error))}")
     except KeyboardInterrupt:
         print()
 

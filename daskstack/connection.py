@@ -33,7 +33,8 @@ class Client(distributed.Client):
     def __init__(self, facts: Mapping[str, Any], **kwargs):
         self._tunnels = contextlib.ExitStack()
         scheduler, dashboard = urlsplit(facts["scheduler"]), urlsplit(facts["dashboard"])
-        ports = self._tunnels.enter_context(way_to(facts, [scheduler.netloc, dashboard.netloc]))
+        self._way = self._tunnels.enter_context(way_to(facts, [scheduler.netloc, dashboard.netloc]))
+        ports = self._way.ports
         self._dashboard = f"http://127.0.0.1:{ports[1]}{dashboard.path}"
         try:
             super().__init__(
@@ -54,6 +55,8 @@ class Client(distributed.Client):
         """Tries again while the tunnel has no far end, which ends the stream before it is one of TLS."""
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         while True:
+            if fault := self._way.fault():
+                raise TunnelError(fault)
             try:
                 return await super()._ensure_connected(timeout=timeout)
             except (FatalCommClosedError, ValueError) as error:

@@ -3,14 +3,16 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
-from daskstack.tunnel import TunnelError, free_port, opens
+from daskstack import private
+from daskstack.tunnel import TunnelError, Way
 
 WAIT = 30  # seconds for a port-forward to open
 PAUSE = 1  # seconds until one that died is tried again
@@ -25,10 +27,10 @@ def kubectl(cluster: Mapping[str, Any]) -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
         path = os.path.expanduser(cluster["kubeconfig"])
         if "\n" in path:
-            file = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="daskstack-", suffix=".yaml"))
-            file.write(path)
-            file.flush()
-            path = file.name
+            file = stack.enter_context(private.folder()) / "kubeconfig"
+            file.touch(mode=0o600)
+            file.write_text(path)
+            path = str(file)
         context = ["--context", cluster["context"]] if cluster.get("context") else []
         yield ["kubectl", "--kubeconfig", path, *context]
 
@@ -38,11 +40,13 @@ def wake(cluster: Mapping[str, Any], namespace: str) -> int:
     with kubectl(cluster) as command:
 
         def run(*words: str) -> str:
-            done = subprocess.run(
-                [*command, "--namespace", namespace, *words], capture_output=True, text=True, timeout=60
-            )
+            words = ("--namespace", namespace, *words)
+            try:
+                done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
+            except subprocess.TimeoutExpired:
+                raise TunnelError(f"`kubectl {' '.join(words)}` had no answer within 60 s") from None
             if done.returncode:
-                raise TunnelError(f"`kubectl {words[0]}` failed: {done.stderr.strip()}")
+                raise TunnelError(f"`kubectl {' '.join(words)}` failed: {done.stderr.strip()}")
             return done.stdout
 
         woken = 0
@@ -55,56 +59,78 @@ def wake(cluster: Mapping[str, Any], namespace: str) -> int:
 
 
 @contextlib.contextmanager
-def forward(cluster: Mapping[str, Any], namespace: str, targets: Sequence[str]) -> Iterator[list[int]]:
-    """Ports of this computer's loopback that lead to `targets` ("service:port"), open inside the context."""
+def forward(cluster: Mapping[str, Any], namespace: str, targets: Sequence[str]) -> Iterator[Way]:
+    """A port of this computer's loopback for each of `targets` ("service:port"), open inside the context."""
     with kubectl(cluster) as command, contextlib.ExitStack() as stack:
-        ports = []
+        forwarders = []
         for target in targets:
             service, _, there = target.rpartition(":")
-            here = free_port()
             words = [*command, "--namespace", namespace, "port-forward", "--address", "127.0.0.1"]
-            forwarder = Forwarder([*words, f"service/{service}", f"{here}:{there}"])
-            stack.callback(forwarder.close)
-            forwarder.wait(here)
-            ports.append(here)
-        yield ports
+            forwarders.append(Forwarder([*words, f"service/{service}"], there))
+            stack.callback(forwarders[-1].close)
+        ports = [forwarder.wait() for forwarder in forwarders]
+        yield Way(ports, lambda: next((each.fault for each in forwarders if each.fault), ""))
 
 
 class Forwarder:
-    """A `kubectl port-forward` that is started again whenever it ends, until it is closed."""
+    """A `kubectl port-forward` that is started again at the same port whenever it ends, until it is closed.
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (`close` closes it)
+    kubectl chooses the port, and is asked which one it holds: any user of this computer can listen at a port that is
+    free. It is not started again where another program has taken its port; then `fault` says so.
+    """
+
+    def __init__(self, command: Sequence[str], there: str) -> None:
+        self._command, self._there = command, there
+        self._here = ""
+        # Files, for kubectl says something at each connection and would stand still once a pipe is full.
+        self._files = contextlib.ExitStack()
+        self._said = self._files.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
+        self._complained = self._files.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         self._closing = threading.Event()
+        self.fault = ""
         self._process = self._start()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
 
     def _start(self) -> subprocess.Popen:
-        self._said.seek(0)
-        self._said.truncate()
-        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said)
+        for file in (self._said, self._complained):
+            file.seek(0)
+            file.truncate()
+        return subprocess.Popen(
+            [*self._command, f"{self._here}:{self._there}"],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._complained,
+        )
 
     def _keep(self) -> None:
         while True:
             self._process.wait()
+            if self._here and "unable to listen" in (said := _read(self._complained)):
+                self.fault = f"another program has taken port {self._here} of the port-forward: {said}"
+                return
             if self._closing.wait(PAUSE):
                 return
             self._process = self._start()
 
-    def wait(self, port: int) -> None:
-        """Until the port is open; TunnelError with kubectl's own words where that takes too long."""
+    def wait(self) -> int:
+        """The port, once kubectl listens there; TunnelError with kubectl's own words where that takes too long."""
         deadline = time.monotonic() + WAIT
-        while not opens(port):
+        while not (match := re.search(r"^Forwarding from 127\.0\.0\.1:(\d+) ", _read(self._said), re.MULTILINE)):
             if time.monotonic() > deadline:
-                self._said.seek(0)
-                raise TunnelError(f"the port-forward did not open within {WAIT} s: {self._said.read().strip()}")
+                raise TunnelError(f"the port-forward did not open within {WAIT} s: {_read(self._complained)}")
             time.sleep(0.1)
+        self._here = match[1]
+        return int(match[1])
 
     def close(self) -> None:
         self._closing.set()
         while self._keeper.is_alive():  # it may just be starting another one
             self._process.kill()
             self._keeper.join(0.1)
-        self._said.close()
+        self._files.close()
+
+
+def _read(file: IO[str]) -> str:
+    """All that a process has written; where it writes next stays as it is."""
+    return os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace").strip()

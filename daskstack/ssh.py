@@ -1,12 +1,11 @@
 """The OpenSSH client with keys from memory."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from daskstack import private
 
 OPTIONS = {
     "BatchMode": "yes",
@@ -19,9 +18,6 @@ OPTIONS = {
 }
 
 
-PREFIX = "daskstack-ssh-"
-
-
 @contextmanager
 def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
     """The `ssh` command that reaches a machine; append what to run there.
@@ -30,23 +26,10 @@ def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
     (else the user's agent is asked) and `proxy` (the same again, for a bastion). Keys are on disk only inside the
     context, in a folder that only the caller's user can read.
     """
-    _remove_left_keys()
-    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
-        config = Path(folder) / "config"
-        config.write_text(_config("machine", connection, Path(folder)))
+    with private.folder() as folder:
+        config = folder / "config"
+        config.write_text(_config("machine", connection, folder))
         yield ["ssh", "-F", str(config), "machine"]
-
-
-def _remove_left_keys() -> None:
-    """A process that was killed could not remove its folder."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        pid = int(folder.name.removeprefix(PREFIX).partition("-")[0])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)  # another user's stays
-        except PermissionError:
-            pass
 
 
 def _config(alias: str, connection: Mapping[str, Any], folder: Path) -> str:

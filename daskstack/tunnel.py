@@ -1,11 +1,13 @@
 """SSH tunnels to a stack's scheduler and dashboard."""
 
 import contextlib
+import os
+import select
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, Any
 
 from daskstack import ssh
@@ -17,28 +19,48 @@ class TunnelError(ConnectionError):
     """The tunnel did not open; the message has OpenSSH's own words."""
 
 
+@dataclass(frozen=True)
+class Way:
+    """Ports of this computer's loopback that lead to a cluster."""
+
+    ports: list[int]
+    fault: Callable[[], str]
+    """Says why the ports no longer lead there; empty while they do. Another program may have taken them by then."""
+
+
 @contextlib.contextmanager
-def tunnel(connection: Mapping[str, Any], targets: Sequence[str]) -> Iterator[list[int]]:
-    """Ports of this computer's loopback that lead to `targets` ("host:port") as the machine behind `connection`
-    (see `ssh.command`) reaches them. They are open inside the context."""
+def tunnel(connection: Mapping[str, Any], targets: Sequence[str]) -> Iterator[Way]:
+    """A port for each of `targets` ("host:port"), as the machine behind `connection` (see `ssh.command`) reaches them.
+
+    They are open inside the context, and nothing is sent to them before ssh itself says that it holds them: any user
+    of this computer can listen at a port that ssh is about to take.
+    """
     ports = [free_port() for _ in targets]
     forwards = [f"-L127.0.0.1:{port}:{target}" for port, target in zip(ports, targets, strict=True)]
+    # ssh runs the local command once it listens at all ports; it ends instead where it cannot.
+    options = ["-N", "-oExitOnForwardFailure=yes", "-oPermitLocalCommand=yes", "-oLocalCommand=echo open"]
     # A file, for ssh says something at each refused connection and would stand still once a pipe is full.
     with tempfile.TemporaryFile("w+") as said:
         with ssh.command(connection) as command:
             process = subprocess.Popen(
-                [*command[:-1], "-N", "-oExitOnForwardFailure=yes", *forwards, command[-1]],
+                [*command[:-1], *options, *forwards, command[-1]],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=said,
+                env=os.environ | {"SHELL": "/bin/sh"},  # which runs the local command
             )
             try:
-                _wait(process, ports, said)
+                _wait(process, said)
             except BaseException:
                 _end(process)
                 raise
+
+        def fault() -> str:
+            return "" if process.poll() is None else f"the SSH tunnel has ended: {_read(said) or 'ssh said nothing'}"
+
         # ssh has read its keys by now, and they are off the disk again.
         try:
-            yield ports
+            yield Way(ports, fault)
         finally:
             _end(process)
 
@@ -55,16 +77,19 @@ def opens(port: int, host: str = "127.0.0.1") -> bool:
     return False
 
 
-def _wait(process: subprocess.Popen, ports: Sequence[int], said: IO[str]) -> None:
-    deadline = time.monotonic() + WAIT
-    for port in ports:
-        while not opens(port):
-            if process.poll() is not None:
-                said.seek(0)
-                raise TunnelError(f"the SSH tunnel did not open: {said.read().strip()}")
-            if time.monotonic() > deadline:
-                raise TunnelError(f"the SSH tunnel did not open within {WAIT} s")
-            time.sleep(0.05)
+def _wait(process: subprocess.Popen, said: IO[str]) -> None:
+    """Until ssh says that it listens."""
+    ready, _, _ = select.select([process.stdout], [], [], WAIT)
+    if not ready:
+        raise TunnelError(f"the SSH tunnel did not open within {WAIT} s")
+    if not process.stdout.read(1):
+        _end(process)
+        raise TunnelError(f"the SSH tunnel did not open: {_read(said)}")
+
+
+def _read(said: IO[str]) -> str:
+    said.seek(0)
+    return said.read().strip()
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -74,3 +99,4 @@ def _end(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    process.stdout.close()

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from daskstack import compute, kubernetes
-from daskstack.tunnel import tunnel
+from daskstack.tunnel import Way, tunnel
 
 
 def wake(facts: Mapping[str, Any]) -> int:
@@ -17,7 +17,7 @@ def wake(facts: Mapping[str, Any]) -> int:
     return compute.wake(facts)
 
 
-def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[list[int]]:
+def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[Way]:
     """Ports of this computer's loopback that lead to `targets` ("host:port", as the cluster itself names them).
 
     `facts` is the stack's output `client`. The ports are open inside the context; TunnelError where they do not open.

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from daskstack.kubernetes import kubectl
+from daskstack.printable import printable
 
 JOB = "dask-check"
 JOB_TIME = 420  # seconds
@@ -49,7 +50,7 @@ def main() -> None:
     with kubectl(json.loads(os.environ["CLUSTER"])) as command:
         cluster = Cluster(command, os.environ["NAMESPACE"], os.environ["RELEASE"])
         wait(cluster, int(os.environ["WAIT"]))
-        print(job(cluster, os.environ["CHECK"], os.environ["EXPECT"]), end="")
+        print(printable(job(cluster, os.environ["CHECK"], os.environ["EXPECT"])), end="")
 
 
 def wait(cluster: Cluster, limit: int) -> None:
@@ -179,4 +180,4 @@ if __name__ == "__main__":
     try:
         main()
     except (Failure, subprocess.TimeoutExpired) as failure:
-        sys.exit(f"error: {failure}")
+        sys.exit(f"error: {printable(str(failure))}")  # pods' own lines are in it

@@ -15,6 +15,7 @@ from components.vms import dask, placement
 from components.vms.credentials import notice, tls_identity
 from components.vms.machine import Machine
 from components.vms.step import Host, Step
+from daskstack.printable import printable
 from settings import Vms
 from settings.common import seconds
 
@@ -77,7 +78,7 @@ class DaskVms(ComponentResource):
         address = Output.from_input(self.head.host.address)
         self.scheduler = Output.format("{}://{}:{}", dask.protocol(settings), address, ports.scheduler)
         self.dashboard = Output.format("http://{}:{}/status", address, ports.dashboard)
-        self.check = self._check(self._members()).command.stdout
+        self.check = self._check(self._members()).command.stdout.apply(printable)  # tasks can forge it
         self.client = Output.secret(
             Output.all(
                 scheduler=self.scheduler,

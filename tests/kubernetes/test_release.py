@@ -21,7 +21,7 @@ import pytest
 from distributed import Client
 from distributed.security import Security
 
-from daskstack import connection
+from daskstack import connection, remote
 from daskstack.engine import PROJECT, engine
 from daskstack.ways import wake, way_to
 from rehearsal.kubernetes import network
@@ -106,9 +106,18 @@ def test_a_notebook_on_this_computer_reaches_the_cluster_and_its_dashboard(built
         assert urllib.request.urlopen(client.dashboard_link, timeout=30).status == 200
 
 
+def test_status_and_logs_are_asked_of_the_pods(built: Stack) -> None:
+    facts = built.outputs()["client"]
+    assert [worker.status for worker in remote.status(facts).workers] == ["running", "running"]
+    logs = remote.pod_logs(facts, "worker")
+    assert "[pod/dask-worker-" in logs
+    assert "dask-scheduler-" not in logs
+
+
 def test_who_has_no_certificate_gets_no_answer(built: Stack) -> None:
     facts = built.outputs()["client"]
-    with way_to(facts, ["dask-scheduler:8786"]) as [port]:
+    with way_to(facts, ["dask-scheduler:8786"]) as way:
+        [port] = way.ports
         for address, security in (f"tcp://127.0.0.1:{port}", None), (f"tls://127.0.0.1:{port}", Security()):
             with pytest.raises((OSError, TypeError)):
                 Client(address, security=security, timeout=5)
@@ -140,7 +149,8 @@ def log_in(port: int, password: str) -> bool:
 
 def test_the_notebook_server_takes_its_password_and_no_other(built: Stack) -> None:
     outputs = built.outputs()
-    with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as [port]:
+    with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as way:
+        [port] = way.ports
         assert log_in(port, outputs["jupyterPassword"])
         assert not log_in(port, "dask")
         with pytest.raises(urllib.error.HTTPError, match="403"):
@@ -211,7 +221,8 @@ def test_a_password_of_the_users_own_takes_effect(built: Stack) -> None:
     built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}}, **with_password)
     built.up()
     outputs = built.outputs()
-    with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as [port]:
+    with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as way:
+        [port] = way.ports
         assert log_in(port, "correct horse battery staple")
 
 

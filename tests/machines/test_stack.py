@@ -4,12 +4,15 @@ import json
 import os
 import re
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+import cloudpickle
 import distributed
 import pytest
 from checkout import PROJECT, Checkout, stack_dev
@@ -18,7 +21,7 @@ from fleet import Machine, Outside
 import daskstack
 from components import check
 from components.vms.step import script
-from daskstack import connection
+from daskstack import connection, private
 
 NAMES = ("scheduler", "worker-1", "worker-2")
 
@@ -81,7 +84,7 @@ def test_what_runs_shows_no_key_to_other_users(checkout: Checkout, machines: Map
 
 
 def test_connect_gives_a_client_that_leaves_nothing_behind(checkout: Checkout) -> None:
-    mine = {path.name for path in Path("/tmp").glob("daskstack-*")}
+    mine = set(private.place().iterdir())
     with daskstack.connect("dev") as client:
         assert client.submit(sum, [1, 2, 3]).result(timeout=30) == 6
         assert client.dashboard_link.startswith("http://127.0.0.1:")
@@ -89,9 +92,55 @@ def test_connect_gives_a_client_that_leaves_nothing_behind(checkout: Checkout) -
         port = int(re.search(r":(\d+)/", client.dashboard_link)[1])
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5)
-    assert {path.name for path in Path("/tmp").glob("daskstack-*")} == mine
+    assert set(private.place().iterdir()) == mine
     children = subprocess.run(["pgrep", "-P", str(os.getpid()), "ssh"], capture_output=True, text=True)
     assert children.stdout == ""
+
+
+class Poison:
+    """Makes a file where it is unpickled, and is `value` there."""
+
+    def __init__(self, marker: Path, value: object) -> None:
+        self.marker, self.value = str(marker), value
+
+    def __reduce__(self) -> tuple:
+        return eval, ("open(marker, 'w').close() or value", {"marker": self.marker, "value": self.value})
+
+
+def test_status_runs_nothing_on_this_computer_that_a_task_has_put_into_the_scheduler(
+    checkout: Checkout, machines: Mapping[str, Machine]
+) -> None:
+    marker = Path(tempfile.gettempdir()) / f"daskstack-marker-{os.getpid()}"
+    switch = f"/var/lib/daskstack/home/{marker.name}"  # so that the client of this test gets none of it
+
+    def poison(dask_scheduler: distributed.Scheduler) -> None:
+        for name in ("identity", "register-client", "versions"):
+            real = dask_scheduler.handlers[name]
+
+            def poisoned(*arguments: object, real: Callable = real, **options: object) -> object:
+                answer = real(*arguments, **options)
+                return Poison(marker, answer) if os.path.exists(switch) and isinstance(answer, dict) else answer
+
+            dask_scheduler.handlers[name] = poisoned
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with daskstack.connect("dev") as client:
+        client.run_on_scheduler(poison)
+    machines["scheduler"].ssh(f"sudo -u dask touch {switch}")
+    try:
+        said = checkout.make("status")
+        assert not marker.exists()
+        there = machines["scheduler"].ssh(f"ls {marker}", check=False)
+        assert there.returncode == 0, "the scheduler's poison did not reach anybody"
+    finally:
+        machines["scheduler"].ssh(f"sudo rm -f {switch} {marker}")
+        marker.unlink(missing_ok=True)
+    assert re.search(r"^scheduler +tls://\S+, 2 workers$", said, re.MULTILINE)
+    assert re.search(r"^worker-1-1 +running, \d+ threads, [\d.]+ of [\d.]+ GiB, \d+ % CPU$", said, re.MULTILINE)
+
+
+def test_logs_are_the_services_last_lines(checkout: Checkout) -> None:
+    assert re.search(r"^== worker-1\n.*dask", checkout.make("logs", "MACHINE=worker-1"), re.MULTILINE | re.DOTALL)
 
 
 def test_a_python_that_differs_is_refused_with_what_mends_it(

@@ -13,6 +13,7 @@ from distributed.security import Security
 from tornado.iostream import IOStream
 
 from daskstack import connection
+from daskstack.tunnel import Way
 
 FACTS = {"scheduler": "tls://a:1", "dashboard": "http://a:2/", "tls": {}}
 
@@ -64,8 +65,8 @@ def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Itera
         threading.Thread(target=tunnel.serve_forever, args=(0.1,), daemon=True).start()
 
         @contextmanager
-        def way_to(*_: object) -> Iterator[list[int]]:
-            yield 2 * [tunnel.server_address[1]]
+        def way_to(*_: object) -> Iterator[Way]:
+            yield Way(2 * [tunnel.server_address[1]], lambda: "")
 
         patch.setattr(connection, "way_to", way_to)
         patch.setattr(connection, "security", lambda _: credentials)

@@ -1,37 +1,117 @@
-"""Keys on disk are there only as long as somebody needs them."""
+"""Keys on disk are there only as long as somebody needs them, where nobody else can reach them."""
 
 import os
+import signal
 import subprocess
-import tempfile
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from daskstack import ssh
+from daskstack import engine, kubernetes, private, ssh
 
 CONNECTION = {"host": "192.0.2.1", "user": "admin", "host_key": "ssh-ed25519 AAAA", "private_key": "a key"}
+HOLD = "import time; from daskstack import private\nwith private.folder() as f: print(f, flush=True); time.sleep(600)"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where folders with keys are, during a test."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return private.place()
 
 
-def test_a_key_is_for_its_user_alone_and_gone_afterwards(folder: Path) -> None:
+@contextmanager
+def holder() -> Iterator[tuple[subprocess.Popen, Path]]:
+    """Another process with a folder for keys."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD], cwd=engine.PROJECT, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process, Path(process.stdout.readline().strip())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_key_is_for_its_user_alone_and_gone_afterwards(place: Path) -> None:
     with ssh.command(CONNECTION):
-        [key] = folder.glob("*/*.key")
-        assert key.stat().st_mode & 0o077 == 0
-        assert key.parent.stat().st_mode & 0o077 == 0
-    assert list(folder.iterdir()) == []
+        [key] = place.glob("*/*.key")
+        for path in (key, key.parent, place):
+            assert path.stat().st_mode & 0o077 == 0
+    assert list(place.iterdir()) == []
 
 
-def test_the_key_of_a_killed_process_is_removed_by_the_next_and_a_living_ones_stays(folder: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left, used = folder / f"{ssh.PREFIX}{ended.pid}-x", folder / f"{ssh.PREFIX}{os.getpid()}-x"
+def test_a_kubeconfig_is_for_its_user_alone_and_gone_afterwards(place: Path) -> None:
+    with kubernetes.kubectl({"kubeconfig": "a:\n  kubeconfig\n"}) as command:
+        file = Path(command[command.index("--kubeconfig") + 1])
+        assert file.read_text() == "a:\n  kubeconfig\n"
+        assert file.is_relative_to(place)
+        assert file.stat().st_mode & 0o077 == 0
+    assert list(place.iterdir()) == []
+
+
+def test_the_key_of_a_killed_process_is_removed_by_the_next_and_a_living_ones_stays() -> None:
+    with holder() as (_, used), holder() as (process, left):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert left.is_dir()
+        with ssh.command(CONNECTION):
+            assert not left.exists()
+            assert used.is_dir()
+
+
+@pytest.mark.parametrize(
+    "name", ["daskstack-ssh-x", "daskstack-ssh--1", f"daskstack-ssh-{10**20 - 1}-a", "keys-", "keys-x"]
+)
+def test_no_folder_that_somebody_else_made_stops_a_command(
+    place: Path, name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path_factory.mktemp("tmp")
+    monkeypatch.setattr("tempfile.tempdir", str(shared))
+    for folder in (shared, place):
+        folder.joinpath(name).mkdir()
+    with ssh.command(CONNECTION) as command:
+        assert Path(command[2]).is_file()
+    assert shared.joinpath(name).is_dir()
+
+
+def test_what_a_link_leads_to_is_left_alone(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    theirs = tmp_path_factory.mktemp("theirs")
+    theirs.joinpath("lock").touch()
+    theirs.joinpath("precious").touch()
+    place.joinpath("keys-link").symlink_to(theirs)
+    left = place / "keys-left"
     left.mkdir()
-    used.mkdir()
+    left.joinpath("lock").touch()
+    left.joinpath("link").symlink_to(theirs)
     with ssh.command(CONNECTION):
         assert not left.exists()
-        assert used.exists()
+    assert theirs.joinpath("precious").exists()
+
+
+@pytest.mark.parametrize("fault", ["mode", "link", "owner"])
+def test_a_runtime_folder_that_others_can_enter_gets_no_keys(
+    fault: str, place: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path_factory.mktemp("runtime")
+    runtime.chmod(0o755 if fault == "mode" else 0o700)
+    given = runtime
+    if fault == "link":
+        given = runtime.parent / f"{runtime.name}-link"
+        given.symlink_to(runtime)
+    elif fault == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        with pytest.raises(engine.EngineError, match="belongs to you"):
+            private.place({"XDG_RUNTIME_DIR": str(given), "XDG_CACHE_HOME": str(place.parent.parent)})
+        return
+    assert private.place({"XDG_RUNTIME_DIR": str(given), "XDG_CACHE_HOME": str(place.parent.parent)}) == place
+
+
+def test_a_runtime_folder_of_the_users_own_keeps_keys_off_the_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    runtime = tmp_path_factory.mktemp("runtime")
+    runtime.chmod(0o700)
+    found = private.place({"XDG_RUNTIME_DIR": str(runtime)})
+    assert found == runtime / "daskstack"
+    assert found.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,34 @@
+"""Prints how a scheduler's workers are, as JSON: python report_status.py ADDRESS
+
+Runs on the scheduler's machine (or in its pod) as the cluster's user. What a scheduler answers is unpickled, which runs
+code of whoever has submitted a task: nobody else should do that, and so only JSON leaves the machine.
+"""
+
+import json
+import sys
+
+from distributed import Client
+
+
+def main(address: str) -> None:
+    with Client(address, timeout=20) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    report = [
+        {
+            "name": str(worker["name"]),
+            "status": worker["status"],
+            "threads": worker["nthreads"],
+            "used": worker["metrics"].get("memory", 0),
+            "limit": worker["memory_limit"],
+            "cpu": worker["metrics"].get("cpu", 0),
+        }
+        for worker in workers
+    ]
+    print(json.dumps({"workers": report}), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except OSError as error:
+        sys.exit(f"the scheduler at {sys.argv[1]} does not answer: {error}")

@@ -1,0 +1,135 @@
+"""A port of this computer is only used when it is our own ssh or kubectl that listens there."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from daskstack import __main__ as command_line
+from daskstack import kubernetes, tunnel
+from daskstack.tunnel import TunnelError
+from tests.engine.support import Sshd, wait_for
+
+
+@contextmanager
+def another_program(port: int = 0) -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", port)) as server:
+        server.settimeout(0.2)
+        yield server
+
+
+def port_of(server: socket.socket) -> int:
+    return server.getsockname()[1]
+
+
+def nothing_was_sent(server: socket.socket) -> bool:
+    with pytest.raises(TimeoutError):
+        server.accept()
+    return True
+
+
+def test_a_tunnel_leads_to_its_target_and_ends_with_its_context(sshd: Sshd) -> None:
+    with another_program() as target:
+        with tunnel.tunnel(sshd.connection(), [f"127.0.0.1:{port_of(target)}"]) as way:
+            with socket.create_connection(("127.0.0.1", way.ports[0]), timeout=5) as here:
+                target.settimeout(10)
+                there, _ = target.accept()
+                there.sendall(b"the target")
+                assert here.recv(20) == b"the target"
+                there.close()
+            assert way.fault() == ""
+        assert not tunnel.opens(way.ports[0])
+
+
+def test_a_port_that_another_program_holds_is_no_tunnel(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    with another_program() as theirs:
+        monkeypatch.setattr(tunnel, "free_port", lambda: port_of(theirs))
+        with (
+            pytest.raises(TunnelError, match=r"did not open: .*Address already in use"),
+            tunnel.tunnel(sshd.connection(), ["127.0.0.1:1"]),
+        ):
+            pass
+        assert nothing_was_sent(theirs)
+
+
+def test_an_ssh_that_never_says_anything_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel, "WAIT", 1)
+    with another_program() as silent:
+        connection = {"host": "127.0.0.1", "port": port_of(silent), "user": "x", "host_key": "ssh-ed25519 AAAA"}
+        with pytest.raises(TunnelError, match="did not open within 1 s"), tunnel.tunnel(connection, ["127.0.0.1:1"]):
+            pass
+
+
+def test_who_keeps_a_way_open_is_told_when_it_ends(sshd: Sshd, capsys: pytest.CaptureFixture) -> None:
+    facts = {"head": "x", "machines": {"x": sshd.connection()}}
+    printed, real = [], command_line.time.sleep
+
+    def sleep(seconds: float) -> None:
+        printed.append(capsys.readouterr().out)
+        for pid in _sessions(sshd):
+            os.kill(pid, 9)
+        real(0.2)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TunnelError, match="the SSH tunnel has ended"):
+        patch.setattr(command_line.time, "sleep", sleep)
+        command_line.keep_open(facts, "it", "127.0.0.1:1", "path")
+    assert "it: http://127.0.0.1:" in printed[0]
+
+
+def _sessions(sshd: Sshd) -> list[int]:
+    """The server's processes for connections."""
+    return [int(pid) for pid in Path(f"/proc/{sshd.pid}/task/{sshd.pid}/children").read_text().split()]
+
+
+KUBECTL = """#!{python}
+import os, socket, sys, time
+here = int(sys.argv[-1].partition(":")[0] or 0)
+with open(__file__ + ".ports", "a") as file:
+    print(os.getpid(), here, file=file)
+try:
+    server = socket.create_server(("127.0.0.1", here))
+except OSError as error:
+    sys.exit(f"Unable to listen on port {{here}}: {{error}}\\nerror: unable to listen on any of the requested ports")
+print(f"Forwarding from 127.0.0.1:{{server.getsockname()[1]}} -> 8787", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[int, int]]]:
+    """A kubectl that does as the real one does; returns (process, asked port) of each that was started."""
+    program = tmp_path / "kubectl"
+    program.write_text(KUBECTL.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    ports = tmp_path / "kubectl.ports"
+    return lambda: [tuple(map(int, line.split())) for line in ports.read_text().splitlines()]
+
+
+def test_a_port_forward_comes_back_at_the_port_that_kubectl_chose(
+    started: Callable[[], list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "PAUSE", 0.1)
+    with kubernetes.forward({"kubeconfig": "/x"}, "n", ["dask-webui:80"]) as way:
+        [(pid, asked)] = started()
+        assert asked == 0
+        os.kill(pid, 9)
+        wait_for("another one", lambda: len(started()) == 2)
+        assert started()[1][1] == way.ports[0]
+        wait_for("it listens", lambda: tunnel.opens(way.ports[0]))
+        assert way.fault() == ""
+
+
+def test_a_port_forward_does_not_come_back_where_another_program_has_taken_its_port(
+    started: Callable[[], list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "PAUSE", 0.5)
+    with kubernetes.forward({"kubeconfig": "/x"}, "n", ["dask-webui:80"]) as way:
+        os.kill(started()[0][0], 9)
+        wait_for("the port is free", lambda: not tunnel.opens(way.ports[0]))
+        with another_program(way.ports[0]):
+            wait_for("the fault", lambda: "another program has taken port" in way.fault())
