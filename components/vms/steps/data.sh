@@ -191,7 +191,7 @@ After=$1.mount
 [Service]
 # The unit, not the path: where sshfs took its mount along, the path is the automount's, which has to stay.
 ExecStart=/bin/sh -c 'for p in \$\$(cat /sys/fs/cgroup\$\$(systemctl show -P ControlGroup $1.mount)/cgroup.procs); do \
-[ "\$\$(cat /proc/\$\$p/comm)" != sshfs ] || tail --pid=\$\$p -f /dev/null; done; systemctl stop --no-block $1.mount'
+case \$\$(readlink /proc/\$\$p/exe) in */sshfs) tail --pid=\$\$p -f /dev/null ;; esac; done; systemctl stop --no-block $1.mount'
 UNIT
 }
 
