@@ -96,16 +96,17 @@ class Home:
         )
         return network, made, [nat]
 
-    def account(self, name: str, roles: Sequence[str]) -> gcp.serviceaccount.Account:
-        """A service account with these roles in the project and no others."""
+    def account(self, name: str, roles: Sequence[str], *, prefix: str = "") -> gcp.serviceaccount.Account:
+        """A service account with these roles in the project and no others; `prefix` tells apart those of one stack."""
         account = gcp.serviceaccount.Account(
             name,
-            account_id=account_id(self.name),
+            account_id=account_id(prefix + self.name),
             display_name=f"{name.capitalize()} of Dask stack {self.stack}",
+            description=self.description,
             opts=self.first,
             **self.project,
         )
         for role in roles:
-            name = role.rpartition("roles/")[2]
-            gcp.projects.IAMMember(name, role=role, member=account.member, opts=self.child, **self.project)
+            short = prefix + role.rpartition("roles/")[2]
+            gcp.projects.IAMMember(short, role=role, member=account.member, opts=self.child, **self.project)
         return account

@@ -82,7 +82,6 @@ def belongs(found: Found, stack: str) -> bool:
         or any(last(user) == name for user in found.get("users", []))
         or found.get("description") == f"dask-stack: {stack}"
         or f'"{name}/' in found.get("description", "")  # a Service of its namespace
-        or found.get("email", "").startswith(f"{name[:30].rstrip('-')}@")
     )
 
 

@@ -27,8 +27,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
 
 
 @pytest.fixture(scope="module")
-def shipped(stack: Stack) -> dict[str, dict[str, Any]]:
-    return stack.inputs()
+def states(stack: Stack) -> dict[str, dict[str, Any]]:
+    return stack.resources()
+
+
+@pytest.fixture(scope="module")
+def shipped(states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: state.get("inputs", {}) for name, state in states.items()}
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +71,43 @@ def test_the_door_lets_the_named_networks_in_to_ssh_and_to_the_schedulers_machin
     door = shipped["Firewall door-open"]
     assert door["sourceRanges"] == ["203.0.113.7/32"]
     assert door["allows"] == [{"protocol": "tcp", "ports": ["22"]}]
-    assert [each.get("tags") for each in instances(shipped)] == [door["targetTags"], None, None]
     assert changed["Firewall door-open"]["sourceRanges"] == ["35.235.240.0/20"]
+
+
+def test_rules_tell_the_clusters_machines_apart_by_their_accounts(states: dict) -> None:
+    def accounts(name: str, argument: str) -> set[str]:
+        return {urn.split("::")[-1] for urn in states[name]["propertyDependencies"][argument]}
+
+    assert accounts("Firewall door-open", "targetServiceAccounts") == {"door"}
+    for rule in ("inside-open", "others-closed"):
+        assert accounts(f"Firewall {rule}", "targetServiceAccounts") == {"door", "machines"}
+    assert accounts("Firewall inside-open", "sourceServiceAccounts") == {"door", "machines"}
+    found = [accounts(f"Instance {name}", "serviceAccount") for name in MACHINES]
+    assert found == [{"door"}, {"machines"}, {"machines"}]
 
 
 def test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alone(shipped: dict) -> None:
     inside = shipped["Firewall inside-open"]
-    assert (
-        inside["sourceServiceAccounts"] == inside["targetServiceAccounts"] and len(inside["targetServiceAccounts"]) == 1
-    )
     assert "sourceRanges" not in inside
     ports = ["22", "8786", "8787", "9000-9002"]
     assert inside["allows"] == [{"protocol": "tcp", "ports": ports}, {"protocol": "icmp"}]
     rules = {name for name in shipped if name.startswith("Firewall ")}
-    assert rules == {"Firewall door-open", "Firewall inside-open"}
+    assert rules == {"Firewall door-open", "Firewall inside-open", "Firewall others-closed"}
+
+
+def test_whatever_else_a_network_lets_in_is_denied_to_the_clusters_machines(shipped: dict, changed: dict) -> None:
+    for found in (shipped, changed):
+        closed = found["Firewall others-closed"]
+        assert (closed["sourceRanges"], closed["denies"]) == (["0.0.0.0/0"], [{"protocol": "all"}])
+        allowed = {found[f"Firewall {name}"]["priority"] for name in ("door-open", "inside-open")}
+        assert max(allowed) < closed["priority"] < 65534, "Google's own rules have 65534"
 
 
 def test_the_machines_account_has_no_rights_but_those_that_are_asked_for(shipped: dict, changed: dict) -> None:
     assert not [each for each in shipped.values() if "role" in each]
-    assert [each["role"] for each in changed.values() if "role" in each] == ["roles/storage.objectViewer"]
+    assert [each["role"] for each in changed.values() if "role" in each] == 2 * ["roles/storage.objectViewer"]
     assert shipped["Account machines"]["accountId"] == "dask-vms"
+    assert shipped["Account door"]["accountId"] == "door-dask-vms"
 
 
 def test_machines_are_shielded_and_take_no_keys_but_the_stacks(shipped: dict, changed: dict) -> None:

@@ -1,7 +1,9 @@
 """The shipped stack of machines in Google Cloud, rehearsed: who gets in, and what becomes of its work."""
 
+import json
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fleet import Stranger, until
+from fleet import Machine, Stranger, as_root, until
 
 from daskstack import compute
 from daskstack.connection import Client
@@ -21,8 +23,28 @@ from rehearsal.compute import bridge
 from tools import left
 from tools.rehearse import KEY, Rehearsal
 
+sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
+
+from gcp import cloud
+
 SHIPPED = yaml.safe_load((PROJECT / "Pulumi.vms.yaml").read_text())
+MACHINE = "compute/instance:Instance"
 STRANGER = "198.51.100.1"
+# Each project has this network, with these rules.
+SHIPPED["config"][KEY]["machines"]["network"] = {
+    "name": "default",
+    "subnetwork": "default",
+    "range": "10.128.0.0/20",
+}
+DEFAULT_RULES: dict[str, dict[str, Any]] = {
+    "default-allow-ssh": {"allows": [{"protocol": "tcp", "ports": ["22"]}]},
+    "default-allow-rdp": {"allows": [{"protocol": "tcp", "ports": ["3389"]}]},
+    "default-allow-icmp": {"allows": [{"protocol": "icmp"}]},
+    "default-allow-internal": {
+        "sourceRanges": ["10.128.0.0/9"],
+        "allows": [{"protocol": each, "ports": ["0-65535"]} for each in ("tcp", "udp")] + [{"protocol": "icmp"}],
+    },
+}
 PORTS = [*range(1, 1025), *range(8000, 10000)]
 
 
@@ -30,10 +52,29 @@ class Stack(Rehearsal):
     def __init__(self, folder: Path) -> None:
         super().__init__("vms", folder)
         self.start(SHIPPED)
+        self.cloud = cloud.Cloud(folder / "gcp")
+        self.make("compute/network:Network", name="default")
+        self.make("compute/subnetwork:Subnetwork", name="default", network="default", ipCidrRange="10.128.0.0/20")
+        for name, rule in DEFAULT_RULES.items():
+            sources = {"sourceRanges": ["0.0.0.0/0"], "direction": "INGRESS", "priority": 65534}
+            self.make("compute/firewall:Firewall", **sources | rule, name=name, network="default")
         self.bridge = bridge(folder / "machines")
 
     def client(self) -> dict[str, Any]:
         return self.outputs()["client"]
+
+    def make(self, token: str, **inputs: Any) -> str:
+        """A resource that is not the stack's."""
+        config = {"project": "my-project", "region": "us-central1", "zone": "us-central1-a"}
+        identity, record = cloud.new_record(token, inputs, config, known=self.cloud.records())
+        if token == MACHINE:
+            self.compute("create", identity, json.dumps(record))
+        self.cloud.create(identity, record)
+        return identity
+
+    def compute(self, word: str, identity: str, stdin: str = "") -> None:
+        command = [sys.executable, "-m", "rehearsal.compute", word, identity]
+        subprocess.run(command, cwd=PROJECT, env=self.environ, input=stdin, text=True, check=True)
 
     def gcloud(self, what: str, machine: str) -> None:
         compute.gcloud(self.client()["google"], what, machine)
@@ -78,6 +119,38 @@ def test_a_stranger_finds_nothing_at_all(stack: Stack) -> None:
             assert not any(pool.map(lambda way: stranger.connects(*way), ways))
     finally:
         stranger.remove()
+
+
+def test_a_neighbour_in_the_same_network_finds_nothing_either(stack: Stack) -> None:
+    identity = stack.make(
+        MACHINE,
+        name="neighbour",
+        machineType="e2-small",
+        bootDisk={"initializeParams": {"image": "debian-cloud/debian-12"}},
+        networkInterfaces=[{"subnetwork": "default"}],
+    )
+    folder = stack.folder / "machines" / "neighbour"
+    neighbour = Machine("neighbour", "", "", "", stack.bridge, folder, folder)
+
+    def connects(address: str, port: int) -> bool:
+        words = ("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
+        return as_root("nsenter", "--target", str(neighbour.pid), "--net", *words, check=False).returncode == 0
+
+    try:
+        records = {name: record["outputs"] for name, record in stack.cloud.records(MACHINE)}
+        own = records.pop(identity)["networkInterfaces"][0]["networkIp"]
+        until(lambda: connects(own, 22))
+        ways = [
+            (each["networkInterfaces"][0]["networkIp"], port)
+            for each in records.values()
+            for port in (22, 8786, 8787, 9000)
+        ]
+        assert len(ways) == 12
+        with ThreadPoolExecutor(len(ways)) as pool:
+            assert not any(pool.map(lambda way: connects(*way), ways))
+    finally:
+        stack.compute("delete", identity)
+        stack.cloud.delete(identity)
 
 
 def test_a_job_gives_the_right_answer_while_workers_are_preempted_again_and_again(stack: Stack) -> None:

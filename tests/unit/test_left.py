@@ -50,7 +50,9 @@ OURS: dict[str, list[dict[str, Any]]] = {
     ],
     "compute networks subnets": [{"name": "dask-gke", "region": f"{URL}/regions/us-central1"}],
     "compute networks": [{"name": "dask-gke"}],
-    "iam service-accounts": [{"name": "projects/p/x", "email": "dask-gke@p.iam.gserviceaccount.com"}],
+    "iam service-accounts": [
+        {"name": "projects/p/x", "email": "dask-gke@p.iam.gserviceaccount.com", "description": "dask-stack: gke"}
+    ],
 }
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "container clusters": [

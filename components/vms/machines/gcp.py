@@ -19,6 +19,7 @@ APIS = ("compute", "iam")
 USER = "admin"  # Google's guest agent makes it on the machine, with sudo
 DATA = "dask-data"  # the disk's name on the machine
 WAIT = 600  # seconds for a machine to have started up
+ALLOW, DENY = 1000, 1001  # priorities of our firewall rules; smaller ones come first
 SPOT_GRACE = 20  # seconds; Google cuts the power 30 after its notice
 
 
@@ -54,7 +55,11 @@ class GcpMachines(ComponentResource):
 
         self._network()
         self.account = self.home.account("machines", self.machines.roles)
-        self.before = [*self.way_out, *self._rules()]
+        # The scheduler's machine has its own: firewall rules tell it apart by that. Tags would do, too, but whoever may
+        # set the tags of any machine could open it.
+        self.door_account = self.home.account("door", self.machines.roles, prefix="door-")
+        self.rules = self._rules()
+        self.before = [*self.way_out, *self.rules]
         self.disk = self._data_disk()
         self.door: dict[str, Input[Any]] = {}
         self.hosts = [self._host(machine) for machine in self.machines.machine_names]
@@ -106,33 +111,50 @@ class GcpMachines(ComponentResource):
         )
 
     def _rules(self) -> list[gcp.compute.Firewall]:
-        """What the network lets through; nothing else comes in."""
-        door = gcp.compute.Firewall(
-            "door-open",
-            name=f"{self.home.name}-door",
-            description=self.home.description,
-            network=self.network_id,
-            source_ranges=[*self.settings.firewall.ssh, *([IAP] if self.machines.iap_port else [])],
-            target_tags=[f"{self.home.name}-door"],
-            allows=[{"protocol": "tcp", "ports": ["22"]}],
-            opts=self.home.child,
-            **self.home.project,
-        )
-        inside = gcp.compute.Firewall(
-            "inside-open",
-            name=f"{self.home.name}-inside",
-            description=self.home.description,
-            network=self.network_id,
-            source_service_accounts=[self.account.email],
-            target_service_accounts=[self.account.email],
-            allows=[
-                {"protocol": "tcp", "ports": ["22", *cluster_ports(self.settings).split()]},
-                {"protocol": "icmp"},
-            ],
-            opts=self.home.child,
-            **self.home.project,
-        )
-        return [door, inside]
+        """Lets the listed networks reach the door, and the machines each other; nothing else comes in.
+
+        In a network that exists already, other rules hold for our machines as well: `default` has one that opens SSH
+        to the world. Ours come first, and the last of them denies the rest.
+        """
+        accounts = [self.door_account.email, self.account.email]
+
+        def rule(name: str, **arguments: Any) -> gcp.compute.Firewall:
+            return gcp.compute.Firewall(
+                name,
+                name=f"{self.home.name}-{name.partition('-')[0]}",
+                description=self.home.description,
+                network=self.network_id,
+                opts=self.home.child,
+                **arguments,
+                **self.home.project,
+            )
+
+        return [
+            rule(
+                "door-open",
+                priority=ALLOW,
+                source_ranges=[*self.settings.firewall.ssh, *([IAP] if self.machines.iap_port else [])],
+                target_service_accounts=accounts[:1],
+                allows=[{"protocol": "tcp", "ports": ["22"]}],
+            ),
+            rule(
+                "inside-open",
+                priority=ALLOW,
+                source_service_accounts=accounts,
+                target_service_accounts=accounts,
+                allows=[
+                    {"protocol": "tcp", "ports": ["22", *cluster_ports(self.settings).split()]},
+                    {"protocol": "icmp"},
+                ],
+            ),
+            rule(
+                "others-closed",
+                priority=DENY,
+                source_ranges=["0.0.0.0/0"],
+                target_service_accounts=accounts,
+                denies=[{"protocol": "all"}],
+            ),
+        ]
 
     def _data_disk(self) -> Input[str]:
         disk = self.machines.data_disk
@@ -166,6 +188,7 @@ class GcpMachines(ComponentResource):
         self, name: str, kind: Instance, inside: gcp.compute.Address, outside: gcp.compute.Address | None
     ) -> gcp.compute.Instance:
         accelerators = kind.accelerators if isinstance(kind, WorkerInstance) else None
+        account = self.door_account if name == self.machines.scheduler_name else self.account
         return gcp.compute.Instance(
             f"{name}-machine",
             name=f"{self.home.name}-{name}",
@@ -188,7 +211,6 @@ class GcpMachines(ComponentResource):
                     "access_configs": [{"nat_ip": outside.address}] if outside else None,
                 }
             ],
-            tags=[f"{self.home.name}-door"] if name == self.machines.scheduler_name else None,
             labels=self.labels,
             metadata={
                 "ssh-keys": Output.format("{}:{}", USER, Output.unsecret(self.login)["public"]),
@@ -197,7 +219,7 @@ class GcpMachines(ComponentResource):
                 # Where the machine writes its host keys down, for who wants to compare them.
                 "enable-guest-attributes": "TRUE",
             },
-            service_account={"email": self.account.email, "scopes": [SCOPE]},
+            service_account={"email": account.email, "scopes": [SCOPE]},
             shielded_instance_config={
                 "enable_secure_boot": self.machines.secure_boot,
                 "enable_vtpm": True,
@@ -209,6 +231,7 @@ class GcpMachines(ComponentResource):
             allow_stopping_for_update=True,
             opts=ResourceOptions(
                 parent=self,
+                depends_on=self.rules,  # a machine is never up without them
                 delete_before_replace=True,  # the new one has the old one's name and address
                 custom_timeouts=CustomTimeouts(create="10m", delete="10m"),
             ),
