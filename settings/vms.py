@@ -278,6 +278,7 @@ class Firewall(Section):
     close_others: bool = False  # also ports on which something listens that is not the cluster's
     ssh: Networks = Field((), examples=[["203.0.113.7/32"]])
     open: Annotated[tuple[Open, ...], Listed] = Field((), examples=OPEN_EXAMPLE)
+    metadata: bool = False  # tasks may use the account that the cloud gives the machine
 
 
 class Data(Section):

@@ -186,7 +186,11 @@ class DaskVms(ComponentResource):
     def _credentials(self, name: str) -> Output[dict]:
         """Every machine's SSH and TLS credentials; returns the client's, secret."""
         renewal = str(self.settings.credentials.renewal)
-        keys = {each: machine.step("keys", {"NAME": each}) for each, machine in self.machines.items()}
+        metadata = self.settings.firewall.metadata
+        keys = {
+            each: machine.step("keys", {"NAME": each, "METADATA": "yes" if metadata or machine.host.metadata else "no"})
+            for each, machine in self.machines.items()
+        }
         authority = self.head.step("authority", {"CLUSTER": name})
 
         def certificates(subject: str, parent: ComponentResource, request: dict[str, Input[str]]) -> Step:

@@ -39,6 +39,8 @@ class Host:
     day could tell it so."""
     grace: int = 80
     """Seconds that its workers have to hand over what they hold when it stops; spot machines have 30 for all of it."""
+    metadata: bool = False
+    """Its tasks may use its account, which the cloud's metadata server hands out."""
     gone: bool = False
     """It will never answer again, and nothing is run on it."""
 

@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 
 import pytest
 from cryptography import x509
-from fleet import Machine, Stack, as_root
+from fleet import Machine, Stack, as_root, until
 
 from components.vms.step import script
 
@@ -70,14 +70,14 @@ class Pair:
         machine.run(script("firewall", variables), {}, "confirm")
 
     def certificates(self, machine: Machine, renewal: str = "1") -> dict[str, str]:
-        keys = self.step(machine, "keys", NAME=machine.name)
+        keys = self.step(machine, "keys", NAME=machine.name, METADATA="no")
         request = {"HOST_KEY": keys["hostKey"], "USER_KEY": keys["userKey"], "REQUEST": keys["request"]}
         return self.step(
             self.head, "certificates", NAME=machine.name, ADDRESS=machine.address, RENEWAL=renewal, **request
         )
 
     def credentials(self, machine: Machine, renewal: str = "1") -> None:
-        self.step(self.head, "keys", NAME=self.head.name)
+        self.step(self.head, "keys", NAME=self.head.name, METADATA="no")
         authority = self.step(self.head, "authority", CLUSTER="tests")
         signed = self.certificates(machine, renewal)
         self.step(
@@ -177,6 +177,32 @@ def test_tasks_cannot_write_where_root_reads(mesh: Pair) -> None:
     assert writable.split() == ["/etc/daskstack/ssh/id_ed25519", "/etc/daskstack/tls/key.pem"]
 
 
+def test_tasks_reach_the_metadata_server_only_where_they_may_use_the_machines_account(mesh: Pair) -> None:
+    hand = mesh.hand
+    # Port 53 of the same address is a name server on Google Cloud.
+    hand.run("ip address add 169.254.169.254/32 dev lo")
+    for port in (80, 53):
+        hand.run(f"systemd-run -q --unit metadata-{port} python3 -m http.server {port} --bind 169.254.169.254")
+
+    def reaches(user: str, port: int = 80) -> bool:
+        attempt = f"timeout 5 bash -c 'exec 3<>/dev/tcp/169.254.169.254/{port}'"
+        return hand.run(f"sudo -u {user} {attempt}", check=False).returncode == 0
+
+    try:
+        until(lambda: reaches("root") and reaches("root", 53))
+        assert reaches("admin") and reaches("dask", 53)
+        assert not reaches("dask")
+        session = f"sudo -iu dask ssh {hand.address} 'timeout 5 bash -c \"exec 3<>/dev/tcp/169.254.169.254/80\"'"
+        assert hand.ssh(session, check=False).returncode != 0
+        hand.run("firewall-cmd --reload || true")
+        assert not reaches("dask")
+        mesh.step(hand, "keys", NAME=hand.name, METADATA="yes")
+        assert reaches("dask")
+    finally:
+        mesh.step(hand, "keys", NAME=hand.name, METADATA="no")
+        hand.run("systemctl stop metadata-80 metadata-53; ip address delete 169.254.169.254/32 dev lo")
+
+
 def test_certificates_begin_a_day_ago_and_end_in_a_year(mesh: Pair) -> None:
     pem = mesh.hand.ssh("cat /etc/daskstack/tls/certificate.pem").stdout
     certificate = x509.load_pem_x509_certificate(pem.encode())
@@ -197,7 +223,7 @@ def test_a_raised_renewal_brings_new_certificates(mesh: Pair) -> None:
 def test_another_users_account_is_not_taken_over(boot: Callable[..., list[Machine]]) -> None:
     [machine] = boot("taken")
     machine.run("useradd --create-home dask")
-    done = machine.run(script("keys", {"NAME": "taken"}), check=False)
+    done = machine.run(script("keys", {"NAME": "taken", "METADATA": "no"}), check=False)
     assert done.returncode == 1
     assert "a user 'dask' exists already and is not the cluster's" in done.stderr
 
@@ -234,6 +260,7 @@ def test_the_mount_comes_back_after_a_reboot_of_either_machine(shared: Pair, sta
         machine.reboot()
         stack.boot(machine.name)
         assert shared.hand.ssh("timeout 20 cat /srv/daskdata/kept").stdout == "kept\n", f"{machine.name} rebooted"
+        assert "169.254.169.254" in machine.run("nft list table inet daskstack").stdout
 
 
 def test_the_units_need_each_other_in_no_circle(shared: Pair) -> None:

@@ -105,6 +105,7 @@ class GcpMachines(ComponentResource):
             connection=connection,
             deleted_with=instance,
             guarded=True,
+            metadata=bool(self.machines.roles),
             grace=SPOT_GRACE if isinstance(kind, WorkerInstance) and kind.spot else Host.grace,
             disk=f"/dev/disk/by-id/google-{DATA}" if holds else "",
             disk_size=self.machines.data_disk.size if holds else 0,

@@ -71,7 +71,7 @@ others() {
     nft -s list ruleset | awk '
       $1 == "table" { table = $2 " " $3; whose = "" }
       $1 == "chain" { chain = $2; if (chain ~ /^DOCKER/) whose = " of Docker"; if (chain ~ /^ufw/) whose = " of ufw" }
-      /(^|[[:space:]"])(drop|reject|DROP|REJECT)([[:space:];"]|$)/ && table !~ / firewalld$/ && chain !~ /^f2b-/ { rules[table] = 1 }
+      /(^|[[:space:]"])(drop|reject|DROP|REJECT)([[:space:];"]|$)/ && table !~ / (firewalld|daskstack)$/ && chain !~ /^f2b-/ { rules[table] = 1 }
       { owner[table] = owner[table] ? owner[table] : whose }
       END { for (each in rules) printf "nftables table %s has rules%s\n", each, owner[each] }' | sort
   fi

@@ -1,6 +1,11 @@
 # State: the cluster's user exists, and this machine has made its own SSH and TLS keys. Prints their public halves.
 #   NAME      the machine's name in the cluster
+#   METADATA  no: the cluster's user cannot reach the cloud's metadata server, which hands out the machine's account; yes
 # Private keys never leave the machine; the authority signs what is printed here.
+
+UNITS=/etc/systemd/system
+GUARD=dask-metadata
+TABLE=daskstack
 
 cluster_user() {
   if id $CLUSTER_USER >/dev/null 2>&1; then
@@ -11,6 +16,58 @@ cluster_user() {
   fi
   install -d -m 0755 $VAR $ETC $ETC/ssh $ETC/tls
   install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER $CLUSTER_HOME
+}
+
+# A table of its own: a reload of firewalld leaves it alone. On Google Cloud the metadata server answers DNS, too.
+metadata_rules() {
+  cat <<RULES
+table inet $TABLE
+delete table inet $TABLE
+table inet $TABLE {
+  chain output {
+    type filter hook output priority filter; policy accept;
+    meta skuid $CLUSTER_USER ip daddr 169.254.169.254 meta l4proto { tcp, udp } th dport 53 accept
+    meta skuid $CLUSTER_USER ip daddr 169.254.169.254 reject with icmpx type admin-prohibited
+    meta skuid $CLUSTER_USER ip6 daddr { fd00:ec2::254, fd20:ce::254 } reject with icmpx type admin-prohibited
+  }
+}
+RULES
+}
+
+metadata_unit() {
+  cat <<UNIT
+[Unit]
+Description=Keeps Dask tasks from the cloud's metadata server
+After=nftables.service
+Before=network-pre.target
+Wants=network-pre.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=$(command -v nft) -f $ETC/metadata.nft
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+}
+
+guard_metadata() {
+  need nft nftables
+  metadata_rules | put $ETC/metadata.nft 0644 root:root
+  metadata_unit | put $UNITS/$GUARD.service 0644 root:root
+  systemctl daemon-reload
+  systemctl -q enable $GUARD
+  systemctl restart $GUARD ||
+    fatal "the rule that keeps tasks from the metadata server does not load: $(journalctl -u $GUARD -n 5 --no-pager -o cat)"
+}
+
+open_metadata() {
+  [ -e $UNITS/$GUARD.service ] || return 0
+  systemctl -q disable --now $GUARD
+  rm -f $UNITS/$GUARD.service $ETC/metadata.nft
+  systemctl daemon-reload
+  ! nft list table inet $TABLE >/dev/null 2>&1 || nft delete table inet $TABLE
 }
 
 # A key that a killed run left half-written does not count: keys are made beside their place and moved there whole.
@@ -48,6 +105,7 @@ main() {
   need openssl openssl
   need pgrep procps procps-ng # for undo
   cluster_user
+  if [ "$METADATA" = no ]; then guard_metadata; else open_metadata; fi
   make_keys
   [ -s /etc/ssh/ssh_host_ed25519_key.pub ] ||
     fatal "sshd has no ed25519 host key; make one (ssh-keygen -A), restart sshd and run up again"
@@ -57,6 +115,7 @@ main() {
 undo() {
   end_cluster_user
   ! cluster_user_is_ours || userdel $CLUSTER_USER
+  open_metadata
   rm -rf $ETC/ssh $ETC/tls $CLUSTER_HOME
   tidy
 }
