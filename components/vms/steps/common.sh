@@ -187,7 +187,7 @@ end_cluster_user() {
   cluster_user_is_ours || return 0
   usermod --expiredate 1 $CLUSTER_USER # no new session from here on
   end_processes
-  findmnt -rn -o TARGET -O "user_id=$(id -u $CLUSTER_USER)" | while read -r target; do
+  { findmnt -rn -o TARGET -O "user_id=$(id -u $CLUSTER_USER)" || true; } | while read -r target; do
     umount --lazy "$(printf %b "$target")"
   done
   setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --clear-groups ipcrm --all 2>/dev/null || true
