@@ -138,30 +138,31 @@ class Program(Checkout):
     """The program in a folder of its own, on existing machines; its state goes with `fresh`."""
 
     def __init__(self, folder: Path, key: Path) -> None:
-        super().__init__(folder)
+        super().__init__(folder, "mine")
         self._key = key
         self._count = 0
 
     def fresh(self) -> None:
         """A stack that nobody has brought up yet."""
         self._count += 1
-        self.environ["XDG_DATA_HOME"] = str(self.folder.parent / f"data-{self._count}")
-        self.pulumi_environ = self.environ | engine.variables("dev", self.environ)
-        self._pulumi("stack", "init", "dev")
-        self._pulumi("config", "set", "--secret", "dask:sshKey", "--stack", "dev", "--", self._key.read_text())
+        state = self.folder.parent / f"state-{self._count}"
+        state.mkdir()
+        self.environ["PULUMI_BACKEND_URL"] = state.as_uri()
+        self.pulumi_environ = self.environ | engine.variables(self.stack, self.environ)
+        self._pulumi("stack", "init", self.stack)
+        self._pulumi("config", "set", "--secret", "dask:sshKey", "--stack", self.stack, "--", self._key.read_text())
 
     def describe(self, cluster: dict[str, Any]) -> None:
         """Writes the stack's settings."""
-        file = self.folder / "Pulumi.dev.yaml"
-        stack = yaml.safe_load(file.read_text())
+        stack = yaml.safe_load(self.file.read_text())
         stack["config"]["dask:cluster"] = cluster
-        file.write_text(yaml.safe_dump(stack))
+        self.file.write_text(yaml.safe_dump(stack))
 
     def up(self, *words: str) -> Run:
-        return self._pulumi("up", "--yes", "--skip-preview", "--stack", "dev", *words)
+        return self._pulumi("up", "--yes", "--skip-preview", "--stack", self.stack, *words)
 
     def preview(self, beside: Callable[[int], Any]) -> Run:
-        return self._pulumi("preview", "--stack", "dev", beside=beside)
+        return self._pulumi("preview", "--stack", self.stack, beside=beside)
 
     def deployment(self) -> list[dict[str, Any]]:
         """The stack's resources, each after those that it depends on, with secrets in the clear."""
@@ -171,7 +172,7 @@ class Program(Checkout):
         return json.loads(self._told("stack", "output", name, "--json"))
 
     def _told(self, *words: str) -> str:
-        return "\n".join(line for _, line in self._pulumi(*words, "--show-secrets", "--stack", "dev").lines)
+        return "\n".join(line for _, line in self._pulumi(*words, "--show-secrets", "--stack", self.stack).lines)
 
     def _pulumi(self, *words: str, **kwargs: Any) -> Run:
         command = [str(engine.engine()), "--non-interactive", *words]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import pulumi
+import yaml
+from pulumi.runtime.config import is_config_secret
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -39,18 +41,78 @@ Cluster = Annotated[Vms | Gke, Field(discriminator="target")]
 
 def load() -> Vms | Gke:
     """The stack's settings; all that is wrong with them in one `pulumi.RunError`."""
+    project = Path(__file__).parents[1]
     try:
         value = pulumi.Config("dask").get_object("cluster")
     except pulumi.ConfigTypeError:
         value = pulumi.Config("dask").get("cluster")
     try:
+        refuse_secrets(project)
         if value is None:
             raise SettingsError(
                 [line((), f"is missing; write under `config:` in the stack's file {KEY}: {shown(MINIMAL)}")]
             )
-        return parse(value, Path(__file__).parents[1])
+        cluster = parse(value, project)
+        refuse_a_borrowed_passphrase(cluster, pulumi.get_stack())
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
+    warn_of_plain_secrets()
+    return cluster
+
+
+# Secrets that the stack has beside its settings, and the commands that set them.
+SECRETS = {
+    "dask:secretEnv": "pulumi config set --secret --path 'dask:secretEnv.NAME'",
+    "dask:jupyterPassword": "pulumi config set --secret dask:jupyterPassword",
+    "dask:sshKey": "pulumi config set --secret dask:sshKey < KEYFILE",
+}
+
+
+def refuse_secrets(project: Path) -> None:
+    """Pulumi hands the program a nested secret as plain text, which would be in the state, in previews and on disks."""
+    if not is_config_secret(KEY):
+        return
+    file = project / f"Pulumi.{pulumi.get_stack()}.yaml"
+    try:
+        said = yaml.safe_load(file.read_text())["config"][KEY]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):  # the settings come from elsewhere
+        said = None
+    environment, password, key = SECRETS.values()
+    remedy = (
+        "is a secret, which would become plain text in the stack's state and on the cluster. Take it out, and set it"
+        f" where it stays a secret: what tasks need by {environment}, the notebooks' password by {password}, an SSH key"
+        f" by {key}"
+    )
+    found = [line(place, remedy) for place in secret_places(said)]
+    raise SettingsError(found or [line((), f"some value in it {remedy}")])
+
+
+def secret_places(said: Any) -> list[Place]:
+    """Where a stack file's value has encrypted ones."""
+    if isinstance(said, dict) and said.keys() == {"secure"}:
+        return [()]
+    inner = said.items() if isinstance(said, dict) else enumerate(said) if isinstance(said, list) else ()
+    return [(key, *place) for key, value in inner for place in secret_places(value)]
+
+
+def refuse_a_borrowed_passphrase(cluster: Vms | Gke, stack: str) -> None:
+    """Anybody can decrypt the secrets of stack dev, whose passphrase is empty."""
+    if stack != "dev" or (isinstance(cluster, Vms) and isinstance(cluster.machines, Local)):
+        return
+    place: Place = ("machines", "source") if isinstance(cluster, Vms) else ("target",)
+    text = (
+        "stack dev is for machines on this computer alone, because its secrets are encrypted under an empty passphrase;"
+        " copy these settings to Pulumi.NAME.yaml, without encryptionsalt, restore Pulumi.dev.yaml, and run make up"
+        " STACK=NAME"
+    )
+    raise SettingsError([line(place, text)])
+
+
+def warn_of_plain_secrets() -> None:
+    for key, command in SECRETS.items():
+        namespace, name = key.split(":")
+        if pulumi.Config(namespace).get(name) and not is_config_secret(key):
+            pulumi.log.warn(f"{key} is plain text in the stack's file; choose a new one if others read it: {command}")
 
 
 def parse(value: dict[str, Any], folder: Path) -> Vms | Gke:
@@ -129,11 +191,12 @@ _ELSE = "{found} cannot be used here; write e.g. {right}"
 _ROOT = FieldInfo(annotation=Vms | Gke, discriminator="target", examples=[MINIMAL])
 
 
-# Keys that people look for, and the command that sets what they want without a trace of it in the stack's file.
+# Keys that people look for here.
 _SECRETS = {
-    "password": "pulumi config set --secret dask:jupyterPassword",
-    "privateKey": "pulumi config set --secret dask:sshKey < KEYFILE",
-    "sshKey": "pulumi config set --secret dask:sshKey < KEYFILE",
+    "password": SECRETS["dask:jupyterPassword"],
+    "privateKey": SECRETS["dask:sshKey"],
+    "secretEnv": SECRETS["dask:secretEnv"],
+    "sshKey": SECRETS["dask:sshKey"],
 }
 
 

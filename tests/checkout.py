@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,14 +19,24 @@ PROJECT = Path(__file__).parents[1]
 
 
 class Checkout:
-    """A copy of the project with a stack `dev` of its own."""
+    """A copy of the project with a stack of its own: `dev`, or another with the settings of `dev` and a passphrase."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stack: str = "dev") -> None:
         self.folder = folder / "checkout"
+        self.stack = stack
+        self.file = self.folder / f"Pulumi.{stack}.yaml"
         ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", "tests")
         shutil.copytree(PROJECT, self.folder, ignore=ignored)
         self.folder.joinpath(".venv").symlink_to(sys.prefix)
         self.environ = {**os.environ, "XDG_DATA_HOME": str(folder / "data")}
+        if stack != "dev":
+            state = folder / "state"
+            state.mkdir()
+            self.environ |= {
+                "STACK": stack, "PULUMI_BACKEND_URL": state.as_uri(), "PULUMI_CONFIG_PASSPHRASE": "of the tests",
+            }  # fmt: skip
+            shipped = self.folder.joinpath("Pulumi.dev.yaml").read_text()
+            self.file.write_text(re.sub("^encryptionsalt.*", "", shipped, flags=re.MULTILINE))
 
     def make(self, *words: str, succeeds: bool = True) -> str:
         done = subprocess.run(
@@ -36,8 +47,8 @@ class Checkout:
         return done.stdout
 
     def pulumi(self, *words: str) -> str:
-        environ = self.environ | engine.variables("dev", self.environ)
-        command = ["pulumi", *words, "--stack", "dev"]
+        environ = self.environ | engine.variables(self.stack, self.environ)
+        command = ["pulumi", *words, "--stack", self.stack]
         done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -56,7 +67,7 @@ class Checkout:
         client = json.loads(self.pulumi("stack", "output", "client", "--show-secrets"))
         for name, facts in client["machines"].items():
             key.write_text(facts["private_key"])
-            state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
+            state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines", self.stack, name)
             found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
         return found
 

@@ -197,7 +197,7 @@ boot() {
     while true; do
         status=0
         systemd-nspawn --quiet --boot --directory="$root" --machine="$NAME" --settings=no \
-            --register=no --keep-unit --capability=all --network-bridge="$BRIDGE" "${binds[@]}" \
+            --register=no --keep-unit --drop-capability=CAP_MKNOD --network-bridge="$BRIDGE" "${binds[@]}" \
             --bind-ro="$state/etc:/etc/machine" --resolv-conf=off --timezone=off --link-journal=no \
             --console=read-only || status=$?
         # 133: `reboot` inside.

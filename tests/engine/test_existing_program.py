@@ -24,11 +24,10 @@ MACHINES = {"source": "existing", "hosts": HOSTS, "bastions": [{"name": "gate", 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Checkout]:
     """A clone whose stack is on such machines; an agent seems to be there."""
-    checkout = Checkout(tmp_path)
-    path = checkout.folder / "Pulumi.dev.yaml"
-    stack = yaml.safe_load(path.read_text())
+    checkout = Checkout(tmp_path, "mine")
+    stack = yaml.safe_load(checkout.file.read_text())
     stack["config"]["dask:cluster"] = {"target": "vms", "machines": MACHINES}
-    path.write_text(yaml.safe_dump(stack))
+    checkout.file.write_text(yaml.safe_dump(stack))
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind(str(tmp_path / "agent"))
         checkout.environ["SSH_AUTH_SOCK"] = str(tmp_path / "agent")
@@ -60,7 +59,7 @@ def test_a_preview_shows_every_machine_and_takes_no_connection(preview: Callable
 def test_a_failure_tells_what_to_do_about_a_machine_that_is_dead(checkout: Checkout) -> None:
     """Here it is the key that is missing: a failure tells it whatever the reason, which the engine alone knows."""
     del checkout.environ["SSH_AUTH_SOCK"]
-    advice = "write `gone: true` beside its name in Pulumi.dev.yaml, and make up"
+    advice = "write `gone: true` beside its name in Pulumi.mine.yaml, and make up"
     assert advice in checkout.make("up", succeeds=False)
     assert advice in checkout.make("-n", "destroy")
 

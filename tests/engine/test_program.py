@@ -22,10 +22,9 @@ def say(checkout: Checkout) -> Callable[[dict], None]:
     """Writes what stack `dev` says about its cluster."""
 
     def write(cluster: dict) -> None:
-        path = checkout.folder / "Pulumi.dev.yaml"
-        stack = yaml.safe_load(path.read_text())
+        stack = yaml.safe_load(checkout.file.read_text())
         stack["config"]["dask:cluster"] = cluster
-        path.write_text(yaml.safe_dump(stack))
+        checkout.file.write_text(yaml.safe_dump(stack))
 
     return write
 
@@ -66,6 +65,51 @@ def test_all_mistakes_are_told_at_once_before_anything_is_registered(checkout: C
     assert "dask:cluster.firewall.ssh[0]" in said
     assert "Traceback" not in said
     assert "LocalMachines" not in said
+
+
+def refused(checkout: Checkout) -> str:
+    """What a preview that cannot succeed prints."""
+    with pytest.raises(AssertionError) as failure:
+        preview(checkout)
+    said = str(failure.value)
+    assert "Traceback" not in said
+    assert "LocalMachines" not in said and "ExistingMachines" not in said, "nothing is registered"
+    return said
+
+
+def test_a_secret_within_the_settings_is_refused_and_its_text_is_nowhere(checkout: Checkout, say) -> None:
+    say(LOCAL)
+    text = "correct-horse-battery-staple"
+    checkout.pulumi("config", "set", "--secret", "--path", "dask:cluster.dask.config.my.password", text)
+    said = refused(checkout)
+    assert "dask:cluster.dask.config.my.password: is a secret" in said
+    assert "pulumi config set --secret --path 'dask:secretEnv.NAME'" in said
+    told = checkout.make("up", succeeds=False)
+    assert "is a secret" in told
+    assert text not in said + told + checkout.pulumi("stack", "export")
+
+
+def test_stack_dev_is_for_machines_on_this_computer_alone(checkout: Checkout, say) -> None:
+    """Its passphrase is empty: an SSH key among its secrets would be everybody's who reads the file."""
+    hosts = [{"name": name, "address": f"10.1.0.{number}"} for number, name in enumerate(("a", "b"), 5)]
+    say({"target": "vms", "machines": {"source": "existing", "hosts": hosts}})
+    said = refused(checkout)
+    assert "dask:cluster.machines.source: stack dev is for machines on this computer alone" in said
+    assert "make up STACK=NAME" in said
+    (checkout.folder / "kubeconfig").touch()
+    say({"target": "gke", "cluster": {"source": "existing", "kubeconfig": str(checkout.folder / "kubeconfig")}})
+    assert "dask:cluster.target: stack dev is for machines on this computer alone" in refused(checkout)
+
+
+def test_a_password_in_plain_text_is_told_with_the_command_that_encrypts_it(checkout: Checkout, say) -> None:
+    say(LOCAL)
+    checkout.pulumi("config", "set", "--plaintext", "dask:jupyterPassword", "swordfish")
+    said = checkout.pulumi("preview")
+    assert "dask:jupyterPassword is plain text" in said
+    assert "pulumi config set --secret dask:jupyterPassword" in said
+    assert "swordfish" not in said
+    checkout.pulumi("config", "set", "--secret", "dask:jupyterPassword", "swordfish")
+    assert "plain text" not in checkout.pulumi("preview")
 
 
 def test_every_command_runs_what_a_plain_checkout_has(checkout: Checkout, say) -> None:

@@ -79,7 +79,7 @@ def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPath
         machines[machine.name] = replace(machine, port=PORT)
     before = {machine.name: snapshot(machine) for machine in machines.values()}
 
-    checkout = Checkout(tmp_path_factory.mktemp("user"))
+    checkout = Checkout(tmp_path_factory.mktemp("user"), "mine")
     checkout.environ["SSH_AUTH_SOCK"] = agent
     host = {"user": "admin", "port": PORT}
     root = {"user": "root", "port": PORT}
@@ -116,7 +116,7 @@ def up(office: SimpleNamespace, succeeds: bool = True, **changes) -> str:
 
 def write(office: SimpleNamespace, **changes) -> None:
     office.cluster |= changes
-    path = office.checkout.folder / "Pulumi.dev.yaml"
+    path = office.checkout.file
     stack = yaml.safe_load(path.read_text())
     stack["config"]["dask:cluster"] = office.cluster
     path.write_text(yaml.safe_dump(stack))
