@@ -1,5 +1,6 @@
 """The OpenSSH client with keys from memory."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,14 @@ OPTIONS = {
 }
 
 
+# What is written into ssh's configuration, where another line or a quote would be another option or a command.
+_PLAIN = {
+    "host": r"[A-Za-z0-9:][A-Za-z0-9:._-]*(%[A-Za-z0-9_.-]+)?",
+    "user": r"[A-Za-z_][A-Za-z0-9_.-]*",
+    "host_key": r"[a-z0-9][a-z0-9@.-]* [A-Za-z0-9+/=]+( [^\n]*)?",
+}
+
+
 @contextmanager
 def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
     """The `ssh` command that reaches a machine; append what to run there.
@@ -33,11 +42,14 @@ def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _config(alias: str, connection: Mapping[str, Any], folder: Path) -> str:
+    for name, right in _PLAIN.items():
+        if not re.fullmatch(right, str(connection[name])):
+            raise ValueError(f"the connection's {name} is {connection[name]!r}, which ssh could misread")
     known = folder / f"{alias}.known_hosts"
     known.write_text(f"{alias} {connection['host_key']}\n")
     options = {
         **OPTIONS,
-        "HostName": connection["host"],
+        "HostName": connection["host"].replace("%", "%%"),
         "Port": connection.get("port") or 22,
         "User": connection["user"],
         "HostKeyAlias": alias,

@@ -34,6 +34,8 @@ def is_world(networks: list[Network]) -> bool:
 
 def valid_network(text: str) -> str:
     try:
+        if "%" in text:
+            raise ValueError("Python takes any text for an interface")
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(

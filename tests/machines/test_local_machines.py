@@ -68,6 +68,19 @@ def test_nobody_logs_in_as_root_or_by_password(boot):
     assert {"permitrootlogin no", "passwordauthentication no", "kbdinteractiveauthentication no"} < {*effective}
 
 
+def test_root_of_a_machine_makes_no_devices_and_changes_nothing_of_the_kernel(boot):
+    """No boundary against an attacker who is root there, which the documentation says; but none of this is open."""
+    [machine] = boot("one")
+    number = os.stat("/").st_dev
+    assert machine.run(f"mknod /root/disk b {os.major(number)} {os.minor(number)}", check=False).returncode
+    assert not machine.run("find /dev -type b").stdout
+    bounding = int(machine.run("sed -n 's/^CapBnd:\t/0x/p' /proc/1/status").stdout, 16)
+    refused = {"SYS_MODULE": 16, "SYS_RAWIO": 17, "SYS_TIME": 25, "MKNOD": 27, "MAC_ADMIN": 33, "SYSLOG": 34, "BPF": 39}
+    assert not [name for name, number in refused.items() if bounding >> number & 1]
+    for file in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"):
+        assert machine.run(f"true >>{file}", check=False).returncode, f"{file} can be written to"
+
+
 def test_a_script_gets_its_variables_and_arguments_as_they_are(boot):
     [machine] = boot("one")
     hard = 'it\'s $HOME "and"\n`more`'

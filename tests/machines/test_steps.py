@@ -345,10 +345,16 @@ def holder(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
 
 @dataclass
 class Disk:
-    """A blank disk of 64 MB: a file on this computer, and a device of the machine that stays after a reboot."""
+    """A blank disk of 64 MB: a file on this computer, and a device of the machine, until it reboots."""
 
     file: Path
     loop: str
+
+    def attach(self, machine: Machine) -> None:
+        """From here: the machine's own root may not make device nodes."""
+        number = os.stat(self.loop).st_rdev
+        node = ("mknod", "-m", "0600", DEVICE, "b", str(os.major(number)), str(os.minor(number)))
+        as_root("nsenter", "--target", str(machine.pid), "--mount", *node)
 
     def grow(self, megabytes: int) -> None:
         as_root("truncate", "-s", f"{megabytes}M", str(self.file))
@@ -360,13 +366,11 @@ def disk(holder: Pair, tmp_path: Path) -> Iterator[Disk]:
     file = tmp_path / "disk"
     as_root("truncate", "-s", "64M", str(file))
     disk = Disk(file, as_root("losetup", "--find", "--show", str(file)).stdout.strip())
-    number = os.stat(disk.loop).st_rdev
-    rule = f"b+ {DEVICE} 0600 root root - {os.major(number)}:{os.minor(number)}"
     try:
-        holder.head.run(f"echo '{rule}' >/etc/tmpfiles.d/disk.conf && systemd-tmpfiles --create disk.conf")
+        disk.attach(holder.head)
         yield disk
         data_on_disk(holder, "undo")
-        holder.head.run(f"rm {DEVICE} /etc/tmpfiles.d/disk.conf")
+        holder.head.run(f"rm {DEVICE}")
     finally:
         as_root("losetup", "--detach", disk.loop)
         file.unlink()
@@ -390,6 +394,7 @@ def test_a_disk_keeps_the_files_of_one_machine_for_the_next(holder: Pair, disk: 
     data_on_disk(holder)
     assert snapshot(machine) ^ once == set()
     machine.reboot()
+    disk.attach(machine)
     stack.boot("disk")
     assert machine.ssh("ls -A /srv/daskdata && cat /srv/daskdata/kept").stdout == "kept\nkept\n"
 

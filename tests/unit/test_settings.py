@@ -497,6 +497,21 @@ def test_a_name_that_is_no_host_name_is_refused(folder: Path, name: str) -> None
     assert one(folder, existing(hosts__2__name=name)).startswith("machines.hosts[2].name: ")
 
 
+INJECTIONS = ["fe80::1%h\n    ProxyCommand id >&2", "fe80::1%h$(id>&2)"]
+
+
+@pytest.mark.parametrize("text", [*INJECTIONS, "fe80::1%a b", "fe80::1%", "fe80::1%a%b"])
+def test_an_address_holds_no_command(folder: Path, text: str) -> None:
+    """It is part of a command line of ssh, and its interface could be any text."""
+    assert "is neither an address nor a host name" in one(folder, existing(hosts__0__address=text))
+    assert "is not an IPv4 address" in one(folder, existing(hosts__0__privateAddress=text))
+    assert "is not a network" in one(folder, firewall__ssh=[f"{text}/128"])
+
+
+def test_a_link_local_address_may_name_its_interface(folder: Path) -> None:
+    assert not problems(folder, existing(hosts__0__address="fe80::1%eth0.7"))
+
+
 @pytest.mark.parametrize("address", ["", "203.0.113", "203.0.113.256", "a b", "a..b", "-a", "user@a", "a:22", "[::1]"])
 def test_an_address_that_cannot_be_one_is_refused(folder: Path, address: str) -> None:
     assert "is neither an address nor a host name" in one(folder, existing(hosts__0__address=address))
@@ -709,6 +724,22 @@ def test_spill_goes_to_a_disk(folder: Path, path: str) -> None:
 )
 def test_a_mount_option_that_breaks_the_mount_is_refused(folder: Path, option: str) -> None:
     assert one(folder, data__options=["compression=no", option]).startswith("data.options[1]: ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PKCS11Provider", "SecurityKeyProvider", "KnownHostsCommand", "Include", "CertificateFile", "HostName"),
+        *("ControlPath", "follow_symlinks", "suid", "dev", "x-systemd.automount", "LocalCommand", "SendEnv", "F"),
+        *("transform_symlinks", "exec", "Match", "max_conns2", "COMPRESSION"),
+    ],
+)
+def test_only_options_of_speed_are_taken_for_the_mount(folder: Path, name: str) -> None:
+    """It is root's ssh that reads them, and a library that it loads may be a task's."""
+    for option in (name, f"{name}=/srv/daskdata/x.so"):
+        text = one(folder, data__options=[option])
+        assert text.startswith(f"data.options[0]: {name} is not an option that can be set here; the options are ")
+        assert "Ciphers, compression, Compression" in text
 
 
 @pytest.mark.parametrize("text", ["2", "0 GiB", "0.0 B", "-1 GiB", "2 GiG", "GiB", "auto", "", "2,5 GiB", "1e9 B"])

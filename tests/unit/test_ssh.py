@@ -35,6 +35,30 @@ def holder() -> Iterator[tuple[subprocess.Popen, Path]]:
         process.communicate()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"host": "fe80::1%h\n    ProxyCommand id >&2"},
+        {"host": "fe80::1%h$(id>&2)"},
+        {"host": 'a" -oProxyCommand="id'},
+        {"host": "-oProxyCommand=id"},
+        {"user": "admin\nProxyCommand id"},
+        {"host_key": "ssh-ed25519 AAAA\n* ssh-ed25519 BBBB"},
+    ],
+)
+def test_nothing_of_a_connection_becomes_another_option_or_a_command(wrong: dict[str, str]) -> None:
+    for connection in (CONNECTION | wrong, CONNECTION | {"proxy": CONNECTION | wrong}):
+        with pytest.raises(ValueError, match=f"the connection's {next(iter(wrong))} is "), ssh.command(connection):
+            pass
+
+
+def test_an_address_with_an_interface_reaches_ssh_as_it_is() -> None:
+    with ssh.command(CONNECTION | {"host": "fe80::1%eth0"}) as command:
+        [*command, machine] = command
+        said = subprocess.run([*command, "-G", machine], capture_output=True, text=True, check=True).stdout
+    assert "\nhostname fe80::1%eth0\n" in said
+
+
 def test_a_key_is_for_its_user_alone_and_gone_afterwards(place: Path) -> None:
     with ssh.command(CONNECTION):
         [key] = place.glob("*/*.key")
