@@ -74,6 +74,12 @@ def memory(text: str) -> int:
     return int(Decimal(number) * UNITS[unit])
 
 
+def valid_amount(found: object) -> object:
+    if isinstance(found, bool):
+        raise ValueError(f"{shown(found)} is not a number; write e.g. 0.5")
+    return found
+
+
 def valid_argument(refused: Mapping[str, str], word: str) -> str:
     flag = re.split(r"[=\s]", word)[0]
     for pattern, remedy in refused.items():
@@ -82,6 +88,28 @@ def valid_argument(refused: Mapping[str, str], word: str) -> str:
     if not word.isprintable() or not re.match(r"-[\w-]+(=|$)|[^-]", word):
         raise ValueError(f'{word!r} is not one word of a command line; write e.g. ["--preload", "my.module"]')
     return word
+
+
+# Variables by which containers find what the cluster gives them.
+_VARIABLES = (
+    r"PATH|HOME|POD_NAME|IDLE_\w+|KUBERNETES_\w+|JUPYTER_(TOKEN|NO_CONFIG|CONFIG_\w+)|PYTHONPYCACHEPREFIX"
+    r"|DASK_((ROOT_)?CONFIG|INTERNAL_INHERIT_CONFIG|SCHEDULER_ADDRESS)"
+)
+# Those that Dask reads as settings of its encryption, or as whole sections with these in them.
+_ENCRYPTION = (
+    r"distributed|distributed\.comm|(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)"
+)
+
+
+def valid_variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
+        raise ValueError(f"{shown(name)} is not a variable's name; write e.g. OMP_NUM_THREADS")
+    path = name.removeprefix("DASK_").lower().replace("__", ".").replace("_", "-")
+    if name.startswith("DASK_") and re.fullmatch(_ENCRYPTION, path):
+        raise ValueError(f"{name} is about encryption, which the cluster sets; use dask.tls")
+    if re.fullmatch(_VARIABLES, name):
+        raise ValueError(f"{name} is set by the cluster; leave it out")
+    return name
 
 
 def valid_python(found: object) -> object:
@@ -156,14 +184,15 @@ class Numbered(Section):
         return ("scheduler", *self.worker_names)
 
 
-Prices = dict[str, Annotated[float, Field(ge=0, strict=False, allow_inf_nan=False)]]
+Amount = Annotated[float, BeforeValidator(valid_amount), Field(strict=False, allow_inf_nan=False)]
+Prices = dict[str, Annotated[Amount, Field(ge=0, le=100_000)]]
 
 
 class Limits(Section):
     """What ends by itself, and what is refused; `hourly_cost` is in US dollars, as the program estimates it."""
 
     idle: Annotated[str, AfterValidator(valid_duration)] | None = Field(None, examples=["30m"])
-    hourly_cost: float | None = Field(None, gt=0, strict=False, allow_inf_nan=False, examples=[5.0])
+    hourly_cost: Annotated[Amount, Field(gt=0)] | None = Field(None, examples=[5.0])
 
 
 def line(place: Place, text: str) -> str:

@@ -1,5 +1,6 @@
 """About what a stack costs: pure functions of its settings and of prices.yaml."""
 
+import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,12 @@ class Item:
     name: str
     up: float | None
     idle: float | None
+    most: float | None = None
+    """With as many machines as an autoscaler may start; without it as at work."""
+
+    @property
+    def worst(self) -> float | None:
+        return self.up if self.most is None else self.most
 
 
 def machine(name: str) -> Machine | None:
@@ -52,6 +59,35 @@ def machine(name: str) -> Machine | None:
     shapes = prices()["shapes"]
     each = shapes.get(f"{family}-{shape}", shapes.get(shape))
     return Machine(int(cpus), int(cpus) * each) if each and family in prices()["families"] else None
+
+
+def misspelt(name: str) -> str | None:
+    """The nearest machine type where Google has none of this name, as far as prices.yaml knows its family."""
+    found = re.fullmatch(r"(\w+)-(\w+)-\d+", name)
+    sizes = prices()["sizes"]
+    if not found or found[1] not in sizes or found[2] in ("megamem", "ultramem"):
+        return None
+    shapes = ("standard", "highmem", "highcpu")
+    known = [f"{family}-{shape}-{size}" for family in sizes for shape in shapes for size in sizes[family]]
+    return None if name in known else difflib.get_close_matches(name, known, 1, 0)[0]
+
+
+def machine_conflicts(place: Place, kind: Kind, own: Mapping[str, float]) -> Iterator[Conflict]:
+    """Machine types and GPUs that Google does not have; what has a price of the user's `own` is left alone."""
+    if kind.machine not in own and (nearest := misspelt(kind.machine)):
+        here = (*place, "machine")
+        yield here, [here], f"Google has no {kind.machine}; did you mean {nearest}?"
+    accelerators = getattr(kind, "accelerators", None)
+    if accelerators is None:
+        return
+    if accelerators.count & (accelerators.count - 1):
+        here = (*place, "accelerators", "count")
+        yield here, [here], f"a machine has 1, 2, 4, 8 or 16 GPUs, not {accelerators.count}; write one of these"
+    family = kind.machine.split("-")[0]
+    if accelerators.type in prices()["accelerators"] and family in prices()["families"] and family != "n1":
+        here = (*place, "accelerators", "type")
+        text = f"{accelerators.type} is for machines of n1, not for {kind.machine}; write e.g. n1-standard-4"
+        yield here, [here, (*place, "machine")], text
 
 
 def machine_price(name: str, spot: bool, own: Mapping[str, float]) -> float | None:
@@ -73,25 +109,38 @@ def allocatable(size: Machine) -> tuple[float, float]:
     return size.cpus - reserved - SYSTEM_CPU, size.memory - kept - SYSTEM_MEMORY
 
 
-def nodes(count: int, cpu: float, gib: float, size: Machine | None) -> int | None:
-    """Nodes for so many pods of this size: one each where the node's is not known, None where no pod fits."""
+def nodes(count: int, cpu: float, gib: float, size: Machine | None, gpus: int | None = None) -> int | None:
+    """Nodes for so many pods of this size: one each where the node's is not known, None where no pod fits.
+
+    Where a node has `gpus`, each pod takes one.
+    """
     if size is None:
         return count
     cpus, memory = allocatable(size)
-    fitting = min(math.floor(cpus / cpu), math.floor(memory / gib))
-    return math.ceil(count / fitting) if fitting else None
+    fitting = min(math.floor(cpus / cpu), math.floor(memory / gib), gpus or count or 1)
+    return math.ceil(count / fitting) if fitting > 0 else None
 
 
 def pool(
-    name: str, kind: Kind, up: int, idle: int, own: Mapping[str, float], *, disks: int | None = None
+    name: str,
+    kind: Kind,
+    up: int,
+    idle: int,
+    own: Mapping[str, float],
+    *,
+    disks: int | None = None,
+    most: int | None = None,
 ) -> Iterator[Item]:
-    """Machines of a kind with disks and GPUs, while workers run and while none does; `disks` stay where it is given."""
+    """Machines of a kind with disks and GPUs: `up` while workers run, `idle` while none does, `most` at the most.
+
+    As many disks stay as `disks` says, where it is given.
+    """
     spot = getattr(kind, "spot", False)
     price = machine_price(kind.machine, spot, own)
     disk = kind.disk * own.get("pd-balanced", prices()["others"]["pd-balanced"]) / HOURS
 
     def item(what: str, each: float | None, idle: int = idle) -> Item:
-        return Item(what, *(None if each is None else count * each for count in (up, idle)))
+        return Item(what, *(None if each is None else count * each for count in (up, idle, most or up)))
 
     yield item(f"{up} {kind.machine}{' spot' if spot else ''} for {name}", price)
     yield item(f"their disks, {kind.disk} GB each", disk, idle if disks is None else disks)
@@ -106,6 +155,11 @@ def total(items: list[Item]) -> tuple[float, float]:
     return sum(item.up or 0 for item in items), sum(item.idle or 0 for item in items)
 
 
+def worst(items: list[Item]) -> float:
+    """Dollars per hour at the most, whatever autoscalers do; what is not known counts as nothing."""
+    return sum(item.worst or 0 for item in items)
+
+
 def conflicts(limits: Limits, bill: list[Item], prices_: Mapping[str, float], machines: set[str]) -> Iterator[Conflict]:
     """Prices of what there is not, and a stack that costs more than it may; `machines` and their parts have prices."""
     names = machines | set(prices()["others"]) | set(prices()["accelerators"])
@@ -118,19 +172,20 @@ def conflicts(limits: Limits, bill: list[Item], prices_: Mapping[str, float], ma
     if unknown := [item.name for item in bill if item.up is None]:
         text = f"cannot be kept, for the price of {unknown[0]} is not known; write it, in dollars an hour, under prices"
         yield place, [place, ("prices",)], text
-    elif (up := total(bill)[0]) > limits.hourly_cost:
+    elif (most := worst(bill)) > limits.hourly_cost:
         text = (
-            f"{limits.hourly_cost:g} is less than what the stack costs, about {up:.2f} dollars an hour:\n{table(bill)}"
+            f"{limits.hourly_cost:g} is less than what the stack can cost, about {most:.2f} dollars an hour with all"
+            f" machines that it may start; write more, or allow fewer machines:\n{table(bill)}"
         )
         yield place, [place], text
 
 
 def table(items: list[Item]) -> str:
     """For people: each part, the sum, and the sum of a month."""
-    rows = [(item.name, item.up, item.idle) for item in items] + [("about", *total(items))]
-    lines = [f"{'US dollars an hour':<44} {'at work':>8} {'idle':>8}"]
+    sums = (*total(items), worst(items))
+    rows = [(item.name, item.up, item.idle, item.worst) for item in items] + [("about", *sums)]
+    lines = [f"{'US dollars an hour':<44} {'at work':>8} {'idle':>8} {'at most':>8}"]
     for name, *amounts in rows:
         lines.append(f"{name:<44} " + " ".join("unknown ".rjust(8) if a is None else f"{a:8.3f}" for a in amounts))
-    up, idle = (round(amount * HOURS) for amount in total(items))
-    lines.append(f"{'a month of it':<44} {up:>8} {idle:>8}")
+    lines.append(f"{'a month of it':<44} " + " ".join(f"{round(amount * HOURS):>8}" for amount in sums))
     return "\n".join(line.rstrip() for line in lines) + f"\nlist prices of {prices()['asOf']}, without traffic"

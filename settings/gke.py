@@ -1,6 +1,7 @@
 """What a stack with `target: gke` may say."""
 
 import difflib
+import ipaddress
 import json
 import re
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 import lock
 from settings import cost
@@ -26,13 +28,18 @@ from settings.common import (
     Prices,
     Section,
     config_conflicts,
+    is_world,
     lock_conflicts,
     memory,
     not_the_world,
+    shown,
+    valid_amount,
     valid_argument,
     valid_memory,
+    valid_network,
+    valid_variable,
 )
-from settings.google import GoogleCluster
+from settings.google import GoogleCluster, Pool
 
 JUPYTER_LOCK = "jupyter.lock"  # Jupyter's own packages, beside environment.lock's
 CHARTS = Path(__file__).parents[1] / "charts"
@@ -45,6 +52,9 @@ def valid_cpu(found: float) -> float:
     if not 0.001 <= found <= 10_000 or abs(round(found * 1000) - found * 1000) > 1e-6:
         raise ValueError(f"{found} is not a number of processors; write e.g. 1 or 0.5")
     return found
+
+
+Cpu = Annotated[float, BeforeValidator(valid_amount), Field(strict=False), AfterValidator(valid_cpu)]
 
 
 def valid_label(text: str) -> str:
@@ -101,7 +111,7 @@ class ExistingCluster(Section):
 class Pod(Section):
     """A kind of pod. `cpu` is in processors that it is sure to get; `memory` is its limit, too."""
 
-    cpu: Annotated[float, Field(strict=False), AfterValidator(valid_cpu)] = Field(1.0, examples=[0.5])
+    cpu: Cpu = Field(1.0, examples=[0.5])
     memory: Annotated[str, AfterValidator(valid_memory)] = "2 GiB"
     node_selector: dict[str, str] = Field({})
     tolerations: Annotated[tuple[dict[str, Any], ...], Listed] = Field((), examples=[[{"operator": "Exists"}]])
@@ -109,7 +119,7 @@ class Pod(Section):
 
 
 class Scheduler(Pod):
-    cpu: Annotated[float, Field(strict=False), AfterValidator(valid_cpu)] = 0.5
+    cpu: Cpu = 0.5
 
 
 class KubernetesWorkers(Pod):
@@ -129,7 +139,7 @@ class Jupyter(Pod):
     """A notebook server beside the cluster; `keep` leaves its volume when the stack is destroyed."""
 
     enabled: bool = True
-    cpu: Annotated[float, Field(strict=False), AfterValidator(valid_cpu)] = 0.5
+    cpu: Cpu = 0.5
     storage: Annotated[str, AfterValidator(valid_size)] = "10Gi"
     keep: bool = False
 
@@ -149,7 +159,10 @@ class Packages(Section):
 
 
 class Exposure(Section):
-    """A load balancer, for these networks alone; `internal`: without an address on the internet."""
+    """A load balancer, for these networks alone; `internal`: without an address on the internet.
+
+    What is not encrypted has to be internal.
+    """
 
     sources: Networks = Field(min_length=1, examples=[["203.0.113.0/24"]])
     internal: bool = False
@@ -186,11 +199,11 @@ class KubernetesDask(Section):
     scheduler_args: Arguments = Field((), examples=[["--preload", "my.module"]])
     worker_args: Arguments = Field((), examples=[["--preload", "my.module"]])
     config: dict[str, Any] = Field({})
-    env: dict[str, str] = Field({})
+    env: dict[Annotated[str, AfterValidator(valid_variable)], str] = Field({}, examples=[{"OMP_NUM_THREADS": "1"}])
     tls: bool = True
 
 
-CONFIG = {r"distributed\.comm\.(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls"}
+CONFIG = {r"(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls"}
 
 
 class Gke(Section):
@@ -207,6 +220,8 @@ class Gke(Section):
     workers: KubernetesWorkers = KubernetesWorkers()
     jupyter: Jupyter = Jupyter()
     expose: Expose = Expose()
+    # Private networks that the pods may reach beside the internet.
+    egress: Networks = Field((), examples=[["10.2.0.0/24"]])
     dask: KubernetesDask = KubernetesDask()
     credentials: Credentials = Credentials()
     limits: Limits = Limits()
@@ -221,31 +236,40 @@ class Gke(Section):
         return self.model_copy(update={"dask": self.dask.model_copy(update={"tls": False})})
 
     @property
+    def replicas(self) -> int:
+        """Workers of all groups."""
+        groups = self.values.get("additional_worker_groups") or []
+        # A group without a number has as many as the workers.
+        return self.workers.replicas + sum(group.get("replicas", self.workers.replicas) for group in groups)
+
+    @property
     def nodes(self) -> int | None:
         """Nodes that the workers fill on a cluster of the stack's own, None where a node is too small for one."""
         pool, gib = self.cluster.workers, memory(self.workers.memory) / 2**30
-        return cost.nodes(self.workers.replicas, self.workers.cpu, gib, cost.machine(pool.machine))
+        gpus = pool.accelerators.count if pool.accelerators else None
+        return cost.nodes(self.replicas, self.workers.cpu, gib, cost.machine(pool.machine), gpus)
 
     @property
     def most_nodes(self) -> int:
         """Where it is not said, one for each worker, and one more while they are replaced."""
-        return self.cluster.workers.max_nodes or self.workers.replicas + 1
+        return self.cluster.workers.max_nodes or max(self.replicas + 1, self.cluster.workers.min_nodes)
 
     def bill(self) -> list[cost.Item]:
         """What a cluster of the stack's own costs, part by part."""
-        pool, others = self.cluster.workers, cost.prices()["others"] | self.prices
+        pool, system, others = self.cluster.workers, self.cluster.system, cost.prices()["others"] | self.prices
         up = min(max(self.nodes or 0, pool.min_nodes), self.most_nodes)
         idle = pool.min_nodes if self.limits.idle else up
+        most = system.most + self.most_nodes
         items = [
             cost.Item("the cluster's fee", others["cluster"], others["cluster"]),
-            *cost.pool("scheduler and Jupyter", self.cluster.system, 1, 1, self.prices),
-            *cost.pool("workers", pool, up, idle, self.prices),
+            *cost.pool("scheduler and Jupyter", system, 1, 1, self.prices, most=system.most),
+            *cost.pool("workers", pool, up, idle, self.prices, most=self.most_nodes),
         ]
         if self.jupyter.enabled:
             volume = memory(self.jupyter.storage) / 2**30 * others["pd-balanced"] / cost.HOURS
             items.append(cost.Item(f"{self.jupyter.storage} for notebooks", volume, volume))
         if self.cluster.hardening.private_nodes and not self.cluster.network:
-            way_out = [others["address"] + others["nat"] * (1 + count) for count in (up, idle)]
+            way_out = [others["address"] + others["nat"] * count for count in (1 + up, 1 + idle, most)]
             items.append(cost.Item("the nodes' way out, Cloud NAT", *way_out))
         if balancers := sum(getattr(self.expose, name) is not None for name in Expose.model_fields):
             price = balancers * others["loadBalancer"]
@@ -255,9 +279,12 @@ class Gke(Section):
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Where settings contradict each other, the lock or the chart."""
         place: Place
+        values = list(_value_conflicts(self))
+        yield from values
         if isinstance(self.cluster, GoogleCluster):
             yield from self.cluster.conflicts()
-            yield from _cost_conflicts(self)
+            if not values:  # they have workers, too
+                yield from _cost_conflicts(self)
         elif not self.cluster.is_there:
             place = ("cluster", "kubeconfig")
             text = f"{self.cluster.kubeconfig} is not a file; write the one that kubectl uses, e.g. ~/.kube/config"
@@ -274,9 +301,10 @@ class Gke(Section):
                 " write its name with namespace.create: false"
             )
             yield place, [place, ("namespace",)], text
+        yield from _exposure_conflicts(self)
         yield from config_conflicts(self.dask.config, CONFIG)
         yield from lock_conflicts(self.environment, folder)
-        yield from unknown_values(self.values, chart_values(self.chart), ("values",))
+        yield from _package_conflicts(self, folder)
         if self.chart == "official":
             yield from _official_conflicts(self, folder)
         else:
@@ -284,18 +312,37 @@ class Gke(Section):
 
 
 def _cost_conflicts(cluster: Gke) -> Iterator[Conflict]:
-    """Nodes that are too small, prices of what there is not, and a stack that costs more than it may."""
-    pool = cluster.cluster.workers
-    if cluster.nodes is None:
-        place: Place = ("workers",)
-        cpus, gib = cost.allocatable(cost.machine(pool.machine))
-        text = (
-            f"one of {cluster.workers.cpu:g} processors and {cluster.workers.memory} does not fit on a"
-            f" {pool.machine}, which has {cpus:.1f} and {gib:.1f} GiB for it; write less, or a larger"
-            " cluster.workers.machine"
-        )
-        yield place, [place, ("cluster", "workers", "machine")], text
+    """Machines that there are not, or that are too small or too few, prices of what there is not, and the limit."""
+    wrong = []
+    for name in ("system", "workers"):
+        wrong += cost.machine_conflicts(("cluster", name), getattr(cluster.cluster, name), cluster.prices)
+    yield from wrong
+    pods: list[tuple[str, Pod, Pool]] = [("scheduler", cluster.scheduler, cluster.cluster.system)]
+    if cluster.jupyter.enabled:
+        pods.append(("jupyter", cluster.jupyter, cluster.cluster.system))
+    pods.append(("workers", cluster.workers, cluster.cluster.workers))
+    for name, pod, pool in pods:
+        size = cost.machine(pool.machine)
+        if cost.nodes(1, pod.cpu, memory(pod.memory) / 2**30, size) is None:
+            place: Place = (name,)
+            machine = ("cluster", "workers" if name == "workers" else "system", "machine")
+            cpus, gib = cost.allocatable(size)
+            text = (
+                f"one of {pod.cpu:g} processors and {pod.memory} does not fit on a {pool.machine}, which has"
+                f" {max(cpus, 0):.1f} and {max(gib, 0):.1f} GiB for it; write less, or a larger {'.'.join(machine)}"
+            )
+            wrong.append(text)
+            yield place, [place, machine], text
+    if wrong:
         return
+    pool = cluster.cluster.workers
+    if cluster.nodes > cluster.most_nodes:
+        place = ("cluster", "workers", "maxNodes")
+        text = (
+            f"{cluster.most_nodes} nodes have no room for {cluster.replicas} workers, which need {cluster.nodes}; write"
+            f" at least {cluster.nodes}, or fewer workers.replicas"
+        )
+        yield place, [place, ("workers",)], text
     machines = {cluster.cluster.system.machine, pool.machine}
     if pool.accelerators:
         machines.add(pool.accelerators.type)
@@ -344,6 +391,8 @@ def _official_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
         yield refuse(("jupyter", "keep"), "volume for notebooks")
     if cluster.limits.idle:
         yield refuse(("limits", "idle"), "way to let workers go")
+    if cluster.egress:
+        yield refuse(("egress",), "network policies")
     try:
         dask = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages["dask"]
     except lock.LockError:
@@ -357,6 +406,145 @@ def _official_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
         yield place, [place, ("chart",)], text
 
 
+def _exposure_conflicts(cluster: Gke) -> Iterator[Conflict]:
+    """What is not encrypted must not cross the internet; and no pod may get to a metadata server by its network."""
+    reasons = {
+        "dashboard": "has neither a login nor TLS",
+        "jupyter": "has no TLS, so its password would cross the internet as text",
+        **({} if cluster.completed().dask.tls else {"scheduler": "has no TLS, so whoever listens can run code"}),
+    }
+    for name, reason in reasons.items():
+        exposure = getattr(cluster.expose, name)
+        if exposure and not exposure.internal:
+            place: Place = ("expose", name)
+            other = ", or values.jupyter.ingress with tls: true" if name == "jupyter" else ""
+            remedy = "write internal: true, or leave it out and use a port-forward (`daskstack.connect`)"
+            text = f"{reason}; {remedy}{other}"
+            yield place, [place, ("dask", "tls"), ("chart",)], text
+    for index, network in enumerate(cluster.egress):
+        if ipaddress.ip_network(network).overlaps(LINK_LOCAL[6 if ":" in network else 4]):
+            place = ("egress", index)
+            text = f"{network} has the metadata servers of clouds in it; leave it out: a serviceAccount opens the way"
+            yield place, [place], text
+
+
+LINK_LOCAL = {4: ipaddress.ip_network("169.254.0.0/16"), 6: ipaddress.ip_network("fe80::/10")}
+
+
+def _package_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
+    """Packages that contradict the lock, or that the official chart would take for several."""
+    try:
+        locked = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages
+    except lock.LockError:
+        locked = {}  # reported already
+    for index, text in enumerate(cluster.packages.pip):
+        wanted, place = Requirement(text), ("packages", "pip", index)
+        version = locked.get(canonicalize_name(wanted.name))
+        if version and not wanted.specifier.contains(version, prereleases=True):
+            text = f"{text} contradicts {cluster.environment.lock}, which pins {version}; change the lock, or this"
+            yield place, [place, ("environment",)], text
+        elif cluster.chart == "official" and re.search(r"\s", text):
+            text = f"{text!r} has a blank, and the official chart takes it for several packages; write it without"
+            yield place, [place, ("chart",)], text
+
+
+# What a stack says elsewhere, or what the check and `daskstack.connect` rely on. Patterns of values' places.
+VALUES = {
+    r"tls|restart|secretEnv|environment\.(lock|uv)|jupyter\.(lock|passwordSecret)": "leave it out",
+    r"config": "use dask.config",
+    r"idleTimeout": "use limits.idle",
+    r"(full)?nameOverride|(scheduler|webUI|worker|jupyter)\.(name|servicePort)": "leave it out",
+    r"scheduler\.(enabled|replicas)": "leave it out",
+    r"(worker|additional_worker_groups\.\d+)\.custom_scheduler_url": "leave it out",
+    r"environment\.extra": "use packages.pip",
+    r"worker\.replicas": "use workers.replicas",
+    r"jupyter\.enabled": "use jupyter.enabled",
+    r"jupyter\.storage\.(size|keep)": "use jupyter.storage and jupyter.keep",
+    r"scheduler\.extraArgs": "use dask.schedulerArgs",
+    r"worker\.extraArgs": "use dask.workerArgs",
+    r"scheduler\.(serviceType|sourceRanges)": "use expose.scheduler",
+    r"webUI\.(serviceType|sourceRanges)": "use expose.dashboard",
+    r"jupyter\.(serviceType|sourceRanges)": "use expose.jupyter",
+    r"webUI\.ingress\.enabled": "the dashboard has no login, so use expose.dashboard or a port-forward",
+}
+
+
+def _value_conflicts(cluster: Gke) -> Iterator[Conflict]:
+    """`values` that the chart does not know, or that would get round the settings."""
+    unknown = list(unknown_values(cluster.values, chart_values(cluster.chart), ("values",)))
+    yield from unknown
+    wrong = list(_schema_conflicts(cluster.values, cluster.chart))
+    yield from wrong
+    if unknown or wrong:
+        return
+    for place, value in _places(cluster.values):
+        here = ("values", *place)
+        name = ".".join(map(str, place))
+        for pattern, remedy in VALUES.items():
+            if re.fullmatch(pattern, name):
+                yield here, [here, ("chart",)], f"is set by the cluster; {remedy}"
+        for problem in _value_problems(place, value):
+            yield here, [here], problem
+    ingress = cluster.values.get("jupyter", {}).get("ingress") or {}
+    if ingress.get("enabled") and not ingress.get("tls"):
+        place = ("values", "jupyter", "ingress")
+        yield place, [place], "has no TLS, so the password would cross the network as text; write tls: true with it"
+
+
+def _value_problems(place: Place, value: Any) -> Iterator[str]:
+    """What no value may do: open something to the world, change how Dask encrypts, or take Jupyter's login away."""
+    if isinstance(value, str) and place[:2] != ("networkPolicy", "sources"):
+        try:
+            for word in re.split(r"[\s,;]+", value):
+                if re.fullmatch(r"[0-9.]+/\d+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*/\d+", word):
+                    valid_network(word)
+        except ValueError as error:
+            yield str(error)
+        login = re.search(r"password|token|allow_unauthenticated|identity_?provider", value, re.IGNORECASE)
+        if login and place[0] == "jupyter" and place[1] in ("command", "args", "extraConfig"):
+            yield "is about Jupyter's login, which the cluster sets; use the secret dask:jupyterPassword"
+    match place:
+        case (*_, "env", int(), "name"):
+            try:
+                valid_variable(value)
+            except ValueError as error:
+                yield str(error)
+        case ("additional_worker_groups", int(), "extraArgs", int()):
+            try:
+                valid_argument(ARGUMENTS, value)
+            except ValueError as error:
+                yield str(error)
+        case ("networkPolicy", "sources"):
+            try:
+                world = is_world([ipaddress.ip_network(valid_network(each)) for each in value or ()])
+            except ValueError as error:
+                yield str(error)
+            else:
+                if world:
+                    yield "these cover half of the world or more together; name only the networks that need it"
+
+
+def _places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Everything in `value`, with its place."""
+    if place:
+        yield place, value
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _places(inner, (*place, key))
+
+
+def _schema_conflicts(values: dict[str, Any], chart: str) -> Iterator[Conflict]:
+    """Values of wrong types; keys that are not known are not judged here. The official chart has no schema."""
+    import jsonschema  # takes a tenth of a second
+
+    schema = json.loads((CHARTS / "dask" / "values.schema.json").read_text())
+    if chart == "official":
+        schema = {"type": "object", "properties": {key: schema["properties"][key] for key in OFFICIAL_CHECKED}}
+    for error in jsonschema.Draft7Validator(schema).iter_errors(values):
+        if error.validator != "additionalProperties":
+            here = ("values", *error.absolute_path)
+            yield here, [here, ("chart",)], f"{shown(error.instance)} is not what the chart takes here: {error.message}"
+
+
 def unknown_values(values: dict[str, Any], known: dict[str, Any], place: Place) -> Iterator[Conflict]:
     """Keys that a chart does not know; `known` has those that it does, at `place`."""
     for key, value in values.items():
@@ -365,9 +553,16 @@ def unknown_values(values: dict[str, Any], known: dict[str, Any], place: Place) 
             nearest = difflib.get_close_matches(key, known, 1, 0.4)
             hint = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(known)}"
             yield here, [here, ("chart",)], f"is not a key of the chart; {hint}"
+        elif key == "additional_worker_groups" and isinstance(value, list):
+            for index, group in enumerate(value):
+                if isinstance(group, dict):
+                    yield from unknown_values(group, known["worker"], (*here, index))
         elif isinstance(value, dict) and isinstance(known[key], dict) and key not in FREE:
             yield from unknown_values(value, known[key], here)
 
+
+# Of the official chart's values, those that ours takes in the same form.
+OFFICIAL_CHECKED = ("additional_worker_groups", "worker")
 
 # Objects of Kubernetes' own in a chart's values: the API server knows what is in them.
 FREE = {

@@ -76,6 +76,10 @@ class Pool(Section):
     disk: int = Field(50, ge=20, le=65536)
     max_nodes: int | None = Field(None, ge=1, le=1000, examples=[10])
 
+    @property
+    def most(self) -> int:
+        return self.max_nodes or 3
+
 
 class Accelerators(Section):
     """GPUs of each node; each worker asks for one."""

@@ -51,7 +51,7 @@ class GkeCluster(ComponentResource):
         account = home.account("nodes", [*ROLES, *(["roles/artifactregistry.reader"] if args["registry"] else [])])
         self.cluster = self._cluster(network, account)
         pools = [
-            self._pool(SYSTEM, settings.system, account, 1, settings.system.max_nodes or 3),
+            self._pool(SYSTEM, settings.system, account, 1, settings.system.most),
             self._pool(WORKERS, settings.workers, account, settings.workers.min_nodes, args["nodes"]),
         ]
         self.kubeconfig = kubeconfig(self.home.name, self.cluster)

@@ -24,7 +24,11 @@ OFFICIAL = "2024.1.1"  # the newest version of the official chart
 NAME = "dask"  # of the release, and so of all that is in it
 PARTS = ("scheduler", "worker", "client")
 # What every container must do without in this namespace (Kubernetes' Pod Security Standards).
-RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+RESTRICTED = {
+    f"pod-security.kubernetes.io/{mode}{key}": value
+    for mode in ("enforce", "audit", "warn")
+    for key, value in (("", "restricted"), ("-version", "latest"))
+}
 
 
 class DaskReleaseArgs(TypedDict):

@@ -10,7 +10,13 @@ from settings.common import memory, seconds
 from settings.gke import Exposure, Gke, Pod
 from settings.google import GoogleCluster
 
-INTERNAL = {"networking.gke.io/load-balancer-type": "Internal"}
+# Each cloud has its own word for a load balancer without an address on the internet, and ignores the others'.
+INTERNAL = {
+    "networking.gke.io/load-balancer-type": "Internal",
+    "service.beta.kubernetes.io/aws-load-balancer-internal": "true",
+    "service.beta.kubernetes.io/aws-load-balancer-scheme": "internal",
+    "service.beta.kubernetes.io/azure-load-balancer-internal": "true",
+}
 # Where each thing that can be exposed is in the chart's values.
 SERVICES = {"scheduler": "scheduler", "dashboard": "webUI", "jupyter": "jupyter"}
 
@@ -23,6 +29,7 @@ class Names:
     worker: str
     client: str
     password: str
+    secret_env: str = ""
 
 
 def own(settings: Gke, names: Names, locks: Mapping[str, Lock], uv: str, restart: str) -> dict[str, Any]:
@@ -35,6 +42,8 @@ def own(settings: Gke, names: Names, locks: Mapping[str, Lock], uv: str, restart
         "config": settings.dask.config,
         "tls": {"scheduler": names.scheduler, "worker": names.worker, "client": names.client},
         "restart": restart,
+        "secretEnv": names.secret_env,
+        "networkPolicy": {"egress": {"to": [{"ipBlock": {"cidr": network}} for network in settings.egress]}},
         "idleTimeout": seconds(settings.limits.idle) if settings.limits.idle else None,
         "scheduler": {
             **_pod(settings.scheduler),

@@ -1,5 +1,6 @@
 """What the chart renders, judged by helm and by a real API server."""
 
+import ipaddress
 import json
 import subprocess
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 import lock
 import settings
 from components.gke import values
-from daskstack.engine import PROJECT
+from daskstack.engine import PROJECT, kubernetes_programs
 from tests.kubernetes.support import Cluster
 
 CHART = PROJECT / "charts" / "dask"
@@ -21,6 +22,7 @@ LOCKS = {
     "environment": lock.read(PROJECT / "environment.lock", "3.11"),
     "jupyter": lock.read(PROJECT / "jupyter.lock", "3.11", dask=False),
 }
+GOOGLE = {"source": "gcp", "project": "my-project", "location": "us-central1-a"}
 NAMES = values.Names("dask-tls-scheduler", "dask-tls-worker", "dask-tls-client", "dask-jupyter-password")
 
 
@@ -39,7 +41,7 @@ PODS = {
     "serviceAccount": st.sampled_from([None, "dask"]),
 }
 EXPOSED = st.none() | st.fixed_dictionaries(
-    {"sources": st.sampled_from([["203.0.113.7/32"], ["10.0.0.0/8", "2001:db8::/48"]]), "internal": st.booleans()}
+    {"sources": st.sampled_from([["203.0.113.7/32"], ["10.0.0.0/8", "2001:db8::/48"]]), "internal": st.just(True)}
 )
 ACCEPTED = st.fixed_dictionaries(
     {
@@ -48,6 +50,7 @@ ACCEPTED = st.fixed_dictionaries(
             {}, optional=PODS | {"replicas": st.integers(0, 1000), "threads": st.none() | st.integers(1, 9)}
         ),
         "jupyter": st.fixed_dictionaries({"enabled": st.just(True)}, optional=PODS | {"storage": st.just("2Ti")}),
+        "egress": st.sampled_from([[], ["10.2.0.0/24", "fd00:1::/64"]]),
         "expose": st.fixed_dictionaries({}, optional=dict.fromkeys(("scheduler", "dashboard", "jupyter"), EXPOSED)),
         "dask": st.fixed_dictionaries(
             {},
@@ -69,7 +72,10 @@ ACCEPTED = st.fixed_dictionaries(
         "limits": st.sampled_from([{"idle": "30m"}, {"idle": "90d"}]),
         "image": st.sampled_from(["ghcr.io/me/dask:1.4", "localhost:5000/dask:latest"]),
         "values": st.sampled_from(
-            [{"additional_worker_groups": [{"name": "gpu", "replicas": 2}]}, {"webUI": {"ingress": {"enabled": True}}}]
+            [
+                {"additional_worker_groups": [{"name": "gpu", "replicas": 2}]},
+                {"jupyter": {"ingress": {"enabled": True, "tls": True}}},
+            ]
         ),
     },
 )
@@ -104,6 +110,130 @@ def test_the_chart_refuses_what_would_not_work(kubernetes: Cluster, given: dict[
     password = {} if "jupyter" in given else {"jupyter": {"passwordSecret": "p"}}
     done = helm(kubernetes, "template", "dask", str(CHART), given=password | given, check=False)
     assert done.returncode and text in done.stderr
+
+
+def rendered(**given: Any) -> list[dict[str, Any]]:
+    """The manifests that the chart makes of these values, by helm alone."""
+    command = [kubernetes_programs() / "helm", "template", "dask", str(CHART), "--values", "-"]
+    text = yaml.safe_dump({"jupyter": {"passwordSecret": "p"}} | given)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def of_kind(kind: str, manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {each["metadata"]["name"]: each["spec"] for each in manifests if each["kind"] == kind}
+
+
+def reached(policies: dict[str, dict], component: str, address: str, port: int, protocol: str = "TCP") -> bool:
+    """Whether the policies let a pod of the release send there; what is outside of the cluster, by its address."""
+    where = ipaddress.ip_address(address)
+
+    def inside(block: dict[str, Any]) -> bool:
+        excepted = any(where in ipaddress.ip_network(each) for each in block.get("except", []))
+        return where in ipaddress.ip_network(block["cidr"]) and not excepted
+
+    def ports(rule: dict[str, Any]) -> bool:
+        wanted = rule.get("ports")
+        return not wanted or any((each["port"], each.get("protocol", "TCP")) == (port, protocol) for each in wanted)
+
+    rules = [
+        rule
+        for policy in policies.values()
+        if "Egress" in policy["policyTypes"]
+        and policy["podSelector"]["matchLabels"].get("component", component) == component
+        for rule in policy["egress"]
+    ]
+    return any(
+        ports(rule) and ("to" not in rule or any(inside(each["ipBlock"]) for each in rule["to"] if "ipBlock" in each))
+        for rule in rules
+    )
+
+
+METADATA = [("169.254.169.254", 80), ("169.254.169.252", 988), ("fd20:ce::254", 80), ("fd00:ec2::254", 80)]
+WIRE_SERVER = ("168.63.129.16", 80)  # Azure's
+
+
+def test_pods_reach_dns_and_the_internet_but_no_metadata_server_and_no_private_network() -> None:
+    policies = of_kind("NetworkPolicy", rendered())
+    for component in ("scheduler", "worker", "jupyter", "check"):
+        for address, port in (*METADATA, WIRE_SERVER, ("10.0.0.1", 443), ("192.168.1.1", 80), ("100.64.0.1", 8786)):
+            assert not reached(policies, component, address, port), address
+        assert reached(policies, component, "151.101.0.223", 443)
+        assert reached(policies, component, "2a04:4e42::223", 443)
+        for server in ("169.254.20.10", "10.96.0.10"):
+            assert reached(policies, component, server, 53, "UDP") and reached(policies, component, server, 53)
+        [own] = [
+            peer["podSelector"]["matchLabels"] for peer in policies["dask"]["egress"][0]["to"] if "podSelector" in peer
+        ]
+        assert own == policies["dask"]["podSelector"]["matchLabels"]
+
+
+def test_a_private_network_that_is_named_is_reached() -> None:
+    said = {"egress": ["10.2.0.0/24"], "target": "gke", "cluster": GOOGLE, "limits": {"idle": "30m"}}
+    given = values.own(settings.parse(said, PROJECT), NAMES, LOCKS, "uv==1", "r")
+    policies = of_kind("NetworkPolicy", rendered(**given))
+    assert reached(policies, "worker", "10.2.0.7", 3141)
+    assert not reached(policies, "worker", "10.3.0.7", 3141)
+
+
+def test_only_a_scheduler_that_scales_workers_reaches_the_api_server() -> None:
+    policies = of_kind("NetworkPolicy", rendered(idleTimeout=60))
+    assert reached(policies, "scheduler", "10.96.0.1", 443) and reached(policies, "scheduler", "172.16.0.2", 6443)
+    assert not reached(policies, "scheduler", "10.96.0.1", 80)
+    assert not reached(policies, "worker", "10.96.0.1", 443)
+    assert not reached(of_kind("NetworkPolicy", rendered()), "scheduler", "10.96.0.1", 443)
+
+
+def test_metadata_is_reached_by_pods_with_an_account_of_their_own_alone() -> None:
+    policies = of_kind("NetworkPolicy", rendered(worker={"serviceAccountName": "mine"}, idleTimeout=60))
+    assert reached(policies, "worker", "169.254.169.254", 80) and reached(policies, "worker", "169.254.169.252", 988)
+    assert not any(reached(policies, "scheduler", *each) or reached(policies, "jupyter", *each) for each in METADATA)
+
+
+def test_a_task_cannot_change_the_environment_and_what_it_writes_has_limits() -> None:
+    given = {"environment": {"lock": "x==1", "uv": "uv==1"}, "secretEnv": "variables"}
+    for name, deployment in of_kind("Deployment", rendered(**given)).items():
+        pod = deployment["template"]["spec"]
+        [container] = pod["containers"]
+        mounts = {each["mountPath"]: each.get("readOnly", False) for each in container["volumeMounts"]}
+        assert {path for path, only_read in mounts.items() if not only_read} == {"/home/dask", "/tmp"}, name
+        assert all(each["emptyDir"].get("sizeLimit") for each in pod["volumes"] if "emptyDir" in each), name
+        assert container["envFrom"] == [{"secretRef": {"name": "variables"}}]
+        assert all(each["secret"]["defaultMode"] == 0o440 for each in pod["volumes"] if "secret" in each)
+
+
+def test_pods_get_no_token_but_the_scheduler_that_scales_workers_and_it_may_do_nothing_else() -> None:
+    tokens = {
+        name: each["template"]["spec"]["automountServiceAccountToken"]
+        for name, each in of_kind("Deployment", rendered(idleTimeout=60)).items()
+    }
+    assert tokens == {"dask-scheduler": True, "dask-worker": False, "dask-jupyter": False}
+    assert not any(
+        each["template"]["spec"]["automountServiceAccountToken"] for each in of_kind("Deployment", rendered()).values()
+    )
+    roles = [each for each in rendered(idleTimeout=60) if each["kind"] in ("Role", "ClusterRole")]
+    assert [role["rules"] for role in roles] == [
+        [
+            {
+                "apiGroups": ["apps"],
+                "resources": ["deployments/scale"],
+                "resourceNames": ["dask-worker"],
+                "verbs": ["patch"],
+            }
+        ]
+    ]
+
+
+def test_a_load_balancer_lets_its_networks_alone_in_and_sees_who_comes() -> None:
+    networks = ["203.0.113.0/24"]
+    made = rendered(scheduler={"serviceType": "LoadBalancer", "sourceRanges": networks})
+    service = of_kind("Service", made)["dask-scheduler"]
+    assert (service["loadBalancerSourceRanges"], service["externalTrafficPolicy"]) == (networks, "Local")
+    policies = of_kind("NetworkPolicy", made)
+    assert policies["dask-scheduler"]["ingress"] == [
+        {"from": [{"ipBlock": {"cidr": networks[0]}}], "ports": [{"port": "tcp-comm"}]}
+    ]
+    assert [list(peer) for peer in policies["dask"]["ingress"][0]["from"]] == [["podSelector"]]
 
 
 def test_pods_of_the_chart_meet_the_restricted_standard(kubernetes: Cluster) -> None:

@@ -49,9 +49,10 @@ def problem(*arguments: Any, **changed: Any) -> str:
             )
         ],
         ({"labels": {"team": "A B"}}, {}, ["machines.labels.team", "not a label's value"]),
-        ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than what the stack costs"]),
+        ({"labels": {"Team": "a"}}, {}, ["machines.labels.Team: 'Team' is not a label's name; write e.g. team"]),
+        ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than what the stack can cost"]),
         ({}, {"limits": {"maxAge": "5s"}}, ["limits.maxAge", "30m or 2h"]),
-        ({}, {"prices": {"e2-standard-2": -1}}, ["prices.e2-standard-2: -1 is too small; write 0.0 or more"]),
+        ({}, {"prices": {"e2-standard-2": -1}}, ["prices.e2-standard-2: -1 is too small; write 0 or more"]),
         ({}, {"prices": {"e3-standard-2": 1}}, ["prices.e3-standard-2: is nothing that this stack pays for"]),
     ],
 )

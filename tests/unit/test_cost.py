@@ -25,8 +25,9 @@ SMALL = 0.10 + NODE + N1 + 100 * DISK + NOTEBOOKS + 2 * 0.0014 + 0.005
 # Twelve workers of 3 processors: one on each of 12 spot nodes, none when idle; 13 nodes at work behind NAT, one idle.
 SPOT = 0.10 + NODE + 12 * (0.4 * N1 + 100 * DISK) + NOTEBOOKS + 13 * 0.0014 + 0.005
 SPOT_IDLE = 0.10 + NODE + NOTEBOOKS + 0.0014 + 0.005
-# Two GPU nodes in a network that is there, with a public notebook and two nodes kept.
-GPU = 0.10 + NODE + 2 * (N1 + 200 * DISK + 0.35) + NOTEBOOKS + 0.025
+# Three GPU nodes, for each worker takes a GPU, in a network that is there, with an exposed notebook. Two are kept.
+KEPT = N1 + 200 * DISK + 0.35
+GPU, GPU_IDLE = (0.10 + NODE + count * KEPT + NOTEBOOKS + 0.025 for count in (3, 2))
 GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
 
 
@@ -45,11 +46,11 @@ GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
                     "network": GIVEN,
                     "workers": {"disk": 200, "minNodes": 2, "accelerators": {"type": "nvidia-tesla-t4"}},
                 },
-                expose={"jupyter": {"sources": ["203.0.113.0/24"]}},
+                expose={"jupyter": {"sources": ["203.0.113.0/24"], "internal": True}},
                 limits={"idle": "1h"},
             ),
             GPU,
-            GPU,
+            GPU_IDLE,
         ),
     ],
     ids=["plain", "spot", "gpu"],
@@ -63,6 +64,12 @@ def test_machines_that_are_not_there_are_paid_at_the_users_own_price() -> None:
     assert cost.total(cluster.bill())[0] == pytest.approx(SMALL - 0.10 - N1 + 3 * 60 + 2 * (100 * DISK + 0.0014))
 
 
+def test_nodes_that_are_kept_are_no_more_than_may_run() -> None:
+    cluster = stack({"workers": {"minNodes": 10}})
+    assert cluster.most_nodes == 10
+    assert "10 n1-standard-4 for workers" in cost.table(cluster.bill())
+
+
 def test_a_price_that_is_not_known_is_said() -> None:
     assert "3 a3-mega for workers" in (table := cost.table(stack({"workers": {"machine": "a3-mega"}}).bill()))
     assert "unknown" in table
@@ -71,12 +78,49 @@ def test_a_price_that_is_not_known_is_said() -> None:
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
-        ({"limits": {"hourlyCost": 0.3}}, ["limits.hourlyCost: 0.3 is less than what the stack costs, about 0.39"]),
+        ({"limits": {"hourlyCost": 0.3}}, ["limits.hourlyCost: 0.3 is less than what the stack can cost, about 1.15"]),
         (
             {"limits": {"hourlyCost": 9}, "cluster": {"workers": {"machine": "a3-mega"}}},
             ["limits.hourlyCost: cannot be kept", "a3-mega", "prices"],
         ),
         ({"prices": {"n1-standard-9": 1.0}}, ["prices.n1-standard-9: is nothing that this stack pays for"]),
+        (
+            {
+                "limits": {"hourlyCost": 1.5},
+                "workers": {"replicas": 6},
+                "cluster": {"workers": {"accelerators": {"type": "nvidia-tesla-t4"}}},
+            },
+            ["limits.hourlyCost: 1.5 is less", "6 n1-standard-4 for workers"],
+        ),
+        (
+            {"limits": {"hourlyCost": 2}, "cluster": {"workers": {"maxNodes": 100}}},
+            ["limits.hourlyCost: 2 is less than what the stack can cost, about 20."],
+        ),
+        (
+            {
+                "limits": {"hourlyCost": 2},
+                "values": {"additional_worker_groups": [{"name": "more", "replicas": 90}]},
+            },
+            ["limits.hourlyCost: 2 is less than what the stack can cost, about 19."],
+        ),
+        (
+            {"workers": {"replicas": 9, "cpu": 3}, "cluster": {"workers": {"maxNodes": 4}}},
+            ["cluster.workers.maxNodes: 4 nodes have no room for 9 workers, which need 9"],
+        ),
+        ({"scheduler": {"cpu": 8}}, ["scheduler: one of 8 processors", "does not fit on a e2-standard-2"]),
+        ({"jupyter": {"memory": "64 GiB"}}, ["jupyter: one of", "or a larger cluster.system.machine"]),
+        ({"cluster": {"workers": {"machine": "n1-standrad-4"}}}, ["workers.machine", "did you mean n1-standard-4?"]),
+        ({"cluster": {"workers": {"machine": "n1-standard-5"}}}, ["workers.machine: Google has no n1-standard-5"]),
+        (
+            {"cluster": {"workers": {"machine": "e2-standard-4", "accelerators": {"type": "nvidia-tesla-t4"}}}},
+            ["cluster.workers.accelerators.type: nvidia-tesla-t4 is for machines of n1"],
+        ),
+        (
+            {"cluster": {"workers": {"accelerators": {"type": "nvidia-tesla-t4", "count": 3}}}},
+            ["cluster.workers.accelerators.count: a machine has 1, 2, 4, 8 or 16 GPUs, not 3"],
+        ),
+        ({"limits": {"hourlyCost": True}}, ["limits.hourlyCost: true is not a number"]),
+        ({"prices": {"n1-standard-4": float("inf")}}, ["prices.n1-standard-4: Infinity cannot be used here"]),
         ({"workers": {"cpu": 4}}, ["workers: one of 4 processors", "does not fit on a n1-standard-4"]),
         ({"workers": {"memory": "13 GiB"}}, ["does not fit on a n1-standard-4", "write less, or a larger"]),
     ],

@@ -49,11 +49,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"namespace": {"name": "Dask"}}, "namespace.name: 'Dask' cannot be a name in Kubernetes"),
     ({"expose": {"scheduler": {"sources": ["0.0.0.0/0"]}}}, "expose.scheduler.sources[0]: 0.0.0.0/0 is open to the"),
     (
-        {"expose": {"jupyter": {"sources": ["0.0.0.0/2", "64.0.0.0/2"]}}},
+        {"expose": {"jupyter": {"sources": ["0.0.0.0/2", "64.0.0.0/2"], "internal": True}}},
         "expose.jupyter.sources: these cover half of the world or more together",
     ),
     (
-        {"expose": {"jupyter": {"sources": ["203.0.113.7/32"]}}, "jupyter": {"enabled": False}},
+        {"expose": {"jupyter": {"sources": ["10.1.0.0/24"], "internal": True}}, "jupyter": {"enabled": False}},
         "expose.jupyter: there is no Jupyter",
     ),
     (
@@ -66,6 +66,24 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "values.worker.replicaCount: is not a key of the chart; did you mean",
     ),
     ({"values": {"workers": {}}}, "values.workers: is not a key of the chart; did you mean worker?"),
+    (
+        {"values": {"additional_worker_groups": [{"name": "gpu", "replica": 1}]}},
+        "values.additional_worker_groups[0].replica: is not a key of the chart; did you mean replicas?",
+    ),
+    (
+        {"values": {"additional_worker_groups": [{"name": "gpu", "replicas": "2"}]}},
+        'values.additional_worker_groups[0].replicas: "2" is not what the chart takes here',
+    ),
+    ({"values": {"jupyter": {"storage": 5}}}, "values.jupyter.storage: 5 is not what the chart takes here"),
+    ({"workers": {"cpu": True}}, "workers.cpu: true is not a number"),
+    ({"workers": {"cpu": float("inf")}}, "workers.cpu: inf is not a number of processors"),
+    ({"workers": {"memory": "0.5 B"}}, 'workers.memory: "0.5 B" is not an amount of memory'),
+    ({"workers": {"memory": "1" * 400 + " GB"}}, "workers.memory: "),
+    ({"jupyter": {"storage": "1" * 400 + "Gi"}}, "jupyter.storage: "),
+    ({"packages": {"pip": ["dask==2020.1.0"]}}, "packages.pip[0]: dask==2020.1.0 contradicts environment.lock"),
+    ({"environment": {"lock": "official.lock", "python": "3.10"}}, "environment.python: jupyter.lock is for Python"),
+    ({"egress": ["169.254.169.254/32"]}, "egress[0]: 169.254.169.254/32 has the metadata servers of clouds in it"),
+    ({"egress": ["0.0.0.0/0"]}, "egress[0]: 0.0.0.0/0 is open to the whole world"),
 ]
 
 
@@ -74,8 +92,70 @@ def test_what_is_wrong_is_named_with_what_would_be_right(kubeconfig: Path, chang
     assert problem(kubeconfig, **changed).startswith(text)
 
 
-def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert problem(tmp_path / "none").startswith("cluster.kubeconfig: ")
+# Each of these opened a door, or turned encryption or a login off, when it was merged into what the settings say.
+SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
+    ({"values": {"scheduler": {"serviceType": "LoadBalancer"}}}, "values.scheduler.serviceType: is set by the cluster"),
+    ({"values": {"webUI": {"serviceType": "NodePort"}}}, "values.webUI.serviceType: is set by the cluster; use expose"),
+    ({"values": {"scheduler": {"sourceRanges": ["10.0.0.0/8"]}}}, "values.scheduler.sourceRanges: is set by the"),
+    ({"values": {"networkPolicy": {"sources": ["0.0.0.0/0"]}}}, "values.networkPolicy.sources: 0.0.0.0/0 is open to"),
+    ({"values": {"networkPolicy": {"sources": ["0.0.0.0/2", "64.0.0.0/2"]}}}, "values.networkPolicy.sources: these"),
+    ({"values": {"networkPolicy": {"sources": ["all"]}}}, "values.networkPolicy.sources: all is not a network"),
+    (
+        {"values": {"networkPolicy": {"egress": {"to": [{"ipBlock": {"cidr": "::/0"}}]}}}},
+        "values.networkPolicy.egress.to[0].ipBlock.cidr: ::/0 is open to the whole world",
+    ),
+    (
+        {"values": {"scheduler": {"serviceAnnotations": {"ranges": "10.0.0.0/8,0.0.0.0/0"}}}},
+        "values.scheduler.serviceAnnotations.ranges: 0.0.0.0/0 is open to the whole world",
+    ),
+    ({"values": {"webUI": {"ingress": {"enabled": True}}}}, "values.webUI.ingress.enabled: is set by the cluster; the"),
+    ({"values": {"jupyter": {"ingress": {"enabled": True}}}}, "values.jupyter.ingress: has no TLS"),
+    ({"values": {"tls": {"scheduler": ""}}}, "values.tls"),
+    ({"values": {"config": {"distributed": {}}}}, "values.config: is set by the cluster; use dask.config"),
+    ({"values": {"fullnameOverride": "x"}}, "values.fullnameOverride: is set by the cluster; leave it out"),
+    ({"values": {"worker": {"replicas": 9}}}, "values.worker.replicas: is set by the cluster; use workers.replicas"),
+    ({"values": {"worker": {"extraArgs": ["--no-x"]}}}, "values.worker.extraArgs: is set by the cluster; use dask"),
+    (
+        {"values": {"additional_worker_groups": [{"name": "a", "extraArgs": ["--tls-cert=x"]}]}},
+        "values.additional_worker_groups[0].extraArgs[0]: --tls-cert is set by the cluster; use dask.tls",
+    ),
+    (
+        {"values": {"scheduler": {"env": [{"name": "DASK_CONFIG", "value": "/tmp"}]}}},
+        "values.scheduler.env[0].name: DASK_CONFIG is set by the cluster; leave it out",
+    ),
+    (
+        {"dask": {"env": {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "False"}}},
+        "dask.env.DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION: ",
+    ),
+    ({"dask": {"env": {"DASK_distributed__comm": "{}"}}}, "dask.env.DASK_distributed__comm: DASK_distributed__comm is"),
+    ({"dask": {"env": {"DASK_INTERNAL_INHERIT_CONFIG": ""}}}, "dask.env.DASK_INTERNAL_INHERIT_CONFIG: "),
+    ({"dask": {"env": {"MY VAR": "x"}}}, "dask.env.MY VAR: \"MY VAR\" is not a variable's name"),
+    ({"dask": {"config": {"default-scheme": "tcp"}}}, "dask.config.default-scheme: is set by the cluster"),
+    ({"values": {"jupyter": {"args": ["--IdentityProvider.token="]}}}, "values.jupyter.args[0]: is about Jupyter's"),
+    ({"values": {"jupyter": {"extraConfig": "c.ServerApp.password = ''"}}}, "values.jupyter.extraConfig: is about"),
+    ({"values": {"jupyter": {"passwordSecret": "mine"}}}, "values.jupyter.passwordSecret: is set by the cluster"),
+    ({"expose": {"dashboard": {"sources": ["203.0.113.0/24"]}}}, "expose.dashboard: has neither a login nor TLS"),
+    ({"expose": {"jupyter": {"sources": ["203.0.113.0/24"]}}}, "expose.jupyter: has no TLS, so its password would"),
+    (
+        {"expose": {"scheduler": {"sources": ["203.0.113.0/24"]}}, "dask": {"tls": False}},
+        "expose.scheduler: has no TLS, so whoever listens can run code; write internal: true",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "text"), SIDE_DOORS, ids=lambda value: value if isinstance(value, str) else "")
+def test_nothing_gets_round_the_closed_door(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+    assert problem(kubeconfig, **changed).startswith(text)
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300, "none"])
+def test_a_kubeconfig_that_is_not_there_is_named(path: str) -> None:
+    assert problem(Path(path)).startswith("cluster.kubeconfig: ")
+
+
+def test_a_requirement_with_blanks_stays_one(kubeconfig: Path) -> None:
+    wanted = ["dask-ml >= 2025.1; os_name == 'posix'", "json5"]
+    assert own(parse(kubeconfig, packages={"pip": wanted}))["environment"]["extra"] == wanted
 
 
 def test_objects_of_kubernetes_are_left_to_it(kubeconfig: Path) -> None:
@@ -97,8 +177,8 @@ def test_every_value_that_we_set_is_a_key_of_the_chart(kubeconfig: Path) -> None
 
 
 def test_values_of_the_users_own_win(kubeconfig: Path) -> None:
-    cluster = parse(kubeconfig, values={"worker": {"replicas": 7, "strategy": {"type": "Recreate"}}})
-    assert own(cluster)["worker"]["replicas"] == 7
+    cluster = parse(kubeconfig, values={"worker": {"gracePeriod": 7, "strategy": {"type": "Recreate"}}})
+    assert own(cluster)["worker"]["gracePeriod"] == 7
     assert own(cluster)["worker"]["image"] == {"repository": "python", "tag": "3.11-slim"}
 
 
@@ -181,7 +261,10 @@ def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Pat
     [
         ({"environment": {}}, "environment.lock: has dask 2026"),
         ({"dask": {"tls": True}}, "dask.tls: the official chart has no TLS of its own; write chart: own"),
-        ({"expose": {"jupyter": {"sources": ["203.0.113.7/32"]}}}, "expose.jupyter: the official chart has no source"),
+        (
+            {"expose": {"jupyter": {"sources": ["10.1.0.0/24"], "internal": True}}},
+            "expose.jupyter: the official chart has no source",
+        ),
         ({"values": {"tls": {}}}, "values.tls: is not a key of the chart"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The packages of the lock, and no others but EXTRA, are installed in /opt/dask/environment.
-#   EXTRA      further requirements, which may not change what the lock pins
+#   EXTRA      further requirements, one a line, which may not change what the lock pins
 #   JUPYTER    yes: also what Jupyter needs
 # Nothing is done where they are there already: a container that restarts finds what its pod installed.
 set -eu
@@ -23,9 +23,12 @@ main() {
     # shellcheck disable=SC2046  # words
     uv pip install --python $environment/bin/python --require-hashes --no-deps $(requirements)
     if [ -n "$EXTRA" ]; then
-        # shellcheck disable=SC2086  # words
-        uv pip install --python $environment/bin/python --constraint $files/environment.lock $EXTRA
+        printf '%s\n' "$EXTRA" >/opt/dask/extra.txt
+        uv pip install --python $environment/bin/python --constraint $files/environment.lock \
+            --requirement /opt/dask/extra.txt
     fi
+    # The containers cannot write here. So what Dask imports at its start is compiled now, by importing it.
+    $environment/bin/python -c 'import distributed.cli.dask_scheduler, distributed.cli.dask_worker, dask.dataframe' || true
     rm -rf /opt/dask/cache /opt/dask/uv
     touch /opt/dask/complete
 }

@@ -116,7 +116,7 @@ spec:
       command: [sh, /etc/dask-environment/install.sh]
       env:
         - {name: HOME, value: /home/dask}
-        - {name: EXTRA, value: {{ $environment.extra | join " " | quote }}}
+        - {name: EXTRA, value: {{ $environment.extra | join "\n" | quote }}}
         - {name: JUPYTER, value: {{ ternary "yes" "" (hasKey . "jupyter") | quote }}}
       securityContext:
         {{- include "dask.security" $values | nindent 8 }}
@@ -133,6 +133,10 @@ spec:
       {{- .container | trim | nindent 6 }}
       env:
         {{- concat $variables .env (default list $values.env) | toYaml | nindent 8 }}
+      {{- with $root.Values.secretEnv }}
+      envFrom:
+        - secretRef: {name: {{ . }}}
+      {{- end }}
       {{- with $values.resources }}
       resources:
         {{- toYaml . | nindent 8 }}
@@ -150,7 +154,7 @@ spec:
         - {name: tls, mountPath: /etc/dask-tls, readOnly: true}
         {{- end }}
         {{- if $environment.lock }}
-        - {name: environment, mountPath: /opt/dask}
+        - {name: environment, mountPath: /opt/dask, readOnly: true}
         {{- end }}
         - {name: home, mountPath: /home/dask}
         - {name: tmp, mountPath: /tmp}
@@ -171,7 +175,7 @@ spec:
       configMap: {name: {{ $full }}-environment}
     {{- end }}
     - name: tmp
-      emptyDir: {}
+      emptyDir: {{ include "dask.emptyDir" $root.Values.scratch.tmp }}
     {{- with concat .volumes (default list (default dict $values.mounts).volumes) }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -180,6 +184,43 @@ spec:
   {{ $key }}: {{ toJson . }}
   {{- end }}
   {{- end }}
+{{- end -}}
+
+{{/* The emptyDir of a volume, from the limit of its size, which may be empty. JSON. */}}
+{{- define "dask.emptyDir" -}}
+{{- ternary (dict "sizeLimit" .) dict (not (empty .)) | toJson -}}
+{{- end -}}
+
+{{/*
+The way to the cloud's credentials for pods that have an account of their own, from a dict: root, component, values.
+GKE answers at 169.254.169.254, and where it has no Dataplane V2 at .252; EKS at 169.254.170.23.
+*/}}
+{{- define "dask.account" -}}
+{{- $policy := .root.Values.networkPolicy -}}
+{{- if and $policy.enabled $policy.egress.enabled .values.serviceAccountName -}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {{ include "dask.fullname" .root }}-{{ .component }}-account
+  labels:
+    {{- include "dask.labels" (list .root .component) | nindent 4 }}
+spec:
+  podSelector:
+    matchLabels:
+      {{- include "dask.selector" (list .root .component) | nindent 6 }}
+  policyTypes: [Egress]
+  egress:
+    - to:
+        - ipBlock: {cidr: 169.254.169.254/32}
+        - ipBlock: {cidr: 169.254.170.23/32}
+      ports:
+        - {port: 80}
+    - to:
+        - ipBlock: {cidr: 169.254.169.252/32}
+      ports:
+        - {port: 988}
+{{- end -}}
 {{- end -}}
 
 {{/* What the restricted Pod Security Standard asks of a container, and what its values add. */}}
