@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ def helm(cluster: Cluster, *words: str, given: dict[str, Any], check: bool = Tru
 
 PODS = {
     "cpu": st.sampled_from([0.1, 0.25, 1, 2.5, 64]),
-    "memory": st.sampled_from(["512 MB", "1.5 GiB", "4GB", "64 kB"]),
+    "memory": st.sampled_from(["512 MB", "1.5 GiB", "4GB", "64 MB"]),
     "nodeSelector": st.sampled_from([{}, {"disk": "ssd"}, {"cloud.google.com/gke-spot": "true"}]),
     "tolerations": st.sampled_from(
         [[], [{"operator": "Exists"}], [{"key": "spot", "value": "x", "effect": "NoSchedule"}]]
@@ -81,12 +81,14 @@ ACCEPTED = st.fixed_dictionaries(
 )
 
 
-@hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None, phases=[Phase.generate]
+)
 @given(said=ACCEPTED)
 def test_whatever_settings_accept_the_api_server_accepts(kubernetes: Cluster, said: dict[str, Any]) -> None:
     access = {"source": "existing", "kubeconfig": str(kubernetes.kubeconfig)}
     if "cluster" in said:  # where no node's size is known, every pod is accepted
-        said["cluster"].setdefault("workers", {"machine": "a3-mega"})
+        said["cluster"] = {"system": {"machine": "a3-mega"}, "workers": {"machine": "a3-mega"}} | said["cluster"]
     cluster = settings.parse({"target": "gke", "cluster": access} | said, PROJECT)
     given = values.own(cluster, NAMES, LOCKS, "uv==1", "r")
     manifests = helm(kubernetes, "template", "dask", str(CHART), given=given).stdout
