@@ -37,7 +37,7 @@ alone() {
   if [ "${2:-}" = first ]; then undo_on_failure=yes; fi
   "$@" 9>&-
   rm -f $UNFINISHED
-  touch $STEPPED
+  if [ -d $VAR ]; then touch $STEPPED; else rm -f $STEPPED; fi
 }
 
 at_exit=: # what a step has to clean up
@@ -71,6 +71,7 @@ undo_first_run() {
   undoing=$!
   timeout 120 tail -s 0.1 --pid=$undoing -f /dev/null || kill -KILL -- -$undoing
   if wait $undoing 2>/dev/null; then
+    rm -f $UNFINISHED
     note "what this step had begun on $(hostname) is undone"
   else
     note "what this step had begun on $(hostname) could not be undone; run up again when the cause is mended, then destroy"

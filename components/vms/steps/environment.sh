@@ -26,6 +26,15 @@ take_over() {
   fi
 }
 
+# After a first run that failed: up sends them only once, and the next run looks for them where up put them.
+hand_back() {
+  local upload
+  upload=$(getent passwd "$LOGIN_USER" | cut -d: -f6)/daskstack-files
+  if [ ! -d $FILES ] || [ -e "$upload" ]; then return; fi
+  mv $FILES "$upload"
+  chown -hR "$LOGIN_USER:" "$upload"
+}
+
 # On the others: only what is not installed yet crosses the network, so it is mounted and not copied.
 reach_files() {
   need sshfs sshfs fuse-sshfs
@@ -145,6 +154,8 @@ start_services() {
 
 main() {
   if [ "${1:-}" = undo ]; then
+    if [ $undo_on_failure = yes ] && [ -z "$AUTHORITY_ADDRESS" ]; then hand_back; fi
+    rmdir /run/daskstack-files 2>/dev/null || true
     rm -rf $FILES $FILES.new $ENVIRONMENT $OPT/uv $OPT/python $OPT/cache $INSTALLED
     tidy
     return

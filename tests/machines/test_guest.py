@@ -1,0 +1,263 @@
+"""The cluster as a guest: whatever a machine's owner has beside it, and whatever its tasks leave, a destroy gives the
+machine back as it was. Each step runs by hand on two machines that are full of other people's things."""
+
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from fleet import Machine, Stack
+from test_steps import Pair
+
+from components.vms import dask, files
+from components.vms.cluster import DRAIN
+from components.vms.step import script
+from settings import Vms
+
+CLUSTER = Vms.model_validate({"target": "vms", "machines": {"source": "local", "workers": 1}}).completed()
+
+# Modes, owners, contents, access lists, mounts, units, users, firewall. Left out is only what the system itself writes
+# at any time: logs, caches, its own state, copies of the user files before the last change.
+LISTING = r"""
+cd /
+listed() {
+  find / /dev/shm -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /var/log -o -path /var/cache \
+    -o -path '/var/lib/systemd/*' ! -path '/var/lib/systemd/linger*' -o -path '*/systemd-private-*' -o -path '/etc/*-' \
+    -o -path /etc/machine \) -prune -o "$@"
+}
+listed -printf '%p %y %m %u:%g %l\n' | sort
+listed -path /usr -prune -o -type f -exec md5sum {} + | sort
+find /run /run/lock /dev/mqueue -xdev \( -iname '*dask*' -o -user dask -o -nouser \) ! -name daskstack.lock 2>&1 | sort
+getfacl -Rp /srv /big /scratch /fast 2>/dev/null
+systemctl list-units --all --no-legend --plain 'dask*' '*data*' ssh.service firewalld.service |
+  awk '{print $1, $3, $4}' | sort
+findmnt -rn -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -Ev '^/run/(user|credentials)' | sort
+ps -o args= -u dask || true
+ipcs -m | tail -n +4
+nft list ruleset
+"""
+
+# Other people's things next to every path that a setting can name, and in every place that undo looks into.
+STRANGERS = r"""
+useradd --create-home alice
+useradd --system ledger
+install -d -m 0750 -o alice -g alice /big
+mkdir /data
+echo '/big /data none bind 0 0' >>/etc/fstab
+systemctl daemon-reload
+mount /data
+chmod 0755 /big
+install -d -m 1777 /scratch
+install -d -m 2775 -o alice -g alice /fast
+install -d -m 0750 -o ledger -g ledger /srv/ledger /opt/theirs
+setfacl -m u:ledger:rwx,d:u:ledger:rwx /fast
+for place in /data /scratch /fast /srv /srv/ledger /opt/theirs /tmp /var/tmp /dev/shm /etc/ssh/sshd_config.d /root; do
+  echo "alice's" >$place/thesis.txt
+  chown alice:alice $place/thesis.txt
+  chmod 0640 $place/thesis.txt
+done
+echo '# ours' >/etc/ssh/sshd_config.d/10-own.conf
+echo 'host ssh-ed25519 AAAA' >/etc/ssh/ssh_known_hosts
+echo 'd /tmp 1777 root root 10d' >/etc/tmpfiles.d/tmp.conf
+install -d -m 1730 /var/spool/cron/crontabs /var/spool/cron/atjobs
+for user in alice ledger; do
+  echo '0 0 1 1 * true' >/var/spool/cron/crontabs/$user
+  echo 'true' >/var/spool/cron/atjobs/a-$user
+  chown $user /var/spool/cron/crontabs/$user /var/spool/cron/atjobs/a-$user
+done
+install -d /var/lib/systemd/linger
+touch /var/lib/systemd/linger/alice
+"""
+
+# What tasks, as the cluster's user, leave to block an undo or to wake up with the next cluster.
+PLANTED = r"""
+cd /
+as_dask() { setpriv --reuid dask --regid dask --init-groups env HOME=/var/lib/daskstack/home "$@"; }
+as_dask sh -c 'cd; rm -rf .ssh; mkdir -p retired-x/y .ssh; mkfifo .ssh/config; echo sleep 600 >.bashrc'
+as_dask sh -c 'mkdir -p /tmp/of-dask/of-others; echo x | tee /tmp/of-dask/x /var/tmp/dask /dev/shm/dask'
+as_dask chmod 4755 /var/tmp/dask
+echo '* * * * * touch /tmp/woken' >/var/spool/cron/crontabs/dask
+echo 'touch /tmp/woken' >/var/spool/cron/atjobs/a-dask
+echo mail >/var/mail/dask
+chown dask /var/spool/cron/crontabs/dask /var/spool/cron/atjobs/a-dask /var/mail/dask
+loginctl enable-linger dask
+as_dask mkdir /var/tmp/mounted
+as_dask sshfs -F /etc/daskstack/ssh/config "dask@$ADDRESS:/usr" /var/tmp/mounted
+as_dask ipcmk -M 4096
+systemd-run -q --uid=dask sh -c "trap '' TERM; while :; do echo x >>/scratch/new/daskstack/again; sleep 0.1; done"
+systemd-run -q --uid=dask python3 -c '
+import os, time
+for _ in range(20):
+    if os.fork() == 0:
+        while True:  # none of these lives long enough to be named
+            time.sleep(0.05)
+            if os.fork():
+                os._exit(0)
+'
+"""
+
+# A program that fails at its first call with such arguments, in the midst of a step, and never again.
+BREAK = r"""
+cat >"/usr/local/sbin/$PROGRAM" <<END
+#!/bin/sh
+case "\$*" in $ARGUMENTS) if mkdir /run/broken 2>/dev/null; then echo "$PROGRAM is broken" >&2; exit 1; fi ;; esac
+exec $(command -v "$PROGRAM") "\$@"
+END
+chmod 0755 "/usr/local/sbin/$PROGRAM"
+"""
+MEND = 'rm "/usr/local/sbin/$PROGRAM"; rmdir /run/broken'
+
+BROKEN = {
+    "firewall": ("systemctl", "*enable?--now?firewalld"),
+    "keys": ("openssl", "req*"),
+    "authority": ("openssl", "req*"),
+    "credentials": ("systemctl", "reload*"),
+    "data": ("systemctl", "start*.automount"),
+    "environment": ("env", "*pip?sync*"),
+    "service": ("systemctl", "*enable*dask-scheduler|start?dask-worker*"),
+    "idle": ("systemctl", "*start?dask-idle*"),
+}
+
+
+def listing(machine: Machine) -> set[str]:
+    return set(machine.run(LISTING).stdout.splitlines())
+
+
+def changes(machine: Machine, before: set[str]) -> set[str]:
+    """What differs from `before` once units had a moment to end."""
+    for _ in range(10):
+        if not (differs := listing(machine) ^ before):
+            break
+        time.sleep(1)
+    return differs
+
+
+class Guest(Pair):
+    """Runs steps as `up` does, but each one fails first on each machine, and leaves nothing then."""
+
+    def first(self, machine: Machine, state: str, **variables: str) -> CompletedProcess[str]:
+        return machine.run(script(state, {"IDENTITY": machine.id, **variables}), {}, "first", check=False)
+
+    def step(self, machine: Machine, state: str, **variables: str) -> dict[str, str]:
+        if state in BROKEN and (machine.name, state) not in self.variables:
+            before = listing(machine)
+            broken = dict(zip(("PROGRAM", "ARGUMENTS"), BROKEN[state], strict=True))
+            machine.run(BREAK, broken)
+            done = self.first(machine, state, **variables)
+            machine.run(MEND, broken)
+            assert done.returncode != 0
+            assert f"what this step had begun on {machine.name} is undone" in done.stderr, f"{state}: {done.stderr}"
+            assert changes(machine, before) == set(), f"{state} failed on {machine.name}"
+        return super().step(machine, state, **variables)
+
+    def environment(self, machine: Machine) -> None:
+        folder = files.collect(Path("environment.lock"), "3.11", "wheelhouse")
+        if machine is self.head:
+            files.send(folder, connection(machine))
+        self.step(machine, "environment", **environment_variables(self, machine, folder))
+
+    def service(self, machine: Machine, spill: str, path: str) -> None:
+        self.step(machine, "service", **service_variables(self, machine, spill, path))
+
+
+def connection(machine: Machine) -> dict[str, str]:
+    key = machine.key.read_text()
+    return {"host": machine.address, "user": "admin", "host_key": machine.host_key, "private_key": key}
+
+
+def environment_variables(pair: Pair, machine: Machine, folder: Path) -> dict[str, str]:
+    uv = next(folder.glob("uv-*.whl"))
+    return {
+        "LOCK_SHA256": sha256((folder / "environment.lock").read_bytes()).hexdigest(), "PYTHON": "3.11",
+        "SOURCE": "wheelhouse", "UV": uv.name, "UV_SHA256": sha256(uv.read_bytes()).hexdigest(),
+        "AUTHORITY_ADDRESS": "" if machine is pair.head else pair.head.address, "LOGIN_USER": "admin",
+    }  # fmt: skip
+
+
+def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> dict[str, str]:
+    at_head = machine is pair.head
+    return {
+        "ROLES": "scheduler" if at_head else "worker", "NAME": machine.name, "ADDRESS": machine.address,
+        "SCHEDULER": f"tls://{pair.head.address}:8786", "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787",
+        "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "DATA_PATH": path,
+        "CONFIG": dask.config(CLUSTER), "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": DRAIN.read_text(),
+        "GRACE": "20", "WORKED": "", "CREDENTIALS": "1", "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def guest(boot: Callable[..., list[Machine]], stack: Stack) -> Guest:
+    head, hand = boot("guest-head", "guest-hand")
+    for machine in (head, hand):
+        machine.run(STRANGERS)
+    hand.run("rm /fast/thesis.txt")
+    return Guest(head, hand, stack.network)
+
+
+def test_a_path_that_the_machine_uses_is_refused_before_anything_changes(guest: Guest) -> None:
+    for machine in (guest.head, guest.hand):
+        machine.run("ln -s /big /linked; install -d -o alice /srv/read; touch /srv/read/log")
+        machine.run("systemd-run -q --uid=ledger -u reader tail -f /srv/read/log")
+    before = {machine.name: listing(machine) for machine in (guest.head, guest.hand)}
+    for machine in (guest.head, guest.hand):
+        for path, reason in {
+            "/data": "is a mount of this machine's own; use a folder below it, such as /data/dask",
+            "/linked": "leads through a symbolic link to /big",
+            "/linked/dask": "leads through a symbolic link to /big/dask",
+            "/srv/ledger": "is used by a service of this machine: it has /srv/ledger of user ledger",
+            "/srv/read": "has files open in it",
+        }.items():
+            done = guest.first(machine, "data", **guest.data_variables(machine, path))
+            assert done.returncode == 1
+            assert reason in done.stderr
+    for machine in (guest.head, guest.hand):
+        assert listing(machine) ^ before[machine.name] == set()
+        machine.run("systemctl stop reader")
+
+
+def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_that_resist(
+    guest: Guest, stack: Stack
+) -> None:
+    machines = (guest.head, guest.hand)
+    before = {machine.name: listing(machine) for machine in machines}
+    for machine in machines:
+        guest.firewall(machine)
+        guest.credentials(machine)
+    for machine in machines:
+        guest.data(machine, "/data/dask")
+        guest.environment(machine)
+        guest.service(machine, "/scratch", "/data/dask")
+        guest.step(machine, "idle", LIMIT="86400", ADDRESS="" if machine is guest.head else guest.head.address)
+    guest.hand.ssh("sudo -u dask sh -c 'echo kept >/data/dask/kept'")
+    assert guest.hand.ssh("sudo ls -A /scratch/daskstack").stdout
+
+    for machine in (guest.hand, guest.head):
+        machine.reboot()
+        stack.boot(machine.name)
+    assert guest.hand.ssh("timeout 20 cat /data/dask/kept").stdout == "kept\n"
+    for machine in machines:
+        assert machine.ssh("sudo cat /data/thesis.txt").stdout == "alice's\n"
+    guest.hand.ssh("rm /data/dask/kept")
+
+    for machine in machines:
+        guest.data(machine, "/fast")
+        guest.service(machine, "/scratch/new", "/fast")
+    assert guest.hand.ssh("sudo ls -A /scratch/new/daskstack").stdout
+    assert guest.hand.ssh("ls /scratch").stdout.split() == ["new", "thesis.txt"]
+    assert guest.hand.ssh("sudo ls /fast").stdout == "thesis.txt\n", "the holder's"
+
+    for machine in machines:
+        machine.run(PLANTED, {"ADDRESS": machine.address})
+    for machine in (guest.hand, guest.head):
+        for state in ("idle", "service", "environment", "data", "credentials", "authority", "keys", "firewall"):
+            if (machine.name, state) in guest.variables:
+                guest.undo(machine, state)
+        assert machine.run("cat /tmp/of-dask/of-others/thesis; rm -r /tmp/of-dask").stdout == "alice's\n"
+        assert changes(machine, before[machine.name]) == set()
+    assert guest.hand.ssh("ls /tmp/woken", check=False).returncode != 0
+
+    guest.hand.reboot()
+    stack.boot(guest.hand.name)
+    assert changes(guest.hand, before[guest.hand.name]) == set()
