@@ -25,7 +25,7 @@ def valid_role(text: str) -> str:
     if BROAD.fullmatch(text):
         raise ValueError(
             f"{text} is too broad: every task on the machines has the roles that are listed here;"
-            " name narrow ones, e.g. roles/storage.objectViewer to read from buckets or roles/storage.objectUser to write to them"
+            " name narrow ones, e.g. roles/storage.objectViewer to read from buckets, roles/storage.objectUser to write"
         )
     return text
 

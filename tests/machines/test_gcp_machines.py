@@ -230,6 +230,34 @@ def test_machines_meet_where_a_rule_lets_them_and_nowhere_else(rehearsal):
     assert attempt(22) == 0
 
 
+def first_contact(rehearsal: Rehearsal, asked: str, path: str) -> subprocess.CompletedProcess[str]:
+    """What is said at the first contact with `head`, where Google's API is asked for the keys of machine `asked`."""
+    head = rehearsal.machine("head")
+    connection = {"host": head.address, "port": 22, "user": "admin", "private_key": rehearsal.key.read_text()}
+    keys = f"gcloud compute instances get-guest-attributes {asked} --query-path=hostkeys/ --zone us-central1-a"
+    told = {"NAME": "head", "CONNECTION": json.dumps(connection), "WAIT": "60", "CONSOLE": "", "TUNNEL": ""}
+    command = [sys.executable, "-m", "components.vms.ready"]
+    environ = rehearsal.project.environment | told | {"HOST_KEYS": keys, "PATH": path}
+    return subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, timeout=120)
+
+
+def test_a_host_key_that_googles_api_does_not_know_the_machine_by_stops_the_first_contact(rehearsal):
+    head = rehearsal.up_and_answering()
+    path = rehearsal.project.environment["PATH"]
+    done = first_contact(rehearsal, "head", path)
+    assert (done.returncode, done.stdout) == (0, head.host_key) and "not compared" not in done.stderr, done.stderr
+    done = first_contact(rehearsal, "worker-1", path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "another machine or program answered in its place" in done.stderr
+
+
+def test_without_gcloud_a_host_key_is_trusted_as_it_was_met_and_that_is_said(rehearsal):
+    head = rehearsal.up_and_answering()
+    done = first_contact(rehearsal, "head", "/usr/bin:/bin")
+    assert (done.returncode, done.stdout) == (0, head.host_key)
+    assert "was not compared with Google's API (gcloud is not installed)" in done.stderr
+
+
 def gcloud(rehearsal: Rehearsal, word: str, *names: str, status: int = 0) -> str:
     return rehearsal.run("gcloud", "compute", "instances", word, *names, "--zone", "us-central1-a", status=status)
 

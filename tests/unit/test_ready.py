@@ -17,6 +17,7 @@ def wait(port: int, tunnel: str = "") -> str:
         "CONNECTION": json.dumps({"host": "127.0.0.1", "port": port, "user": "admin", "private_key": "none"}),
         "WAIT": "3",
         "CONSOLE": "gcloud compute instances get-serial-port-output dask-vms-worker-1",
+        "HOST_KEYS": "gcloud compute instances get-guest-attributes dask-vms-worker-1 --query-path=hostkeys/",
         "TUNNEL": tunnel,
     }
     command = [sys.executable, "-m", "components.vms.ready"]

@@ -28,6 +28,7 @@ firewall:
   closeOthers: false
   ssh: []
   open: []
+  metadata: false
 data:
   path: /srv/daskdata
   machine: scheduler
@@ -125,6 +126,7 @@ firewall:
   closeOthers: true
   ssh: [203.0.113.7/32, "2001:db8::/32"]
   open: [{port: 9100, sources: [203.0.113.0/24]}]
+  metadata: true
 data: {path: /mnt/shared, machine: worker-3, options: [compression=no, Ciphers=aes128-gcm@openssh.com], delete: true}
 environment: {lock: other.lock, python: "3.12", source: wheelhouse}
 dask:

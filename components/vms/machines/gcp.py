@@ -217,7 +217,7 @@ class GcpMachines(ComponentResource):
                 "ssh-keys": Output.format("{}:{}", USER, Output.unsecret(self.login)["public"]),
                 "block-project-ssh-keys": "TRUE",
                 "enable-oslogin": "FALSE",
-                # Where the machine writes its host keys down, for who wants to compare them.
+                # Where the machine writes its host keys down, which are compared at the first contact.
                 "enable-guest-attributes": "TRUE",
             },
             service_account={"email": account.email, "scopes": [SCOPE]},
@@ -254,6 +254,7 @@ class GcpMachines(ComponentResource):
                 "CONNECTION": Output.json_dumps(connection),
                 "WAIT": str(WAIT),
                 "CONSOLE": f"gcloud compute instances get-serial-port-output {machine} {place}",
+                "HOST_KEYS": f"gcloud compute instances get-guest-attributes {machine} --query-path=hostkeys/ {place}",
                 "TUNNEL": f"gcloud compute {tunnel} {place}" if connection["host"] == "127.0.0.1" else "",
             },
             logging=local.Logging.STDERR,
