@@ -69,7 +69,8 @@ def compare(key: str, *, first: bool) -> None:
         sys.exit(
             f"error: {name} showed the host key {fingerprint(key)}, but Google's API says that it has"
             f" {fingerprint(known)}: another machine or program answered in its place (with machines.iapPort: a program"
-            " that held this port before the tunnel did). No step was run there; find out what answers, then run up again"
+            " that held this port before the tunnel did). No step was run there; find out what answers, then run up"
+            " again"
         )
     if not known and first:
         print(

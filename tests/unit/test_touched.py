@@ -1,5 +1,16 @@
-import pytest
+"""Which stacks a pull request previews, and with what rights."""
 
+import ast
+import importlib
+import re
+import subprocess
+from modulefinder import ModuleFinder
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daskstack.engine import PROJECT, VERSION
 from tools.touched import touched
 
 STACKS = ["vms", "dev", "gke"]
@@ -9,10 +20,7 @@ def test_a_changed_stack_file_previews_that_stack_alone():
     assert touched(["Pulumi.gke.yaml", "README.md"], STACKS) == ["gke"]
 
 
-PROGRAM = ["__main__.py", "settings.py", "components/vms/steps/data.sh", "charts/dask/values.yaml"]
-
-
-@pytest.mark.parametrize("path", [*PROGRAM, "Pulumi.yaml", "requirements.txt", "environment.lock"])
+@pytest.mark.parametrize("path", ["__main__.py", "a/new/file", "Pulumi.yaml", "requirements.txt"])
 def test_a_change_of_the_program_previews_every_stack_but_dev(path):
     assert touched([path], STACKS) == ["gke", "vms"]
 
@@ -20,3 +28,111 @@ def test_a_change_of_the_program_previews_every_stack_but_dev(path):
 @pytest.mark.parametrize("path", ["Pulumi.dev.yaml", "README.md", "tests/unit/test_settings.py", "Pulumi.old.yaml"])
 def test_other_changes_preview_nothing(path):
     assert touched([path], STACKS) == []
+
+
+def tracked() -> set[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
+    return set(listed.stdout.splitlines())
+
+
+def program() -> dict[str, ast.Module]:
+    """The modules that `__main__` imports and the programs that it starts with `python -m`, by their paths."""
+    found: dict[str, ast.Module] = {}
+    waiting = [PROJECT / "__main__.py"]
+    while waiting:
+        file = waiting.pop()
+        if file.relative_to(PROJECT).as_posix() in found:
+            continue
+        finder = ModuleFinder(path=[str(PROJECT)])
+        finder.run_script(str(file))
+        for module in finder.modules.values():
+            if module.__file__:
+                path = Path(module.__file__)
+                found[path.relative_to(PROJECT).as_posix()] = ast.parse(path.read_text())
+                for name in re.findall(r"-m ([\w.]+)", path.read_text()):
+                    started = PROJECT / f"{name.replace('.', '/')}.py"
+                    waiting += [started] if started.exists() else []
+    return found
+
+
+def constants(modules: dict[str, ast.Module]) -> list[Path]:
+    """The files and folders of the project that modules name as constants of type Path."""
+    found = []
+    for path in modules.keys() - {"__main__.py"}:
+        module = importlib.import_module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        values = [value for value in vars(module).values() if isinstance(value, Path)]
+        found += [value for value in values if value.is_absolute() and value.is_relative_to(PROJECT)]
+    return [value for value in found if value.is_relative_to(PROJECT) and value != PROJECT]
+
+
+def read_by_the_program() -> set[str]:
+    """Tracked files that a stack's program imports, or names as a path or in a text."""
+    modules, files = program(), tracked()
+    places = constants(modules)
+    texts = {
+        node.value
+        for module in modules.values()
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    for file in PROJECT.glob("Pulumi.*.yaml"):  # they name locks
+        texts |= set(re.findall(r"[\w./-]+", file.read_text()))
+    named = {file for file in files if file in texts or ("." in Path(file).name and Path(file).name in texts)}
+    folders = {file for file in files if any(file.startswith(f"{text}/") for text in texts if "/" in text)}
+    below = {file for file in files if any((PROJECT / file).is_relative_to(place) for place in places)}
+    return (modules.keys() & files) | named | folders | below
+
+
+# What only engine.py itself names, to build engines and stand-ins: no stack's program builds these.
+BUILT = re.compile(r"rehearsal/(engine|kubernetes/programs|plugins)/.+")
+
+
+def test_every_file_that_a_stacks_program_reads_previews_all_stacks():
+    read = {file for file in read_by_the_program() if not BUILT.fullmatch(file)}
+    # The search itself works.
+    assert {
+        *("settings/vms.py", "settings/prices.yaml", "daskstack/engine.py", "environment.lock", "jupyter.lock"),
+        *("official.lock", "tools/uv.txt", "components/vms/steps/data.sh", "components/vms/ready.py"),
+        *("charts/dask/templates/worker.yaml", "charts/dask/files/drain.py", "rehearsal/machines/machine.sh"),
+        *("components/check.py", "lock.py", "charts/official.json"),
+    } <= read
+    assert [file for file in sorted(read) if touched([file], STACKS) != ["gke", "vms"]] == []
+
+
+WORKFLOW = (PROJECT / ".github/workflows/preview.yml").read_text()
+JOBS = yaml.safe_load(WORKFLOW)["jobs"]
+
+
+def test_a_forks_code_never_runs_beside_credentials():
+    assert yaml.safe_load(WORKFLOW)[True] == {"pull_request": None}, "not pull_request_target"
+    assert "github.event.pull_request.head.repo.full_name == github.repository" in JOBS["stacks"]["if"]
+    assert JOBS["preview"]["needs"] == "stacks" and JOBS["comment"]["needs"] == "preview"
+
+
+def test_credentials_are_for_a_job_that_a_person_has_let_run():
+    assert yaml.safe_load(WORKFLOW)["permissions"] == {}
+    rights = {name: job["permissions"] for name, job in JOBS.items()}
+    assert rights == {
+        "stacks": {"contents": "read"},
+        "preview": {"contents": "read", "id-token": "write"},
+        "comment": {"pull-requests": "write"},
+    }
+    assert JOBS["preview"]["environment"] == "preview"
+    assert "repo:ORGANIZATION/REPOSITORY:environment:preview" in WORKFLOW
+    assert not any("checkout" in step.get("uses", "") for step in JOBS["comment"]["steps"])
+
+
+def test_the_previews_token_is_a_teams():
+    [login] = [step["with"] for step in JOBS["preview"]["steps"] if "pulumi/auth-actions" in step.get("uses", "")]
+    assert login["requested-token-type"] == "urn:pulumi:token-type:access_token:team"
+    assert login["scope"] == "team:previews"
+
+
+def test_all_that_the_workflow_installs_has_one_version():
+    steps = [step for job in JOBS.values() for step in job["steps"]]
+    assert all(re.search("@[0-9a-f]{40}$", step["uses"]) for step in steps if "uses" in step)
+    [uv] = [step["with"]["version"] for step in steps if "setup-uv" in step.get("uses", "")]
+    assert f"uv=={uv} " in (PROJECT / "tools/uv.txt").read_text()
+    [pulumi] = [step["with"]["pulumi-version"] for step in steps if "pulumi/actions" in step.get("uses", "")]
+    assert pulumi == VERSION
+    assert all("timeout-minutes" in job for job in JOBS.values())
