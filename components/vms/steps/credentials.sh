@@ -104,6 +104,7 @@ answers() { (exec 3<>"/dev/tcp/$ADDRESS/$SSH_PORT"); }
 undo() {
   rm -f $SSHD $SSH/host-cert.pub $SSH/user-authority.pub $SSH/known_hosts $SSH/config $SSH/ssh
   rm -f $SSH/id_ed25519-cert.pub $TLS/authority.pem $TLS/certificate.pem
+  rm -rf $CLUSTER_HOME/.ssh
   reload_sshd
 }
 
