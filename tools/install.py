@@ -39,6 +39,8 @@ MACHINES = {
     "ssh": "openssh-client",
     "unshare": "util-linux",
 }
+# Without these keys nobody could tell Debian's own packages from others; it is a file, not a command.
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 BENCH = PROJECT / "requirements-bench.txt"
 TEST = {"sshd": "openssh-server", "git": "git"}
 KUBERNETES = {
@@ -73,7 +75,11 @@ def program() -> None:
 
 
 def machines() -> None:
-    install_packages(MACHINES, "for machines on this computer")
+    install_packages(for_machines(), "for machines on this computer")
+
+
+def for_machines() -> dict[str, str]:
+    return MACHINES if KEYRING.exists() else MACHINES | {str(KEYRING): "debian-archive-keyring"}
 
 
 def test() -> None:
@@ -83,7 +89,7 @@ def test() -> None:
 
 
 def compute() -> None:
-    install_packages(MACHINES | {"nft": "nftables"}, "for a Compute Engine on this computer")
+    install_packages(for_machines() | {"nft": "nftables"}, "for a Compute Engine on this computer")
 
 
 def cloud() -> None:
@@ -107,7 +113,7 @@ def bench() -> None:
     uv()
     with phase(f"Installing {BENCH.name}"):
         run(uv(), "venv", "--clear", "--python", sys.executable, folder, log="bench")
-        run(uv(), "pip", "sync", "--python", folder / "bin" / "python", BENCH, log="bench")
+        run(uv(), "pip", "sync", "--require-hashes", "--python", folder / "bin" / "python", BENCH, log="bench")
         (folder / "complete").touch()
 
 
@@ -226,7 +232,7 @@ def install_standins(folder: Path) -> None:
     shutil.copytree(PROJECT / "rehearsal" / "plugins", sources, ignore=shutil.ignore_patterns("__pycache__"))
     python = folder / "venv" / "bin" / "python"
     run(uv(), "venv", "--python", sys.executable, folder / "venv", log="plugins")
-    run(uv(), "pip", "sync", "--python", python, sources / "requirements.txt", log="plugins")
+    run(uv(), "pip", "sync", "--require-hashes", "--python", python, sources / "requirements.txt", log="plugins")
     everywhere = {
         f"resource-command-v{COMMAND}/pulumi-resource-command": "resource_command.py",
         f"language-python-v{VERSION}/pulumi-language-python": "language_python.py",
@@ -261,7 +267,7 @@ def install_venv(*locks: str) -> None:
         if not usable:
             make_venv(PROJECT / ".venv")
         state.unlink(missing_ok=True)
-        run(uv(), "pip", "sync", "--python", python, *locks, log="venv", cwd=PROJECT)
+        run(uv(), "pip", "sync", "--require-hashes", "--python", python, *locks, log="venv", cwd=PROJECT)
         state.write_text("\n".join(wanted))
 
 

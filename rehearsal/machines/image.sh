@@ -17,6 +17,8 @@ packages=(
     python3 python3-venv ca-certificates openssl
 )
 
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
 # Package updates that cannot reach anything, and a log-in prompt on a console that is a log file.
 masked=(apt-daily.timer apt-daily-upgrade.timer console-getty.service)
 
@@ -29,7 +31,10 @@ main() {
     fi
     mkdir -p "$CACHE/images"
     become_root CACHE
-    need debootstrap=debootstrap flock=util-linux
+    need debootstrap=debootstrap flock=util-linux gpgv=gpgv
+    # Without these keys debootstrap would take what it gets, signed or not.
+    [[ -s $keyring ]] ||
+        cannot "it lacks the keys of Debian's archive, $keyring (Debian and Ubuntu: apt-get install debian-archive-keyring)."
 
     exec 9<"$CACHE/images"
     flock -n 9 || {
@@ -62,7 +67,7 @@ build() {
 
     say "Building the machines' image (Debian 12, once): base system"
     # Without a mirror of this computer's own, debootstrap knows one, and security updates lie beside it.
-    logged "$root" debootstrap --variant=minbase bookworm "$root" ${debian:+"$debian"}
+    logged "$root" debootstrap --variant=minbase --force-check-gpg --keyring="$keyring" bookworm "$root" ${debian:+"$debian"}
     security=${security:-$(sed -n 's#^deb \(.*\)/debian/* .*#\1/debian-security#p' "$root/etc/apt/sources.list")}
     echo "deb $security bookworm-security main" >>"$root/etc/apt/sources.list"
 

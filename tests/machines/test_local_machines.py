@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import textwrap
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,38 @@ def test_the_image_belongs_to_no_machine(image):
     assert (etc / "machine-id").read_text() == ""
     assert (etc / "resolv.conf").read_text() == ""
     assert not (etc / "hostname").exists()
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """A mirror of Debian that nobody has signed: its address."""
+    release = tmp_path / "mirror" / "debian" / "dists" / "bookworm" / "Release"
+    release.parent.mkdir(parents=True)
+    release.write_text("Suite: stable\nCodename: bookworm\nComponents: main\nArchitectures: amd64\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "mirror")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/debian"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("hide", "said"),
+    [
+        ("true", "Failed getting release signature file"),
+        ("mount --bind /dev/null /usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring)"),
+    ],
+    ids=["with Debian's keys", "without them"],
+)
+def test_no_image_is_built_of_what_debian_has_not_signed(hide, said, mirror, tmp_path):
+    apt = tmp_path / "apt-get"  # which tells image.sh where this computer gets its own packages from
+    apt.write_text(f'#!/bin/sh\ncase "$*" in *Label:\\ Debian) echo {mirror} ;; esac\n')
+    apt.chmod(0o755)
+    environment = f"CACHE={tmp_path}/cache PATH={tmp_path}:$PATH"
+    done = as_root("unshare", "--mount", "bash", "-c", f"{hide} && {environment} bash {SCRIPTS}/image.sh", check=False)
+    assert done.returncode, done.stdout
+    assert said in done.stderr
+    assert not list((tmp_path / "cache").glob("images/*/etc"))
 
 
 def test_machines_booted_together_answer_by_their_own_names_and_keys(boot):

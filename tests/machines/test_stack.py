@@ -53,6 +53,12 @@ def test_up_ends_with_the_jobs_result_and_the_ways_in(checkout: Checkout) -> Non
     assert 'daskstack.connect("dev")' in ending
 
 
+def test_the_first_up_says_what_local_machines_do_not_protect_from(checkout: Checkout) -> None:
+    warning = "who becomes root in one can become root of this computer"
+    assert checkout.first_up.count(warning) == 1
+    assert warning.split(" can ")[1] in checkout.folder.joinpath("README.md").read_text()
+
+
 def test_a_clone_stays_clean_after_up(checkout: Checkout) -> None:
     for file in PROJECT.glob("Pulumi*.yaml"):
         assert checkout.folder.joinpath(file.name).read_text() == file.read_text()
@@ -62,7 +68,9 @@ def test_a_second_up_changes_nothing_and_opens_no_ssh_session(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     before = ssh_sessions(machines)
-    assert re.search(r"Resources:\n +\d+ unchanged\n", checkout.make("up"))
+    second_up = checkout.make("up")
+    assert re.search(r"Resources:\n +\d+ unchanged\n", second_up)
+    assert "become root of this computer" not in second_up
     assert ssh_sessions(machines) == before + len(machines), "more than this test's own"
 
 

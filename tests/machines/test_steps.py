@@ -353,7 +353,7 @@ class Disk:
     def attach(self, machine: Machine) -> None:
         """From here: the machine's own root may not make device nodes."""
         number = os.stat(self.loop).st_rdev
-        node = ("mknod", "-m", "0600", DEVICE, "b", str(os.major(number)), str(os.minor(number)))
+        node = ("mknod", DEVICE, "b", str(os.major(number)), str(os.minor(number)))
         as_root("nsenter", "--target", str(machine.pid), "--mount", *node)
 
     def grow(self, megabytes: int) -> None:

@@ -170,6 +170,13 @@ def own(cluster: settings.Gke) -> dict[str, Any]:
     return values.own(cluster, NAMES, LOCKS, "uv==1", "r")
 
 
+@pytest.mark.parametrize("name", ["python@sha256:" + "a" * 64, "ghcr.io/me/dask:1.4@sha256:" + "0" * 64])
+def test_an_image_can_be_named_by_its_digest(kubeconfig: Path, name: str) -> None:
+    """Charts write repository:tag, and the name has to be in there whole."""
+    image = own(parse(kubeconfig, image=name))["worker"]["image"]
+    assert f"{image['repository']}:{image['tag']}" == name
+
+
 def test_every_value_that_we_set_is_a_key_of_the_chart(kubeconfig: Path) -> None:
     exposure = {"sources": ["203.0.113.7/32"], "internal": True}
     found = own(parse(kubeconfig, expose=dict.fromkeys(("scheduler", "dashboard", "jupyter"), exposure)))

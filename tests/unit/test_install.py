@@ -60,6 +60,18 @@ def test_a_release_with_another_checksum_is_refused(site, tmp_path):
     assert not (tmp_path / "engine").exists()
 
 
+def test_a_release_with_another_checksum_does_not_lead_to_a_build(site, monkeypatch, tmp_path):
+    """Whoever can change what the site sends must not choose which way is taken."""
+    publish(site, "1" * 64)
+    built = []
+    monkeypatch.setattr(engine, "engine", lambda: None)
+    monkeypatch.setattr(engine, "downloaded_engine", lambda: tmp_path / "engine" / "pulumi")
+    monkeypatch.setattr(install, "build_engine", built.append)
+    with pytest.raises(running.InstallError, match="expected the published sha256"):
+        install.install_engine()
+    assert not built
+
+
 def test_a_site_out_of_reach_leads_to_one_build(monkeypatch, tmp_path, capsys):
     def unreachable(url: str) -> bytes:
         raise TimeoutError("timed out")
@@ -163,6 +175,52 @@ def test_a_lock_that_was_being_written_at_the_kill_or_is_given_back_holds_nothin
 
 def pins(name: str) -> set[str]:
     return set(re.findall(r"^[\w.-]+==[^\\\n]+", (PROJECT / name).read_text(), re.MULTILINE))
+
+
+def tracked(pattern: str) -> list[Path]:
+    done = subprocess.run(["git", "ls-files", pattern], cwd=PROJECT, capture_output=True, text=True, check=True)
+    return [PROJECT / line for line in done.stdout.splitlines()]
+
+
+def test_every_list_of_python_packages_pins_each_with_hashes():
+    lists = [path for pattern in ("*.lock", "*requirements*.txt", "tools/uv.txt") for path in tracked(pattern)]
+    assert len(lists) >= 8
+    for path in lists:
+        lines = re.sub(r"\\\n", " ", path.read_text()).splitlines()
+        packages = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        assert packages
+        for package in packages:
+            assert re.match(r"[\w.-]+(\[[\w,-]+\])?==[^ ]+ .*--hash=sha256:[0-9a-f]{64}", package), f"{path}: {package}"
+
+
+def test_what_installs_python_packages_demands_their_hashes():
+    calls = re.findall(r"run\(.*\"pip\", \"(?:install|sync)\".*", (PROJECT / "tools" / "install.py").read_text())
+    assert calls
+    assert [call for call in calls if "--require-hashes" not in call] == []
+
+
+def test_every_go_module_has_the_sums_of_all_that_it_needs():
+    """And nothing tells Go to do without them."""
+    modules = tracked("*go.mod")
+    assert modules
+    for module in modules:
+        text, sums = module.read_text(), module.with_name("go.sum").read_text()
+        required = re.findall(r"^\t?(?:require )?([\w./-]+\.[\w./-]+ v\S+)(?: // indirect)?$", text, re.MULTILINE)
+        replaced = dict(re.findall(r"^\t?(?:replace )?(\S+)(?: v\S+)? => (\S+ v\S+)$", text, re.MULTILINE))
+        assert required
+        for need in required:
+            found = replaced.get(need.split()[0], need)
+            assert f"\n{found}/go.mod h1:" in f"\n{sums}", f"{module}: {found}"
+    for path in tracked("*"):
+        if path.suffix in (".py", ".sh", ".yml", ".mod") and path != Path(__file__):
+            assert not re.search(r"GONOSUM|GONOSUMDB|GOINSECURE|GOSUMDB|-mod=mod", path.read_text()), path
+
+
+def test_debians_keys_are_installed_where_they_are_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(install, "KEYRING", tmp_path / "keyring.gpg")
+    assert "debian-archive-keyring" in install.for_machines().values()
+    (tmp_path / "keyring.gpg").touch()
+    assert install.for_machines() == install.MACHINES
 
 
 def test_a_notebook_has_exactly_the_clusters_packages():

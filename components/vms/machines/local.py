@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash, log
+from pulumi.runtime import is_dry_run
 from pulumi_command import local
 
 from components.vms.credentials import ssh_identity
@@ -42,6 +43,12 @@ class LocalMachines(ComponentResource):
         # A restart of this computer ends machines and network; the next up finds the id changed and starts them.
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         before = folder / "boot"  # of network.sh
+        if not before.exists() and not is_dry_run():
+            log.info(
+                "local machines are for trying the cluster out: who becomes root in one can become root of this"
+                " computer (README.md, What is kept where)",
+                self,
+            )
         if before.exists() and before.read_text().strip() != boot:
             log.warn("this computer was restarted, which ended the stack's machines: up starts them again", self)
 
