@@ -1,5 +1,6 @@
 """A whole stack on real machines, built by `make up` as a user would, from its first job to its last trace."""
 
+import functools
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,14 +123,14 @@ def test_status_runs_nothing_on_this_computer_that_a_task_has_put_into_the_sched
     switch = f"/var/lib/daskstack/home/{marker.name}"  # so that the client of this test gets none of it
 
     def poison(dask_scheduler: distributed.Scheduler) -> None:
-        for name in ("identity", "register-client", "versions"):
-            real = dask_scheduler.handlers[name]
+        identity = dask_scheduler.handlers["identity"]
 
-            def poisoned(*arguments: object, real: Callable = real, **options: object) -> object:
-                answer = real(*arguments, **options)
-                return Poison(marker, answer) if os.path.exists(switch) and isinstance(answer, dict) else answer
+        @functools.wraps(identity)
+        def poisoned(*arguments: object, **options: object) -> object:
+            answer = identity(*arguments, **options)
+            return Poison(marker, answer) if os.path.exists(switch) else answer
 
-            dask_scheduler.handlers[name] = poisoned
+        dask_scheduler.handlers["identity"] = poisoned
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with daskstack.connect("dev") as client:
