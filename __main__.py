@@ -50,6 +50,7 @@ else:
         machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
     dask = DaskVms(stack, {"hosts": machines.hosts, "network": machines.network, "settings": cluster, **more})
     pulumi.export("data", cluster.data.path)
+    pulumi.export("admin", dask.admin)
 
 pulumi.export("scheduler", dask.scheduler)
 pulumi.export("dashboard", dask.dashboard)

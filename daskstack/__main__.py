@@ -33,7 +33,7 @@ def summary(stack: str) -> None:
 def status(stack: str) -> None:
     """What runs now, by the scheduler's own account, of which only text arrives here."""
     outputs = engine.cluster(stack)
-    workers = remote.status(outputs["client"]).workers
+    workers = remote.status(outputs).workers
     print(f"{'scheduler':<12} {outputs['scheduler']}, {len(workers)} workers")
     for worker in sorted(workers, key=lambda worker: worker.name):
         load = f"{worker.used / 2**30:.1f} of {worker.limit / 2**30:.1f} GiB, {worker.cpu:.0f} % CPU"
@@ -42,11 +42,12 @@ def status(stack: str) -> None:
 
 def logs(stack: str, machine: str | None = None) -> None:
     """The last lines of Dask's services, of all machines (or kinds of pods) or one."""
-    client = engine.cluster(stack)["client"]
+    outputs = engine.cluster(stack)
+    client = outputs["client"]
     if "kubernetes" in client:
         print(printable(remote.pod_logs(client, machine)))
         return
-    machines = client["machines"]
+    machines = outputs["admin"]["machines"]
     if machine and machine not in machines:
         raise engine.EngineError(f"stack {stack} has no machine {machine}; it has {', '.join(machines)}")
     failed = []

@@ -18,7 +18,7 @@ def wake(facts: Mapping[str, Any]) -> int:
 
     Nothing is started without gcloud, or where it may not look while the machine answers: `make up` does it, too.
     """
-    google, door = facts["google"], facts["machines"][facts["head"]]
+    google, door = facts["google"], facts["tunnel"]
 
     def answers() -> bool:
         return opens(door.get("port") or 22, door["host"])

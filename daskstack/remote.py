@@ -56,8 +56,9 @@ class Status(BaseModel):
     workers: list[Worker] = Field(max_length=10_000)
 
 
-def status(client: Mapping[str, Any]) -> Status:
-    """How the workers are; `client` is the stack's output. RemoteError where the answer is none."""
+def status(outputs: Mapping[str, Any]) -> Status:
+    """How the workers are; from a stack's outputs. RemoteError where the answer is none."""
+    client = outputs["client"]
     program, scheduler = REPORT_STATUS.read_text(), client["scheduler"]
     if "kubernetes" in client:
         address = f"{urlsplit(scheduler).scheme}://127.0.0.1:8786"
@@ -65,7 +66,7 @@ def status(client: Mapping[str, Any]) -> Status:
             pod = ["--namespace", client["namespace"], "exec", "--stdin", "deployment/dask-scheduler"]
             said = ask([*command, *pod, "--", "python", "-I", "-", address], program)
     else:
-        machine = client["machines"][client["head"]]
+        machine = outputs["admin"]["machines"][client["head"]]
         with ssh.command(machine) as command:
             said = ask([*command, f"{_as_root(machine)}{AS_DASK} python -I - {scheduler}"], program)
     return parse_status(said)

@@ -31,4 +31,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1])
     except OSError as error:
-        sys.exit(f"the scheduler at {sys.argv[1]} does not answer: {error}")
+        sys.exit(f"the scheduler at {sys.argv[1]} does not answer: {error or type(error).__name__}")

@@ -32,8 +32,8 @@ def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
     """The `ssh` command that reaches a machine; append what to run there.
 
     `connection` has `host`, `user`, `host_key` (one line, "ssh-ed25519 AAAA..."), and maybe `port` (22), `private_key`
-    (else the user's agent is asked) and `proxy` (the same again, for a bastion). Keys are on disk only inside the
-    context, in a folder that only the caller's user can read.
+    (else the user's agent is asked) with its `certificate`, and `proxy` (the same again, for a bastion). Keys are on
+    disk only inside the context, in a folder that only the caller's user can read.
     """
     with private.folder() as folder:
         config = folder / "config"
@@ -61,6 +61,10 @@ def _config(alias: str, connection: Mapping[str, Any], folder: Path) -> str:
         key.touch(mode=0o600)
         key.write_text(connection["private_key"])
         options |= {"IdentityFile": key, "IdentitiesOnly": "yes", "IdentityAgent": "none"}
+    if connection.get("certificate"):
+        certificate = folder / f"{alias}.certificate"
+        certificate.write_text(connection["certificate"] + "\n")
+        options["CertificateFile"] = certificate
     text = ""
     if connection.get("proxy"):
         text = _config("bastion", connection["proxy"], folder)

@@ -24,4 +24,4 @@ def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextM
     """
     if "kubernetes" in facts:
         return kubernetes.forward(facts["kubernetes"], facts["namespace"], targets)
-    return tunnel(facts["machines"][facts["head"]], targets)
+    return tunnel(facts["tunnel"], targets)

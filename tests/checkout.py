@@ -64,8 +64,8 @@ class Checkout:
         key = self.folder.parent / "login"
         key.touch(mode=0o600)
         found = {}
-        client = json.loads(self.pulumi("stack", "output", "client", "--show-secrets"))
-        for name, facts in client["machines"].items():
+        admin = json.loads(self.pulumi("stack", "output", "admin", "--show-secrets"))
+        for name, facts in admin["machines"].items():
             key.write_text(facts["private_key"])
             state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines", self.stack, name)
             found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)

@@ -15,6 +15,7 @@ from pathlib import Path
 from daskstack import engine
 
 CACHE = engine.cache_folder()
+WAIT = 3600  # seconds for another make to end; building Kubernetes takes long
 # A terminal may show the ticking line of a phase.
 CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
 
@@ -90,11 +91,23 @@ def made_whole(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
+    """Raises InstallError after WAIT seconds in which another make held the lock."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("Another make is installing: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    path = CACHE / "lock"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
+        os.fchmod(lock.fileno(), 0o600)  # whoever can open it can hold it
+        deadline, told = time.monotonic() + WAIT, False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InstallError(
+                        f"another make has been installing for {WAIT} s (it holds {path}): end it, then run this again"
+                    ) from None
+            if not told:
+                say("Another make is installing: waiting for it")
+                told = True
+            time.sleep(0.2)
         yield

@@ -12,7 +12,7 @@ from pulumi_command import local, remote
 
 import lock
 from components.vms import dask, placement
-from components.vms.credentials import notice, tls_identity
+from components.vms.credentials import client_identity, notice
 from components.vms.machine import Machine
 from components.vms.step import Host, Step
 from daskstack.printable import printable
@@ -22,6 +22,7 @@ from settings.common import seconds
 CHECK = Path(__file__).parents[1] / "check.py"
 WORKED = Path(__file__).parent / "worked.py"
 DRAIN = Path(__file__).parents[2] / "charts/dask/files/drain.py"  # pods of the chart run it too
+TUNNEL_USER = "dask-tunnel"  # steps/credentials.sh makes it
 # All steps that a machine of the user's own can have.
 STATES = ("firewall", "keys", "authority", "certificates", "credentials", "data", "environment", "service")
 
@@ -47,7 +48,9 @@ class DaskVms(ComponentResource):
     check: Output[str]
     """The table that the check printed."""
     client: Output[dict]
-    """What `daskstack.connect` needs, secret."""
+    """What `daskstack.connect` needs, secret. It opens Dask alone, and no session on any machine."""
+    admin: Output[dict]
+    """The login to every machine, for `make status` and `make logs`, secret: whoever has it is root there."""
 
     def __init__(self, name: str, args: DaskVmsArgs, opts: ResourceOptions | None = None):
         super().__init__("dask:index:DaskVms", name, {}, opts)
@@ -84,16 +87,23 @@ class DaskVms(ComponentResource):
                 scheduler=self.scheduler,
                 dashboard=self.dashboard,
                 head=self.head.host.name,
-                machines=Output.all(**{each: Output.all(**m.host.connection) for each, m in self.machines.items()}),
-                tls=credentials,
+                **credentials,
                 python=settings.environment.python,
                 packages=self.lock.packages,
                 lock=settings.environment.lock,
                 **({"google": args["google"], "sleeps": bool(settings.limits.idle)} if "google" in args else {}),
             )
         )
+        connections = {each: Output.all(**machine.host.connection) for each, machine in self.machines.items()}
+        self.admin = Output.secret(Output.all(machines=Output.all(**connections)))
         self.register_outputs(
-            {"scheduler": self.scheduler, "dashboard": self.dashboard, "check": self.check, "client": self.client}
+            {
+                "scheduler": self.scheduler,
+                "dashboard": self.dashboard,
+                "check": self.check,
+                "client": self.client,
+                "admin": self.admin,
+            }
         )
 
     def _placed(self, hosts: list[Host]) -> list[Host]:
@@ -183,8 +193,13 @@ class DaskVms(ComponentResource):
             opts=ResourceOptions(parent=machine, depends_on=[firewall.command]),
         )
 
-    def _credentials(self, name: str) -> Output[dict]:
-        """Every machine's SSH and TLS credentials; returns the client's, secret."""
+    def _tunnel(self, host: Host) -> Output[str]:
+        """What clients may reach through the scheduler's machine."""
+        ports = self.settings.dask.ports
+        return Output.format("{0}:{1} {0}:{2}", host.address, ports.scheduler, ports.dashboard)
+
+    def _credentials(self, name: str) -> dict[str, Output[dict]]:
+        """Every machine's SSH and TLS credentials; returns the client's: `tls`, and the connection `tunnel`."""
         renewal = str(self.settings.credentials.renewal)
         metadata = self.settings.firewall.metadata
         keys = {
@@ -220,6 +235,7 @@ class DaskVms(ComponentResource):
             return {
                 "ADDRESS": host.address,
                 "SSH_PORT": str(host.port),
+                "TUNNEL": self._tunnel(host) if machine is self.head else "",
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
                 "HOST_AUTHORITY": authority["hostAuthority"],
                 "USER_AUTHORITY": authority["userAuthority"],
@@ -232,13 +248,16 @@ class DaskVms(ComponentResource):
         self._everywhere("credentials", variables, first=self.head)
 
         identity = Stash(
-            "client-key",
-            input=Output.secret(tls_identity()),
+            "client-identity",
+            input=Output.secret(client_identity()),
             opts=ResourceOptions(parent=self, ignore_changes=["input"]),
         )
-        request = Output.unsecret(identity.output)["request"]
-        signed = certificates("client", self, {"ADDRESS": "", "REQUEST": request})
-        return Output.all(key=identity.output["key"], certificate=signed["tls"], authority=authority["tlsAuthority"])
+        public = Output.unsecret(identity.output)
+        request = {"ADDRESS": "", "REQUEST": public["request"], "USER_KEY": public["sshPublic"]}
+        signed = certificates("client", self, request)
+        tls = Output.all(key=identity.output["key"], certificate=signed["tls"], authority=authority["tlsAuthority"])
+        door = self.head.host.connection | {"user": TUNNEL_USER, "private_key": identity.output["sshKey"]}
+        return {"tls": tls, "tunnel": Output.all(**door, certificate=signed["user"])}
 
     def _data(self) -> None:
         data = self.settings.data

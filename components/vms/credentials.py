@@ -28,6 +28,12 @@ def ssh_identity() -> dict[str, str]:
     return {"private": private.decode(), "public": public.decode()}
 
 
+def client_identity() -> dict[str, str]:
+    """What proves a client: `key` and `request` for TLS, `sshKey` and `sshPublic` for the tunnel."""
+    ssh = ssh_identity()
+    return tls_identity() | {"sshKey": ssh["private"], "sshPublic": ssh["public"]}
+
+
 NOTICE = timedelta(days=60)
 
 

@@ -65,7 +65,7 @@ def test_an_ssh_that_never_says_anything_is_given_up(monkeypatch: pytest.MonkeyP
 
 
 def test_who_keeps_a_way_open_is_told_when_it_ends(sshd: Sshd, capsys: pytest.CaptureFixture) -> None:
-    facts = {"head": "x", "machines": {"x": sshd.connection()}}
+    facts = {"tunnel": sshd.connection()}
     printed, real = [], command_line.time.sleep
 
     def sleep(seconds: float) -> None:

@@ -107,9 +107,9 @@ def test_a_notebook_on_this_computer_reaches_the_cluster_and_its_dashboard(built
 
 
 def test_status_and_logs_are_asked_of_the_pods(built: Stack) -> None:
-    facts = built.outputs()["client"]
-    assert [worker.status for worker in remote.status(facts).workers] == ["running", "running"]
-    logs = remote.pod_logs(facts, "worker")
+    outputs = built.outputs()
+    assert [worker.status for worker in remote.status(outputs).workers] == ["running", "running"]
+    logs = remote.pod_logs(outputs["client"], "worker")
     assert "[pod/dask-worker-" in logs
     assert "dask-scheduler-" not in logs
 

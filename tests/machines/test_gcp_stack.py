@@ -103,7 +103,7 @@ def opens(address: str, port: int) -> bool:
 
 
 def test_a_scan_from_where_the_user_is_finds_the_door_alone(stack: Stack) -> None:
-    door = stack.client()["machines"]["scheduler"]["host"]
+    door = stack.client()["tunnel"]["host"]
     with ThreadPoolExecutor(256) as pool:
         assert [port for port, open in zip(PORTS, pool.map(lambda p: opens(door, p), PORTS), strict=True) if open] == [
             22
@@ -111,7 +111,7 @@ def test_a_scan_from_where_the_user_is_finds_the_door_alone(stack: Stack) -> Non
 
 
 def test_a_stranger_finds_nothing_at_all(stack: Stack) -> None:
-    machines = stack.client()["machines"]
+    machines = stack.outputs()["admin"]["machines"]
     stranger = Stranger(stack.bridge, STRANGER)
     try:
         ways = [(machine["host"], port) for machine in machines.values() for port in (22, 8786, 8787, 9000)]
@@ -176,7 +176,7 @@ def test_without_any_address_outside_it_is_reached_through_identity_aware_proxy(
         machines = told["machines"] | {"iapPort": port}
         stack.start({"config": {KEY: told | {"machines": machines, "firewall": {}}}})
         stack.up("--refresh")
-        assert stack.client()["machines"]["scheduler"]["host"] == "127.0.0.1"
+        assert stack.client()["tunnel"]["host"] == "127.0.0.1"
         with Client(stack.client()) as dask:
             assert dask.submit(sum, range(10)).result(timeout=60) == 45
     listed = subprocess.run(

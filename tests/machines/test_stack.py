@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ from fleet import Machine, Outside
 import daskstack
 from components import check
 from components.vms.step import script
-from daskstack import connection, private
+from daskstack import connection, engine, private, ssh
 
 NAMES = ("scheduler", "worker-1", "worker-2")
 
@@ -150,6 +150,33 @@ def test_status_runs_nothing_on_this_computer_that_a_task_has_put_into_the_sched
 
 def test_logs_are_the_services_last_lines(checkout: Checkout) -> None:
     assert re.search(r"^== worker-1\n.*dask", checkout.make("logs", "MACHINE=worker-1"), re.MULTILINE | re.DOTALL)
+
+
+def test_what_a_client_has_opens_dask_and_nothing_else(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+    facts = engine.cluster("dev")["client"]
+    assert "machines" not in facts
+    door, address = facts["tunnel"], machines["scheduler"].address
+
+    def refused(*options: str, words: Sequence[str] = ()) -> str:
+        with ssh.command(connection) as command:
+            done = subprocess.run(
+                [*command[:-1], *options, command[-1], *words],
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
+            )  # fmt: skip
+        assert done.returncode, done.stdout
+        return done.stderr
+
+    connection = door
+    for words in (["true"], ["id"], []):
+        refused(words=words)
+    refused("-s", words=["sftp"])
+    for target in ("127.0.0.1:22", f"{address}:22", f"{address}:9000", f"{machines['worker-1'].address}:22"):
+        assert "prohibited" in refused("-W", target)
+    assert "forwarding failed" in refused("-N", "-oExitOnForwardFailure=yes", "-R", "0:127.0.0.1:22")
+    for name, machine in machines.items():
+        for user in ("root", "admin", "dask", *([] if name == "scheduler" else ["dask-tunnel"])):
+            connection = {**door, "host": machine.address, "host_key": machine.host_key, "user": user}
+            assert "Permission denied" in refused(words=["true"])
 
 
 def test_a_python_that_differs_is_refused_with_what_mends_it(

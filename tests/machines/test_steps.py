@@ -85,6 +85,7 @@ class Pair:
             "credentials",
             ADDRESS=machine.address,
             SSH_PORT="22",
+            TUNNEL=f"{machine.address}:8786 {machine.address}:8787" if machine is self.head else "",
             AUTHORITY_ADDRESS="" if machine is self.head else self.head.address,
             HOST_AUTHORITY=authority["hostAuthority"],
             USER_AUTHORITY=authority["userAuthority"],

@@ -250,3 +250,20 @@ def test_actions_are_pinned_by_commit():
     for workflow in (PROJECT / ".github" / "workflows").glob("*.yml"):
         for action in re.findall(r"uses: *(\S+)", workflow.read_text()):
             assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", action), f"{workflow}: {action}"
+
+
+def test_the_lock_is_the_users_alone_and_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "CACHE", tmp_path)
+    monkeypatch.setattr(running, "WAIT", 0.3)
+    tmp_path.joinpath("lock").touch(0o644)
+    with (
+        running.one_at_a_time(),
+        pytest.raises(running.InstallError, match="another make has been installing"),
+        running.one_at_a_time(),
+    ):
+        pass
+    assert tmp_path.joinpath("lock").stat().st_mode & 0o777 == 0o600
+    with running.one_at_a_time():
+        pass

@@ -1,8 +1,8 @@
 # State (on the authority): a machine's keys, or the client's, are signed for a year. Prints the certificates.
 #   NAME        the machine's name, or "client"
-#   ADDRESS     the machine's address in the cluster's network; empty for the client, which gets a TLS certificate alone
+#   ADDRESS     the machine's address in the cluster's network; empty for the client
 #   HOST_KEY    the machine's public SSH host key      (empty for the client)
-#   USER_KEY    its cluster user's public SSH key      (empty for the client)
+#   USER_KEY    its cluster user's public SSH key; the client's is for tunnels to Dask alone
 #   REQUEST     its TLS certificate request, PEM
 #   RENEWAL     any change of it signs again
 # Backdated by a day, for clocks that differ.
@@ -11,8 +11,8 @@ AUTHORITY=$ETC/authority
 DAYS=365
 
 sign_ssh() {
-  local kind=$1 key=$2 principals=$3 options=()
-  [ "$kind" = user ] || options=(-h)
+  local kind=$1 key=$2 principals=$3 options=("${@:4}")
+  [ "$kind" = user ] || options+=(-h)
   printf '%s\n' "$key" >"$work/$kind.pub"
   ssh-keygen -q -s "$AUTHORITY/$kind" "${options[@]}" -I "$NAME" -n "$principals" -V "-1d:+${DAYS}d" "$work/$kind.pub"
   cut -d' ' -f1,2 "$work/$kind-cert.pub"
@@ -54,6 +54,8 @@ main() {
   if [ -n "$ADDRESS" ]; then
     host=$(sign_ssh host "$HOST_KEY" "$NAME,$ADDRESS")
     user=$(sign_ssh user "$USER_KEY" $CLUSTER_USER)
+  else
+    user=$(sign_ssh user "$USER_KEY" dask-tunnel -O clear -O permit-port-forwarding)
   fi
   tls=$(sign_tls)
   printf '{"host": "%s", "user": "%s", "tls": "%s", "expires": "%s"}\n' \

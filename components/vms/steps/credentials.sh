@@ -2,6 +2,8 @@
 # or a prompt; host keys are verified; the machine has its TLS certificate.
 #   ADDRESS              this machine's address in the cluster's network
 #   SSH_PORT             22
+#   TUNNEL               what clients may reach through this machine, such as "10.1.0.10:8786 10.1.0.10:8787"; empty on
+#                        all machines but the scheduler's
 #   AUTHORITY_ADDRESS    the authority's machine, to try a connection with; empty on the authority itself
 #   HOST_AUTHORITY, USER_AUTHORITY, TLS_AUTHORITY          public keys, and PEM text, of the authority
 #   HOST_CERTIFICATE, USER_CERTIFICATE, TLS_CERTIFICATE    what the authority signed for this machine
@@ -9,6 +11,8 @@
 SSHD=/etc/ssh/sshd_config.d/60-daskstack.conf
 SSH=$ETC/ssh
 TLS=$ETC/tls
+TUNNEL_USER=dask-tunnel
+TUNNEL_HOME=$VAR/tunnel # it does not exist
 
 sshd_config() {
   cat <<CONF
@@ -23,7 +27,47 @@ Match User $CLUSTER_USER
     KbdInteractiveAuthentication no
 Match all
 CONF
+  [ -z "$TUNNEL" ] || cat <<CONF
+# Clients get connections to Dask, and no session.
+Match User $TUNNEL_USER
+    TrustedUserCAKeys $SSH/user-authority.pub
+    AuthorizedKeysFile none
+    PasswordAuthentication no
+    KbdInteractiveAuthentication no
+    AllowTcpForwarding local
+    PermitOpen $TUNNEL
+    PermitListen none
+    AllowStreamLocalForwarding no
+    AllowAgentForwarding no
+    X11Forwarding no
+    PermitTunnel no
+    PermitTTY no
+    PermitUserRC no
+    MaxSessions 0
+    ForceCommand /bin/false
+Match all
+CONF
 }
+
+tunnel_user_is_ours() { [ "$(getent passwd $TUNNEL_USER | cut -d: -f6)" = $TUNNEL_HOME ]; }
+
+tunnel_user() {
+  if ! id $TUNNEL_USER >/dev/null 2>&1; then
+    useradd --system --user-group --no-create-home --home-dir $TUNNEL_HOME --shell /usr/sbin/nologin \
+      --comment "Tunnels to Dask" $TUNNEL_USER
+  elif ! tunnel_user_is_ours; then
+    fatal "a user '$TUNNEL_USER' exists already and is not the cluster's; rename it or use another machine"
+  fi
+}
+
+remove_tunnel_user() {
+  tunnel_user_is_ours || return 0
+  usermod --expiredate 1 $TUNNEL_USER # no new connection from here on
+  wait_for 20 "connections of user $TUNNEL_USER end" tunnels_end
+  userdel $TUNNEL_USER
+}
+
+tunnels_end() { ! pkill -KILL -U $TUNNEL_USER; }
 
 ssh_config() {
   cat <<CONF
@@ -55,6 +99,7 @@ main() {
     fatal "/etc/ssh/sshd_config does not include /etc/ssh/sshd_config.d/*.conf; make that Include its first line"
   printf '%s\n' "$HOST_CERTIFICATE" | put $SSH/host-cert.pub 0644 root:root
   printf '%s\n' "$USER_AUTHORITY" | put $SSH/user-authority.pub 0644 root:root
+  [ -z "$TUNNEL" ] || tunnel_user
   sshd_config | put $SSHD 0600 root:root
   local sshd_changed=$changed
   printf '@cert-authority * %s\n' "$HOST_AUTHORITY" | put $SSH/known_hosts 0644 root:root
@@ -73,6 +118,7 @@ main() {
     }
     reload_sshd
   fi
+  [ -n "$TUNNEL" ] || remove_tunnel_user # after a move of the scheduler
   wait_for 20 "the cluster's user reaches its own machine; try: sudo -u $CLUSTER_USER ssh $ADDRESS" reaches "$ADDRESS"
   [ -z "$AUTHORITY_ADDRESS" ] ||
     wait_for 30 "the cluster's user reaches the authority; try: sudo -u $CLUSTER_USER ssh $AUTHORITY_ADDRESS" \
@@ -106,6 +152,7 @@ undo() {
   rm -f $SSH/id_ed25519-cert.pub $TLS/authority.pem $TLS/certificate.pem
   rm -rf $CLUSTER_HOME/.ssh
   reload_sshd
+  remove_tunnel_user
 }
 
 alone main "$@" </dev/null
