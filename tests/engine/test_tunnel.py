@@ -12,7 +12,7 @@ import pytest
 from daskstack import __main__ as command_line
 from daskstack import kubernetes, tunnel
 from daskstack.tunnel import TunnelError
-from tests.engine.support import Sshd, wait_for
+from tests.engine.support import Keys, Sshd, wait_for
 
 
 @contextmanager
@@ -54,6 +54,15 @@ def test_a_port_that_another_program_holds_is_no_tunnel(sshd: Sshd, monkeypatch:
         ):
             pass
         assert nothing_was_sent(theirs)
+
+
+def test_a_machine_with_another_host_key_gets_nothing(sshd: Sshd, keys: Keys) -> None:
+    with (
+        pytest.raises(TunnelError, match="Host key verification failed"),
+        tunnel.tunnel(sshd.connection(host_key=keys.public("other")), ["127.0.0.1:1"]),
+    ):
+        pass
+    assert "Accepted" not in sshd.log.read_text()
 
 
 def test_an_ssh_that_never_says_anything_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def test_the_cluster_user_reaches_every_machine_without_a_prompt(mesh: Pair, one
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("door", ["root", "admin"])
+@pytest.mark.parametrize("door", ["root", "admin", "dask-tunnel"])
 def test_a_certificate_opens_no_other_users_door(mesh: Pair, door: str) -> None:
     done = mesh.hand.ssh(f"sudo -iu dask ssh -l {door} {mesh.head.address} true", check=False)
     assert done.returncode == 255
