@@ -33,7 +33,7 @@ class Checkout:
             state = folder / "state"
             state.mkdir()
             self.environ |= {
-                "STACK": stack, "PULUMI_BACKEND_URL": state.as_uri(), "PULUMI_CONFIG_PASSPHRASE": "of the tests",
+                "STACK": stack, "YES": "1", "PULUMI_BACKEND_URL": state.as_uri(), "PULUMI_CONFIG_PASSPHRASE": "of the tests",
             }  # fmt: skip
             shipped = self.folder.joinpath("Pulumi.dev.yaml").read_text()
             self.file.write_text(re.sub("^encryptionsalt.*", "", shipped, flags=re.MULTILINE))
