@@ -32,9 +32,8 @@ class Checkout:
         if stack != "dev":
             state = folder / "state"
             state.mkdir()
-            self.environ |= {
-                "STACK": stack, "YES": "1", "PULUMI_BACKEND_URL": state.as_uri(), "PULUMI_CONFIG_PASSPHRASE": "of the tests",
-            }  # fmt: skip
+            self.environ |= {"STACK": stack, "YES": "1"}
+            self.environ |= {"PULUMI_BACKEND_URL": state.as_uri(), "PULUMI_CONFIG_PASSPHRASE": "of the tests"}
             shipped = self.folder.joinpath("Pulumi.dev.yaml").read_text()
             self.file.write_text(re.sub("^encryptionsalt.*", "", shipped, flags=re.MULTILINE))
 
