@@ -75,6 +75,14 @@ def test_a_second_up_changes_nothing_and_opens_no_ssh_session(
     assert ssh_sessions(machines) == before + len(machines), "more than this test's own"
 
 
+def test_dask_does_not_start_without_the_rule_that_keeps_tasks_from_the_metadata_server(
+    machines: Mapping[str, Machine],
+) -> None:
+    for machine, unit in (("scheduler", "dask-scheduler"), ("worker-1", "dask-worker@1")):
+        shown = machines[machine].run(f"systemctl show --value -p Requires {unit}").stdout
+        assert "dask-metadata.service" in shown.split()
+
+
 def test_no_private_key_is_in_the_state_or_in_what_up_prints(checkout: Checkout) -> None:
     # The words that begin every private key, as text and as JSON has it in JSON.
     written = [

@@ -49,6 +49,8 @@ ExecStart=$(command -v nft) -f $ETC/metadata.nft
 
 [Install]
 WantedBy=multi-user.target
+# Without the rule nothing of Dask starts.
+RequiredBy=dask-scheduler.service dask-worker@.service
 UNIT
 }
 
@@ -57,16 +59,16 @@ guard_metadata() {
   metadata_rules | put $ETC/metadata.nft 0644 root:root
   metadata_unit | put $UNITS/$GUARD.service 0644 root:root
   systemctl daemon-reload
-  systemctl -q enable $GUARD
-  systemctl restart $GUARD ||
-    fatal "the rule that keeps tasks from the metadata server does not load: $(journalctl -u $GUARD -n 5 --no-pager -o cat)"
+  nft -f $ETC/metadata.nft || fatal "the rule that keeps tasks from the metadata server does not load; see above"
+  systemctl -q enable --now $GUARD # not restarted: Dask would be, too
 }
 
 open_metadata() {
   [ -e $UNITS/$GUARD.service ] || return 0
-  systemctl -q disable --now $GUARD
+  systemctl -q disable $GUARD
   rm -f $UNITS/$GUARD.service $ETC/metadata.nft
-  systemctl daemon-reload
+  systemctl daemon-reload # first: now Dask does not stop with it
+  systemctl stop $GUARD
   ! nft list table inet $TABLE >/dev/null 2>&1 || nft delete table inet $TABLE
 }
 
