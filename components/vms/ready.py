@@ -74,8 +74,8 @@ def compare(key: str, *, first: bool) -> None:
         )
     if not known and first:
         print(
-            f"the host key of {name} was not compared with Google's API ({problem or 'it has none of this machine'}):"
-            " it is trusted as it was met",
+            f"the host key of {name} was not compared with Google's API ({problem or 'it has none for this machine'}):"
+            " the first one seen is accepted",
             file=sys.stderr,
         )
 

@@ -251,7 +251,7 @@ def test_a_host_key_that_googles_api_does_not_know_the_machine_by_stops_the_firs
     assert "another machine or program answered in its place" in done.stderr
 
 
-def test_without_gcloud_a_host_key_is_trusted_as_it_was_met_and_that_is_said(rehearsal, tmp_path):
+def test_without_gcloud_the_first_host_key_is_accepted_and_up_says_so(rehearsal, tmp_path):
     head = rehearsal.up_and_answering()
     for program in ("ssh", "ssh-keyscan"):
         (tmp_path / program).symlink_to(shutil.which(program))

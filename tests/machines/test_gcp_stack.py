@@ -1,4 +1,6 @@
-"""The shipped stack of machines in Google Cloud, rehearsed: who gets in, and what becomes of its work."""
+"""The shipped stack of machines in Google Cloud, rehearsed in a network that exists already: who gets in, and what
+becomes of its work. With a network of its own it is rehearsed in test_rehearsed.py.
+"""
 
 import json
 import socket
