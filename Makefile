@@ -14,15 +14,17 @@ python = .venv/bin/python
 dev = $(filter dev,$(STACK))
 yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
 file = Pulumi.$(notdir $(STACK)).yaml
-cloud = $(shell grep -qsE 'target: *gke|source: *gcp' $(file) && echo cloud)
+# Between a key and its value may be blanks and a quote.
+cloud = $(shell grep -qsE 'target:[^a-z]*gke|source:[^a-z]*gcp' $(file) && echo cloud)
 # In Google Cloud, where machines that were switched off, preempted or deleted are only seen by looking.
-google = $(shell grep -qs 'source: *gcp' $(file) && echo google)
-compute = $(if $(google),$(shell grep -qs 'target: *vms' $(file) && echo compute))
-machines = $(shell grep -qs 'source: *local' $(file) && echo machines)
+google = $(shell grep -qs 'source:[^a-z]*gcp' $(file) && echo google)
+compute = $(if $(google),$(shell grep -qs 'target:[^a-z]*vms' $(file) && echo compute))
+machines = $(shell grep -qs 'source:[^a-z]*local' $(file) && echo machines)
 # The engine cannot tell a machine that is dead for good from one that is away.
 dead = If a machine that did not answer is dead for good: write `gone: true` beside its name in $(file), and make up; \
 	nothing is run on it any more, and make destroy passes it by, too.
-hint = $(if $(shell grep -s 'source: *existing' $(file)),|| { echo '$(dead)' >&2; exit 1; })
+theirs = $(and $(shell grep -s 'target:[^a-z]*vms' $(file)),$(shell grep -s 'source:[^a-z]*existing' $(file)))
+hint = $(if $(theirs),|| { echo '$(dead)' >&2; exit 1; })
 
 known = test -f $(file) || { echo 'error: no $(file): copy one of $(wildcard Pulumi.*.yaml), and edit it' >&2; exit 1; }
 install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is %d.%d, \

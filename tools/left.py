@@ -9,13 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from daskstack.engine import PROJECT
 from settings import cost
-from settings.common import KEY
+from tools.told import stack_file, told
 
 Found = dict[str, Any]
 
@@ -121,10 +119,9 @@ def look(kind: Kind, project: str) -> list[Found]:
 
 
 def project_of(stack: str) -> str:
-    file = PROJECT / f"Pulumi.{stack}.yaml"
-    config = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    told = config.get("config", {}).get(KEY, {})
-    project = told.get("cluster", {}).get("project") or told.get("machines", {}).get("project")
+    file = stack_file(stack)
+    said = told(file)
+    project = (said.get("cluster") or {}).get("project") or (said.get("machines") or {}).get("project")
     if not project:
         raise RuntimeError(f"{file.name} names no project in Google Cloud: its stack leaves nothing there")
     return project
@@ -145,7 +142,7 @@ def report(stack: str, project: str) -> str:
 def main(stack: str) -> None:
     if not shutil.which("gcloud"):
         raise RuntimeError("there is no gcloud on PATH; install it: https://cloud.google.com/sdk/docs/install")
-    print(report(stack, project_of(stack)))
+    print(report(Path(stack).name, project_of(stack)))
 
 
 if __name__ == "__main__":

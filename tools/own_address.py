@@ -27,7 +27,10 @@ def address(url: str = ASK) -> str | None:
 
 def is_closed(text: str) -> bool:
     """Whether a stack file has machines in Google Cloud and lets nobody in, and says nothing of a firewall."""
-    cluster = ((yaml.safe_load(text) or {}).get("config") or {}).get(KEY) or {}
+    try:
+        cluster = ((yaml.safe_load(text) or {}).get("config") or {}).get(KEY) or {}
+    except (yaml.YAMLError, AttributeError):
+        return False  # the engine says what is wrong with it
     machines = cluster.get("machines") if isinstance(cluster, dict) else None
     if not isinstance(machines, dict):
         return False

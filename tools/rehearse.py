@@ -26,6 +26,7 @@ from daskstack.engine import PROJECT
 from daskstack.ways import wake
 from tools import left
 from tools.running import say
+from tools.told import stack_file, told
 
 KEY = "dask:cluster"
 
@@ -228,12 +229,12 @@ def awake(client: Mapping[str, Any], phase: Phases) -> None:
 
 
 def main(stack: str) -> None:
-    file = PROJECT / f"Pulumi.{stack}.yaml"
-    config = yaml.safe_load(file.read_text()) if file.exists() else {}
-    settings = config.get("config", {}).get(KEY, {})
-    google = settings.get("machines", {}) if settings.get("target") == "vms" else settings.get("cluster", {})
+    file = stack_file(stack)
+    settings = told(file)
+    google = settings.get("machines" if settings.get("target") == "vms" else "cluster") or {}
     if settings.get("target") != "gke" and google.get("source") != "gcp":
         sys.exit(f"error: {file.name} is neither `target: gke` nor machines of Google Cloud, which can be rehearsed")
+    config = yaml.safe_load(file.read_text())
     rehearsal, phase = Rehearsal(stack, engine.data_folder() / "rehearsal" / stack), Phases()
     try:
         with phase("from nothing"):
@@ -258,7 +259,7 @@ def main(stack: str) -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except engine.EngineError as error:
+    except (engine.EngineError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(

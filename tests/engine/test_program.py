@@ -112,6 +112,21 @@ def test_a_password_in_plain_text_is_told_with_the_command_that_encrypts_it(chec
     assert "plain text" not in checkout.pulumi("preview")
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "dask:cluster: is missing; write under `config:`"),
+        ({"dask:cluster": "words"}, "is not a set of keys; write some of target, machines"),
+        ({"dask:cluster": ["a"]}, "is not a set of keys; write some of target, machines"),
+    ],
+)
+def test_settings_that_are_missing_or_no_settings_get_our_own_sentence(checkout: Checkout, settings, said) -> None:
+    checkout.file.write_text(yaml.safe_dump({"config": settings}))
+    told = refused(checkout)
+    assert said in told
+    assert "dask.target" not in told
+
+
 def test_every_command_runs_what_a_plain_checkout_has(checkout: Checkout, say) -> None:
     """No path of one computer and no key is in what a Command is told to run."""
     say(LOCAL)

@@ -1,0 +1,55 @@
+"""Programs that read a stack's file by themselves."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from daskstack.engine import PROJECT
+from tools import left, own_address, rehearse, told
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\tconfig: x", "config: [", "- a", "words", "config: words", "config: {dask:cluster: words}",
+     "config: {dask:cluster: [a]}", "config: {dask:cluster: {machines: words}}"],
+)  # fmt: skip
+def test_a_file_that_is_no_stack_file_gets_a_sentence(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "Pulumi.mine.yaml"
+    file.write_text(text)
+    monkeypatch.setattr(told, "PROJECT", tmp_path)
+    for program in (left.project_of, rehearse.main):
+        with pytest.raises(RuntimeError, match=r"^Pulumi\.mine\.yaml"):
+            program("mine")
+    assert not own_address.is_closed(text)
+
+
+@pytest.mark.parametrize("text", ["", "null", "config:", "config: {dask:cluster: null}", None])
+def test_a_file_without_settings_has_none(text: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "Pulumi.mine.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert told.told(file) == {}
+
+
+def test_what_a_stack_named_with_its_organization_left_is_looked_for_in_its_own_project() -> None:
+    assert left.project_of("me/dask/vms") == left.project_of("vms")
+
+
+@pytest.mark.parametrize(("source", "advice"), [("existing", 1), ("'existing'", 1), ("local", 0)])
+@pytest.mark.parametrize("target", ["vms", '"vms"', "gke"])
+def test_only_machines_that_the_user_has_are_called_gone(source: str, advice: int, target: str, tmp_path: Path) -> None:
+    (tmp_path / "Pulumi.mine.yaml").write_text(f"target: {target}\nsource: {source}\n")
+    command = ["make", "-n", "-f", PROJECT / "Makefile", "destroy", "STACK=mine"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said.count("gone: true") == (advice if target != "gke" else 0)
+
+
+@pytest.mark.parametrize("source", ["gcp", '"gcp"', "'gcp'"])
+def test_a_value_in_quotes_is_seen(source: str, tmp_path: Path) -> None:
+    (tmp_path / "Pulumi.mine.yaml").write_text(f"target: 'vms'\nsource: {source}\n")
+    command = ["make", "-n", "-f", PROJECT / "Makefile", "up", "STACK=mine"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "--refresh" in said and "tools.own_address" in said
