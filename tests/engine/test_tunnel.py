@@ -32,9 +32,11 @@ def nothing_was_sent(server: socket.socket) -> bool:
     return True
 
 
-def test_a_tunnel_leads_to_its_target_and_ends_with_its_context(sshd: Sshd) -> None:
+@pytest.mark.parametrize("bastion", [False, True])
+def test_a_tunnel_leads_to_its_target_and_ends_with_its_context(sshd: Sshd, bastion: bool) -> None:
+    connection = sshd.connection(proxy=sshd.connection() if bastion else None)
     with another_program() as target:
-        with tunnel.tunnel(sshd.connection(), [f"127.0.0.1:{port_of(target)}"]) as way:
+        with tunnel.tunnel(connection, [f"127.0.0.1:{port_of(target)}"]) as way:
             with socket.create_connection(("127.0.0.1", way.ports[0]), timeout=5) as here:
                 target.settimeout(10)
                 there, _ = target.accept()

@@ -16,5 +16,6 @@ def test_every_promise_names_tests_that_exist() -> None:
         named = re.findall(r"`(tests/\S+\.py)::(\w+)`", tests)
         assert named, f"no test is named for: {promise}"
         for file, test in named:
-            functions = {node.name for node in ast.walk(ast.parse((PROJECT / file).read_text())) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}  # fmt: skip
+            nodes = ast.walk(ast.parse((PROJECT / file).read_text()))
+            functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
             assert test in functions, f"{file} has no {test}, which should prove: {promise}"
