@@ -54,17 +54,17 @@ def _config(alias: str, connection: Mapping[str, Any], folder: Path) -> str:
         "User": connection["user"],
         "HostKeyAlias": alias,
         "HostKeyAlgorithms": connection["host_key"].split()[0],
-        "UserKnownHostsFile": known,
+        "UserKnownHostsFile": f'"{known}"',
     }
     if connection.get("private_key"):
         key = folder / f"{alias}.key"
         key.touch(mode=0o600)
         key.write_text(connection["private_key"])
-        options |= {"IdentityFile": key, "IdentitiesOnly": "yes", "IdentityAgent": "none"}
+        options |= {"IdentityFile": f'"{key}"', "IdentitiesOnly": "yes", "IdentityAgent": "none"}
     if connection.get("certificate"):
         certificate = folder / f"{alias}.certificate"
         certificate.write_text(connection["certificate"] + "\n")
-        options["CertificateFile"] = certificate
+        options["CertificateFile"] = f'"{certificate}"'
     text = ""
     if connection.get("proxy"):
         text = _config("bastion", connection["proxy"], folder)

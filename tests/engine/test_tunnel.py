@@ -33,7 +33,11 @@ def nothing_was_sent(server: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("bastion", [False, True])
-def test_a_tunnel_leads_to_its_target_and_ends_with_its_context(sshd: Sshd, bastion: bool) -> None:
+def test_a_tunnel_leads_to_its_target_and_ends_with_its_context(
+    sshd: Sshd, bastion: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a folder"))
     connection = sshd.connection(proxy=sshd.connection() if bastion else None)
     with another_program() as target:
         with tunnel.tunnel(connection, [f"127.0.0.1:{port_of(target)}"]) as way:

@@ -227,6 +227,15 @@ def test_another_users_account_is_not_taken_over(boot: Callable[..., list[Machin
     done = machine.run(script("keys", {"NAME": "taken", "METADATA": "no"}), check=False)
     assert done.returncode == 1
     assert "a user 'dask' exists already and is not the cluster's" in done.stderr
+    machine.run("useradd --create-home dask-tunnel")
+    names = ("HOST_AUTHORITY", "USER_AUTHORITY", "TLS_AUTHORITY", "HOST_CERTIFICATE", "USER_CERTIFICATE")
+    variables = dict.fromkeys((*names, "TLS_CERTIFICATE", "AUTHORITY_ADDRESS"), "") | {"ADDRESS": machine.address}
+    variables |= {"SSH_PORT": "22", "TUNNEL": f"{machine.address}:8786"}
+    done = machine.run(script("credentials", variables), check=False)
+    assert done.returncode == 1
+    assert "a user 'dask-tunnel' exists already and is not the cluster's" in done.stderr
+    assert machine.ssh("ls -d /home/dask /home/dask-tunnel").stdout.split() == ["/home/dask", "/home/dask-tunnel"]
+    machine.ssh("id dask-tunnel")
 
 
 # data

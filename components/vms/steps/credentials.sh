@@ -34,6 +34,9 @@ Match User $TUNNEL_USER
     AuthorizedKeysFile none
     PasswordAuthentication no
     KbdInteractiveAuthentication no
+    AuthorizedKeysCommand none
+    GSSAPIAuthentication no
+    HostbasedAuthentication no
     AllowTcpForwarding local
     PermitOpen $TUNNEL
     PermitListen none
@@ -97,9 +100,9 @@ main() {
   fi
   grep -qiE '^ *Include +/etc/ssh/sshd_config\.d/' /etc/ssh/sshd_config ||
     fatal "/etc/ssh/sshd_config does not include /etc/ssh/sshd_config.d/*.conf; make that Include its first line"
+  [ -z "$TUNNEL" ] || tunnel_user
   printf '%s\n' "$HOST_CERTIFICATE" | put $SSH/host-cert.pub 0644 root:root
   printf '%s\n' "$USER_AUTHORITY" | put $SSH/user-authority.pub 0644 root:root
-  [ -z "$TUNNEL" ] || tunnel_user
   sshd_config | put $SSHD 0600 root:root
   local sshd_changed=$changed
   printf '@cert-authority * %s\n' "$HOST_AUTHORITY" | put $SSH/known_hosts 0644 root:root
