@@ -24,6 +24,7 @@ from daskstack import compute, engine, kubernetes
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from daskstack.ways import wake
+from settings import SettingsError, parse
 from tools import left
 from tools.running import say
 from tools.told import stack_file, told
@@ -228,12 +229,23 @@ def awake(client: Mapping[str, Any], phase: Phases) -> None:
             dask.submit(sum, range(10)).result(timeout=PATIENCE)
 
 
+def refuse_mistakes(settings: dict[str, Any]) -> None:
+    """Before anything is started, all but what a rehearsal has of its own: a Kubernetes, and who may reach machines."""
+    try:
+        parse(settings, PROJECT)
+    except SettingsError as error:
+        own = (f"{KEY}.cluster.kubeconfig: ", f"{KEY}.firewall.ssh: ")
+        if problems := [problem for problem in error.problems if not problem.startswith(own)]:
+            raise RuntimeError("\n  ".join(["the stack's settings cannot be rehearsed", *problems])) from None
+
+
 def main(stack: str) -> None:
     file = stack_file(stack)
     settings = told(file)
     google = settings.get("machines" if settings.get("target") == "vms" else "cluster") or {}
     if settings.get("target") != "gke" and google.get("source") != "gcp":
         sys.exit(f"error: {file.name} is neither `target: gke` nor machines of Google Cloud, which can be rehearsed")
+    refuse_mistakes(settings)
     config = yaml.safe_load(file.read_text())
     rehearsal, phase = Rehearsal(stack, engine.data_folder() / "rehearsal" / stack), Phases()
     try:

@@ -26,6 +26,17 @@ def test_a_file_that_is_no_stack_file_gets_a_sentence(
     assert not own_address.is_closed(text)
 
 
+def test_a_rehearsal_starts_nothing_where_the_settings_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = "{target: gke, cluster: {source: existing, kubeconfig: /none}, workers: {replica: 3}}"
+    (tmp_path / "Pulumi.mine.yaml").write_text(f"config: {{dask:cluster: {cluster}}}")
+    monkeypatch.setattr(told, "PROJECT", tmp_path)
+    monkeypatch.setattr(rehearse, "Rehearsal", lambda *_: pytest.fail("something was started"))
+    with pytest.raises(RuntimeError, match=r"workers\.replica: .* did you mean replicas\?$"):
+        rehearse.main("mine")
+
+
 @pytest.mark.parametrize("text", ["", "null", "config:", "config: {dask:cluster: null}", None])
 def test_a_file_without_settings_has_none(text: str | None, tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.mine.yaml"
