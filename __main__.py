@@ -3,9 +3,10 @@
 import pulumi
 
 import settings
-from settings import cost
+from settings import cost, secret_env
 
 cluster = settings.load()
+secrets = {name: pulumi.Output.secret(value) for name, value in secret_env.load().items()}
 stack = pulumi.get_stack()
 config = pulumi.Config("dask")
 
@@ -28,7 +29,12 @@ if isinstance(cluster, settings.Gke):
         provider = kubernetes.Provider("kubernetes", kubeconfig=access["kubeconfig"], context=cluster.cluster.context)
     dask = DaskRelease(
         stack,
-        {"cluster": access, "settings": cluster, "password": config.get_secret("jupyterPassword")},
+        {
+            "cluster": access,
+            "settings": cluster,
+            "password": config.get_secret("jupyterPassword"),
+            "secret_env": secrets,
+        },
         pulumi.ResourceOptions(providers=[provider]),
     )
     pulumi.export("jupyterPassword", dask.password)
@@ -48,7 +54,8 @@ else:
         pulumi.export("cost", cost.table(cluster.bill()))
     else:
         machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
-    dask = DaskVms(stack, {"hosts": machines.hosts, "network": machines.network, "settings": cluster, **more})
+    arguments = {"hosts": machines.hosts, "network": machines.network, "settings": cluster, "secret_env": secrets}
+    dask = DaskVms(stack, arguments | more)
     pulumi.export("data", cluster.data.path)
     pulumi.export("admin", dask.admin)
 

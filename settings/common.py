@@ -92,7 +92,7 @@ def valid_argument(refused: Mapping[str, str], word: str) -> str:
 
 # Variables by which containers find what the cluster gives them.
 _VARIABLES = (
-    r"PATH|HOME|POD_NAME|IDLE_\w+|KUBERNETES_\w+|JUPYTER_(TOKEN|NO_CONFIG|CONFIG_\w+)|PYTHONPYCACHEPREFIX"
+    r"PATH|HOME|POD_NAME|RESTART|IDLE_\w+|KUBERNETES_\w+|JUPYTER_(TOKEN|NO_CONFIG|CONFIG_\w+)|PYTHONPYCACHEPREFIX"
     r"|DASK_((ROOT_)?CONFIG|INTERNAL_INHERIT_CONFIG|SCHEDULER_ADDRESS)"
 )
 # Those that Dask reads as settings of its encryption, or as whole sections with these in them.

@@ -38,6 +38,8 @@ class DaskReleaseArgs(TypedDict):
     """What the stack says about all else."""
     password: Input[str] | None
     """The user's own password for Jupyter, secret; None: a random one."""
+    secret_env: dict[str, Input[str]]
+    """Variables of scheduler, workers and Jupyter, secret; none by default."""
 
 
 class DaskRelease(ComponentResource):
@@ -58,6 +60,7 @@ class DaskRelease(ComponentResource):
         super().__init__("dask:index:DaskRelease", name, {}, opts)
         settings = args["settings"]
         self.settings = settings
+        self.secret_env = args.get("secret_env") or {}
         self.stack = name
         self.cluster = Output.json_dumps(args["cluster"])
         self.lock = lock.read(PROJECT / settings.environment.lock, settings.environment.python)
@@ -166,12 +169,18 @@ class DaskRelease(ComponentResource):
         return Output.secret(Output.all(own=own, made=self._stash("jupyter", jupyter_secret())).apply(hashed))
 
     def _release(self, identities: Output[dict], jupyter: Output[dict]) -> kubernetes.helm.v3.Release:
-        if self.settings.chart == "official":
+        settings = self.settings
+        secret_env = self._secret("env", self.secret_env) if self.secret_env else ""
+        # What a short secret is cannot be guessed from this hash: the keys of TLS go into it, too.
+        secrets = [settings.credentials.renewal, identities, jupyter, *([self.secret_env] if self.secret_env else [])]
+        restart = Output.unsecret(Output.all(*secrets).apply(sha256))
+        if settings.chart == "official":
             hashed = jupyter.apply(lambda known: known["sha1"])
-            self.values = values.official(self.settings, self.lock, Output.secret(hashed))
+            secret = values.SecretEnv(secret_env, list(self.secret_env), restart)
+            self.values = values.official(settings, self.lock, Output.secret(hashed), secret)
             chart = {"chart": "dask", "version": OFFICIAL, "repository_opts": {"repo": "https://helm.dask.org"}}
         else:
-            self.values = self._own_values(identities, jupyter)
+            self.values = self._own_values(identities, jupyter, secret_env, restart)
             # Else a change of the chart's own files would not be seen.
             files = sorted(path for path in (PROJECT / CHART).rglob("*") if path.is_file())
             chart = {"chart": f"./{CHART}", "description": f"{CHART} {digest(*files)}"}
@@ -185,7 +194,9 @@ class DaskRelease(ComponentResource):
             **chart,
         )
 
-    def _own_values(self, identities: Output[dict], jupyter: Output[dict]) -> dict:
+    def _own_values(
+        self, identities: Output[dict], jupyter: Output[dict], secret_env: str, restart: Output[str]
+    ) -> dict:
         settings = self.settings
         tls = settings.dask.tls
         secrets = {part: self._secret(f"tls-{part}", identities[part]) if tls else "" for part in PARTS}
@@ -193,10 +204,10 @@ class DaskRelease(ComponentResource):
         if settings.jupyter.enabled:
             config = jupyter.apply(lambda known: {"jupyter_server_config.json": jupyter_config(known["hash"])})
             password = self._secret("jupyter-password", config)
-        names = values.Names(**secrets, password=password)
-        jupyter_lock = lock.read(PROJECT / JUPYTER_LOCK, settings.environment.python, dask=False)
-        locks = {"environment": self.lock, "jupyter": jupyter_lock}
-        restart = Output.unsecret(Output.all(settings.credentials.renewal, identities, jupyter).apply(sha256))
+        names = values.Names(**secrets, password=password, secret_env=secret_env)
+        locks = {"environment": self.lock}
+        if settings.jupyter.enabled and not settings.image:
+            locks["jupyter"] = lock.read(PROJECT / JUPYTER_LOCK, settings.environment.python, dask=False)
         return values.own(settings, names, locks, UV.read_text(), restart)
 
     def _check(self, release: kubernetes.helm.v3.Release) -> Output[str]:

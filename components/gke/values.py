@@ -32,6 +32,15 @@ class Names:
     secret_env: str = ""
 
 
+@dataclass(frozen=True)
+class SecretEnv:
+    """For the official chart: a Secret's name, its keys, and a text that changes where Secrets do."""
+
+    secret: str
+    names: list[str]
+    restart: str
+
+
 def own(settings: Gke, names: Names, locks: Mapping[str, Lock], uv: str, restart: str) -> dict[str, Any]:
     """Values of charts/dask. `locks` has `environment` and `jupyter`; `restart` changes where Secrets do."""
     image = _image(settings.image or f"python:{settings.environment.python}-slim")
@@ -123,7 +132,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def official(settings: Gke, lock: Lock, password: str) -> dict[str, Any]:
+def official(settings: Gke, lock: Lock, password: str, secret: SecretEnv) -> dict[str, Any]:
     """Values of the official chart; `password` is a hash as its Jupyter takes it ("sha1:salt:digest")."""
     pins = [f"{name}=={version}" for name, version in lock.packages.items()]
     installed = {"PIP": [*pins, *settings.packages.pip], "CONDA": settings.packages.conda, "APT": settings.packages.apt}
@@ -132,7 +141,12 @@ def official(settings: Gke, lock: Lock, password: str) -> dict[str, Any]:
         **{f"EXTRA_{kind}_PACKAGES": " ".join(words) for kind, words in installed.items() if words},
         **{f"DASK_{'__'.join(path).upper().replace('-', '_')}": value for path, value in leaves(settings.dask.config)},
     }
-    environment = [{"name": name, "value": value} for name, value in variables.items()]
+    environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in variables.items()]
+    if secret.names:
+        environment += [
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.secret, "key": name}}} for name in secret.names
+        ]
+        environment.append({"name": "RESTART", "value": secret.restart})
     image = {"image": _image(settings.image)} if settings.image else {}
     values = {
         "scheduler": {

@@ -34,6 +34,8 @@ class DaskVmsArgs(TypedDict):
     """The network in which they reach each other, in CIDR notation; or their addresses, separated by blanks."""
     settings: Vms
     """What the stack says about all else."""
+    secret_env: NotRequired[Mapping[str, Input[str]]]
+    """Variables of scheduler and workers, secret."""
     google: NotRequired[Mapping[str, Any]]
     """Of machines in Google Cloud, for who starts them again: `project`, `zone`, and names there by names here."""
 
@@ -56,6 +58,7 @@ class DaskVms(ComponentResource):
         super().__init__("dask:index:DaskVms", name, {}, opts)
         settings = args["settings"]
         self.settings = settings
+        self.secret_env = args.get("secret_env") or {}
         hosts = self._placed([host for host in args["hosts"] if not host.gone])
         self.machines = {host.name: Machine(host, ResourceOptions(parent=self)) for host in hosts}
         self.head = self.machines[hosts[0].name]
@@ -332,6 +335,8 @@ class DaskVms(ComponentResource):
                 "SPILL": settings.workers.spill,
                 "DATA_PATH": settings.data.path,
                 "CONFIG": dask.config(settings),
+                # Secret, and with it all that the step is told.
+                "SECRET_ENV": Output.all(**self.secret_env).apply(dask.environment_file) if self.secret_env else "",
                 "SCHEDULER_ARGS": dask.quoted(settings.dask.scheduler_args),
                 "WORKER_ARGS": dask.quoted(settings.dask.worker_args),
                 "DRAIN": DRAIN.read_text(),

@@ -1,7 +1,7 @@
 """What Dask is told on each machine: pure functions of the settings."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from settings import Vms
 
@@ -49,6 +49,12 @@ def _merged(below: dict, above: dict) -> dict:
         old = result.get(key)
         result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
+
+
+def environment_file(variables: Mapping[str, str]) -> str:
+    """Variables as systemd's EnvironmentFile reads them back."""
+    escapes = str.maketrans({character: f"\\{character}" for character in '\\"$`'})
+    return "\n".join(f'{name}="{value.translate(escapes)}"' for name, value in sorted(variables.items()))
 
 
 def quoted(arguments: Sequence[str]) -> str:

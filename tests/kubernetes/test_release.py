@@ -1,6 +1,7 @@
 """A stack with `target: gke` on a real Kubernetes: the program, the engine, helm, pods, and a notebook's way in."""
 
 import copy
+import hashlib
 import json
 import os
 import re
@@ -224,6 +225,18 @@ def test_a_password_of_the_users_own_takes_effect(built: Stack) -> None:
     with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as way:
         [port] = way.ports
         assert log_in(port, "correct horse battery staple")
+
+
+def test_tasks_see_secret_variables_which_are_in_a_secret_and_nowhere_else(built: Stack) -> None:
+    text = "swordfish's $HOME"
+    built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}})
+    built.run("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", text)
+    seen = built.up() + built.run("stack", "export")
+    for kind in ("scheduler", "worker", "jupyter"):
+        assert built.kubectl("exec", f"deploy/dask-{kind}", "--", "printenv", "TOKEN") == text + "\n"
+    seen += built.kubectl("get", "configmaps,pods,deployments,replicasets", "--output", "json")
+    for word in (text, "swordfish", hashlib.sha256(text.encode()).hexdigest()):
+        assert word not in seen
 
 
 def test_workers_go_when_nothing_is_computed_and_come_back_for_who_connects(built: Stack) -> None:

@@ -1,5 +1,6 @@
 """Machines that somebody has already: a whole stack on them, from the first contact to its last trace."""
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from settings import HOST_KEY
 
 PORT = 2222
 INDEX_PORT = 8080
+TOKEN = 'swordfish\'s "$HOME" `id` \\ %h #1'
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,8 @@ def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPath
         },
         "firewall": {"ssh": [f"{lan.gateway}/32", f"{gate.address}/32"]},
     }
+    checkout.pulumi("stack", "init")
+    checkout.pulumi("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", TOKEN)
     office = SimpleNamespace(
         checkout=checkout, cluster=cluster, machines=machines, gate=gate, before=before,
         sessions=len(sessions(machines["hand"])),
@@ -135,6 +139,18 @@ def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: SimpleNam
     for machine in office.machines.values():
         digest = subprocess.run(["ssh-keygen", "-lf", "-"], input=machine.host_key, capture_output=True, text=True)
         assert f"first contact: {machine.address} port {PORT} has the host key {digest.stdout.split()[1]}" in printed
+
+
+def test_tasks_see_secret_variables_which_are_nowhere_else(office: SimpleNamespace) -> None:
+    exported = office.checkout.pulumi("stack", "export")
+    assert "swordfish" not in exported
+    assert hashlib.sha256(TOKEN.encode()).hexdigest() not in exported
+    for machine in office.machines.values():
+        unit = "$(systemctl show -p MainPID --value dask-worker@1)"
+        assert f"TOKEN={TOKEN}" in machine.run(f"cat /proc/{unit}/environ").stdout.split("\0")
+        assert machine.run("stat -c %a:%U /etc/daskstack/secret.env").stdout == "600:root\n"
+        found = machine.run("grep -rl swordfish /etc /var/lib /var/log /home /run/systemd || true").stdout
+        assert found.split() == ["/etc/daskstack/secret.env"]
 
 
 def test_a_machine_behind_a_bastion_is_reached_through_it_alone(office: SimpleNamespace) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import lock
-import settings
+import settings.secret_env
 from components.gke import values
 from components.gke.answers import refusal
 from components.gke.credentials import jupyter_hash, tls_identities
@@ -239,6 +239,24 @@ def test_a_password_has_the_same_hash_at_every_up_and_another_with_another_salt(
     assert jupyter_hash("secret", one).startswith("argon2:$argon2id$")
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"TOKEN": "x", "b_1": "y\nz"}, None),
+        ({"MY VAR": "x"}, 'dask:secretEnv.MY VAR: "MY VAR" is not a variable\'s name'),
+        ({"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "False"}, "dask:secretEnv.DASK_DISTRIBUTED__COMM__REQUIRE"),
+        ({"PATH": "x"}, "dask:secretEnv.PATH: PATH is set by the cluster"),
+        ({"TOKEN": {"secure": "v1"}}, "dask:secretEnv.TOKEN: is not text; set it anew: pulumi config set --secret"),
+        ({"TOKEN": "a\0b"}, "dask:secretEnv.TOKEN: is longer than 100,000 bytes or has control characters"),
+        ("swordfish", "dask:secretEnv: is not a set of names and values; remove it"),
+    ],
+)
+def test_secret_variables_are_checked_and_never_repeated(value: Any, text: str | None) -> None:
+    found = settings.secret_env.problems(value)
+    assert len(found) == (text is not None)
+    assert all(each.startswith(text) and "swordfish" not in each for each in found)
+
+
 OLDER = {"chart": "official", "environment": {"lock": "official.lock", "python": "3.10"}}
 
 
@@ -246,7 +264,11 @@ def test_the_official_chart_is_told_nothing_that_it_does_not_know(kubeconfig: Pa
     exposure = {"sources": ["203.0.113.7/32"], "internal": True}
     workers = {"replicas": 4, "cpu": 1, "memory": "4 GB", "nodeSelector": {"pool": "dask"}, "serviceAccount": "dask"}
     cluster = parse(kubeconfig, **OLDER, workers=workers, expose={"scheduler": exposure}, image="ghcr.io/me/dask:1")
-    found = values.official(cluster, lock.read(ROOT / "official.lock", "3.10"), "sha1:s:d")
+    secret = values.SecretEnv("dask-env", ["TOKEN"], "r")
+    found = values.official(cluster, lock.read(ROOT / "official.lock", "3.10"), "sha1:s:d", secret)
+    for part in ("scheduler", "worker", "jupyter"):
+        key = {"secretKeyRef": {"name": "dask-env", "key": "TOKEN"}}
+        assert {"name": "TOKEN", "valueFrom": key} in found[part]["env"]
     assert not list(settings.gke.unknown_values(found, chart_values("official"), ()))
     assert found["worker"]["replicas"] == 4
     assert found["worker"]["resources"]["limits"] == {"memory": "4000000000"}
@@ -255,7 +277,8 @@ def test_the_official_chart_is_told_nothing_that_it_does_not_know(kubeconfig: Pa
 
 def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Path) -> None:
     cluster = parse(kubeconfig, **OLDER, packages={"pip": ["dask-ml"], "conda": ["shap"], "apt": ["libgomp1"]})
-    found = values.official(cluster, lock.read(ROOT / "official.lock", "3.10"), "sha1:s:d")
+    none = values.SecretEnv("", [], "r")
+    found = values.official(cluster, lock.read(ROOT / "official.lock", "3.10"), "sha1:s:d", none)
     for part in ("scheduler", "worker", "jupyter"):
         variables = {each["name"]: each["value"] for each in found[part]["env"]}
         assert "dask==2024.1.0" in variables["EXTRA_PIP_PACKAGES"].split()

@@ -9,6 +9,7 @@
 #   SPILL           folder on this machine's own disk, which may be somebody's: workers use a folder of ours in it
 #   DATA_PATH       the shared directory
 #   CONFIG          Dask's configuration, YAML
+#   SECRET_ENV      variables of scheduler and workers, in systemd's form; only root reads the file, and systemd as root
 #   SCHEDULER_ARGS, WORKER_ARGS    further arguments, quoted for systemd
 #   DRAIN           the program that lets workers leave, Python
 #   GRACE           seconds that they have to leave, when they or this machine are stopped
@@ -23,7 +24,7 @@ LEAVE=$OPT/drain.py
 RECORD=$OPT/worked.py
 RETIRED=$CLUSTER_HOME/retired
 SPILLS=$ETC/spill # a line for each folder in use: SPILL, and the topmost folder that was made for it or -
-COMMON_FILES=("$ETC/dask.yaml" "$ETC/tls/authority.pem" "$ETC/tls/certificate.pem")
+COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env" "$ETC/tls/authority.pem" "$ETC/tls/certificate.pem")
 
 # As many open files as the machine lets a service have, up to what a large cluster's scheduler needs.
 open_files() { awk '/^Max open files/ {print ($5 == "unlimited" || $5 > 65536) ? 65536 : $5}' /proc/1/limits; }
@@ -47,6 +48,7 @@ WorkingDirectory=$CLUSTER_HOME
 Environment=DASK_CONFIG=$ETC/dask.yaml PATH=$OPT/environment/bin:/usr/local/bin:/usr/bin:/bin
 # The environment is root's, so Python could not keep its compiled files beside the sources.
 Environment=PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache
+EnvironmentFile=$ETC/secret.env
 $2
 Restart=always
 RestartSec=2
@@ -137,6 +139,7 @@ main() {
   fi
   make_spill
   printf '%s\n' "$CONFIG" | put $ETC/dask.yaml 0644 root:root
+  printf '%s\n' "$SECRET_ENV" | put $ETC/secret.env 0600 root:root
   printf '%s\n' "$SCHEDULER" | put $ETC/scheduler 0644 root:root
   # What moved to another machine stops here.
   if has scheduler; then run_scheduler; else stop_scheduler; fi
@@ -220,7 +223,7 @@ run_workers() {
 undo() {
   stop_workers_from 1
   stop_scheduler
-  rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/scheduler $LEAVE $RETIRED-*
+  rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $LEAVE $RETIRED-*
   systemctl daemon-reload
   # When only this step has failed, others' connections to this machine go on.
   [ $undo_on_failure = yes ] || end_processes
