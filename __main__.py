@@ -25,8 +25,10 @@ if isinstance(cluster, settings.Gke):
     else:
         import pulumi_kubernetes as kubernetes
 
-        access = {"kubeconfig": str(cluster.cluster.path), "context": cluster.cluster.context or ""}
-        provider = kubernetes.Provider("kubernetes", kubeconfig=access["kubeconfig"], context=cluster.cluster.context)
+        from components.gke.context import kept
+
+        access = {"kubeconfig": str(cluster.cluster.path), "context": kept(cluster.cluster)}
+        provider = kubernetes.Provider("kubernetes", **access)
     dask = DaskRelease(
         stack,
         {

@@ -101,6 +101,15 @@ class ExistingCluster(Section):
         return Path(self.kubeconfig).expanduser().absolute()
 
     @property
+    def current(self) -> str:
+        """The context that kubectl would choose now, empty where there is none."""
+        try:
+            found = yaml.safe_load(self.path.read_text())["current-context"]
+        except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError):
+            return ""
+        return found if isinstance(found, str) else ""
+
+    @property
     def is_there(self) -> bool:
         try:
             return self.path.is_file()

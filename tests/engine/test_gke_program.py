@@ -77,6 +77,25 @@ def test_a_namespace_that_is_there_is_not_made(stack: Stack) -> None:
     assert found["release"]["inputs"]["namespace"] == "theirs"
 
 
+def test_a_stack_stays_on_the_context_that_was_current_at_its_first_up(stack: Stack) -> None:
+    """Else an `up` or a destroy would act on whatever cluster somebody has switched to since."""
+
+    def say(current: str) -> None:
+        contexts = [{"name": name, "context": {"cluster": "c", "user": "u"}} for name in ("none", "other")]
+        stack.kubeconfig.write_text(yaml.safe_dump(UNREACHABLE | {"contexts": contexts, "current-context": current}))
+        stack.set({"config": {KEY: copy.deepcopy(SETTINGS)}}, str(stack.kubeconfig), "")
+
+    say("none")
+    with pytest.raises(subprocess.CalledProcessError):  # nothing answers, but it is known where to ask
+        stack.pulumi("up", "--yes", "--skip-preview", capture_output=True)
+    say("other")
+    done = stack.pulumi("preview", "--json", capture_output=True, text=True)
+    steps = {step["urn"].split("::")[-1]: step["newState"] for step in json.loads(done.stdout)["steps"]}
+    assert "kubernetes" not in steps, "its provider is unchanged"
+    assert json.loads(steps["answers"]["inputs"]["environment"]["CLUSTER"])["context"] == "none"
+    assert "current context is other, and this stack stays on none" in done.stdout + done.stderr
+
+
 def test_every_mistake_is_told_at_once_before_anything_is_registered(stack: Stack) -> None:
     done = stack.preview(workers={"replica": 3}, wait=1)
     assert done.returncode
