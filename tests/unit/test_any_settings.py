@@ -1,0 +1,173 @@
+"""Whatever a stack file says: it is refused in sentences, or what comes of it is closed, valid and within its limit."""
+
+import contextlib
+import copy
+import ipaddress
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jsonschema
+from hypothesis import HealthCheck, Phase, assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import lock
+import settings
+from components.gke import values
+from daskstack.engine import PROJECT
+from settings import cost
+from settings.common import Section, is_world, valid_variable
+
+SCHEMA = json.loads((PROJECT / "charts" / "dask" / "values.schema.json").read_text())
+LOCKS = {"environment": lock.read(PROJECT / "environment.lock", "3.11")}
+NAMES = values.Names("scheduler", "worker", "client", "password")
+EXISTING = {"source": "existing", "kubeconfig": __file__}  # a file, which nobody reads here
+OFFICIAL = {"chart": "official", "environment": {"lock": "official.lock", "python": "3.10"}}
+GOOGLE = {"source": "gcp", "project": "my-project", "location": "us-central1-a"}
+MACHINES = {"source": "gcp", "project": "my-project", "zone": "us-central1-a"}
+HOSTS = [{"name": name, "address": f"10.1.0.{number}"} for number, name in enumerate(("head", "hand"), 5)]
+STACKS: list[dict[str, Any]] = [
+    {"target": "gke", "cluster": EXISTING},
+    {"target": "gke", "cluster": GOOGLE, "limits": {"hourlyCost": 2}},
+    {"target": "gke", "cluster": EXISTING, **OFFICIAL},
+    {"target": "vms", "machines": {"source": "local"}},
+    {"target": "vms", "machines": {"source": "existing", "hosts": HOSTS}},
+    {"target": "vms", "machines": MACHINES, "firewall": {"ssh": ["203.0.113.7/32"]}, "limits": {"hourlyCost": 1}},
+]
+WORLD = ["0.0.0.0/1", "128.0.0.0/1"]
+NETWORKS = [["203.0.113.0/24"], ["0.0.0.0/0"], ["::/0"], WORLD, ["10.1.0.0/16", "2001:db8::/48"]]
+ENCRYPTION = "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"
+ANYTHING: list[Any] = [
+    *(None, True, False, 0, -1, 1, 2, 3, 6, 100, 0.3, 16.1, 1e308, float("inf"), float("nan"), 10**400),
+    *("", "x", "yes", "2", "0.5 B", "9" * 400 + " GB", "64 GiB", "3Ti", "30m", "400d", "~nosuchuser/x", "\0"),
+    *("é" * 300, "fe80::1%x\n", "roles/owner", "europe-west1-b", "2026-01-01", "/tmp/x", "/scratch", "10.1.0.0/24"),
+    *("0.0.0.0/0", "203.0.113.7", "n1-standrad-4", "n1-highmem-96", "nvidia-tesla-t4", "official", "own", "3.10"),
+    *([], [[]], [None], [{}], [1], ["x"], ["--tls-cert", "x"], ["--scheduler-file=x"], ["dask==2020.1.0"]),
+    *([{"operator": "Exists"}], [{"name": "a"}], *NETWORKS, *({"sources": sources} for sources in NETWORKS)),
+    *({"sources": NETWORKS[0], "internal": True}, {"type": "nvidia-tesla-t4"}, {"type": "nvidia-tesla-t4", "count": 4}),
+    *({}, {"": "a"}, {"Team": "research"}, {"a": 1}, {"a": "b"}, {ENCRYPTION: "False"}, {"MY VAR": "x"}),
+    *({"n1-standard-4": float("inf")}, {"n1-standard-4": 0.01}, {"default-scheme": "tcp"}),
+    {"distributed": {"comm": {"require-encryption": False}}},
+]
+
+
+def places(section: type[Section], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key that a section of the settings may have."""
+    for field in section.model_fields.values():
+        here = (*place, str(field.alias))
+        yield here
+        for inner in settings._sections(field):
+            yield from places(inner, here)
+
+
+PLACES = {target: sorted(set(places(kind))) for target, kind in (("gke", settings.Gke), ("vms", settings.Vms))}
+
+
+@st.composite
+def changed(draw: st.DrawFn) -> dict[str, Any]:
+    """A stack that is right, with up to three changes, most of them wrong."""
+    said = copy.deepcopy(draw(st.sampled_from(STACKS)))
+    for _ in range(draw(st.integers(1, 3))):
+        *path, last = draw(st.sampled_from(PLACES[said["target"]]))
+        section: Any = said
+        for key in path:
+            section = section.setdefault(key, {}) if isinstance(section, dict) else None
+        assume(isinstance(section, dict))
+        section[last] = copy.deepcopy(draw(st.sampled_from(ANYTHING)))
+    return said
+
+
+bounded = hypothesis_settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+)
+
+
+@bounded
+@given(said=changed())
+def test_whatever_a_stack_file_says_has_an_answer(said: dict[str, Any]) -> None:
+    with contextlib.suppress(settings.SettingsError):
+        settings.parse(said, PROJECT)
+
+
+def some(**known: list[Any] | st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Some of these keys, each with one of its values."""
+    return st.fixed_dictionaries(
+        {}, optional={key: st.sampled_from(each) if isinstance(each, list) else each for key, each in known.items()}
+    )
+
+
+EXPOSED = some(sources=NETWORKS, internal=[True, True, False])
+POOL = {"machine": ["n1-standard-4", "n1-highmem-8"], "maxNodes": [None, 3, 12, 100], "minNodes": [0, 5]}
+GKE = some(
+    cluster=some(
+        workers=some(**POOL, accelerators=[None, {"type": "nvidia-tesla-t4", "count": 2}], spot=[True, False])
+    ),
+    workers=some(replicas=[1, 3, 12], cpu=[0.5, 3], memory=["1 GiB", "9 GiB"]),
+    limits=some(hourlyCost=[0.9, 2, 4, 9], idle=["30m"]),
+    expose=some(scheduler=EXPOSED, dashboard=EXPOSED, jupyter=EXPOSED),
+    dask=some(tls=[True, False], env=[{"A": "b"}, {ENCRYPTION: "False"}], config=[{"a": 1}, {"default-scheme": "tcp"}]),
+)
+SERVICE = some(serviceType=["NodePort", "LoadBalancer"], sourceRanges=NETWORKS)
+ENV = [[{"name": "A", "value": "b"}], [{"name": ENCRYPTION, "value": "False"}], [{"name": "DASK_CONFIG", "value": "/"}]]
+# One side door at a time: several hide each other.
+VALUES = st.one_of(
+    st.sampled_from(["scheduler", "webUI", "jupyter"]).flatmap(lambda name: some(**{name: SERVICE})),
+    some(worker=some(replicas=[1000], env=ENV, resources=[{"requests": {"cpu": 1}}], gracePeriod=[60])),
+    some(scheduler=some(env=ENV, extraArgs=[["--protocol=tcp"]], serviceAnnotations=[{"a": "b"}, {"a": "0.0.0.0/0"}])),
+    some(networkPolicy=some(sources=NETWORKS, egress=[{"to": [{"ipBlock": {"cidr": "::/0"}}]}, {"enabled": False}])),
+    some(tls=some(scheduler=[""], worker=["mine"]), config=[{"distributed": {"comm": {"require-encryption": False}}}]),
+    some(webUI=some(ingress=[{"enabled": True}]), jupyter=some(ingress=[{"enabled": True}], storage=[5, {"keep": 1}])),
+    some(additional_worker_groups=[[{"name": "a"}], [{"name": "a", "replicas": 90}], [{"replica": 1}], [1], {}]),
+    some(additional_worker_groups=st.lists(some(name=["a"], env=ENV, replicas=["2", 2]), max_size=1)),
+)
+
+
+@bounded
+@given(where=st.sampled_from([GOOGLE, EXISTING]), said=GKE, given_values=st.just({}) | VALUES)
+def test_what_is_accepted_is_closed_valid_and_within_its_limit(
+    where: dict[str, Any], said: dict[str, Any], given_values: dict[str, Any]
+) -> None:
+    pools = said.pop("cluster", {}) if where is GOOGLE else {}
+    if where is EXISTING:
+        said.get("limits", {}).pop("hourlyCost", None)
+    try:
+        cluster = settings.parse({"target": "gke", **said, "cluster": where | pools, "values": given_values}, PROJECT)
+    except settings.SettingsError:
+        return
+    closed(values.own(cluster, NAMES, LOCKS, "uv==1", "r"))
+    if isinstance(cluster.cluster, settings.GoogleCluster):
+        within_limit(cluster)
+
+
+def networks(texts: Iterable[str]) -> list[Any]:
+    return [ipaddress.ip_network(text) for text in texts]
+
+
+def closed(given: dict[str, Any]) -> None:
+    """What the chart is told is what its schema takes, opens nothing to the world, and leaves encryption on."""
+    jsonschema.Draft7Validator(SCHEMA).validate(given)
+    assert given["tls"] == {part: getattr(NAMES, part) for part in ("scheduler", "worker", "client")}
+    assert not is_world(networks(given["networkPolicy"].get("sources") or []))
+    for name in ("scheduler", "webUI", "jupyter"):
+        service = given.get(name, {})
+        assert service.get("serviceType", "ClusterIP") in ("ClusterIP", "LoadBalancer")
+        if service.get("serviceType") == "LoadBalancer":
+            assert service["sourceRanges"] and not is_world(networks(service["sourceRanges"]))
+    assert not given.get("webUI", {}).get("ingress", {}).get("enabled")
+    groups = given.get("additional_worker_groups") or []
+    for section in (given["scheduler"], given["worker"], given["jupyter"], *groups):
+        for variable in section.get("env") or []:
+            valid_variable(variable["name"])
+
+
+def within_limit(cluster: settings.Gke) -> None:
+    """Counted from the machines alone: what else there is can only add to it."""
+    spent, system, workers = 0.0, cluster.cluster.system, cluster.cluster.workers
+    for kind, count in (workers, cluster.most_nodes), (system, system.most):
+        spent += count * (cost.machine_price(kind.machine, getattr(kind, "spot", False), cluster.prices) or 0)
+    if workers.accelerators:
+        each = cost.prices()["accelerators"][workers.accelerators.type]
+        spent += cluster.most_nodes * workers.accelerators.count * each
+        assert cluster.replicas <= cluster.most_nodes * workers.accelerators.count
+    assert spent <= (cluster.limits.hourly_cost or spent)
