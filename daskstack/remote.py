@@ -139,7 +139,8 @@ def ask(command: Sequence[str], program: str = "", wait: float = WAIT, size: int
     if len(said) > size:
         raise RemoteError(f"`{command[0]}` answered with more than {size} bytes")
     if process.returncode:
-        raise RemoteError(f"`{command[0]}` ended with status {process.returncode}: {text[-2000:].strip()}")
+        last = text[-2000:].strip() or "it said nothing"
+        raise RemoteError(f"`{command[0]}` ended with status {process.returncode}: {last}")
     return text
 
 
