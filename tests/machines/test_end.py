@@ -55,6 +55,35 @@ def test_a_directory_that_was_there_is_its_owners_again_with_all_that_came_into_
     machine.run("rm -r /srv/hers; userdel alice")
 
 
+SWAP = """
+import contextlib, os
+while True:
+    with contextlib.suppress(OSError):
+        os.rename("d", "e"); os.symlink("/srv/treasure", "d")
+    with contextlib.suppress(OSError):
+        os.remove("d"); os.rename("e", "d")
+"""
+
+
+def test_files_of_others_stay_theirs_while_tasks_swap_folders_for_links(alone: Pair) -> None:
+    """As the step looks through the directory for files of the cluster's user, which become the login user's."""
+    machine = alone.head
+    variables = {"IDENTITY": machine.id, **alone.data_variables(machine, "/srv/race")}
+    step, last = script("data", variables).rsplit("\n", 2)[:2]
+    assert last == 'alone main "$@" </dev/null'
+    machine.run(
+        "mkdir -p /srv/treasure /srv/race/in/d; touch /srv/{treasure,race/in/d}/{1..3000}; chown -R dask: /srv/race"
+    )
+    machine.run("install -d -m 0700 /var/lib/daskstack/before; echo 755 admin:admin >/var/lib/daskstack/before/data")
+    machine.run(f"systemd-run -q --uid=dask -u swap -p WorkingDirectory=/srv/race/in python3 -c '{SWAP}'")
+    machine.run(step + "\nfor try in {1..20}; do give_back; chown -hR dask: /srv/race; done; give_back")
+    machine.run("systemctl stop swap")
+    taken = machine.run("find /srv/treasure -user admin | wc -l; find /srv/race -user admin | wc -l").stdout.split()
+    machine.run("rm -r /srv/treasure /srv/race /var/lib/daskstack/before/data")
+    assert taken[0] == "0"
+    assert int(taken[1]) > 1
+
+
 def test_undo_takes_away_the_folders_above_that_it_made_and_no_others(alone: Pair) -> None:
     machine = alone.head
     machine.run("mkdir /srv/there")

@@ -29,12 +29,13 @@ listed() {
 }
 listed -printf '%p %y %m %u:%g %l\n' | sort
 listed -path /usr -prune -o -type f -exec md5sum {} + | sort
-find /run /run/lock /dev/mqueue -xdev \( -iname '*dask*' -o -user dask -o -nouser \) ! -name daskstack.lock 2>&1 | sort
+find /run /run/lock /dev/mqueue -xdev ! -path '/run/user/*' ! -name daskstack.lock \
+  \( -iname '*dask*' -o -user dask -o -nouser \) 2>&1 | sort
 getfacl -Rp /srv /big /scratch /fast 2>/dev/null
 systemctl list-units --all --no-legend --plain 'dask*' '*data*' ssh.service firewalld.service |
   awk '{print $1, $3, $4}' | sort
 findmnt -rn -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -Ev '^/run/(user|credentials)' | sort
-ps -o args= -u dask || true
+ps -o args= -u dask | grep -Ev 'systemd --user|sd-pam|sshd:' || true
 ipcs -m | tail -n +4
 nft list ruleset
 """
@@ -127,7 +128,7 @@ def listing(machine: Machine) -> set[str]:
 
 def changes(machine: Machine, before: set[str]) -> set[str]:
     """What differs from `before` once units had a moment to end."""
-    for _ in range(10):
+    for _ in range(4):
         if not (differs := listing(machine) ^ before):
             break
         time.sleep(1)
@@ -136,6 +137,10 @@ def changes(machine: Machine, before: set[str]) -> set[str]:
 
 class Guest(Pair):
     """Runs steps as `up` does, but each one fails first on each machine, and leaves nothing then."""
+
+    def __init__(self, head: Machine, hand: Machine, network: str) -> None:
+        super().__init__(head, hand, network)
+        self.left: dict[str, object] = {}  # by a step that failed, which should be nothing
 
     def first(self, machine: Machine, state: str, **variables: str) -> CompletedProcess[str]:
         return machine.run(script(state, {"IDENTITY": machine.id, **variables}), {}, "first", check=False)
@@ -148,8 +153,9 @@ class Guest(Pair):
             done = self.first(machine, state, **variables)
             machine.run(MEND, broken)
             assert done.returncode != 0
-            assert f"what this step had begun on {machine.name} is undone" in done.stderr, f"{state}: {done.stderr}"
-            assert changes(machine, before) == set(), f"{state} failed on {machine.name}"
+            undone = f"what this step had begun on {machine.name} is undone" in done.stderr
+            if (left := changes(machine, before)) or not undone:
+                self.left[f"{state} on {machine.name}"] = (done.stderr, left)
         return super().step(machine, state, **variables)
 
     def environment(self, machine: Machine) -> None:
@@ -257,6 +263,7 @@ def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_th
         assert machine.run("cat /tmp/of-dask/of-others/thesis; rm -r /tmp/of-dask").stdout == "alice's\n"
         assert changes(machine, before[machine.name]) == set()
     assert guest.hand.ssh("ls /tmp/woken", check=False).returncode != 0
+    assert guest.left == {}
 
     guest.hand.reboot()
     stack.boot(guest.hand.name)

@@ -292,6 +292,20 @@ def test_nothing_is_ever_written_beside_the_mount(shared: Pair) -> None:
     assert "astray" not in shared.head.ssh("ls /srv/daskdata").stdout
 
 
+def test_a_task_that_calls_itself_sshfs_has_no_hold_on_the_mount(shared: Pair) -> None:
+    machine = shared.hand
+    mounted = (
+        "ls /srv/daskdata >/dev/null; systemctl show -p ActiveEnterTimestampMonotonic,ActiveState srv-daskdata.mount"
+    )
+    before = machine.run(mounted).stdout
+    machine.run(
+        "systemd-run -q --uid=dask -u decoy bash -c 'exec -a \"sshfs x /srv/daskdata x\" sleep 1000'\n"
+        "systemctl restart dask-data-watch; sleep 0.5; systemctl stop decoy; sleep 2"
+    )
+    assert machine.run(mounted).stdout == before
+    assert "ActiveState=active" in before
+
+
 def test_a_mount_that_does_not_work_fails_the_step_with_its_reason(
     mesh: Pair, boot: Callable[..., list[Machine]], stack: Stack
 ) -> None:
@@ -418,6 +432,15 @@ def test_a_disk_keeps_the_files_of_one_machine_for_the_next(holder: Pair, disk: 
     assert data_on_disk(holder, "undo", DELETE="yes").stderr == ""
     assert machine.run(f"mount {DEVICE} /mnt && ls -A /mnt && umount /mnt").stdout == ""
     assert snapshot(machine) ^ before == set()
+
+
+def test_a_disk_brings_no_set_user_id_program_along(holder: Pair, disk: Disk) -> None:
+    data_on_disk(holder)
+    kept = "/var/lib/daskstack/data"
+    holder.head.run(f"install -m 4755 /usr/bin/id {kept}/id")
+    assert holder.head.ssh(f"sudo -u dask {kept}/id -un").stdout == "dask\n"
+    options = holder.head.ssh(f"findmnt -no OPTIONS {kept}").stdout.strip().split(",")
+    assert {"nosuid", "nodev"} <= set(options)
 
 
 def test_a_disk_that_has_grown_is_used_whole(holder: Pair, disk: Disk) -> None:

@@ -208,7 +208,8 @@ $LEAVE"
 keep() {
   local zone
   rm -rf "$1" "$1.new"
-  install -d -m 0700 "$1.new"
+  install -d -m 0755 $VAR
+  install -d -m 0700 "$BEFORE" "$1.new"
   echo "$2 $3 $(default_zone)" >"$1.new/state"
   for zone in $INSIDE $OUTSIDE; do
     if [ -e "$ZONES/$zone.xml" ]; then cp -p "$ZONES/$zone.xml" "$1.new"; fi
