@@ -72,11 +72,12 @@ def test_files_of_others_stay_theirs_while_tasks_swap_folders_for_links(alone: P
     step, last = script("data", variables).rsplit("\n", 2)[:2]
     assert last == 'alone main "$@" </dev/null'
     machine.run(
-        "mkdir -p /srv/treasure /srv/race/in/d; touch /srv/{treasure,race/in/d}/{1..3000}; chown -R dask: /srv/race"
+        "mkdir -p /srv/treasure /srv/race/in/d; touch /srv/{treasure,race/in/d}/{1..3000}\n"
+        "chown -R dask: /srv/race; chmod 0777 /srv/race/in /srv/race/in/d"
     )
     machine.run("install -d -m 0700 /var/lib/daskstack/before; echo 755 admin:admin >/var/lib/daskstack/before/data")
     machine.run(f"systemd-run -q --uid=dask -u swap -p WorkingDirectory=/srv/race/in python3 -c '{SWAP}'")
-    machine.run(step + "\nfor try in {1..20}; do give_back; chown -hR dask: /srv/race; done; give_back")
+    machine.run(step + "\nfor try in {1..20}; do give_back; chown -hRf dask: /srv/race || true; done; give_back")
     machine.run("systemctl stop swap")
     taken = machine.run("find /srv/treasure -user admin | wc -l; find /srv/race -user admin | wc -l").stdout.split()
     machine.run("rm -r /srv/treasure /srv/race /var/lib/daskstack/before/data")

@@ -336,7 +336,8 @@ give_back() {
     return
   fi
   chmod "$mode" "$DATA_PATH"
-  chown -hR --from=$CLUSTER_USER "$owner" "$DATA_PATH"
+  chown -hRf --from=$CLUSTER_USER "$owner" "$DATA_PATH" ||
+    note "not every file in $DATA_PATH on $(hostname) could be given to ${owner%%:*}: something changed them meanwhile"
   [ -z "$(ls -A "$DATA_PATH")" ] || note "$DATA_PATH on $(hostname) is kept: it has files in it"
 }
 
