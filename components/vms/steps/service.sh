@@ -203,7 +203,7 @@ run_workers() {
   printf '%s' "$DRAIN" | put $LEAVE 0644 root:root
   worker_unit | put $UNITS/dask-worker@.service 0644 root:root
   systemctl daemon-reload
-  rm -f $RETIRED-*
+  rm -rf $RETIRED-* || true
   stop_workers_from $((WORKERS + 1))
   for ((number = 1; number <= WORKERS; number++)); do
     worker_environment $number | put $ETC/worker-$number.env 0644 root:root
@@ -223,7 +223,7 @@ run_workers() {
 undo() {
   stop_workers_from 1
   stop_scheduler
-  rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $LEAVE $RETIRED-*
+  rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $LEAVE
   systemctl daemon-reload
   # When only this step has failed, others' connections to this machine go on.
   [ $undo_on_failure = yes ] || end_processes
