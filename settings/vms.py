@@ -27,7 +27,9 @@ from settings.common import (
     config_conflicts,
     dotted,
     lock_conflicts,
+    memory,
     not_the_world,
+    seconds,
     valid_argument,
     valid_memory,
     valid_network,
@@ -164,7 +166,7 @@ def valid_mount_option(option: str) -> str:
         raise ValueError(f"{option!r} is not one option of sshfs; write e.g. compression=no")
     name = option.split("=")[0]
     if name not in MOUNT_OPTIONS:
-        known = ", ".join(sorted(MOUNT_OPTIONS, key=str.lower))
+        known = ", ".join(sorted(sorted(MOUNT_OPTIONS, reverse=True), key=str.lower))
         raise ValueError(f"{name} is not an option that can be set here; the options are {known}")
     return option
 
@@ -384,6 +386,7 @@ def _cloud_conflicts(cluster: Vms) -> Iterator[Conflict]:
     machines, limits = cluster.machines, cluster.limits
     if isinstance(machines, GoogleMachines):
         yield from machines.conflicts(cluster.firewall.ssh)
+        yield from _google_conflicts(cluster, machines)
         yield from cost.conflicts(limits, cluster.bill(), cluster.prices, machines.priced())
         return
     for name, what in ("maxAge", limits.max_age), ("hourlyCost", limits.hourly_cost):
@@ -394,6 +397,30 @@ def _cloud_conflicts(cluster: Vms) -> Iterator[Conflict]:
         place = ("limits", "idle")
         text = "would power off machines that nobody could start again from here; leave it out"
         yield place, [place, ("machines", "source")], text
+
+
+def _google_conflicts(cluster: Vms, machines: GoogleMachines) -> Iterator[Conflict]:
+    """What Google does not have, or what would have no effect there."""
+    place: Place
+    for name in ("scheduler", "worker"):
+        yield from cost.machine_conflicts(("machines", name), getattr(machines, name), cluster.prices)
+    if cluster.firewall.open:
+        place = ("firewall", "open")
+        yield place, [place], "opens nothing in Google Cloud, whose network lets SSH in alone; leave it out"
+    idle, oldest, place = cluster.limits.idle, cluster.limits.max_age, ("limits", "maxAge")
+    if oldest and seconds(oldest) > 120 * 86400:
+        yield place, [place], f"{oldest} is more than the 120 days that Google allows; write less, or leave it out"
+    elif idle and oldest and seconds(idle) >= seconds(oldest):
+        text = f"{oldest} ends machines before they are idle for {idle}; write a longer one, or a shorter limits.idle"
+        yield place, [place, ("limits", "idle")], text
+    size, workers = cost.machine(machines.worker.machine), cluster.workers
+    if size and workers.memory_limit and workers.per_machine * memory(workers.memory_limit) > size.memory * 2**30:
+        place = ("workers", "memoryLimit")
+        text = (
+            f"{workers.per_machine} times {workers.memory_limit} is more than the {size.memory:g} GB of a"
+            f" {machines.worker.machine}; write less, or a larger machines.worker.machine"
+        )
+        yield place, [place, ("workers", "perMachine"), ("machines", "worker")], text
 
 
 def _not_one_of(machines: Local | Existing | GoogleMachines) -> str:
@@ -434,6 +461,9 @@ def _machine_conflicts(machines: Existing) -> Iterator[Conflict]:
         if network and ipaddress.ip_address(address) not in network:
             text = f"{address} is outside machines.network {network}; write the machine's address inside it as"
             yield place, [place, ("machines", "network")], f"{text} privateAddress, or correct the network"
+        elif network and network.prefixlen < 31 and address in (str(network[0]), str(network[-1])):
+            text = f"{address} is the network's own or its broadcast address, and no machine's; write the machine's"
+            yield place, [place, ("machines", "network")], text
 
     passed = {each.name: each for _, each in [*bastions, *hosts]}
     for place, host in hosts:
