@@ -189,13 +189,8 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "SCHEDULER": f"tls://{pair.head.address}:8786", "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787",
         "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "DATA_PATH": path,
         "CONFIG": dask.config(CLUSTER), "SECRET_ENV": "", "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
-<<<<<<< HEAD
         "DRAIN": DRAIN.read_text(),
         "GRACE": "20", "WORKED": "", "CREDENTIALS": "1", "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
-=======
-        "DRAIN": DRAIN.read_text(), "GRACE": "20", "WORKED": "",
-        "CREDENTIALS": "1", "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
->>>>>>> bdf9050 (Machines of Google Cloud: no settings that are without effect or that Google does not have; what the chart promises, by its tests)
     }  # fmt: skip
 
 
