@@ -79,6 +79,8 @@ as_dask() { setpriv --reuid dask --regid dask --init-groups env HOME=/var/lib/da
 as_dask sh -c 'cd; rm -rf .ssh; mkdir -p retired-x/y .ssh; mkfifo .ssh/config; echo sleep 600 >.bashrc'
 as_dask sh -c 'mkdir -p /tmp/of-dask/of-others; echo x | tee /tmp/of-dask/x /var/tmp/dask /dev/shm/dask'
 as_dask chmod 4755 /var/tmp/dask
+echo "alice's" >/tmp/of-dask/of-others/thesis
+chown alice:alice /tmp/of-dask/of-others/thesis
 echo '* * * * * touch /tmp/woken' >/var/spool/cron/crontabs/dask
 echo 'touch /tmp/woken' >/var/spool/cron/atjobs/a-dask
 echo mail >/var/mail/dask
