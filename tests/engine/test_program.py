@@ -136,6 +136,17 @@ def test_every_command_runs_what_a_plain_checkout_has(checkout: Checkout, say) -
             assert str(checkout.folder) not in text, name
 
 
+def test_only_a_step_that_no_destroy_would_undo_undoes_itself(checkout: Checkout, say) -> None:
+    """Its first run, which Pulumi forgets when it fails; later ones leave what is there."""
+    say(LOCAL)
+    runs = {
+        tuple(state["inputs"][key].removeprefix("sudo -n ") for key in ("create", "update", "delete"))
+        for state in preview(checkout).values()
+        if state["type"] == "command:remote:Command"
+    }
+    assert runs == {("bash -s first", "bash -s", "bash -s undo")}
+
+
 def test_make_env_gives_plain_pulumi_the_same_stack(checkout: Checkout) -> None:
     exports = checkout.make("-s", "env")
     command = f"{exports}\npulumi stack ls --json"
