@@ -196,6 +196,8 @@ boot() {
     export TERM=dumb SYSTEMD_NSPAWN_TMPFS_TMP=0
     while true; do
         status=0
+        # No user namespace: the kernel allows no automount in one. So its root is kept from devices and from the kernel,
+        # and could still leave the machine with some skill (docs/security.md, Decisions).
         systemd-nspawn --quiet --boot --directory="$root" --machine="$NAME" --settings=no \
             --register=no --keep-unit --drop-capability=CAP_MKNOD --network-bridge="$BRIDGE" "${binds[@]}" \
             --bind-ro="$state/etc:/etc/machine" --resolv-conf=off --timezone=off --link-journal=no \

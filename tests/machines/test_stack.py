@@ -55,7 +55,7 @@ def test_up_ends_with_the_jobs_result_and_the_ways_in(checkout: Checkout) -> Non
 
 
 def test_the_first_up_says_what_local_machines_do_not_protect_from(checkout: Checkout) -> None:
-    warning = "who becomes root in one can become root of this computer"
+    warning = "root in one of them can become root of this computer"
     summary = checkout.first_up.partition("Diagnostics:")[2]  # progress, before it, shows each message too
     assert summary.count(warning) == 1
     assert warning.split(" can ")[1] in checkout.folder.joinpath("README.md").read_text()

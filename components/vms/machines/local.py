@@ -45,8 +45,8 @@ class LocalMachines(ComponentResource):
         before = folder / "boot"  # of network.sh
         if not before.exists() and not is_dry_run():
             log.info(
-                "local machines are for trying the cluster out: who becomes root in one can become root of this"
-                " computer (README.md, What is kept where)",
+                "local machines are for trying the cluster out: root in one of them can become root of this computer"
+                " (README.md, What is kept where)",
                 self,
             )
         if before.exists() and before.read_text().strip() != boot:
