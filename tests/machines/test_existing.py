@@ -141,6 +141,11 @@ def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: SimpleNam
         assert f"first contact: {machine.address} port {PORT} has the host key {digest.stdout.split()[1]}" in printed
 
 
+def test_a_machine_behind_a_bastion_is_reached_through_it_alone(office: SimpleNamespace) -> None:
+    *of_up, look = sessions(office.machines["hand"])[office.sessions :]
+    assert set(of_up) == {office.gate.address} != {look}
+
+
 def test_tasks_see_secret_variables_which_are_nowhere_else(office: SimpleNamespace) -> None:
     exported = office.checkout.pulumi("stack", "export")
     assert "swordfish" not in exported
@@ -151,11 +156,6 @@ def test_tasks_see_secret_variables_which_are_nowhere_else(office: SimpleNamespa
         assert machine.run("stat -c %a:%U /etc/daskstack/secret.env").stdout == "600:root\n"
         found = machine.run("grep -rl swordfish /etc /var/lib /var/log /home /run/systemd || true").stdout
         assert found.split() == ["/etc/daskstack/secret.env"]
-
-
-def test_a_machine_behind_a_bastion_is_reached_through_it_alone(office: SimpleNamespace) -> None:
-    *of_up, look = sessions(office.machines["hand"])[office.sessions :]
-    assert set(of_up) == {office.gate.address} != {look}
 
 
 def test_the_key_that_the_agent_has_is_nowhere_in_the_state(office: SimpleNamespace, key: Path) -> None:
