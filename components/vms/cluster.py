@@ -143,6 +143,11 @@ class DaskVms(ComponentResource):
                 create="true",
                 opts=ResourceOptions(parent=machine, ignore_changes=["*"], retain_on_delete=True),
             )
+        local.Command(
+            f"{host.name}-files",
+            create="true",
+            opts=ResourceOptions(parent=machine, ignore_changes=["*"], retain_on_delete=True),
+        )
 
     def _warn(self, text: str | None) -> None:
         if text:
@@ -284,8 +289,9 @@ class DaskVms(ComponentResource):
         environment = self.settings.environment
         connection = Output.json_dumps(self.head.host.connection)
         files = local.Command(
-            "files",
+            f"{self.head.host.name}-files",
             create=".venv/bin/python -m components.vms.files",
+            delete=".venv/bin/python -m components.vms.files undo",
             environment={
                 "LOCK": environment.lock,
                 "LOCK_SHA256": self.lock.sha256,
@@ -296,7 +302,7 @@ class DaskVms(ComponentResource):
             },
             add_previous_output_in_env=False,
             logging=local.Logging.STDERR,
-            opts=ResourceOptions(parent=self),
+            opts=ResourceOptions(parent=self.head, deleted_with=self.head.host.deleted_with),
         )
         uv = files.stdout.apply(json.loads)
 
@@ -308,7 +314,6 @@ class DaskVms(ComponentResource):
                 "UV": uv["uv"],
                 "UV_SHA256": uv["uvSha256"],
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
-                "LOGIN_USER": machine.host.connection["user"],
             }
 
         self._everywhere("environment", variables, first=self.head)

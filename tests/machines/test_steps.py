@@ -1,8 +1,12 @@
 """Each step on real machines: it makes its state true, changes nothing the second time, and undoes what it did."""
 
+import base64
 import json
 import os
+import shutil
+import tarfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,6 +17,7 @@ import pytest
 from cryptography import x509
 from fleet import Machine, Stack, as_root, until
 
+from components.vms import files
 from components.vms.step import script
 
 # What a step could leave behind: files, users, units and their state, firewall. Left out are logs, what the system
@@ -490,6 +495,140 @@ def test_files_that_a_disk_would_hide_stop_the_step(holder: Pair, disk: Disk) ->
     holder.head.ssh("mv /srv/daskdata/mine . && sudo chown root: /srv/daskdata")
     data_on_disk(holder)
     assert holder.head.ssh("mv mine /srv/daskdata && ls /srv/daskdata").stdout == "mine\n"
+
+
+# environment
+
+
+def wheel(folder: Path, code: str, name: str = "tiny") -> str:
+    """A wheel with one module; returns its line of a lock. Two of them are of one size where their codes are."""
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for path, text in {
+            f"{name}.py": code,
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/RECORD": f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n",
+        }.items():
+            archive.writestr(zipfile.ZipInfo(path), text)
+    return f"{name}==1.0 --hash=sha256:{files.sha256(folder / f'{name}-1.0-py3-none-any.whl')}\n"
+
+
+@dataclass
+class House:
+    """A wheelhouse of one tiny package, which the machine `head` hands out."""
+
+    pair: Pair
+    folder: Path
+
+    def send(self) -> None:
+        head = self.pair.head
+        connection = {"host": head.address, "user": "admin", "host_key": head.host_key}
+        files.send(self.folder, connection | {"private_key": head.key.read_text()})
+
+    def install(
+        self, machine: Machine, *arguments: str, before: str = "", check: bool = True, **changes: str
+    ) -> CompletedProcess[str]:
+        head = self.pair.head
+        [uv] = self.folder.glob("uv-*.whl")
+        variables = {
+            "IDENTITY": machine.id, "LOCK_SHA256": files.sha256(self.folder / "environment.lock"), "PYTHON": "3.11",
+            "SOURCE": "wheelhouse", "UV": uv.name, "UV_SHA256": files.sha256(uv),
+            "AUTHORITY_ADDRESS": "" if machine is head else head.address,
+        }  # fmt: skip
+        return machine.run(before + script("environment", variables | changes), {}, *arguments, check=check)
+
+
+@pytest.fixture(scope="module")
+def house(mesh: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("house") / files.FOLDER
+    (folder / "wheels").mkdir(parents=True)
+    collected = files.collect(Path("environment.lock"), "3.11", "wheelhouse")
+    shutil.copy(next(collected.glob("uv-*.whl")), folder)
+    (folder / "environment.lock").write_text(wheel(folder / "wheels", "value = 'honest'\n"))
+    house = House(mesh, folder)
+    house.send()
+    yield house
+    for machine in (mesh.head, mesh.hand):
+        house.install(machine, "undo")
+    mesh.head.run(files.REMOVE)
+
+
+OWNED = "import os; os.system('id >/owned')"
+IMPORT = "cd / && /opt/daskstack/environment/bin/python -c 'import tiny; print(tiny.value)'"
+
+
+def test_root_installs_only_what_it_has_checked_whatever_the_clusters_user_serves(house: House, tmp_path: Path) -> None:
+    """A task on the authority's machine has put another SFTP server into the place of sshd's."""
+    head, hand = house.pair.head, house.pair.hand
+    honest, evil = next((house.folder / "wheels").iterdir()), tmp_path / "evil"
+    evil.mkdir()
+    wheel(evil, "value = 'evil!!'\n")
+    assert (evil / honest.name).stat().st_size == honest.stat().st_size
+    # uv would build this, and so run it, where the lock lets it.
+    with tarfile.open(evil / "source-1.0.tar.gz", "w:gz") as archive:
+        for name, text in {"setup.py": OWNED, "pyproject.toml": "[build-system]\nrequires = []\n"}.items():
+            (tmp_path / name).write_text(text)
+            archive.add(tmp_path / name, f"source-1.0/{name}")
+    source = "source @ file:///var/lib/daskstack/home/evil/source-1.0.tar.gz"
+    (evil / "environment.lock").write_text(f"{source} --hash=sha256:{files.sha256(evil / 'source-1.0.tar.gz')}\n")
+    [uv] = house.folder.glob("uv-*.whl")
+    with zipfile.ZipFile(evil / uv.name, "w") as archive:
+        archive.writestr("uv-1.data/scripts/uv", "#!/bin/sh\nid >/owned\n")
+    evil_files = {each.name: base64.b64encode(each.read_bytes()).decode() for each in evil.iterdir()}
+    server = base64.b64encode((Path(__file__).parent / "two_faced_sftp.py").read_bytes()).decode()
+    plant = "cd /var/lib/daskstack/home && mkdir -p evil\n"
+    plant += "".join(f"echo {text} | base64 -d >evil/{name}\n" for name, text in evil_files.items())
+    plant += f"echo {server} | base64 -d >server.py\nchown -R dask: evil server.py\n"
+    shell = 'case "$BASH_EXECUTION_STRING $SSH_ORIGINAL_COMMAND" in *sftp-server*) exec python3 -I ~/server.py ;; esac'
+    head.run(f"{plant}cat >.bashrc <<'END'\n{shell}\nEND\nchown dask: .bashrc")
+    try:
+        said = house.install(hand, check=False)
+        served = head.run("cat /var/lib/daskstack/home/served").stdout.split("\n")
+    finally:
+        head.run("cd /var/lib/daskstack/home && rm -rf .bashrc evil server.py served")
+    assert {f"open {name}" for name in ("environment.lock", uv.name, honest.name)} <= set(served)
+    assert hand.run("ls /owned", check=False).returncode != 0
+    assert said.returncode == 0 and hand.ssh(IMPORT).stdout == "honest\n", said.stderr
+    assert not [line for line in served if line.startswith("evil")], "root has opened a file twice"
+
+
+def test_what_the_clusters_user_hands_out_instead_is_refused_before_it_is_used(house: House) -> None:
+    done = house.install(house.pair.hand, check=False, LOCK_SHA256="0" * 64)
+    assert done.returncode == 1
+    assert f"environment.lock from {house.pair.head.address} is not what up copied" in done.stderr
+    assert house.pair.hand.run("findmnt /run/daskstack-files; ls -d /run/daskstack-files", check=False).stdout == ""
+
+
+def test_root_builds_no_source_package(house: House, tmp_path: Path) -> None:
+    """Not even one that the lock names: building it runs its code."""
+    for name, text in {"setup.py": OWNED, "pyproject.toml": "[build-system]\nrequires = []\n"}.items():
+        (tmp_path / name).write_text(text)
+    wheels = house.folder / "wheels"
+    with tarfile.open(wheels / "source-1.0.tar.gz", "w:gz") as archive:
+        for name in ("setup.py", "pyproject.toml"):
+            archive.add(tmp_path / name, f"source-1.0/{name}")
+    lock = house.folder / "environment.lock"
+    before = lock.read_text()
+    lock.write_text(f"source==1.0 --hash=sha256:{files.sha256(wheels / 'source-1.0.tar.gz')}\n")
+    try:
+        house.send()
+        done = house.install(house.pair.head, check=False)
+    finally:
+        (wheels / "source-1.0.tar.gz").unlink()
+        lock.write_text(before)
+        house.send()
+    assert done.returncode == 1
+    assert "uv could not install the lock" in done.stderr and "source" in done.stderr
+    assert house.pair.head.run("ls /owned", check=False).returncode != 0
+
+
+def test_a_strict_umask_keeps_the_clusters_user_from_nothing(house: House) -> None:
+    """As hardening guides want it: nobody else can read what root makes."""
+    for machine in (house.pair.head, house.pair.hand):
+        house.install(machine, "undo")
+        house.install(machine, before="umask 077\n")
+        machine.ssh(f'sudo -u dask sh -c "{IMPORT}"')
 
 
 # twice, and back

@@ -5,6 +5,8 @@
 # shellcheck shell=bash
 set -euo pipefail
 shopt -s lastpipe # what `put` sets at the end of a pipe is set here
+umask 022 # that of the machine may keep the cluster's user from what root installs
+cd /      # no program reads its modules or settings from the login user's home
 
 CLUSTER_USER=dask
 # Root's alone to write, but for the home in VAR: what runs on the cluster must not be able to put a link or a program
@@ -110,16 +112,32 @@ need() {
   fatal "'$command' is missing and no package could be installed for it ($*); install it, then run up again"
 }
 
+LOCKED=120         # seconds to wait for another program that installs packages
+INSTALL_LIMIT=1800 # seconds for one package or the package lists
 install_package() {
   if command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
-    apt-get -o DPkg::Lock::Timeout=120 install -y -q --no-install-recommends "$1" >&2 ||
-      { apt-get -q update >&2 && apt-get -o DPkg::Lock::Timeout=120 install -y -q --no-install-recommends "$1" >&2; }
+    local install=(apt-get -o "DPkg::Lock::Timeout=$LOCKED" install -y -q --no-install-recommends "$1")
+    timeout $INSTALL_LIMIT "${install[@]}" >&2 || { update_lists && timeout $INSTALL_LIMIT "${install[@]}" >&2; }
   elif command -v dnf >/dev/null; then
-    dnf -q -y install "$1" >&2
+    timeout $INSTALL_LIMIT dnf -q -y install "$1" >&2
   else
     fatal "no apt-get and no dnf to install $1 with; install it by hand, then run up again"
   fi
+}
+
+# apt-get waits for dpkg's lock by itself, but not for that of the lists, which a new cloud machine holds at first.
+update_lists() {
+  local end=$((SECONDS + LOCKED)) said told=
+  until said=$(timeout $INSTALL_LIMIT apt-get -q update 2>&1); do
+    if [[ $said != *lists/lock* ]] || [ $SECONDS -ge $end ]; then
+      note "apt-get update failed on $(hostname): $(grep '^E:' <<<"$said" || tail -n 3 <<<"$said")"
+      return 1
+    fi
+    [ -n "$told" ] || note "waiting for another program to give back apt's lock: $(grep -m 1 lists/lock <<<"$said")"
+    told=yes
+    sleep 1
+  done
 }
 
 # wait_for SECONDS WHAT COMMAND...: COMMAND succeeds within SECONDS, or the step fails and says WHAT did not happen.

@@ -5,71 +5,76 @@
 #   UV, UV_SHA256  file name and checksum of the wheel that brings uv
 #   AUTHORITY_ADDRESS  of the machine that hands out lock and wheels, and that lets workers restart on one machine at a
 #                  time; empty on that machine
-#   LOGIN_USER     the user whose home they were copied to, on the authority's machine
 
 FILES=$OPT/files
 ENVIRONMENT=$OPT/environment
 INSTALLED=$OPT/installed
+OWN=$OPT/own # root's copies
+
+UV_BIN=$OPT/uv/${UV%.whl}/bin/uv
+FILES_LIMIT=1200 # seconds that the files of the authority's machine are mounted
+UV_LIMIT=1800    # seconds for uv, once
+UV_SILENCE=30    # seconds that a package index may be silent, before uv tries it again
 
 files=$FILES
 
-# On the authority's machine: takes what up copied, as a whole.
-take_over() {
-  local upload
-  upload=$(getent passwd "$LOGIN_USER" | cut -d: -f6)/daskstack-files
-  if [ -d "$upload" ]; then
-    rm -rf $FILES.new
-    cp -R --no-preserve=mode,ownership "$upload" $FILES.new
-    rm -rf $FILES
-    mv $FILES.new $FILES
-    rm -rf "$upload"
-  fi
-}
-
-# After a first run that failed: up sends them only once, and the next run looks for them where up put them.
-hand_back() {
-  local upload
-  upload=$(getent passwd "$LOGIN_USER" | cut -d: -f6)/daskstack-files
-  if [ ! -d $FILES ] || [ -e "$upload" ]; then return; fi
-  mv $FILES "$upload"
-  chown -hR "$LOGIN_USER:" "$upload"
-}
-
-# On the others: only what is not installed yet crosses the network, so it is mounted and not copied.
+# On the others: only what is not installed yet crosses the network, so it is mounted and not copied. The cluster's user
+# hands it out, so whatever root reads there may be something else the next time, and may never arrive.
 reach_files() {
   need sshfs sshfs fuse-sshfs
   files=/run/daskstack-files
-  mkdir -p $files
   let_go
+  mkdir -p $files
   at_exit=let_go
-  sshfs -o "ro,ssh_command=$ETC/ssh/ssh" "$CLUSTER_USER@$AUTHORITY_ADDRESS:$FILES" $files ||
-    fatal "lock and wheels cannot be read from $AUTHORITY_ADDRESS"
+  # Whoever still reads from it at the end gets an error.
+  timeout -s KILL $FILES_LIMIT \
+    sshfs -f -o "ro,ssh_command=$ETC/ssh/ssh" "$CLUSTER_USER@$AUTHORITY_ADDRESS:$FILES" $files </dev/null >/dev/null 9>&- &
+  mounting=$!
+  disown # bash reports its end otherwise
+  until findmnt -n $files >/dev/null; do
+    kill -0 $mounting 2>/dev/null || fatal "lock and wheels cannot be read from $AUTHORITY_ADDRESS"
+    sleep 0.05
+  done
 }
 
-let_go() { if findmnt -n $files >/dev/null; then umount -l $files; fi; }
+mounting=
+let_go() {
+  [ -z "$mounting" ] || kill -KILL -- "-$mounting" 2>/dev/null || true
+  if findmnt -n $files >/dev/null; then umount -l $files; fi
+  [ $files = $FILES ] || [ ! -d $files ] || rmdir $files
+}
 
-checksum() { [ "$(sha256sum <"$1" | cut -d' ' -f1)" = "$2" ] || fatal "$1 is not what up copied; run up again"; }
+# take FILE SHA256: root's own copy of it in $OWN, which is as `up` knows it.
+take() {
+  install -d -m 0700 $OWN
+  head -c 500M "$files/$1" >"$OWN/$1" || fatal "$1 cannot be read from ${AUTHORITY_ADDRESS:-$FILES}"
+  [ "$(sha256sum <"$OWN/$1" | cut -d' ' -f1)" = "$2" ] ||
+    fatal "$1${AUTHORITY_ADDRESS:+ from $AUTHORITY_ADDRESS} is not what up copied: a task may have changed what that" \
+      "machine hands out, or the copy is an old one; run up again"
+}
 
 install_uv() {
-  [ -x "$OPT/uv/${UV%.whl}/bin/uv" ] && return
-  checksum "$files/$UV" "$UV_SHA256"
+  [ -x "$UV_BIN" ] && return
+  take "$UV" "$UV_SHA256"
   need python3 python3
   rm -rf $OPT/uv
-  mkdir -p "$OPT/uv/${UV%.whl}/bin"
-  python3 -m zipfile -e "$files/$UV" $OPT/uv/unpacked
-  install -m 0755 $OPT/uv/unpacked/uv-*.data/scripts/uv "$OPT/uv/${UV%.whl}/bin/uv"
+  mkdir -p "$(dirname "$UV_BIN")"
+  python3 -I -m zipfile -e "$OWN/$UV" $OPT/uv/unpacked
+  install -m 0755 $OPT/uv/unpacked/uv-*.data/scripts/uv "$UV_BIN"
   rm -rf $OPT/uv/unpacked
 }
 
 # The machine's own package index is named in uv's configuration there: /etc/uv/uv.toml.
 uv() {
-  local configured=()
+  local configured=() status=0
   [ "$SOURCE" = index ] || configured=(UV_NO_CONFIG=1)
-  env "${configured[@]}" UV_CACHE_DIR=$OPT/cache UV_PYTHON_INSTALL_DIR=$OPT/python UV_NO_PROGRESS=1 UV_SYSTEM_CERTS=1 \
-    "$OPT/uv/${UV%.whl}/bin/uv" "$@"
+  timeout $UV_LIMIT env "${configured[@]}" UV_CACHE_DIR=$OPT/cache UV_PYTHON_INSTALL_DIR=$OPT/python UV_NO_PROGRESS=1 \
+    UV_SYSTEM_CERTS=1 UV_HTTP_TIMEOUT=$UV_SILENCE "$UV_BIN" "$@" || status=$?
+  [ $status != 124 ] || note "uv had not ended after $UV_LIMIT s on $(hostname)"
+  return $status
 }
 
-has_python() { [ "$("$ENVIRONMENT/bin/python" -c "$version" 2>/dev/null)" = "$PYTHON" ]; }
+has_python() { [ "$("$ENVIRONMENT/bin/python" -I -c "$version" 2>/dev/null)" = "$PYTHON" ]; }
 
 version='import sys; print("%d.%d" % sys.version_info[:2])'
 
@@ -80,19 +85,21 @@ make_environment() {
   [ "$SOURCE" = wheelhouse ] || downloads=automatic
   uv venv -q --clear --python "$PYTHON" --python-preference system --no-python-downloads $ENVIRONMENT 2>/dev/null && return
   [ $downloads = automatic ] && uv venv -q --clear --python "$PYTHON" $ENVIRONMENT && return
-  fatal "this machine has no Python $PYTHON (it has $(python3 -c "$version" 2>/dev/null || echo none)):" \
+  fatal "this machine has no Python $PYTHON (it has $(python3 -I -c "$version" 2>/dev/null || echo none)):" \
     "install python$PYTHON here, or set environment.python to what every machine has and make the lock for it"
 }
 
+# Wheels alone: building a source package runs its code as root. uv hashes a wheel while it unpacks it, so that wheels
+# need no copy of root's own.
 sync_packages() {
   local from=()
   [ "$SOURCE" = index ] || from=(--no-index --find-links "$files/wheels")
-  uv pip sync "$@" --require-hashes "${from[@]}" --python $ENVIRONMENT/bin/python "$files/environment.lock"
+  uv pip sync "$@" --no-build --require-hashes "${from[@]}" --python $ENVIRONMENT/bin/python $OWN/environment.lock
 }
 
 install_packages() {
   sync_packages -q || fatal "uv could not install the lock; its words are above"
-  rm -rf $OPT/cache
+  rm -rf $OPT/cache $OWN
 }
 
 # services PATTERN: the units of that name that are to run here.
@@ -154,18 +161,16 @@ start_services() {
 
 main() {
   if [ "${1:-}" = undo ]; then
-    if [ $undo_on_failure = yes ] && [ -z "$AUTHORITY_ADDRESS" ]; then hand_back; fi
     rmdir /run/daskstack-files 2>/dev/null || true
-    rm -rf $FILES $FILES.new $ENVIRONMENT $OPT/uv $OPT/python $OPT/cache $INSTALLED
+    rm -rf $ENVIRONMENT $OPT/uv $OPT/python $OPT/cache $INSTALLED $OWN
     tidy
     return
   fi
   [ "$(uname -m)" = x86_64 ] || fatal "this machine is $(uname -m); lock and wheels are for x86_64"
   install -d -m 0755 $OPT
-  [ -n "$AUTHORITY_ADDRESS" ] || take_over
   [ "$(cat $INSTALLED 2>/dev/null)" = "$LOCK_SHA256 $PYTHON" ] && return
   [ -z "$AUTHORITY_ADDRESS" ] || reach_files
-  checksum "$files/environment.lock" "$LOCK_SHA256"
+  take environment.lock "$LOCK_SHA256"
   install_uv
   rm -f $INSTALLED
   stop_what_is_affected
