@@ -15,6 +15,7 @@ from daskstack import private
 from daskstack.tunnel import TunnelError, Way
 
 WAIT = 30  # seconds for a port-forward to open
+ANSWER = 60  # seconds for kubectl
 PAUSE = 1  # seconds until one that died is tried again
 
 
@@ -42,9 +43,9 @@ def wake(cluster: Mapping[str, Any], namespace: str) -> int:
         def run(*words: str) -> str:
             words = ("--namespace", namespace, *words)
             try:
-                done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
+                done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=ANSWER)
             except subprocess.TimeoutExpired:
-                raise TunnelError(f"`kubectl {' '.join(words)}` had no answer within 60 s") from None
+                raise TunnelError(f"`kubectl {' '.join(words)}` had no answer within {ANSWER} s") from None
             if done.returncode:
                 raise TunnelError(f"`kubectl {' '.join(words)}` failed: {done.stderr.strip()}")
             return done.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 from daskstack import engine
 
 CACHE = engine.cache_folder()
-WAIT = 3600  # seconds for another make to end; building Kubernetes takes long
+WAIT = 3600  # seconds for a command, or another make, to end; building Kubernetes takes long
 # A terminal may show the ticking line of a phase.
 CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
 
@@ -60,6 +60,7 @@ def run(*command: str | Path, log: str, **kwargs) -> None:
     path.parent.mkdir(exist_ok=True)
     try:
         with path.open("w") as output:
+            kwargs.setdefault("timeout", WAIT)
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True, **kwargs)
     except subprocess.TimeoutExpired as error:
         outcome = f"had not ended after {error.timeout:.0f} s"

@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 from daskstack import engine, kubernetes
 
+WAIT = 60  # seconds for kubectl
+
 
 def main(stack: str) -> None:
     environ = {**os.environ, **engine.variables(stack)}
@@ -59,7 +61,12 @@ def clear_release(exported: Mapping) -> None:
         with kubernetes.kubectl(json.loads(environment["CLUSTER"])) as command:
             words = ["--namespace", environment["NAMESPACE"], "--request-timeout", "20s", "delete", "secrets"]
             selector = f"owner=helm,name=dask{unfinished}"
-            done = subprocess.run([*command, *words, "--selector", selector], capture_output=True, text=True)
+            try:
+                run = [*command, *words, "--selector", selector]
+                done = subprocess.run(run, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=WAIT)
+            except subprocess.TimeoutExpired:
+                print(f"The Helm release that was under way could not be cleared: kubectl said nothing within {WAIT} s")
+                continue
         if "deleted" in done.stdout:
             print("Cleared the Helm release that was under way; it is finished now")
 

@@ -12,6 +12,7 @@ import sys
 from daskstack.kubernetes import kubectl
 
 OLDEST = (1, 28)
+WAIT = 60  # seconds for an answer
 
 
 def main() -> None:
@@ -31,11 +32,15 @@ def main() -> None:
 
 
 def _said(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        words = " ".join(command[:1] + command[-3:])
+    words = " ".join(command[:1] + command[-3:])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=WAIT)
+        problem = (done.stderr.strip() or f"status {done.returncode}") if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        problem = f"kubectl said nothing within {WAIT} s"
+    if problem:
         sys.exit(
-            f"error: the cluster does not answer `{words}`: {done.stderr.strip()}\n"
+            f"error: the cluster does not answer `{words}`: {problem}\n"
             "look at cluster.kubeconfig and cluster.context, and at whether you are logged in"
         )
     return done.stdout

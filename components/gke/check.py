@@ -22,6 +22,7 @@ JOB_TIME = 420  # seconds
 NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
 BROKEN = {"CreateContainerConfigError", "CrashLoopBackOff"}
 PATIENCE = 45
+ANSWER = 90  # seconds for kubectl
 SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}
 
 
@@ -37,7 +38,10 @@ class Cluster:
         self.release = release
 
     def run(self, *words: str, stdin: str = "", check: bool = True) -> str:
-        done = subprocess.run([*self._command, *words], input=stdin, capture_output=True, text=True, timeout=90)
+        try:
+            done = subprocess.run([*self._command, *words], input=stdin, capture_output=True, text=True, timeout=ANSWER)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"`kubectl {' '.join(words[:2])}` said nothing within {ANSWER} s") from None
         if done.returncode and check:
             raise Failure(f"kubectl {words[0]}: {done.stderr.strip()}")
         return done.stdout
@@ -179,5 +183,5 @@ def job(cluster: Cluster, program: str, expect: str) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except (Failure, subprocess.TimeoutExpired) as failure:
+    except Failure as failure:
         sys.exit(f"error: {printable(str(failure))}")  # pods' own lines are in it

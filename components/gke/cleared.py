@@ -13,6 +13,7 @@ import time
 from daskstack.kubernetes import kubectl
 
 WAIT = 300  # seconds
+ANSWER = 60  # seconds for kubectl
 
 
 def main() -> None:
@@ -21,12 +22,19 @@ def main() -> None:
     with kubectl(json.loads(os.environ["CLUSTER"])) as command:
 
         def all_of(kind: str, *words: str) -> list[dict]:
-            done = subprocess.run(
-                [*command, "--request-timeout", "20s", "get", kind, *words, "--output", "json"],
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
+            try:
+                done = subprocess.run(
+                    [*command, "--request-timeout", "20s", "get", kind, *words, "--output", "json"],
+                    capture_output=True,
+                    text=True,
+                    stdin=subprocess.DEVNULL,
+                    timeout=ANSWER,
+                )
+            except subprocess.TimeoutExpired:
+                sys.exit(
+                    "error: what is left in the cluster cannot be seen:"
+                    f" `kubectl get {kind}` said nothing within {ANSWER} s"
+                )
             if done.returncode:
                 sys.exit(f"error: what is left in the cluster cannot be seen: {done.stderr.strip()}")
             return json.loads(done.stdout)["items"]

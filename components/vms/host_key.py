@@ -16,11 +16,12 @@ from contextlib import ExitStack
 from daskstack import ssh
 
 ATTEMPTS = 3
+ANSWER = 10  # seconds
 
 
 def scan(address: str, port: str, bastion: dict | None) -> tuple[str, str]:
     """The key, "ssh-ed25519 AAAA...", empty where there is none; and what was said then."""
-    command = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", port, address]
+    command = ["ssh-keyscan", "-T", str(ANSWER), "-t", "ed25519", "-p", port, address]
     with ExitStack() as stack:
         if bastion:
             command = [*stack.enter_context(ssh.command(bastion)), shlex.join(command)]

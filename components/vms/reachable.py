@@ -14,25 +14,31 @@ from daskstack import ssh
 
 LOST = 255  # ssh's own status: no connection
 WAIT = 45  # seconds; the change is taken back after 60
+STEP = 1200  # seconds for the step
 
 
 def main() -> None:
     step, connection = sys.stdin.read(), json.loads(os.environ["CONNECTION"])
     with ssh.command(connection) as machine:
 
-        def run(argument: str) -> int:
-            return subprocess.run([*machine, f"{os.environ['COMMAND']} {argument}"], input=step, text=True).returncode
+        def run(argument: str, limit: float) -> int:
+            command = [*machine, f"{os.environ['COMMAND']} {argument}"]
+            try:
+                return subprocess.run(command, input=step, text=True, timeout=limit).returncode
+            except subprocess.TimeoutExpired:
+                print(f"no answer from {connection['host']} within {limit:.0f} s", file=sys.stderr)
+                return LOST
 
         def confirm() -> int:
             deadline = time.monotonic() + WAIT
-            while (status := run("confirm")) == LOST and time.monotonic() < deadline:
+            while (status := run("confirm", WAIT)) == LOST and time.monotonic() < deadline:
                 time.sleep(1)
             return status
 
         status = confirm()
         if status not in (0, LOST):
             # It was taken back because nobody came within a minute: `up` was killed, or busy with many machines.
-            status = run("") or confirm()
+            status = run("", STEP) or confirm()
     if status == LOST:
         sys.exit(
             f"error: no new SSH connection to {connection['host']} since its firewall changed (see above); the change"

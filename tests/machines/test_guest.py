@@ -180,7 +180,7 @@ def environment_variables(pair: Pair, machine: Machine, folder: Path) -> dict[st
     return {
         "LOCK_SHA256": sha256((folder / "environment.lock").read_bytes()).hexdigest(), "PYTHON": "3.11",
         "SOURCE": "wheelhouse", "UV": uv.name, "UV_SHA256": sha256(uv.read_bytes()).hexdigest(),
-        "AUTHORITY_ADDRESS": "" if machine is pair.head else pair.head.address, "LOGIN_USER": "admin",
+        "AUTHORITY_ADDRESS": "" if machine is pair.head else pair.head.address,
     }  # fmt: skip
 
 
@@ -263,6 +263,8 @@ def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_th
         for state in ("idle", "service", "environment", "data", "credentials", "authority", "keys", "firewall"):
             if (machine.name, state) in guest.variables:
                 guest.undo(machine, state)
+        if machine is guest.head:
+            files.as_root(connection(machine), files.REMOVE)
         assert machine.run("cat /tmp/of-dask/of-others/thesis; rm -r /tmp/of-dask").stdout == "alice's\n"
         assert changes(machine, before[machine.name]) == set()
     assert guest.hand.ssh("ls /tmp/woken", check=False).returncode != 0

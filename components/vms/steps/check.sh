@@ -3,10 +3,16 @@
 #   EXPECT   what it should see, JSON
 #   CONFIRMS names all that the check depends on: when it changes, the check runs again
 
+CHECK_LIMIT=240 # seconds
+
 main() {
   [ "${1:-}" = undo ] && return
   cd $CLUSTER_HOME
-  in_environment timeout 240 python -c "$CHECK" "$EXPECT"
+  in_environment timeout $CHECK_LIMIT python -c "$CHECK" "$EXPECT" || {
+    [ $? != 124 ] || fatal "the check had not ended after $CHECK_LIMIT s: scheduler or workers do not answer;" \
+      "look at make status and make logs"
+    exit 1
+  }
 }
 
 main "$@" </dev/null

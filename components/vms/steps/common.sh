@@ -236,7 +236,7 @@ one_at_a_time() {
   local here=(bash -c) lock="exec 9>$CLUSTER_HOME/stopping.lock && flock -w 1800 9 && echo held && timeout 300 cat"
   [ -z "$1" ] || here=("$ETC/ssh/ssh" "$1")
   coproc LOCK { as_cluster_user "${here[@]}" "$lock"; }
-  read -r _ <&"${LOCK[0]}" ||
+  read -r -t 1830 _ <&"${LOCK[0]}" ||
     fatal "waited 1800 s in vain for other machines to restart their workers, or could not ask for the lock on ${1:-this machine}"
 }
 

@@ -1,0 +1,239 @@
+"""Every wait ends: each thing outside that `up`, `connect` and `status` talk to stalls in turn, on this computer.
+
+tests/machines/test_stalls.py does so with what stalls on a machine.
+"""
+
+import io
+import json
+import os
+import platform
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from components.gke import answers, check, cleared
+from components.vms import files, host_key, reachable
+from components.vms.step import script
+from daskstack import connection, kubernetes, remote, ssh
+from daskstack.engine import PROJECT
+from daskstack.tunnel import Way
+
+PATIENCE = 60  # seconds: far more than any limit here, for a busy computer
+
+
+def ends(call: Callable[[], object]) -> str:
+    """What it says as it fails; it must end by itself."""
+    said: list[str] = []
+
+    def run() -> None:
+        try:
+            call()
+        except (Exception, SystemExit) as error:
+            said.append(str(error))
+        else:
+            said.append("it did not fail")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert said, f"it has not ended within {PATIENCE} s"
+    return said[0]
+
+
+# ssh
+
+
+def test_an_up_whose_login_is_refused_ends_with_what_ssh_said(project, sshd, keys):
+    """More than a pipe holds is to be sent, and nobody reads it."""
+    refused = sshd.connection(private_key=keys.folder.joinpath("other").read_text())
+    environment = {
+        "LOCK": "environment.lock",
+        "PYTHON": "3.11",
+        "SOURCE": "wheelhouse",
+        "CONNECTION": json.dumps(refused),
+    }
+    said = project.fails(f"""
+local.Command("files", create="{sys.executable} -m components.vms.files", dir="{PROJECT}", environment={environment})
+""")
+    assert "Permission denied" in said
+    assert "lock and wheels could not be copied to /opt/daskstack on 127.0.0.1" in said
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
+    """The connection of a server that accepts and says nothing."""
+    monkeypatch.setitem(ssh.OPTIONS, "ConnectTimeout", "1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield {
+            "host": "127.0.0.1",
+            "port": server.getsockname()[1],
+            "user": "admin",
+            "host_key": "ssh-ed25519 AAAA",
+            "private_key": "none",
+        }
+
+
+def test_a_machine_that_accepts_and_stays_silent_ends_each_program_of_up(silent, monkeypatch, tmp_path, capfd):
+    folder = tmp_path / files.FOLDER
+    folder.mkdir()
+    (folder / "wheel").write_bytes(bytes(1 << 20))
+    assert "lock and wheels could not be copied to /opt/daskstack on 127.0.0.1" in ends(
+        lambda: files.send(folder, silent)
+    )
+    assert "timed out" in capfd.readouterr().err
+
+    monkeypatch.setattr(host_key, "ATTEMPTS", 1)
+    monkeypatch.setattr(host_key, "ANSWER", 1)
+    port = str(silent["port"])
+    assert f"no ed25519 host key from 127.0.0.1 port {port}" in ends(lambda: host_key.read("127.0.0.1", port, None))
+
+    monkeypatch.setattr(reachable, "WAIT", 1)
+    monkeypatch.setenv("CONNECTION", json.dumps(silent))
+    monkeypatch.setenv("COMMAND", "true")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("true"))
+    assert "no new SSH connection to 127.0.0.1" in ends(reachable.main)
+
+
+def test_a_machine_that_accepts_and_stays_silent_ends_status_and_logs(silent):
+    client = {"scheduler": "tls://10.1.0.1:8786", "head": "head"}
+    outputs = {"client": client, "admin": {"machines": {"head": silent}}}
+    for ask in (lambda: remote.status(outputs), lambda: remote.journal(silent)):
+        assert re.search("`ssh` ended with status 255: .*timed out", ends(ask), re.DOTALL)
+
+
+def test_a_machine_that_takes_the_files_for_ever_ends_up(monkeypatch, tmp_path):
+    """Its sshd lives, but whatever root runs there stands still."""
+    program(tmp_path, "ssh", "exec sleep 600")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(files, "WAIT", 1)
+    folder = tmp_path / files.FOLDER
+    folder.mkdir()
+    (folder / "wheel").write_bytes(bytes(1 << 20))
+    machine = {"host": "10.1.0.1", "user": "admin", "host_key": "ssh-ed25519 AAAA"}
+    assert ends(lambda: files.send(folder, machine)) == "error: 10.1.0.1 had not taken lock and wheels after 1 s"
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    """An executable with this name, a shell script."""
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("text", [files.TAKE, files.REMOVE])
+def test_what_a_login_shell_is_given_means_the_same_to_every_shell(text):
+    """One word in single quotes: csh reads ! and line ends even there, fish a backslash."""
+    assert not set(text) & set("'\\!\n")
+    subprocess.run(["bash", "-n", "-c", text], check=True)
+
+
+# kubectl
+
+
+@pytest.fixture
+def dumb_kubectl(tmp_path, monkeypatch) -> None:
+    program(tmp_path, "kubectl", "exec sleep 600")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    told = {"NAMESPACE": "dask", "CREATE": "yes", "STACK": "test", "RELEASE": "dask", "WAIT": "600", "CHECK": ""}
+    for name, value in (told | {"EXPECT": "", "CLUSTER": json.dumps(CLUSTER)}).items():
+        monkeypatch.setenv(name, value)
+    for module, limit in ((answers, "WAIT"), (cleared, "ANSWER"), (check, "ANSWER"), (kubernetes, "ANSWER")):
+        monkeypatch.setattr(module, limit, 1)
+    monkeypatch.setattr(kubernetes, "WAIT", 1)
+
+
+CLUSTER = {"kubeconfig": "/nowhere", "context": ""}
+
+
+@pytest.mark.parametrize(
+    ("call", "culprit"),
+    [
+        (answers.main, "the cluster does not answer `kubectl version --output json`: kubectl said nothing within 1 s"),
+        (check.main, "`kubectl get deployments` said nothing within 1 s"),
+        (cleared.main, "what is left in the cluster cannot be seen: `kubectl get persistentvolumeclaims` said nothing"),
+        (lambda: kubernetes.wake(CLUSTER, "dask"), "had no answer within 1 s"),
+        (lambda: kubernetes.forward(CLUSTER, "dask", ["x:1"]).__enter__(), "the port-forward did not open within 1 s"),
+        (lambda: remote.ask(["kubectl", "logs"], wait=1), "`kubectl` had no whole answer after 1 s"),
+    ],
+    ids=["up's first look", "up's check", "destroy", "connect, which wakes", "connect", "status and logs"],
+)
+def test_a_kubectl_that_never_answers_is_named(dumb_kubectl, call, culprit):
+    assert culprit in ends(call)
+
+
+# The scheduler
+
+
+@pytest.fixture
+def stopped(tmp_path) -> Iterator[str]:
+    """The address of a scheduler that is stopped by SIGSTOP: its port accepts, and nothing answers."""
+    file = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--scheduler-file", file], stdout=log, stderr=log)
+    try:
+        for _ in range(PATIENCE * 10):
+            if file.exists() and (text := file.read_text()):
+                break
+            threading.Event().wait(0.1)
+        address = json.loads(text)["address"]
+        process.send_signal(signal.SIGSTOP)
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "arguments"),
+    [
+        ("components/check.py", "timeout=30", lambda address: [json.dumps({"address": address})]),
+        ("daskstack/report_status.py", "timeout=20", lambda address: [address]),
+        ("charts/dask/files/drain.py", "timeout=60", lambda address: [address, "--all-but", "worker-1-0"]),
+    ],
+    ids=["check", "status", "members"],
+)
+def test_a_scheduler_that_stands_still_is_named_by_what_asks_it(stopped, path, limit, arguments):
+    text = (PROJECT / path).read_text()
+    assert limit in text
+    command = [sys.executable, "-c", text.replace(limit, "timeout=1"), *arguments(stopped)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert "the scheduler" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_scheduler_that_stands_still_ends_connect(stopped, monkeypatch):
+    @contextmanager
+    def way(facts, targets):
+        port = int(stopped.rpartition(":")[2])
+        yield Way([port, port], lambda: "")
+
+    minor = ".".join(platform.python_version_tuple()[:2])
+    facts = {
+        "python": minor,
+        "packages": {},
+        "lock": "",
+        "scheduler": stopped,
+        "dashboard": "http://127.0.0.1:1/status",
+    }
+    monkeypatch.setattr(connection.engine, "cluster", lambda stack: {"client": facts})
+    monkeypatch.setattr(connection, "way_to", way)
+    said = ends(lambda: connection.connect("mine", wakes=False, timeout=1))
+    assert "the scheduler of stack mine does not answer" in said and "make status STACK=mine" in said
+
+
+def test_a_check_without_end_says_who_does_not_answer():
+    """The scheduler stops in the middle of it, where Dask would wait for ever."""
+    step = script("check", {"CHECK": "import time; time.sleep(600)", "EXPECT": "", "CONFIRMS": ""})
+    step = step.replace("CHECK_LIMIT=240", "CHECK_LIMIT=1").replace("cd $CLUSTER_HOME", 'in_environment() { "$@"; }')
+    environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-s"], input=step, env=environ, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert "the check had not ended after 1 s: scheduler or workers do not answer" in done.stderr
