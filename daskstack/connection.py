@@ -53,12 +53,14 @@ class Client(distributed.Client):
 
     async def _ensure_connected(self, timeout: float | None = None) -> None:
         """Tries again while the tunnel has no far end, which ends the stream before it is one of TLS."""
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        limit = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
         while True:
             if fault := self._way.fault():
                 raise TunnelError(fault)
             try:
-                return await super()._ensure_connected(timeout=timeout)
+                # Dask reads a scheduler's first words without a limit. It waits for three answers in all.
+                return await asyncio.wait_for(super()._ensure_connected(timeout=timeout), 3 * limit)
             except (FatalCommClosedError, ValueError) as error:
                 ended = isinstance(error, ValueError) or isinstance(error.__cause__, (SSLEOFError, SSLZeroReturnError))
                 if not ended or time.monotonic() > deadline:

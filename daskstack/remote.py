@@ -138,6 +138,8 @@ def ask(command: Sequence[str], program: str = "", wait: float = WAIT, size: int
         raise RemoteError(f"`{command[0]}` had no whole answer after {wait:.0f} s; it said: {text[-500:].strip()}")
     if len(said) > size:
         raise RemoteError(f"`{command[0]}` answered with more than {size} bytes")
+    if process.returncode == 124:  # of `timeout`
+        raise RemoteError(f"the machine answers, but what was asked there had not ended in time: {text[-500:].strip()}")
     if process.returncode:
         last = text[-2000:].strip() or "it said nothing"
         raise RemoteError(f"`{command[0]}` ended with status {process.returncode}: {last}")

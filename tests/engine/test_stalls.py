@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from distributed.security import Security
 
 from components.gke import answers, check, cleared
 from components.vms import files, host_key, reachable
@@ -25,6 +26,7 @@ from components.vms.step import script
 from daskstack import connection, kubernetes, remote, ssh
 from daskstack.engine import PROJECT
 from daskstack.tunnel import Way
+from tests.engine.support import wait_for
 
 PATIENCE = 60  # seconds: far more than any limit here, for a busy computer
 
@@ -171,21 +173,24 @@ def test_a_kubectl_that_never_answers_is_named(dumb_kubectl, call, culprit):
 # The scheduler
 
 
-@pytest.fixture
-def stopped(tmp_path) -> Iterator[str]:
+@pytest.fixture(params=["tls"])
+def stopped(request, tmp_path, monkeypatch) -> Iterator[str]:
     """The address of a scheduler that is stopped by SIGSTOP: its port accepts, and nothing answers."""
+    if request.param == "tls":
+        keys, prefix = Security.temporary(), "DASK_DISTRIBUTED__COMM__TLS__"
+        monkeypatch.setenv(f"{prefix}CA_FILE", keys.tls_ca_file)
+        for role in ("scheduler", "client"):
+            for half in ("cert", "key"):
+                monkeypatch.setenv(f"{prefix}{role}__{half}".upper(), getattr(keys, f"tls_{role}_{half}"))
     file = tmp_path / "scheduler.json"
-    command = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    command = [sys.executable, "-m", "dask", "scheduler", "--protocol", request.param, "--host", "127.0.0.1"]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--scheduler-file", file], stdout=log, stderr=log)
+        command += ["--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        for _ in range(PATIENCE * 10):
-            if file.exists() and (text := file.read_text()):
-                break
-            threading.Event().wait(0.1)
-        address = json.loads(text)["address"]
+        wait_for("the scheduler is there", lambda: file.exists() and file.read_text(), seconds=PATIENCE)
         process.send_signal(signal.SIGSTOP)
-        yield address
+        yield json.loads(file.read_text())["address"]
     finally:
         process.kill()
         process.wait()
@@ -206,9 +211,10 @@ def test_a_scheduler_that_stands_still_is_named_by_what_asks_it(stopped, path, l
     command = [sys.executable, "-c", text.replace(limit, "timeout=1"), *arguments(stopped)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
-    assert "the scheduler" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert re.search("the scheduler.* does not answer|no answer from the scheduler", done.stderr.splitlines()[-1])
 
 
+@pytest.mark.parametrize("stopped", ["tcp"], indirect=True)  # where no handshake of TLS would end it
 def test_a_scheduler_that_stands_still_ends_connect(stopped, monkeypatch):
     @contextmanager
     def way(facts, targets):
