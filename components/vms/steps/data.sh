@@ -89,7 +89,7 @@ directory() {
   ! is_mounted "$DATA_PATH" || return 0
   if [ ! -d "$DATA_PATH" ]; then
     remember data <<<"made $(first_missing "$DATA_PATH")"
-    (umask 022 && mkdir -p "$DATA_PATH")
+    mkdir -p "$DATA_PATH"
   else
     remember data <<<"$(stat -c '%a %U:%G' "$DATA_PATH")"
   fi

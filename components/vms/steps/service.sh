@@ -160,7 +160,7 @@ make_spill() {
     fi
     { cat $SPILLS 2>/dev/null || true; echo "$SPILL $made"; } | put $SPILLS 0644 root:root
   fi
-  (umask 022 && mkdir -p "$SPILL")
+  mkdir -p "$SPILL"
   [ -d "$folder" ] || mkdir -m 0700 "$folder"
   case $(stat -c %U:%F "$folder") in
     root:directory | "$CLUSTER_USER:directory") chown -h $CLUSTER_USER:$CLUSTER_USER "$folder" ;;
