@@ -1,8 +1,9 @@
 """Every wait ends: each thing outside that `up`, `connect` and `status` talk to stalls in turn, on this computer.
 
-tests/machines/test_stalls.py does so with what stalls on a machine.
+tests/machines/test_stalls.py has a full disk.
 """
 
+import fcntl
 import io
 import json
 import os
@@ -243,3 +244,58 @@ def test_a_check_without_end_says_who_does_not_answer():
     done = subprocess.run(["bash", "-s"], input=step, env=environ, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert "the check had not ended after 1 s: scheduler or workers do not answer" in done.stderr
+
+
+# What a step installs from
+
+
+@pytest.mark.parametrize(("waited", "status"), [(1, "1"), (PATIENCE, "0")], ids=["for ever", "for a while"])
+def test_a_held_lock_of_the_package_lists_is_waited_for_and_named(tmp_path, waited, status):
+    """As a new cloud machine holds it in its first minutes. apt-get is real, its lists are in a folder of the test."""
+    lists = tmp_path / "lists"
+    (lists / "partial").mkdir(parents=True)
+    config = tmp_path / "apt.conf"
+    nothing = "".join(f'Dir::Etc::{name} "/dev/null";\n' for name in ("sourcelist", "sourceparts"))
+    config.write_text(f'Dir::State::lists "{lists}";\nAPT::Sandbox::User "root";\n{nothing}')
+    step = script("check", {}).partition("\nmain()")[0].replace("LOCKED=120", f"LOCKED={waited}")
+    step += "\n(update_lists) && echo 0 || echo 1\nexit 0\n"
+    with (lists / "lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            ["bash", "-s"], env=os.environ | {"APT_CONFIG": str(config)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        process.stdin.write(step)
+        process.stdin.close()
+        told = process.stderr.readline()
+        if status == "0":
+            fcntl.lockf(lock, fcntl.LOCK_UN)
+        said, more = process.stdout.read(), process.stderr.read()
+        process.wait(PATIENCE)
+    assert "waiting for another program to give back apt's lock" in told and f"{lists}/lock" in told
+    assert said.strip() == status, more
+    assert status == "0" or f"{lists}/lock" in more
+
+
+def test_a_package_index_that_accepts_and_stays_silent_is_named(tmp_path):
+    """The step's own lines, with the folder of the test in the place of /opt."""
+    handed_out = tmp_path / "files"
+    handed_out.mkdir()
+    collected = files.collect(PROJECT / "environment.lock", "3.11", "wheelhouse")
+    [uv] = collected.glob("uv-*.whl")
+    (handed_out / uv.name).symlink_to(uv)
+    (handed_out / "environment.lock").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")
+    variables = {"SOURCE": "index", "UV": uv.name, "UV_SHA256": files.sha256(uv), "PYTHON": "3.11"}
+    variables |= {"LOCK_SHA256": files.sha256(handed_out / "environment.lock"), "AUTHORITY_ADDRESS": ""}
+    step = script("environment", variables).partition("\nmain()")[0]
+    step = step.replace("OPT=/opt/daskstack", f"OPT={tmp_path}").replace("UV_SILENCE=30", "UV_SILENCE=1")
+    step += '\ntake environment.lock "$LOCK_SHA256"; install_uv; make_environment; install_packages\n'
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        index = f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+        environ = os.environ | {"UV_DEFAULT_INDEX": index, "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run(
+            ["bash", "-s"], input=step, env=environ, capture_output=True, text=True, timeout=2 * PATIENCE
+        )
+    assert done.returncode == 1
+    assert "uv could not install the lock" in done.stderr
+    assert index in done.stderr, done.stderr

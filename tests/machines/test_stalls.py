@@ -1,0 +1,43 @@
+"""Every wait ends, on a machine too whose disk is full; tests/engine/test_stalls.py has what stalls elsewhere."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fleet import Machine
+
+from components.vms import files
+
+
+@pytest.fixture(scope="module")
+def machine(boot: Callable[..., list[Machine]]) -> Machine:
+    return boot("stalls")[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """uv, and a lock of one package that is nowhere."""
+    folder = tmp_path / files.FOLDER
+    folder.mkdir()
+    shutil.copy(next(files.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("uv-*.whl")), folder)
+    (folder / "environment.lock").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")
+    return folder
+
+
+def send(folder: Path, machine: Machine) -> None:
+    connection = {"host": machine.address, "user": "admin", "host_key": machine.host_key}
+    files.send(folder, connection | {"private_key": machine.key.read_text()})
+
+
+def test_a_full_disk_ends_the_sending_with_its_name_and_leaves_nothing(
+    machine: Machine, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    machine.run("mount -t tmpfs -o size=4m none /opt")
+    try:
+        with pytest.raises(SystemExit, match=f"could not be copied to /opt/daskstack on {machine.address}"):
+            send(folder, machine)
+        assert "No space left on device" in capfd.readouterr().err
+        assert machine.run("ls -A /opt").stdout == ""
+    finally:
+        machine.run("umount /opt")
