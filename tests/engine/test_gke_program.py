@@ -62,7 +62,10 @@ def test_a_preview_needs_no_cluster_and_shows_everything(stack: Stack) -> None:
         "release",
         "check",
     } <= set(found)
-    assert found["namespace"]["inputs"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    labels = found["namespace"]["inputs"]["metadata"]["labels"]
+    for mode in ("enforce", "audit", "warn"):
+        assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
+        assert labels[f"pod-security.kubernetes.io/{mode}-version"] == "latest"
     assert found["release"]["inputs"]["chart"] == "./charts/dask"
 
 
