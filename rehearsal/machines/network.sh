@@ -41,12 +41,20 @@ main() {
     esac
 }
 
+# Not the file that steps lock on a machine. Every user who can open a file can hold its lock, so it is root's alone.
+lock() {
+    local file=/run/daskstack-network.lock
+    (umask 077 && : >>$file)
+    chmod 0600 $file
+    exec 9>>$file
+    flock -w 60 9 || fatal "waited 60 s for another stack's network (lock: $file)"
+}
+
 hash() { printf '%s' "$1" | sha256sum; }
 
 up() {
     local network
-    exec 9>/run/daskstack.lock # two stacks must not choose the same network
-    flock -w 60 9 || fatal "waited 60 s for another stack's network (lock: /run/daskstack.lock)"
+    lock # two stacks must not choose the same network
     if ! is_up || [[ ! -s $record ]]; then
         remove_link
         network=$(choose)
@@ -63,8 +71,7 @@ up() {
 vpc() {
     local address
     need nft=nftables ss=iproute2
-    exec 9>/run/daskstack.lock
-    flock -w 60 9 || fatal "waited 60 s for another stack's network (lock: /run/daskstack.lock)"
+    lock
     if ! is_up; then
         remove_link
         make_link "$CALLER/32"

@@ -109,7 +109,7 @@ def test_a_step_that_was_killed_is_finished_and_undone_like_any_other(alone: Pai
 def test_two_runs_of_a_step_wait_for_each_other(alone: Pair) -> None:
     """As when the `up` that began the first was killed: on the machine it goes on."""
     machine = alone.head
-    machine.run("systemd-run -q -u former flock /run sleep 3")
+    machine.run("systemd-run -q -u former flock /run/daskstack.lock sleep 3")
     said = data(alone, "/srv/daskdata")
     assert "waiting for a step of an earlier run" in said
     assert machine.ssh("systemctl is-active former", check=False).stdout == "inactive\n"

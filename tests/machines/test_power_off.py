@@ -44,7 +44,8 @@ def pair(first_pair: Pair, stack: Stack) -> Iterator[Pair]:
 def worked(pair: Pair, workers: int) -> None:
     """What the scheduler's preload would write an hour after the last work."""
     home = "/var/lib/daskstack/home"
-    pair.head.run(f"cd {home} && echo {workers} >worked && chown dask worked && touch -d '1 hour ago' worked")
+    file = f"rm -f worked && echo {workers} >worked && chown dask worked && touch -d '1 hour ago' worked"
+    pair.head.run(f"cd {home} && {file}")
 
 
 def watch(pair: Pair, machine: Machine, limit: int, **changed: int) -> None:
@@ -88,7 +89,7 @@ def test_the_schedulers_machine_does_not_wait_for_a_stuck_worker_for_ever(pair: 
 
 def test_a_machine_stays_on_while_a_step_is_at_work_on_it(pair: Pair) -> None:
     watch(pair, pair.hand, 8)
-    pair.hand.run("systemd-run -q flock /run sleep 25")
+    pair.hand.run("systemd-run -q flock /run/daskstack.lock sleep 25")
     stays_on(pair.hand, 23)
     until(lambda: not pair.hand.is_on(), 20)
 

@@ -7,8 +7,7 @@ CHECK_LIMIT=240 # seconds
 
 main() {
   [ "${1:-}" = undo ] && return
-  cd $CLUSTER_HOME
-  in_environment timeout $CHECK_LIMIT python -c "$CHECK" "$EXPECT" || {
+  { within=$CHECK_LIMIT in_environment python -c "$CHECK" "$EXPECT" 2>&1 >&3 | printable >&2; } 3>&1 | printable || {
     [ $? != 124 ] || fatal "the check had not ended after $CHECK_LIMIT s: scheduler or workers do not answer;" \
       "look at make status and make logs"
     exit 1

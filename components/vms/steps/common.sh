@@ -19,18 +19,22 @@ CLUSTER_HOME=$VAR/home
 BEFORE=$VAR/before
 
 fatal() {
-  printf 'error on %s: %s\n' "$(hostname)" "$*" >&2
+  printf 'error on %s: %s\n' "$(hostname)" "$*" | printable >&2
   exit 1
 }
 
-note() { printf '%s\n' "$*" >&2; }
+note() { printf '%s\n' "$*" | printable >&2; }
+
+# Tasks choose some of what is printed, and a terminal would obey its control characters.
+printable() { LC_ALL=C tr -dc '\11\12\40-\176'; }
 
 # alone COMMAND...: runs it as the only step on this machine: that of an up that was killed may still be at work here.
 # What such a step changed and did not see through counts as changed, so that services take it up.
 UNFINISHED=/run/daskstack-unfinished
 STEPPED=/run/daskstack-stepped # when the last step ended
+LOCK=/run/daskstack.lock
 alone() {
-  exec 9</run
+  open_lock
   if ! flock --nonblock 9; then
     note "waiting for a step of an earlier run that is still at work on $(hostname)"
     flock --wait 300 9 || fatal "a step of an earlier run is still at work after 300 s; end it or restart the machine, then run up again"
@@ -40,6 +44,13 @@ alone() {
   "$@" 9>&-
   rm -f $UNFINISHED
   if [ -d $VAR ]; then touch $STEPPED; else rm -f $STEPPED; fi
+}
+
+# Every user who can open a file, for reading too, can hold its lock.
+open_lock() {
+  (umask 077 && : >>$LOCK)
+  chmod 0600 $LOCK
+  exec 9>>$LOCK
 }
 
 at_exit=: # what a step has to clean up
@@ -179,7 +190,12 @@ remove_made() {
   [ ! -d "$2" ] || (cd "$above" && rmdir --parents --ignore-fail-on-non-empty "${2#"${above%/}/"}")
 }
 
-as_cluster_user() { setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --init-groups env HOME=$CLUSTER_HOME "$@"; }
+# as_cluster_user COMMAND...: tasks can make any command of their user stand still, so it ends after a minute, or after
+# `within` seconds.
+as_cluster_user() {
+  timeout -k 5 "${within:-60}" setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --init-groups --no-new-privs \
+    env HOME=$CLUSTER_HOME "$@"
+}
 
 # Another user of that name is none of our business.
 cluster_user_is_ours() { [ "$(getent passwd $CLUSTER_USER | cut -d: -f6)" = $CLUSTER_HOME ]; }
@@ -223,27 +239,30 @@ delete_files_of_cluster_user() {
   done
 }
 
-# A program of the installed environment, as the cluster's user, with Dask's configuration.
+# A program of the installed environment, as the cluster's user, with Dask's configuration. Not in the home, from which
+# Python would import what a task put there.
 in_environment() {
-  as_cluster_user PATH=$OPT/environment/bin:/usr/local/bin:/usr/bin:/bin DASK_CONFIG=$ETC/dask.yaml \
-    PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache "$@"
+  (cd / && as_cluster_user PYTHONSAFEPATH=1 PATH=$OPT/environment/bin:/usr/local/bin:/usr/bin:/bin DASK_CONFIG=$ETC/dask.yaml \
+    PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache "$@")
 }
 
 # one_at_a_time AUTHORITY_ADDRESS: until this step ends, no other machine of the cluster stops its workers. The lock is
 # on the authority's machine (no address: this one), and ends with the connection; after 300 s at the latest, when this
-# machine died with it.
+# machine died with it. Tasks can hold it too, or break it: then the workers restart all the same.
 one_at_a_time() {
-  local here=(bash -c) lock="exec 9>$CLUSTER_HOME/stopping.lock && flock -w 1800 9 && echo held && timeout 300 cat"
+  local here=(sh -c) patience=600
+  local lock="exec 9>$CLUSTER_HOME/stopping.lock && flock -w $patience 9 && echo held && timeout 300 cat"
   [ -z "$1" ] || here=("$ETC/ssh/ssh" "$1")
-  coproc LOCK { as_cluster_user "${here[@]}" "$lock"; }
-  read -r -t 1830 _ <&"${LOCK[0]}" ||
-    fatal "waited 1800 s in vain for other machines to restart their workers, or could not ask for the lock on ${1:-this machine}"
+  coproc LOCK { within=$((patience + 360)) as_cluster_user "${here[@]}" "$lock" 2>/dev/null; }
+  read -r -t $((patience + 30)) _ <&"${LOCK[0]}" ||
+    note "no turn to restart workers within $patience s, or no answer from ${1:-this machine}: $(hostname) restarts its own now"
 }
 
 # Starts the worker units that are named, and waits until each answers.
 start_workers() {
   local unit
-  systemctl start "$@"
+  # Not for as long as they take: tasks can keep them from starting.
+  systemctl start --no-block "$@"
   for unit in "$@"; do
     # shellcheck source=/dev/null
     (source "$ETC/worker-${unit#*@}.env" && until_it_answers "$unit" "$ADDRESS" "$WORKER_PORT")

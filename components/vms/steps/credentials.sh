@@ -23,8 +23,17 @@ MaxStartups 100:30:300
 Match User $CLUSTER_USER
     TrustedUserCAKeys $SSH/user-authority.pub
     AuthorizedKeysFile none
+    AuthorizedKeysCommand none
     PasswordAuthentication no
     KbdInteractiveAuthentication no
+    GSSAPIAuthentication no
+    HostbasedAuthentication no
+    # A session must not be a way out of what the units of Dask forbid.
+    ForceCommand $SSH/session
+    PermitUserRC no
+    PermitTunnel no
+    AllowAgentForwarding no
+    X11Forwarding no
 Match all
 CONF
   [ -z "$TUNNEL" ] || cat <<CONF
@@ -72,6 +81,23 @@ remove_tunnel_user() {
 
 tunnels_end() { ! pkill -KILL -U $TUNNEL_USER; }
 
+# What sshd runs for each session: no set-user-id program gives more rights than the cluster's user has.
+session() {
+  cat <<PROGRAM
+#!/bin/sh
+case \${SSH_ORIGINAL_COMMAND-} in
+  '') set -- /bin/bash -l ;;
+  internal-sftp*)
+    for program in /usr/lib/openssh /usr/libexec/openssh /usr/lib/ssh; do
+      [ ! -x \$program/sftp-server ] || set -- \$program/sftp-server
+    done
+    ;;
+  *) set -- /bin/sh -c "\$SSH_ORIGINAL_COMMAND" ;;
+esac
+exec /usr/bin/setpriv --no-new-privs "\$@"
+PROGRAM
+}
+
 ssh_config() {
   cat <<CONF
 Host *
@@ -91,7 +117,7 @@ Host *
 CONF
 }
 
-reaches() { as_cluster_user $SSH/ssh "$1" true; }
+reaches() { within=15 as_cluster_user $SSH/ssh "$1" true; }
 
 main() {
   if [ "${1:-}" = undo ]; then
@@ -103,6 +129,7 @@ main() {
   [ -z "$TUNNEL" ] || tunnel_user
   printf '%s\n' "$HOST_CERTIFICATE" | put $SSH/host-cert.pub 0644 root:root
   printf '%s\n' "$USER_AUTHORITY" | put $SSH/user-authority.pub 0644 root:root
+  session | put $SSH/session 0755 root:root
   sshd_config | put $SSHD 0600 root:root
   local sshd_changed=$changed
   printf '@cert-authority * %s\n' "$HOST_AUTHORITY" | put $SSH/known_hosts 0644 root:root
@@ -110,8 +137,7 @@ main() {
   ssh_config | put $SSH/config 0644 root:root
   printf '#!/bin/sh\nexec ssh -F %s "$@"\n' $SSH/config | put $SSH/ssh 0755 root:root
   # So that a plain "ssh ADDRESS" of the cluster's user, a task's too, does the same.
-  # shellcheck disable=SC2016
-  as_cluster_user sh -c 'mkdir -p -m 0700 ~/.ssh && echo "Include $1" >~/.ssh/config' - $SSH/config
+  echo "Include $SSH/config" | put $CLUSTER_HOME/.ssh/config 0644 root:root
   printf '%s' "$TLS_AUTHORITY" | put $TLS/authority.pem 0644 root:root
   printf '%s' "$TLS_CERTIFICATE" | put $TLS/certificate.pem 0644 root:root
   if [ "$sshd_changed" = yes ]; then
@@ -151,9 +177,9 @@ listening() { ss -Hltne "sport = :$SSH_PORT" | grep -o 'ino:[0-9]*'; } 2>/dev/nu
 answers() { (exec 3<>"/dev/tcp/$ADDRESS/$SSH_PORT"); }
 
 undo() {
-  rm -f $SSHD $SSH/host-cert.pub $SSH/user-authority.pub $SSH/known_hosts $SSH/config $SSH/ssh
+  rm -f $SSHD $SSH/host-cert.pub $SSH/user-authority.pub $SSH/known_hosts $SSH/config $SSH/ssh $SSH/session
   rm -f $SSH/id_ed25519-cert.pub $TLS/authority.pem $TLS/certificate.pem
-  rm -rf $CLUSTER_HOME/.ssh
+  rm -f $CLUSTER_HOME/.ssh/config
   reload_sshd
   remove_tunnel_user
 }

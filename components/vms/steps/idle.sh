@@ -13,16 +13,16 @@ PATIENCE=300                          # seconds that the scheduler's machine giv
 # Runs by itself, as root.
 program() {
   echo '#!/bin/bash'
-  declare -p LIMIT ADDRESS CLUSTER_USER CLUSTER_HOME ETC STEPPED LOOK PATIENCE
-  declare -f as_cluster_user ask uptime watch power_off
+  declare -p LIMIT ADDRESS CLUSTER_USER CLUSTER_HOME ETC STEPPED LOCK LOOK PATIENCE
+  declare -f as_cluster_user open_lock ask uptime watch power_off
   echo watch
 }
 
 # Prints the seconds since the last work and the number of workers on other machines, as the scheduler's machine has it.
 ask() {
-  local here=(bash -c)
+  local here=(sh -c)
   [ -z "$ADDRESS" ] || here=("$ETC/ssh/ssh" "$ADDRESS")
-  as_cluster_user timeout 30 "${here[@]}" "cd $CLUSTER_HOME && workers=\$(cat worked) &&
+  within=30 as_cluster_user "${here[@]}" "cd $CLUSTER_HOME && workers=\$(cat worked) &&
     echo \$((\$(date +%s) - \$(stat -c %Y worked $STEPPED 2>/dev/null | sort -n | tail -n 1))) \$workers" </dev/null
 }
 
@@ -34,7 +34,7 @@ watch() {
   began=$(uptime) heard=$began left=$LIMIT
   while sleep $((left / 2 > LOOK ? left / 2 : LOOK)); do
     now=$(uptime)
-    if read -r age workers < <(ask); then heard=$now; else age=$((now - heard)) workers=0; fi
+    if read -r -t 40 age workers < <(ask); then heard=$now; else age=$((now - heard)) workers=0; fi
     [ "$age" -le $((now - began)) ] || age=$((now - began))
     stepped=$(($(date +%s) - $(stat -c %Y $STEPPED 2>/dev/null || echo 0)))
     [ "$age" -le $stepped ] || age=$stepped
@@ -47,7 +47,7 @@ watch() {
 
 # Not while a step is at work here; and from now on none begins.
 power_off() {
-  exec 9</run
+  open_lock
   flock --nonblock 9 || return 0
   echo "nothing was computed for $LIMIT s: powering off"
   systemctl poweroff && sleep 300
@@ -65,6 +65,34 @@ Wants=network-online.target
 ExecStart=$PROGRAM
 Restart=always
 RestartSec=$LOOK
+# It becomes the cluster's user, ends what that user let stand still, and powers off.
+CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_KILL CAP_SYS_BOOT
+NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths=/run
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+PrivateMounts=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+$([[ $ADDRESS =~ [^0-9.] ]] || printf 'IPAddressDeny=any\nIPAddressAllow=localhost %s\n' "$ADDRESS")
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@resources
+SystemCallErrorNumber=EPERM
+UMask=0077
 
 [Install]
 WantedBy=multi-user.target

@@ -12,10 +12,17 @@ cluster_user() {
     cluster_user_is_ours ||
       fatal "a user '$CLUSTER_USER' exists already and is not the cluster's; rename it or use another machine"
   else
-    useradd --system --user-group --home-dir $CLUSTER_HOME --shell /bin/bash --comment "Dask cluster" $CLUSTER_USER
+    useradd --system --user-group --home-dir $CLUSTER_HOME --shell /bin/sh --comment "Dask cluster" $CLUSTER_USER
   fi
+  # Unlike bash it reads no file of the home when sshd starts it.
+  [ "$(getent passwd $CLUSTER_USER | cut -d: -f7)" = /bin/sh ] || usermod --shell /bin/sh $CLUSTER_USER
   install -d -m 0755 $VAR $ETC $ETC/ssh $ETC/tls
-  install -d -m 0700 -o $CLUSTER_USER -g $CLUSTER_USER $CLUSTER_HOME
+  # In a home that is the cluster's user's own, that user could replace what is root's in it.
+  install -d -m 1770 -o root -g $CLUSTER_USER $CLUSTER_HOME
+  roots_own .ssh
+  # From here PAM would take LD_PRELOAD for sessions.
+  roots_own .pam_environment
+  limit_user_units
 }
 
 # A table of its own: a reload of firewalld leaves it alone. On Google Cloud the metadata server answers DNS, too.
@@ -72,6 +79,25 @@ open_metadata() {
   ! nft list table inet $TABLE >/dev/null 2>&1 || nft delete table inet $TABLE
 }
 
+# roots_own NAME: NAME in the home is a folder of root's, whatever a task put there.
+roots_own() {
+  local file=$CLUSTER_HOME/$1 end=$((SECONDS + 10))
+  while [ "$(stat -c %U:%F "$file" 2>/dev/null)" != root:directory ]; do
+    [ $SECONDS -lt $end ] || fatal "$file cannot be made root's: tasks put their own there again and again; stop Dask here"
+    rm -rf "$file"
+    mkdir -m 0755 "$file" 2>/dev/null || true
+  done
+}
+
+# A session can start units of the user, which are no children of the session.
+limit_user_units() {
+  install -d -m 0755 "$(dirname "$(user_unit)")"
+  printf '[Service]\nNoNewPrivileges=yes\n' | put "$(user_unit)" 0644 root:root
+  [ $changed = no ] || systemctl daemon-reload
+}
+
+user_unit() { echo "/etc/systemd/system/user@$(id -u $CLUSTER_USER).service.d/daskstack.conf"; }
+
 # A key that a killed run left half-written does not count: keys are made beside their place and moved there whole.
 make_keys() {
   local key=$ETC/ssh/id_ed25519
@@ -116,7 +142,12 @@ main() {
 
 undo() {
   end_cluster_user
-  ! cluster_user_is_ours || userdel $CLUSTER_USER
+  if cluster_user_is_ours; then
+    rm -f "$(user_unit)"
+    rmdir "$(dirname "$(user_unit)")" 2>/dev/null || true
+    systemctl daemon-reload
+    userdel $CLUSTER_USER
+  fi
   open_metadata
   rm -rf $ETC/ssh $ETC/tls $CLUSTER_HOME
   tidy

@@ -16,9 +16,8 @@ main() {
   list=$(tr ' ' '\n' <<<"$MEMBERS")
   # The first workers of a cluster have nothing to hand over.
   if [ -e $LIST ] && [ "$(<$LIST)" != "$list" ]; then
-    cd $CLUSTER_HOME
     # shellcheck disable=SC2086 # the names are words
-    in_environment timeout 600 python -c "$DRAIN" "$SCHEDULER" --all-but $MEMBERS ||
+    within=600 in_environment python -c "$DRAIN" "$SCHEDULER" --all-but $MEMBERS ||
       fatal "workers could not be taken out without a loss (above is why, or it took 600 s)." \
         "Release what they hold in the notebooks that use it, or give it up with client.restart(); then run up again"
   fi

@@ -1,0 +1,219 @@
+"""Sessions and units of the cluster's user gain no rights, and what tasks leave behind stops no step."""
+
+import re
+import shlex
+import time
+from collections.abc import Callable
+
+import pytest
+from fleet import Machine, Stack
+from test_steps import Pair, snapshot
+
+from components.vms.step import script
+
+HOME = "/var/lib/daskstack/home"
+NO_NEW_PRIVILEGES = "grep NoNewPrivs /proc/self/status"
+COMMON = script("check", {}).partition("# State: ")[0]
+UNITS = {
+    "ROLES": "scheduler worker", "NAME": "task", "ADDRESS": "10.0.0.1", "SCHEDULER": "tls://10.0.0.1:8786",
+    "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787", "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "",
+    "MEMORY": "", "SPILL": "/var/lib/daskstack/spill", "DATA_PATH": "/srv/daskdata", "CONFIG": "{}", "GRACE": "80",
+    "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": "", "WORKED": "", "CREDENTIALS": "", "AUTHORITY_ADDRESS": "",
+    "FIREWALL": "yes", "LIMIT": "60",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fresh(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
+    """A machine of which it is known how it was before its credentials."""
+    [machine] = boot("task")
+    pair = Pair(machine, machine, stack.network)
+    pair.credentials(machine)
+    return pair
+
+
+@pytest.fixture
+def machine(fresh: Pair) -> Machine:
+    return fresh.head
+
+
+def session(machine: Machine, command: str) -> str:
+    """What a command prints in a session that a task opens on its own machine."""
+    done = machine.ssh(shlex.join(["sudo", "-u", "dask", "ssh", machine.address, command]), check=False)
+    return done.stdout + done.stderr
+
+
+# Sessions
+
+
+def test_a_session_of_the_clusters_user_can_gain_no_rights(machine: Machine) -> None:
+    assert session(machine, NO_NEW_PRIVILEGES) == "NoNewPrivs:\t1\n"
+    # Which such a session can start, and which is no child of it.
+    assert machine.run("systemctl show -P NoNewPrivileges user@$(id -u dask).service").stdout == "yes\n"
+
+
+def test_a_login_and_a_file_transfer_can_gain_no_rights_either(machine: Machine) -> None:
+    typed = f"echo {shlex.quote(NO_NEW_PRIVILEGES)} | sudo -iu dask ssh {machine.address}"
+    assert "NoNewPrivs:\t1\n" in machine.ssh(typed).stdout
+    ask = "for p in $(pgrep -u dask sftp-server); do grep NoNewPrivs /proc/$p/status; done"
+    transfer = f"(echo pwd; sleep 3) | sudo -iu dask sftp -S /etc/daskstack/ssh/ssh {machine.address}"
+    seen = machine.run(f"{transfer} & for _ in $(seq 20); do sleep 0.1; {ask}; done; wait").stdout
+    assert "NoNewPrivs:\t1\n" in seen
+    assert "Remote working directory: " + HOME in seen
+
+
+@pytest.mark.parametrize("command", ["sudo -n true", "su -c true", "crontab -l", "at now"])
+def test_programs_that_give_rights_give_none_in_a_session(machine: Machine, command: str) -> None:
+    said = session(machine, f"{command} </dev/null && echo worked")
+    assert said
+    assert "worked" not in said
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (".bashrc", f"touch {HOME}/owned"),
+        (".profile", f"touch {HOME}/owned"),
+        (".ssh/rc", f"touch {HOME}/owned"),
+        (".ssh/environment", "LD_PRELOAD=/owned"),
+        (".pam_environment", "LD_PRELOAD DEFAULT=/owned"),
+    ],
+)
+def test_no_file_of_the_home_acts_before_a_session_is_limited(machine: Machine, file: str, text: str) -> None:
+    machine.run(f"cd {HOME} && sudo -u dask tee {file} <<<{shlex.quote(text)}", check=False)
+    seen = session(machine, f"env; ls {HOME}")
+    machine.run(f"cd {HOME} && rm -f .bashrc .profile owned")
+    assert "SSH_CONNECTION" in seen
+    assert "owned" not in seen
+
+
+def test_the_clusters_user_may_open_no_more_than_sessions(machine: Machine) -> None:
+    said = machine.run(f"sshd -T -C user=dask,host=x,addr={machine.address}").stdout.splitlines()
+    for line in (
+        "forcecommand /etc/daskstack/ssh/session", "allowagentforwarding no", "x11forwarding no", "permittunnel no",
+        "permituserrc no", "authorizedkeysfile none", "authorizedkeyscommand none", "passwordauthentication no",
+        "kbdinteractiveauthentication no", "hostbasedauthentication no",
+    ):  # fmt: skip
+        assert line in said
+    others = machine.run(f"sshd -T -C user=admin,host=x,addr={machine.address}").stdout.splitlines()
+    assert "forcecommand none" in others
+    assert "trustedusercakeys none" in others
+
+
+def test_a_key_that_a_task_plants_opens_no_door(machine: Machine) -> None:
+    plain = "ssh -F none -i bare -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no"
+    done = machine.run(
+        "cd $(mktemp -d) && ssh-keygen -q -t ed25519 -N '' -f bare\n"
+        f"for file in {HOME}/.ssh/authorized_keys {HOME}/authorized_keys; do cp bare.pub $file; done\n"
+        f"{plain} dask@{machine.address} true; code=$?; rm -f {HOME}/.ssh/authorized_keys {HOME}/authorized_keys\n"
+        "exit $code",
+        check=False,
+    )
+    assert done.returncode == 255
+    assert "Permission denied" in done.stderr
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    ("state", "function"), [("service", "scheduler_unit"), ("service", "worker_unit"), ("idle", "unit")]
+)
+def test_systemd_rates_the_units_as_closed(machine: Machine, state: str, function: str) -> None:
+    """2.0 or better, where 10 is worst; a service without any of this has 9.6."""
+    text = script(state, UNITS).rpartition("alone main")[0]
+    file = "/tmp/rated.service"
+    done = machine.run(
+        f"{text}\n{function} >{file}\nsystemd-analyze security --offline=true --no-pager {file}\nrm {file}"
+    )
+    rate = re.search(r"exposure level for rated.service: ([\d.]+)", done.stdout)
+    assert rate and float(rate[1]) <= 2.0, done.stdout
+
+
+def test_what_the_clusters_user_answers_is_no_command_of_the_idle_loop(machine: Machine) -> None:
+    text = script("idle", UNITS | {"ADDRESS": ""}).rpartition("alone main")[0]
+    loop = r"""
+sleep() { ((turn++ < 3)) || exit 0; }
+power_off() { :; }
+for answer in 'a[$(touch /owned)] 0' '0 a[$(touch /owned)]' '$(touch /owned) 0' '08 0'; do
+  ask() { printf '%s\n' "$answer"; }
+  (watch) || true
+done
+"""
+    machine.run(text + loop)
+    assert machine.ssh("ls /owned", check=False).returncode != 0
+
+
+# What tasks may try to stop
+
+
+@pytest.mark.parametrize("path", ["/run", "/run/daskstack.lock"])
+def test_no_other_user_can_hold_up_a_step(fresh: Pair, machine: Machine, path: str) -> None:
+    fresh.step(machine, "keys", NAME="task")
+    holder = f"systemd-run -q --collect --uid=dask -u holder sh -c 'exec 9<{path} && flock 9 && sleep 60'"
+    machine.run(f"{holder}; sleep 0.5")
+    try:
+        assert "waiting for a step" not in machine.run(script("keys", {"NAME": "task"})).stderr
+    finally:
+        machine.run("systemctl stop holder", check=False)
+
+
+def test_a_command_of_the_clusters_user_that_stands_still_is_ended(machine: Machine) -> None:
+    stands = "bash -c 'trap : TERM; while :; do sleep 1; done'"
+    done = machine.run(f"{COMMON}\nwithin=1 as_cluster_user {stands} || echo ended with $?")
+    assert done.stdout == "ended with 137\n"
+
+
+def test_workers_restart_though_a_task_keeps_the_turn_to_itself(machine: Machine) -> None:
+    lock = f"{HOME}/stopping.lock"
+    text = COMMON.replace("patience=600", "patience=1")
+    assert text != COMMON
+    machine.run(f"systemd-run -q --collect --uid=dask -u holder flock {lock} sleep 60; sleep 0.5")
+    try:
+        done = machine.run(f"{text}\none_at_a_time ''\necho went on")
+    finally:
+        machine.run(f"systemctl stop holder; rm -f {lock}", check=False)
+    assert done.stdout == "went on\n"
+    assert "no turn to restart workers within 1 s" in done.stderr
+
+
+def test_what_tasks_choose_reaches_no_terminal_as_control_characters(machine: Machine) -> None:
+    said = machine.run(COMMON + r"note $'a\e[31mb\nc\a'; fatal $'d\x9be\r'", check=False).stderr
+    assert said == "a[31mb\nc\nerror on task: de\n"
+
+
+def test_a_file_in_the_home_is_not_imported_by_check_and_members(machine: Machine) -> None:
+    python = "mkdir -p /opt/daskstack/environment/bin && ln -sf /usr/bin/python3 /opt/daskstack/environment/bin/python"
+    forged = f"{HOME}/json.py"
+    machine.run(f"{python} && echo 'print(\"forged\")' | sudo -u dask tee {forged}")
+    try:
+        said = machine.run(
+            f"cd {HOME}\n{script('check', {'CHECK': 'import json; print(json.dumps(1))', 'EXPECT': ''})}"
+        )
+    finally:
+        machine.run(f"rm -rf {forged} /opt/daskstack/environment")
+    assert said.stdout == "1\n"
+
+
+TRAPS = """cd
+mkdir -p retired-x/y retired-z stopping.lock
+rm -rf .ssh/config
+mkfifo .ssh/config worked fifo
+echo 'sleep 1000' | tee .bashrc >.profile
+(while :; do mkdir -p .ssh/x .pam_environment/x retired-y/z; done) &
+bash -c 'trap : TERM HUP INT; while :; do (sleep 1000 & sleep 1000) & sleep 0.05; done' &
+"""
+
+
+def test_traps_that_tasks_leave_stop_no_undo(fresh: Pair, machine: Machine) -> None:
+    """The last test here: it takes the machine's credentials away."""
+    fresh.variables[machine.name, "service"] = UNITS
+    run = f"systemd-run -q --collect --uid=dask -p KillMode=none -p Type=forking -E HOME={HOME}"
+    machine.run(f"{run} bash -c {shlex.quote(TRAPS)} && pgrep -u dask sleep")
+    for state in ("service", "credentials", "authority", "keys"):
+        fresh.undo(machine, state)
+    for _ in range(5):  # units take a moment to end
+        if not (left := snapshot(machine) ^ fresh.fresh[machine.name]):
+            break
+        time.sleep(1)
+    assert left == set()
