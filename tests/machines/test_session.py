@@ -101,7 +101,7 @@ def test_the_clusters_user_may_open_no_more_than_sessions(machine: Machine) -> N
 
 
 def test_a_key_that_a_task_plants_opens_no_door(machine: Machine) -> None:
-    plain = "ssh -F none -i bare -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no"
+    plain = "ssh -F none -i bare -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
     done = machine.run(
         "cd $(mktemp -d) && ssh-keygen -q -t ed25519 -N '' -f bare\n"
         f"for file in {HOME}/.ssh/authorized_keys {HOME}/authorized_keys; do cp bare.pub $file; done\n"
@@ -149,11 +149,11 @@ done
 
 @pytest.mark.parametrize("path", ["/run", "/run/daskstack.lock"])
 def test_no_other_user_can_hold_up_a_step(fresh: Pair, machine: Machine, path: str) -> None:
-    fresh.step(machine, "keys", NAME="task")
+    fresh.step(machine, "keys", NAME="task", METADATA="no")
     holder = f"systemd-run -q --collect --uid=dask -u holder sh -c 'exec 9<{path} && flock 9 && sleep 60'"
     machine.run(f"{holder}; sleep 0.5")
     try:
-        assert "waiting for a step" not in machine.run(script("keys", {"NAME": "task"})).stderr
+        assert "waiting for a step" not in machine.run(script("keys", {"NAME": "task", "METADATA": "no"})).stderr
     finally:
         machine.run("systemctl stop holder", check=False)
 
@@ -187,9 +187,8 @@ def test_a_file_in_the_home_is_not_imported_by_check_and_members(machine: Machin
     forged = f"{HOME}/json.py"
     machine.run(f"{python} && echo 'print(\"forged\")' | sudo -u dask tee {forged}")
     try:
-        said = machine.run(
-            f"cd {HOME}\n{script('check', {'CHECK': 'import json; print(json.dumps(1))', 'EXPECT': ''})}"
-        )
+        check = script("check", {"CHECK": "import json; print(json.dumps(1))", "EXPECT": ""})
+        said = machine.run(f"cd {HOME}\n{check}")
     finally:
         machine.run(f"rm -rf {forged} /opt/daskstack/environment")
     assert said.stdout == "1\n"
