@@ -80,6 +80,15 @@ def valid_amount(found: object) -> object:
     return found
 
 
+# What gives everybody who reaches a dashboard more than a look: dashboards have no login.
+OPEN_ARGUMENTS = {"--(no-)?jupyter": "leave it out: everyone who reaches the dashboard could run code"}
+OPEN_CONFIG = {
+    r"distributed\.(scheduler|worker)\.http\.routes": (
+        "leave it out: dashboards have no login, and some routes act on the cluster"
+    )
+}
+
+
 def valid_argument(refused: Mapping[str, str], word: str) -> str:
     flag = re.split(r"[=\s]", word)[0]
     for pattern, remedy in refused.items():

@@ -18,6 +18,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 import lock
 from settings import cost
 from settings.common import (
+    OPEN_ARGUMENTS,
+    OPEN_CONFIG,
     Conflict,
     Credentials,
     Environment,
@@ -197,7 +199,8 @@ ARGUMENTS = {
     "--memory-limit": "use workers.memory",
     "--protocol|--tls-.*": "use dask.tls",
     "--(port|dashboard-address|contact-address|host|interface|listen-address|local-directory|name|nworkers|pid-file"
-    "|scheduler-file)": "leave it out",
+    "|scheduler-(file|port)|version)": "leave it out",
+    **OPEN_ARGUMENTS,
 }
 Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, ARGUMENTS))], ...], Listed]
 
@@ -212,7 +215,7 @@ class KubernetesDask(Section):
     tls: bool = True
 
 
-CONFIG = {r"(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls"}
+CONFIG = {r"(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls", **OPEN_CONFIG}
 
 
 class Gke(Section):

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, Field
 
 from settings import cost
 from settings.common import (
+    OPEN_ARGUMENTS,
+    OPEN_CONFIG,
     Conflict,
     Credentials,
     Environment,
@@ -179,13 +181,15 @@ ARGUMENTS = {
     "--memory-limit": "use workers.memoryLimit",
     "--local-directory": "use workers.spill",
     "--protocol|--tls-.*": "use dask.tls",
-    "--(contact-address|host|interface|listen-address|name|pid-file|scheduler-file)": "leave it out",
+    "--(contact-address|host|interface|listen-address|name|pid-file|scheduler-(file|port)|version)": "leave it out",
+    **OPEN_ARGUMENTS,
 }
 
 
 CONFIG = {
     r"distributed\.comm\.(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls",
     "temporary-directory": "use workers.spill",
+    **OPEN_CONFIG,
 }
 
 

@@ -101,7 +101,8 @@ def test_the_clusters_user_may_open_no_more_than_sessions(machine: Machine) -> N
 
 
 def test_a_key_that_a_task_plants_opens_no_door(machine: Machine) -> None:
-    plain = "ssh -F none -i bare -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    options = ("IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null")
+    plain = f"ssh -F none -i bare {' '.join(f'-o {each}' for each in options)}"
     done = machine.run(
         "cd $(mktemp -d) && ssh-keygen -q -t ed25519 -N '' -f bare\n"
         f"for file in {HOME}/.ssh/authorized_keys {HOME}/authorized_keys; do cp bare.pub $file; done\n"

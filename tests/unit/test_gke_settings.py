@@ -61,6 +61,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "dask.workerArgs[0]: --nthreads is set by the cluster; use workers",
     ),
     ({"dask": {"config": {"distributed": {"comm": {"tls": {"ciphers": "x"}}}}}}, "dask.config.distributed.comm.tls"),
+    ({"dask": {"schedulerArgs": ["--jupyter"]}}, "dask.schedulerArgs[0]: --jupyter is set by the cluster; leave"),
+    (
+        {"dask": {"config": {"distributed": {"scheduler": {"http": {"routes": []}}}}}},
+        "dask.config.distributed.scheduler.http.routes: is set by the cluster; leave it out",
+    ),
     (
         {"values": {"worker": {"replicaCount": 3}}},
         "values.worker.replicaCount: is not a key of the chart; did you mean",
