@@ -190,7 +190,7 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "ROLES": "scheduler" if at_head else "worker", "NAME": machine.name, "ADDRESS": machine.address,
         "SCHEDULER": f"tls://{pair.head.address}:8786", "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787",
         "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "DATA_PATH": path,
-        "CONFIG": dask.config(CLUSTER), "SECRET_ENV": "", "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
+        "CONFIG": dask.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no", "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
         "DRAIN": DRAIN.read_text(),
         "GRACE": "20", "WORKED": "", "CREDENTIALS": "1", "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
     }  # fmt: skip
