@@ -239,7 +239,7 @@ def test_a_scheduler_that_stands_still_ends_connect(stopped, monkeypatch):
 def test_a_check_without_end_says_who_does_not_answer():
     """The scheduler stops in the middle of it, where Dask would wait for ever."""
     step = script("check", {"CHECK": "import time; time.sleep(600)", "EXPECT": "", "CONFIRMS": ""})
-    step = step.replace("CHECK_LIMIT=240", "CHECK_LIMIT=1").replace("cd $CLUSTER_HOME", 'in_environment() { "$@"; }')
+    step = step.replace("CHECK_LIMIT=240", 'CHECK_LIMIT=1\nin_environment() { timeout "$within" "$@"; }')
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-s"], input=step, env=environ, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
