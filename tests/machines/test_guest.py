@@ -34,7 +34,7 @@ find /run /run/lock /dev/mqueue -xdev ! -path '/run/user/*' ! -name daskstack.lo
 getfacl -Rp /srv /big /scratch /fast 2>/dev/null
 systemctl list-units --all --no-legend --plain 'dask*' '*data*' ssh.service firewalld.service |
   awk '{print $1, $3, $4}' | sort
-findmnt -rn -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -Ev '^/run/(user|credentials)' | sort
+findmnt -rn -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -Ev '^/(dev|proc|run|sys)' | sort
 ps -o args= -u dask | grep -Ev 'systemd --user|sd-pam|sshd:' || true
 ipcs -m | tail -n +4
 nft list ruleset
@@ -245,6 +245,7 @@ def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_th
     for machine in (guest.hand, guest.head):
         machine.reboot()
         stack.boot(machine.name)
+        machine.run("cp -p /tmp/thesis.txt /dev/shm")  # which a reboot empties
     assert guest.hand.ssh("timeout 20 cat /data/dask/kept").stdout == "kept\n"
     for machine in machines:
         assert machine.ssh("sudo cat /data/thesis.txt").stdout == "alice's\n"
@@ -272,4 +273,5 @@ def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_th
 
     guest.hand.reboot()
     stack.boot(guest.hand.name)
+    guest.hand.run("cp -p /tmp/thesis.txt /dev/shm")
     assert changes(guest.hand, before[guest.hand.name]) == set()
