@@ -339,9 +339,7 @@ class DaskVms(ComponentResource):
                 "MEMORY": settings.workers.memory_limit or "",
                 "SPILL": settings.workers.spill,
                 "DATA_PATH": settings.data.path,
-                "CONFIG": Output.all(self.head.host.address, machine.host.address).apply(
-                    lambda addresses: dask.config(settings, addresses)
-                ),
+                "CONFIG": dask.config(settings),
                 # Secret, and with it all that the step is told.
                 "SECRET_ENV": Output.all(**self.secret_env).apply(dask.environment_file) if self.secret_env else "",
                 "SCHEDULER_ARGS": dask.quoted(settings.dask.scheduler_args),

@@ -30,23 +30,17 @@ def cluster_ports(settings: Vms) -> str:
     return f"{ports.scheduler} {ports.dashboard} {workers.start}-{workers.stop - 1}"
 
 
-def config(settings: Vms, addresses: Iterable[str] = ()) -> str:
-    """Dask's configuration on a machine; JSON, which is YAML too.
-
-    Its dashboards can be used under `addresses` and through tunnels; a page of another site gets no data of them.
-    """
-    origins = {"allow_websocket_origin": [f"{host}:*" for host in sorted({"127.0.0.1", "localhost", *addresses})]}
-    dashboard = {"distributed": {"scheduler": {"dashboard": {"bokeh-application": origins}}}}
-    given = _merged(dashboard, settings.dask.config)
+def config(settings: Vms) -> str:
+    """Dask's configuration on every machine; JSON, which is YAML too."""
     if not settings.dask.tls:
-        return json.dumps(given, indent=2)
+        return json.dumps(settings.dask.config, indent=2)
     pair = {"cert": f"{TLS}/certificate.pem", "key": f"{TLS}/key.pem"}
     comm = {
         "default-scheme": "tls",
         "require-encryption": True,
         "tls": {"ca-file": f"{TLS}/authority.pem", "scheduler": pair, "worker": pair, "client": pair},
     }
-    return json.dumps(_merged(given, {"distributed": {"comm": comm}}), indent=2)
+    return json.dumps(_merged(settings.dask.config, {"distributed": {"comm": comm}}), indent=2)
 
 
 def _merged(below: dict, above: dict) -> dict:

@@ -226,22 +226,6 @@ def test_pods_get_no_token_but_the_scheduler_that_scales_workers_and_it_may_do_n
     ]
 
 
-def origins(**given: Any) -> list[str] | None:
-    """The pages that a dashboard gives its data to; None: all."""
-    [config] = [each for each in rendered(**given) if each["metadata"]["name"] == "dask-config"]
-    [text] = [text for name, text in config["data"].items() if name.endswith(".yaml")]
-    scheduler = yaml.safe_load(text).get("distributed", {}).get("scheduler", {})
-    return scheduler.get("dashboard", {}).get("bokeh-application", {}).get("allow_websocket_origin")
-
-
-def test_dashboards_give_data_to_their_own_pages_alone() -> None:
-    names = ["localhost", "127.0.0.1", *(f"dask-webui{end}" for end in ("", ".default", ".default.svc"))]
-    own = [f"{name}:*" for name in (*names, "dask-webui.default.svc.cluster.local")]
-    assert origins() == own
-    assert origins(webUI={"ingress": {"enabled": True, "hostname": "dask.example.org"}}) == [*own, "dask.example.org:*"]
-    assert origins(webUI={"serviceType": "LoadBalancer", "sourceRanges": ["10.0.0.0/8"]}) is None
-
-
 def test_a_load_balancer_lets_its_networks_alone_in_and_sees_who_comes() -> None:
     networks = ["203.0.113.0/24"]
     made = rendered(scheduler={"serviceType": "LoadBalancer", "sourceRanges": networks})

@@ -60,19 +60,6 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- $comm := dict "default-scheme" "tls" "require-encryption" true "tls" $tls -}}
 {{- $config = mustMergeOverwrite $config (dict "distributed" (dict "comm" $comm)) -}}
 {{- end -}}
-{{- /* Under which names dashboards are opened, JupyterLab's panes too, is known unless a load balancer gives an address. */ -}}
-{{- if and (eq .Values.webUI.serviceType "ClusterIP") (or (not .Values.jupyter.enabled) (eq .Values.jupyter.serviceType "ClusterIP")) -}}
-{{- $service := printf "%s-webui" (include "dask.fullname" .) -}}
-{{- $ns := .Release.Namespace -}}
-{{- $origins := list "localhost:*" "127.0.0.1:*" (printf "%s:*" $service) (printf "%s.%s:*" $service $ns) (printf "%s.%s.svc:*" $service $ns) (printf "%s.%s.svc.cluster.local:*" $service $ns) -}}
-{{- range list .Values.webUI.ingress .Values.jupyter.ingress -}}
-{{- if .enabled -}}
-{{- $origins = append $origins (printf "%s:*" .hostname) -}}
-{{- end -}}
-{{- end -}}
-{{- $bokeh := dict "bokeh-application" (dict "allow_websocket_origin" $origins) -}}
-{{- $config = mustMerge $config (dict "distributed" (dict "scheduler" (dict "dashboard" $bokeh))) -}}
-{{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
 
