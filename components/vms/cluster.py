@@ -21,10 +21,13 @@ from settings.common import seconds
 
 CHECK = Path(__file__).parents[1] / "check.py"
 WORKED = Path(__file__).parent / "worked.py"
+RELOAD = Path(__file__).parent / "reload_tls.py"
 DRAIN = Path(__file__).parents[2] / "charts/dask/files/drain.py"  # pods of the chart run it too
 TUNNEL_USER = "dask-tunnel"  # steps/credentials.sh makes it
 # All steps that a machine of the user's own can have.
-STATES = ("firewall", "keys", "authority", "certificates", "credentials", "data", "environment", "service")
+# Not its certificates: they were signed on another machine, which takes them back.
+STATES = ("firewall", "keys", "authority", "credentials", "data", "environment", "service")
+DAYS = "14"  # of a machine's certificates, which renew themselves
 
 
 class DaskVmsArgs(TypedDict):
@@ -74,7 +77,7 @@ class DaskVms(ComponentResource):
         self.lock = lock.read(Path(settings.environment.lock), settings.environment.python)
 
         self._firewall(args["network"])
-        credentials = self._credentials(name)
+        credentials = self._credentials(name, args["network"])
         self._data()
         self._environment()
         self._services()
@@ -206,7 +209,7 @@ class DaskVms(ComponentResource):
         ports = self.settings.dask.ports
         return Output.format("{0}:{1} {0}:{2}", host.address, ports.scheduler, ports.dashboard)
 
-    def _credentials(self, name: str) -> dict[str, Output[dict]]:
+    def _credentials(self, name: str, network: Input[str]) -> dict[str, Output[dict]]:
         """Every machine's SSH and TLS credentials; returns the client's: `tls`, and the connection `tunnel`."""
         renewal = str(self.settings.credentials.renewal)
         metadata = self.settings.firewall.metadata
@@ -214,7 +217,7 @@ class DaskVms(ComponentResource):
             each: machine.step("keys", {"NAME": each, "METADATA": "yes" if metadata or machine.host.metadata else "no"})
             for each, machine in self.machines.items()
         }
-        authority = self.head.step("authority", {"CLUSTER": name})
+        authority = self.head.step("authority", {"CLUSTER": name, "NETWORK": network, "DAYS": DAYS})
 
         def certificates(subject: str, parent: ComponentResource, request: dict[str, Input[str]]) -> Step:
             step = Step(
@@ -225,7 +228,6 @@ class DaskVms(ComponentResource):
                 after=[authority],
                 name=f"{subject}-certificates",
             )
-            step["expires"].apply(lambda expires: self._warn(notice(subject, expires, date.today())))
             return step
 
         def variables(machine: Machine) -> dict[str, Input[str]]:
@@ -245,12 +247,9 @@ class DaskVms(ComponentResource):
                 "SSH_PORT": str(host.port),
                 "TUNNEL": self._tunnel(host) if machine is self.head else "",
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
+                "NAME": host.name,
                 "HOST_AUTHORITY": authority["hostAuthority"],
-                "USER_AUTHORITY": authority["userAuthority"],
-                "TLS_AUTHORITY": authority["tlsAuthority"],
-                "HOST_CERTIFICATE": signed["host"],
-                "USER_CERTIFICATE": signed["user"],
-                "TLS_CERTIFICATE": signed["tls"],
+                "BUNDLE": signed["bundle"],
             }
 
         self._everywhere("credentials", variables, first=self.head)
@@ -263,6 +262,8 @@ class DaskVms(ComponentResource):
         public = Output.unsecret(identity.output)
         request = {"ADDRESS": "", "REQUEST": public["request"], "USER_KEY": public["sshPublic"]}
         signed = certificates("client", self, request)
+        # Machines' certificates renew themselves.
+        signed["expires"].apply(lambda expires: self._warn(notice("client", expires, date.today())))
         tls = Output.all(key=identity.output["key"], certificate=signed["tls"], authority=authority["tlsAuthority"])
         door = self.head.host.connection | {"user": TUNNEL_USER, "private_key": identity.output["sshKey"]}
         return {"tls": tls, "tunnel": Output.all(**door, certificate=signed["user"])}
@@ -342,12 +343,15 @@ class DaskVms(ComponentResource):
                 "CONFIG": dask.config(settings),
                 # Secret, and with it all that the step is told.
                 "SECRET_ENV": Output.all(**self.secret_env).apply(dask.environment_file) if self.secret_env else "",
-                "SCHEDULER_ARGS": dask.quoted(settings.dask.scheduler_args),
-                "WORKER_ARGS": dask.quoted(settings.dask.worker_args),
+                "SCHEDULER_ARGS": dask.quoted(dask.preloads(settings, "scheduler") + settings.dask.scheduler_args),
+                "WORKER_ARGS": dask.quoted(
+                    dask.preloads(settings, "worker") + dask.preloads(settings, "nanny") + settings.dask.worker_args
+                ),
+                "RELOAD": RELOAD.read_text() if settings.dask.tls else "",
                 "DRAIN": DRAIN.read_text(),
                 "GRACE": str(machine.host.grace),
                 "WORKED": WORKED.read_text() if settings.limits.idle else "",
-                "CREDENTIALS": Output.format("{} {}", self.head.host.identity, settings.credentials.renewal),
+                "CREDENTIALS": self.head.host.identity,
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
             }
 

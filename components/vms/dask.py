@@ -43,6 +43,14 @@ def config(settings: Vms) -> str:
     return json.dumps(_merged(settings.dask.config, {"distributed": {"comm": comm}}), indent=2)
 
 
+def preloads(settings: Vms, role: str) -> tuple[str, ...]:
+    """The configured preloads of scheduler, worker or nanny as arguments: with ours there, Dask asks no config."""
+    configured = settings.dask.config.get("distributed", {}).get(role, {}).get("preload") or []
+    option = "--preload-nanny" if role == "nanny" else "--preload"
+    each_one = [configured] if isinstance(configured, str) else configured
+    return tuple(word for each in each_one for word in (option, each))
+
+
 def _merged(below: dict, above: dict) -> dict:
     result = dict(below)
     for key, value in above.items():

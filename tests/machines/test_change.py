@@ -2,10 +2,13 @@
 
 import json
 import re
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import distributed
 import pytest
@@ -134,13 +137,48 @@ def test_adding_a_worker_runs_commands_on_it_and_on_the_authority_alone(checkout
     work.goes_on()
 
 
-def test_a_worker_that_is_removed_hands_over_first(checkout: Checkout, work: Work) -> None:
+def accepted(address: str, pair: tuple[str, str]) -> bool:
+    """Whether who listens there says a word to who has this certificate and key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(*pair)
+    host, port = address.removeprefix("tls://").rsplit(":", 1)
+    try:
+        with socket.create_connection((host, int(port)), 20) as plain, context.wrap_socket(plain) as connection:
+            return connection.recv(1) != b""
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def test_a_worker_that_is_removed_hands_over_first_and_its_keys_are_refused_by_what_runs(
+    checkout: Checkout, work: Work, tmp_path: Path
+) -> None:
+    stolen = (str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem"))
+    for file in stolen:
+        text = checkout.machines()["worker-3"].ssh(f"sudo cat /etc/daskstack/tls/{Path(file).name}").stdout
+        Path(file).write_text(text)
+    info = work.client.scheduler_info(n_workers=-1)
+    staying = [each for each in info["workers"].values() if not each["name"].startswith("worker-3")]
+    doors = [info["address"], *(each[what] for each in staying for what in ("address", "nanny"))]
+    doors = [work.client.scheduler.address if "127.0.0.1" in each else each for each in doors]
+    assert [accepted(door, stolen) for door in doors] == [True] * len(doors)
+    keep = [checkout.machines()[name] for name in ("scheduler", "worker-1", "worker-2")]
+    pids = [machine.ssh("systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'").stdout for machine in keep]
+checkout: Checkout, work: Work) -> None:
     change(checkout, "Pulumi.dev.yaml", "workers: 3", "workers: 2")
     printed = checkout.make("up")
     assert re.search(r"^workers +2 running", printed, re.MULTILINE)
     assert {each for each in touched(printed) if not each.startswith("worker-3-")} == {"members", "check"}
     assert work.workers() == {"worker-1-1": "running", "worker-2-1": "running"}
+    keep[0].ssh("sudo systemctl start dask-authority")
+    for machine in keep:  # as timers do within minutes
+        machine.ssh("sudo systemctl start dask-credentials")
+    deadline = time.monotonic() + 60
+    while any(accepted(door, stolen) for door in doors):
+        assert time.monotonic() < deadline, "the key of the removed machine is still accepted"
+        time.sleep(1)
     work.goes_on()
+    assert [machine.ssh("systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'").stdout for machine in keep] == pids
 
 
 @pytest.mark.parametrize(

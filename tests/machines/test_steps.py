@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import tarfile
 import time
@@ -83,7 +84,7 @@ class Pair:
 
     def credentials(self, machine: Machine, renewal: str = "1") -> None:
         self.step(self.head, "keys", NAME=self.head.name, METADATA="no")
-        authority = self.step(self.head, "authority", CLUSTER="tests")
+        authority = self.step(self.head, "authority", CLUSTER="tests", NETWORK=self.network, DAYS="14")
         signed = self.certificates(machine, renewal)
         self.step(
             machine,
@@ -92,12 +93,9 @@ class Pair:
             SSH_PORT="22",
             TUNNEL=f"{machine.address}:8786 {machine.address}:8787" if machine is self.head else "",
             AUTHORITY_ADDRESS="" if machine is self.head else self.head.address,
+            NAME=machine.name,
             HOST_AUTHORITY=authority["hostAuthority"],
-            USER_AUTHORITY=authority["userAuthority"],
-            TLS_AUTHORITY=authority["tlsAuthority"],
-            HOST_CERTIFICATE=signed["host"],
-            USER_CERTIFICATE=signed["user"],
-            TLS_CERTIFICATE=signed["tls"],
+            BUNDLE=signed["bundle"],
         )
 
     def data(self, machine: Machine, path: str = "/srv/daskdata") -> None:
@@ -209,20 +207,135 @@ def test_tasks_reach_the_metadata_server_only_where_they_may_use_the_machines_ac
         hand.run("systemctl stop metadata-80 metadata-53; ip address delete 169.254.169.254/32 dev lo")
 
 
-def test_certificates_begin_a_day_ago_and_end_in_a_year(mesh: Pair) -> None:
+def test_certificates_begin_a_day_ago_and_end_in_two_weeks(mesh: Pair) -> None:
     pem = mesh.hand.ssh("cat /etc/daskstack/tls/certificate.pem").stdout
     certificate = x509.load_pem_x509_certificate(pem.encode())
     now = datetime.now(UTC)
     assert round((certificate.not_valid_before_utc - now) / timedelta(days=1)) == -1
-    assert round((certificate.not_valid_after_utc - now) / timedelta(days=1)) == 365
-    mesh.hand.ssh("openssl verify -CAfile /etc/daskstack/tls/authority.pem /etc/daskstack/tls/certificate.pem")
+    assert round((certificate.not_valid_after_utc - now) / timedelta(days=1)) == 14
+    mesh.hand.ssh(
+        "openssl verify -crl_check -CAfile /etc/daskstack/tls/authority.pem /etc/daskstack/tls/certificate.pem"
+    )
+    authority = x509.load_pem_x509_certificate(mesh.hand.ssh("cat /etc/daskstack/tls/authority.pem").stdout.encode())
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
+
+
+def shown(machine: Machine, certificate: str) -> str:
+    return machine.ssh(f"ssh-keygen -L -f /etc/daskstack/ssh/{certificate}").stdout
+
+
+def test_ssh_certificates_have_serials_and_source_addresses_and_allow_nothing_else(mesh: Pair) -> None:
+    of_both = [shown(machine, "id_ed25519-cert.pub") for machine in (mesh.head, mesh.hand)]
+    serials = {re.search(r"Serial: (\d+)", text)[1] for text in of_both}
+    assert len(serials) == 2 and "0" not in serials
+    for text in of_both:
+        assert f"source-address {mesh.network},127.0.0.0/8,::1/128" in text
+        assert "Extensions: (none)" in text
+
+
+WEAK = {
+    "tls": "openssl req -new -newkey rsa:1024 -nodes -subj /CN=weak -keyout /dev/null 2>/dev/null",
+    "ssh": "rm -f /tmp/weak*; ssh-keygen -q -t rsa -b 1024 -N '' -f /tmp/weak && cut -d' ' -f1,2 /tmp/weak.pub",
+    "ssh with options": 'echo "principals=\\"root\\" $(cut -d\' \' -f1,2 /etc/daskstack/ssh/id_ed25519.pub)"',
+}
+
+
+@pytest.mark.parametrize("kind", WEAK)
+def test_weak_keys_are_not_signed(mesh: Pair, kind: str) -> None:
+    weak = mesh.hand.ssh(WEAK[kind]).stdout.strip()
+    variables = dict(mesh.variables["head", "certificates"], NAME="weak")
+    variables["REQUEST" if kind == "tls" else "USER_KEY"] = weak
+    done = mesh.head.run(script("certificates", variables), check=False)
+    assert done.returncode == 1
+    assert "of weak is not signed: expected" in done.stderr
+    assert mesh.head.run("ls /etc/daskstack/authority/machines/weak", check=False).returncode != 0
+
+
+FILES = ("ssh/host-cert.pub", "ssh/id_ed25519-cert.pub", "tls/certificate.pem")
+
+
+def fetch(pair: Pair) -> None:
+    """What timers do within minutes."""
+    pair.head.run("systemctl start dask-authority")
+    for machine in (pair.head, pair.hand):
+        machine.run("systemctl start dask-credentials || { journalctl -u dask-credentials -n 9; exit 1; }")
+
+
+def test_certificates_renew_themselves(mesh: Pair) -> None:
+    machines = (mesh.head, mesh.hand)
+    for machine in machines:
+        machine.ssh("systemctl is-enabled dask-credentials.timer && systemctl is-active dask-credentials.timer")
+    mesh.head.ssh("systemctl is-enabled dask-authority.timer && systemctl is-active dask-authority.timer")
+    before = [machine.ssh(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in FILES]
+    fetch(mesh)
+    assert before == [machine.ssh(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in FILES]
+    # Of certificates that should last 40 days too little is left.
+    mesh.head.run('sed -i \'s/DAYS="14"/DAYS="40"/\' /opt/daskstack/authority')
+    fetch(mesh)
+    after = [machine.ssh(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in FILES]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    mesh.hand.ssh(f"sudo -iu dask ssh {mesh.head.address} true")
+    mesh.head.run('sed -i \'s/DAYS="40"/DAYS="14"/\' /opt/daskstack/authority')
+
+
+def test_what_the_authority_did_not_sign_is_not_installed(mesh: Pair) -> None:
+    """The cluster's user serves it, and runs tasks."""
+    before = [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in FILES]
+    mesh.head.run("cp /etc/daskstack/published/hand /root/kept && sed -i '$s/./A/' /etc/daskstack/published/hand")
+    try:
+        done = mesh.hand.run(
+            "systemctl start dask-credentials; journalctl -u dask-credentials -n 9 -o cat", check=False
+        )
+        assert "does not have its signature; nothing of it is installed" in done.stdout
+        assert before == [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in FILES]
+    finally:
+        mesh.head.run("mv /root/kept /etc/daskstack/published/hand")
+        mesh.hand.run("systemctl start dask-credentials")
+
+
+def test_keys_of_a_removed_machine_open_no_door(mesh: Pair) -> None:
+    """They are still on it, or with who has copied them."""
+    hand, stolen = mesh.hand, "/var/lib/daskstack/home/stolen"
+    hand.run(
+        f'sudo -u dask sh -c \'umask 077 && mkdir {stolen} && cd {stolen} && ssh-keygen -q -t ed25519 -N "" -f id &&'
+        " openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=x -keyout key -out request'"
+    )
+    variables = {
+        "NAME": "removed", "ADDRESS": hand.address, "RENEWAL": "1",
+        "HOST_KEY": hand.run(f"cut -d' ' -f1,2 {stolen}/id.pub").stdout.strip(),
+        "USER_KEY": hand.run(f"cut -d' ' -f1,2 {stolen}/id.pub").stdout.strip(),
+        "REQUEST": hand.run(f"cat {stolen}/request").stdout,
+    }  # fmt: skip
+    mesh.head.run(script("certificates", variables))
+    folder = "/etc/daskstack/authority/machines/removed"
+    certificate = mesh.head.run(f"cat {folder}/user-cert.pub").stdout
+    hand.run(f"echo '{certificate.strip()}' >{stolen}/id-cert.pub && chmod 644 {stolen}/id-cert.pub")
+    tls = mesh.head.run(f"cat {folder}/tls.pem").stdout.strip()
+    hand.run(f"echo '{tls}' >{stolen}/tls.pem")
+
+    def opens() -> list[bool]:
+        login = (
+            f"sudo -iu dask ssh -F none -i {stolen}/id -oIdentitiesOnly=yes -oBatchMode=yes -oStrictHostKeyChecking=no"
+        )
+        doors = [hand.run(f"{login} {each.address} true", check=False) for each in (mesh.head, hand)]
+        bundle = "/etc/daskstack/tls/authority.pem"
+        return [done.returncode == 0 for done in doors] + [
+            hand.run(f"openssl verify -crl_check -CAfile {bundle} {stolen}/tls.pem", check=False).returncode == 0
+        ]
+
+    fetch(mesh)
+    assert opens() == [True, True, True]
+    mesh.head.run(script("certificates", variables), {}, "undo")
+    fetch(mesh)
+    assert opens() == [False, False, False]
+    assert hand.ssh(f"sudo -iu dask ssh {mesh.head.address} hostname").stdout == "head\n"
+    hand.run(f"rm -r {stolen}")
 
 
 def test_a_raised_renewal_brings_new_certificates(mesh: Pair) -> None:
-    files = ("ssh/host-cert.pub", "ssh/id_ed25519-cert.pub", "tls/certificate.pem")
-    before = [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in files]
+    before = [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in FILES]
     mesh.credentials(mesh.hand, renewal="2")
-    after = [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in files]
+    after = [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in FILES]
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, False, False]
 
 

@@ -1,40 +1,305 @@
 # State: this machine is the cluster's authority: it holds the keys that sign SSH and TLS credentials, and they are
-# root's alone. Prints their public halves.
+# root's alone. It signs again what is about to end, and publishes for each machine what that machine fetches.
+# Prints the public halves of its keys.
 #   CLUSTER   the cluster's name, for the certificates' subject
+#   NETWORK   from where machines may use their SSH certificates: networks or addresses, separated by blanks
+#   DAYS      how long a machine's certificates last; the authority renews them when a third of that has passed
+# Certificates begin a day ago, for clocks that differ.
 
 AUTHORITY=$ETC/authority
+PUBLISHED=$ETC/published
+PROGRAM=$OPT/authority
+UNIT=/etc/systemd/system/dask-authority
+CLIENT_DAYS=365 # nothing renews the client's by itself
+
+# Runs by itself, as root:
+#   authority admit NAME FOLDER   signs the keys in FOLDER for the machine NAME, and publishes
+#   authority revoke NAME         nothing that was signed for NAME is valid any more
+#   authority settle              the same for keys that NAME had before others were admitted
+#   authority renew               signs again what ends, and publishes what changed
+program() {
+  echo '#!/bin/bash'
+  echo 'set -euo pipefail'
+  declare -p AUTHORITY PUBLISHED CLUSTER_USER DAYS CLIENT_DAYS SOURCES
+  declare -f sign_ssh sign_tls day tls_config sign revocations revoke_tls retire admit revoke settle due renew publish commands
+  # shellcheck disable=SC2016
+  echo 'commands "$@"'
+}
+
+commands() {
+  cd $AUTHORITY
+  exec 8<.
+  flock --wait 120 8
+  rm -rf .work
+  mkdir .work
+  "$@" 8<&-
+  rm -rf .work
+}
+
+day() { date -u -d "$1" +%Y%m%d%H%M%SZ; }
+
+tls_config() {
+  cat <<CONF
+[ca]
+default_ca = authority
+[authority]
+database = $AUTHORITY/index
+new_certs_dir = $AUTHORITY/.work
+unique_subject = no
+rand_serial = yes
+default_md = sha256
+policy = any
+x509_extensions = both_sides
+copy_extensions = none
+[any]
+commonName = supplied
+[both_sides]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth, clientAuth
+[req]
+distinguished_name = any_name
+x509_extensions = signs
+[any_name]
+[signs]
+basicConstraints = critical, CA:TRUE, pathlen:0
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+CONF
+}
+
+sign_ssh() {
+  local kind=$1 name=$2
+  shift 2
+  cp "machines/$name/$kind.pub" .work/
+  ssh-keygen -q -s "$kind" -z "$(date +%s%N)" -I "$name" -V "-1d:+${days}d" "$@" ".work/$kind.pub"
+  mv ".work/$kind-cert.pub" "machines/$name/"
+}
+
+sign_tls() {
+  local name=$1 days=$2
+  tls_config >.work/conf
+  openssl ca -batch -notext -config .work/conf -cert tls.pem -keyfile tls.key -startdate "$(day '-1 day')" \
+    -enddate "$(day "+$days days")" -subj "/CN=$name" -in "machines/$name/request.pem" -out .work/tls.pem 2>.work/log ||
+    { cat .work/log >&2 && return 1; }
+  mv .work/tls.pem "machines/$name/"
+}
+
+sign() {
+  local name=$1 address days=$DAYS
+  address=$(<"machines/$name/address")
+  if [ -z "$address" ]; then
+    days=$CLIENT_DAYS
+    sign_ssh user "$name" -n dask-tunnel -O clear -O permit-port-forwarding
+  else
+    sign_ssh host "$name" -h -n "$name,$address"
+    # Nothing but commands and the shared directory: no terminal, no forwarding of anything.
+    sign_ssh user "$name" -n $CLUSTER_USER -O clear -O "source-address=$SOURCES"
+    printf '%s\n' "$SOURCES" >"machines/$name/sources"
+  fi
+  sign_tls "$name" "$days"
+}
+
+# The list for TLS; its certificates are in `index` until they end. It begins a day ago, too.
+revocations() {
+  local now
+  now=$(date -u +%y%m%d%H%M%SZ)
+  awk -F '\t' -v now="$now" '$2 >= now' index >.work/index
+  mv .work/index index
+  tls_config >.work/conf
+  openssl ca -gencrl -config .work/conf -cert tls.pem -keyfile tls.key -crl_lastupdate "$(day '-1 day')" \
+    -crl_nextupdate "$(day '+3650 days')" -out .work/crl 2>.work/log || { cat .work/log >&2 && return 1; }
+  mv .work/crl crl
+}
+
+# revoke_tls COLUMN VALUE: certificates that have VALUE in that column of `index` are revoked from now on.
+revoke_tls() {
+  awk -F '\t' -v OFS='\t' -v now="$(date -u +%y%m%d%H%M%SZ)" -v column="$1" -v value="$2" \
+    '$1 == "V" && $column == value { $1 = "R"; $3 = now } { print }' index >.work/index
+  mv .work/index index
+  touch unpublished
+}
+
+# retire FOLDER: its SSH keys are never accepted again.
+retire() {
+  local key
+  for key in "$1"/host.pub "$1"/user.pub; do
+    [ ! -s "$key" ] || grep -qxFf "$key" revoked || cat "$key" >>revoked
+  done
+  touch unpublished
+}
+
+admit() {
+  local name=$1 folder=$2 file old
+  if [ -d "machines/$name" ]; then
+    for file in host.pub user.pub request.pem; do
+      if [ -e "machines/$name/$file" ] && ! cmp -s "machines/$name/$file" "$folder/$file"; then
+        old=$(mktemp -d "replaced/$name.XXXXXX")
+        if [ $file = request.pem ]; then
+          awk -F '\t' -v subject="/CN=$name" '$1 == "V" && $6 == subject { print $4 }' index >"$old/serials"
+        else
+          cp "machines/$name/$file" "$old/"
+        fi
+      fi
+    done
+  fi
+  mkdir -p "machines/$name"
+  cp "$folder"/* "machines/$name/"
+  # A machine that was removed and is back has new keys, but its sshd still has the old one.
+  if [ -e "$folder/host.pub" ] && grep -qxFf "$folder/host.pub" revoked; then
+    { grep -vxFf "$folder/host.pub" revoked || true; } >.work/revoked
+    mv .work/revoked revoked
+    touch unpublished
+  fi
+  sign "$name"
+  publish "$name"
+}
+
+settle() {
+  local old serial
+  for old in replaced/*/; do
+    [ -d "$old" ] || continue
+    retire "$old"
+    if [ -e "$old/serials" ]; then
+      while read -r serial; do revoke_tls 4 "$serial"; done <"$old/serials"
+    fi
+    rm -rf "$old"
+  done
+  renew
+}
+
+revoke() {
+  [ -d "machines/$1" ] || return 0
+  retire "machines/$1"
+  revoke_tls 6 "/CN=$1"
+  rm -rf "machines/$1" "replaced/$1".* "${PUBLISHED:?}/$1"
+}
+
+due() {
+  [ "$(cat "$1/sources" 2>/dev/null)" != "$SOURCES" ] ||
+    ! openssl x509 -noout -checkend $((DAYS * 86400 * 2 / 3)) -in "$1/tls.pem" >/dev/null
+}
+
+renew() {
+  local folder name signed
+  [ ! -e unpublished ] || revocations
+  for folder in machines/*/; do
+    name=$(basename "$folder")
+    [ -s "$folder/address" ] || continue
+    signed=no
+    if due "$folder"; then
+      sign "$name"
+      signed=yes
+    fi
+    if [ $signed = yes ] || [ -e unpublished ] || [ ! -e "$PUBLISHED/$name" ]; then publish "$name"; fi
+  done
+  rm -f unpublished
+}
+
+# What a machine fetches: all that it has from the authority, signed as a whole, because what serves it is the cluster's
+# user, who runs tasks. A later one has the higher version.
+publish() {
+  local name=$1 new=$AUTHORITY/.work/bundle
+  [ -s "machines/$name/address" ] || return 0
+  [ -e crl ] || revocations
+  rm -rf $new
+  mkdir $new
+  cp "machines/$name/host-cert.pub" revoked $new/
+  cp "machines/$name/user-cert.pub" $new/id_ed25519-cert.pub
+  cp "machines/$name/tls.pem" $new/certificate.pem
+  cat tls.pem crl >$new/authority.pem
+  cp user.pub $new/user-authority.pub
+  echo "@cert-authority * $(<host.pub)" >$new/known_hosts
+  date +%s%N >$new/version
+  tar -C $new --owner=0 --group=0 -c . | base64 >.work/payload
+  ssh-keygen -q -Y sign -f host -n daskstack <.work/payload >.work/signature 2>.work/log
+  cat .work/signature .work/payload >.work/published
+  chmod 0644 .work/published
+  mv .work/published "$PUBLISHED/$name"
+}
+
+service() {
+  cat <<CONF
+[Unit]
+Description=Renews and publishes the certificates of the Dask cluster
+
+[Service]
+Type=oneshot
+ExecStart=$PROGRAM renew
+TimeoutStartSec=600
+PrivateTmp=yes
+ProtectHome=yes
+ProtectSystem=strict
+ReadWritePaths=$AUTHORITY $PUBLISHED
+NoNewPrivileges=yes
+PrivateNetwork=yes
+CONF
+}
+
+timer() {
+  cat <<CONF
+[Unit]
+Description=Renews and publishes the certificates of the Dask cluster
+
+[Timer]
+OnBootSec=5s
+OnUnitActiveSec=6h
+
+[Install]
+WantedBy=timers.target
+CONF
+}
 
 main() {
   if [ "${1:-}" = undo ]; then
-    rm -rf $AUTHORITY $ETC/members # the list of members moved with the authority, and stays behind as the keys do
-    tidy
+    undo
     return
   fi
   need openssl openssl
-  install -d -m 0755 $ETC
-  install -d -m 0700 $AUTHORITY
+  install -d -m 0755 $ETC $OPT $PUBLISHED
+  install -d -m 0700 $AUTHORITY $AUTHORITY/machines $AUTHORITY/replaced
+  touch $AUTHORITY/index $AUTHORITY/revoked
+  # A machine reaches itself by its own name, too.
+  SOURCES=${NETWORK// /,},127.0.0.0/8,::1/128
   local kind new=$AUTHORITY/.new
   rm -rf $new
   install -d -m 0700 $new
   for kind in host user; do
     [ -s $AUTHORITY/$kind ] && continue
-    ssh-keygen -q -t ed25519 -N '' -C "dask $kind authority of $CLUSTER" -f $new/$kind
+    ssh-keygen -q -t ed25519 -N '' -C "dask-$kind-authority" -f $new/$kind
     mv $new/$kind.pub $AUTHORITY/$kind.pub
     mv $new/$kind $AUTHORITY/$kind
   done
   if [ ! -s $AUTHORITY/tls.pem ]; then
-    # Ten years: everything that it signs lasts one, so this one is made anew only with the cluster.
+    tls_config >$new/conf
+    # Ten years: everything that it signs lasts one at most.
     openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \
-      -subj "/CN=dask authority of $CLUSTER" -addext "keyUsage=critical,keyCertSign,cRLSign" \
-      -keyout $new/tls.key -out $new/tls.pem 2>/dev/null
+      -config $new/conf -subj "/CN=dask authority of $CLUSTER" -keyout $new/tls.key -out $new/tls.pem 2>$new/log ||
+      fatal "$(cat $new/log)"
     mv $new/tls.key $AUTHORITY/tls.key
     mv $new/tls.pem $AUTHORITY/tls.pem
   fi
   rm -rf $new
   chmod 0600 $AUTHORITY/host $AUTHORITY/user $AUTHORITY/tls.key
-  printf '{"hostAuthority": "%s", "userAuthority": "%s", "tlsAuthority": "%s"}\n' \
-    "$(cut -d' ' -f1,2 $AUTHORITY/host.pub)" "$(cut -d' ' -f1,2 $AUTHORITY/user.pub)" \
-    "$(awk -v ORS='\\n' 1 $AUTHORITY/tls.pem)"
+  program | put $PROGRAM 0755 root:root
+  service | put $UNIT.service 0644 root:root
+  timer | put $UNIT.timer 0644 root:root
+  systemctl daemon-reload
+  systemctl -q enable --now dask-authority.timer
+  [ $changed = no ] || $PROGRAM renew
+  printf '{"hostAuthority": "%s", "tlsAuthority": "%s"}\n' \
+    "$(cut -d' ' -f1,2 $AUTHORITY/host.pub)" "$(awk -v ORS='\\n' 1 $AUTHORITY/tls.pem)"
+}
+
+undo() {
+  if [ -e $UNIT.timer ]; then
+    systemctl -q disable --now dask-authority.timer
+    systemctl -q stop dask-authority.service
+  fi
+  # The list of members moved with the authority, and stays behind as the keys do.
+  rm -rf $UNIT.timer $UNIT.service $PROGRAM $AUTHORITY $PUBLISHED $ETC/members
+  systemctl daemon-reload
+  tidy
 }
 
 alone main "$@" </dev/null

@@ -1,65 +1,58 @@
-# State (on the authority): a machine's keys, or the client's, are signed for a year. Prints the certificates.
+# State (on the authority): a machine's keys, or the client's, are signed. Prints what the machine installs, and the
+# client's certificates. Undone, nothing that was signed for it is accepted any more.
 #   NAME        the machine's name, or "client"
 #   ADDRESS     the machine's address in the cluster's network; empty for the client
 #   HOST_KEY    the machine's public SSH host key      (empty for the client)
 #   USER_KEY    its cluster user's public SSH key; the client's is for tunnels to Dask alone
 #   REQUEST     its TLS certificate request, PEM
 #   RENEWAL     any change of it signs again
-# Backdated by a day, for clocks that differ.
+# The keys come from a machine that tasks may have taken over.
 
 AUTHORITY=$ETC/authority
-DAYS=365
+PROGRAM=$OPT/authority
 
-sign_ssh() {
-  local kind=$1 key=$2 principals=$3 options=("${@:4}")
-  [ "$kind" = user ] || options+=(-h)
-  printf '%s\n' "$key" >"$work/$kind.pub"
-  ssh-keygen -q -s "$AUTHORITY/$kind" "${options[@]}" -I "$NAME" -n "$principals" -V "-1d:+${DAYS}d" "$work/$kind.pub"
-  cut -d' ' -f1,2 "$work/$kind-cert.pub"
+check_ssh() {
+  [[ $2 =~ ^ssh-ed25519\ [A-Za-z0-9+/]+=*$ ]] ||
+    fatal "the SSH $1 key of $NAME is not signed: expected one ssh-ed25519 key, found '${2:0:40}...'; remove it on $NAME" \
+      "and run up again"
 }
 
-sign_tls() {
-  printf '%s\n' "$REQUEST" >"$work/request.pem"
-  : >"$work/index"
-  cat >"$work/ca.conf" <<CONF
-[ca]
-default_ca = authority
-[authority]
-database = $work/index
-new_certs_dir = $work
-rand_serial = yes
-default_md = sha256
-policy = any
-x509_extensions = both_sides
-copy_extensions = none
-[any]
-commonName = supplied
-[both_sides]
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth, clientAuth
-CONF
-  openssl ca -batch -notext -config "$work/ca.conf" -cert $AUTHORITY/tls.pem -keyfile $AUTHORITY/tls.key \
-    -startdate "$(date -u -d '-1 day' +%Y%m%d%H%M%SZ)" -enddate "$(date -u -d "+$DAYS days" +%Y%m%d%H%M%SZ)" \
-    -subj "/CN=$NAME" -in "$work/request.pem" -out "$work/tls.pem" 2>"$work/log" || fatal "$(cat "$work/log")"
-  awk -v ORS='\\n' 1 "$work/tls.pem"
+check_tls() {
+  openssl req -in "$1" -noout -verify -text 2>/dev/null | grep -q 'ASN1 OID: prime256v1' ||
+    fatal "the TLS request of $NAME is not signed: expected one for an EC key on P-256; remove $ETC/tls on $NAME and run" \
+      "up again"
 }
 
 main() {
-  [ "${1:-}" = undo ] && return # what was signed goes with the machine that has it
+  if [ "${1:-}" = undo ]; then
+    [ -x $PROGRAM ] || return 0
+    $PROGRAM revoke "$NAME"
+    # Machines fetch the lists within minutes. Not waited for: with the whole cluster go all of its machines.
+    systemctl start --no-block dask-authority
+    return
+  fi
   [ -s $AUTHORITY/tls.pem ] || fatal "the authority has no keys; run up again to make them"
   work=$(mktemp -d)
   at_exit="rm -rf $work"
-  local host='' user='' tls
+  printf '%s' "$ADDRESS" >"$work/address"
+  printf '%s\n' "$REQUEST" >"$work/request.pem"
   if [ -n "$ADDRESS" ]; then
-    host=$(sign_ssh host "$HOST_KEY" "$NAME,$ADDRESS")
-    user=$(sign_ssh user "$USER_KEY" $CLUSTER_USER)
-  else
-    user=$(sign_ssh user "$USER_KEY" dask-tunnel -O clear -O permit-port-forwarding)
+    check_ssh host "$HOST_KEY"
+    printf '%s\n' "$HOST_KEY" >"$work/host.pub"
   fi
-  tls=$(sign_tls)
-  printf '{"host": "%s", "user": "%s", "tls": "%s", "expires": "%s"}\n' \
-    "$host" "$user" "$tls" "$(date -u -d "+$DAYS days" +%Y-%m-%d)"
+  check_ssh user "$USER_KEY"
+  printf '%s\n' "$USER_KEY" >"$work/user.pub"
+  check_tls "$work/request.pem"
+  $PROGRAM admit "$NAME" "$work" || fatal "the keys of $NAME are not signed; the cause is above"
+  local signed=$AUTHORITY/machines/$NAME bundle='' user=''
+  if [ -n "$ADDRESS" ]; then
+    bundle=$(awk -v ORS='\\n' 1 "$ETC/published/$NAME")
+  else
+    user=$(cut -d' ' -f1,2 "$signed/user-cert.pub")
+  fi
+  printf '{"bundle": "%s", "user": "%s", "tls": "%s", "expires": "%s"}\n' "$bundle" "$user" \
+    "$(awk -v ORS='\\n' 1 "$signed/tls.pem")" \
+    "$(date -u -d "$(openssl x509 -in "$signed/tls.pem" -noout -enddate | cut -d= -f2)" +%Y-%m-%d)"
 }
 
 main "$@" </dev/null

@@ -4,15 +4,20 @@
 #   SSH_PORT             22
 #   TUNNEL               what clients may reach through this machine, such as "10.1.0.10:8786 10.1.0.10:8787"; empty on
 #                        all machines but the scheduler's
-#   AUTHORITY_ADDRESS    the authority's machine, to try a connection with; empty on the authority itself
-#   HOST_AUTHORITY, USER_AUTHORITY, TLS_AUTHORITY          public keys, and PEM text, of the authority
-#   HOST_CERTIFICATE, USER_CERTIFICATE, TLS_CERTIFICATE    what the authority signed for this machine
+#   AUTHORITY_ADDRESS    the authority's machine, from which this one fetches; empty on the authority itself
+#   HOST_AUTHORITY       the authority's public key: what it did not sign is not installed
+#   BUNDLE               what it has signed and published for this machine
+#   NAME                 this machine
+# From then on a timer fetches what the authority publishes: renewed certificates, and what is revoked.
 
 SSHD=/etc/ssh/sshd_config.d/60-daskstack.conf
 SSH=$ETC/ssh
 TLS=$ETC/tls
 TUNNEL_USER=dask-tunnel
 TUNNEL_HOME=$VAR/tunnel # it does not exist
+PROGRAM=$OPT/credentials
+UNIT=/etc/systemd/system/dask-credentials
+FETCHED=$ETC/fetched # root's alone: what was fetched last
 
 sshd_config() {
   cat <<CONF
@@ -22,6 +27,7 @@ MaxStartups 100:30:300
 # Only here: a certificate must open no other user's door.
 Match User $CLUSTER_USER
     TrustedUserCAKeys $SSH/user-authority.pub
+    RevokedKeys $SSH/revoked
     AuthorizedKeysFile none
     AuthorizedKeysCommand none
     PasswordAuthentication no
@@ -108,6 +114,7 @@ Host *
     IdentitiesOnly yes
     StrictHostKeyChecking yes
     UserKnownHostsFile $SSH/known_hosts
+    RevokedHostKeys $SSH/revoked
     GlobalKnownHostsFile none
     HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com
     Ciphers ^aes128-gcm@openssh.com
@@ -127,19 +134,18 @@ main() {
   grep -qiE '^ *Include +/etc/ssh/sshd_config\.d/' /etc/ssh/sshd_config ||
     fatal "/etc/ssh/sshd_config does not include /etc/ssh/sshd_config.d/*.conf; make that Include its first line"
   [ -z "$TUNNEL" ] || tunnel_user
-  printf '%s\n' "$HOST_CERTIFICATE" | put $SSH/host-cert.pub 0644 root:root
-  printf '%s\n' "$USER_AUTHORITY" | put $SSH/user-authority.pub 0644 root:root
   session | put $SSH/session 0755 root:root
+  install -d -m 0755 $OPT
+  install -d -m 0700 $FETCHED
+  echo "authority namespaces=\"daskstack\" $HOST_AUTHORITY" | put $SSH/authorities 0644 root:root
+  printf '%s' "$BUNDLE" >$FETCHED/bundle
+  take
   sshd_config | put $SSHD 0600 root:root
   local sshd_changed=$changed
-  printf '@cert-authority * %s\n' "$HOST_AUTHORITY" | put $SSH/known_hosts 0644 root:root
-  printf '%s\n' "$USER_CERTIFICATE" | put $SSH/id_ed25519-cert.pub 0644 root:root
   ssh_config | put $SSH/config 0644 root:root
   printf '#!/bin/sh\nexec ssh -F %s "$@"\n' $SSH/config | put $SSH/ssh 0755 root:root
   # So that a plain "ssh ADDRESS" of the cluster's user, a task's too, does the same.
   echo "Include $SSH/config" | put $CLUSTER_HOME/.ssh/config 0644 root:root
-  printf '%s' "$TLS_AUTHORITY" | put $TLS/authority.pem 0644 root:root
-  printf '%s' "$TLS_CERTIFICATE" | put $TLS/certificate.pem 0644 root:root
   if [ "$sshd_changed" = yes ]; then
     sshd -t || { # or the next restart of sshd would close the machine's door
       rm -f $SSHD
@@ -148,10 +154,113 @@ main() {
     reload_sshd
   fi
   [ -n "$TUNNEL" ] || remove_tunnel_user # after a move of the scheduler
+  program | put $PROGRAM 0755 root:root
+  service | put $UNIT.service 0644 root:root
+  timer | put $UNIT.timer 0644 root:root
+  systemctl daemon-reload
+  systemctl -q enable --now dask-credentials.timer
   wait_for 20 "the cluster's user reaches its own machine; try: sudo -u $CLUSTER_USER ssh $ADDRESS" reaches "$ADDRESS"
   [ -z "$AUTHORITY_ADDRESS" ] ||
     wait_for 30 "the cluster's user reaches the authority; try: sudo -u $CLUSTER_USER ssh $AUTHORITY_ADDRESS" \
       reaches "$AUTHORITY_ADDRESS"
+}
+
+# Runs by itself, as root.
+program() {
+  echo '#!/bin/bash'
+  echo 'set -euo pipefail'
+  echo 'shopt -s lastpipe'
+  # Not a step: it leaves nothing unfinished for the next one.
+  echo 'UNFINISHED=/dev/null changed=no'
+  declare -p NAME AUTHORITY_ADDRESS CLUSTER_USER CLUSTER_HOME ETC SSH TLS FETCHED
+  declare -f fatal put fetch take belongs
+  echo fetch
+}
+
+# Not while a step is at work here.
+fetch() {
+  local unit published=$ETC/published/$NAME
+  exec 9<$FETCHED
+  flock --nonblock 9 || exit 0
+  if [ -z "$AUTHORITY_ADDRESS" ]; then
+    [ ! -e "$published" ] || cp "$published" $FETCHED/new
+  else
+    # What comes is a task's to forge, but not to sign.
+    timeout 60 setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --init-groups env HOME=$CLUSTER_HOME \
+      $SSH/ssh "$AUTHORITY_ADDRESS" "cat $published" </dev/null 9<&- | head -c 1000000 >$FETCHED/new
+  fi
+  ! cmp -s $FETCHED/new $FETCHED/bundle || return 0
+  mv $FETCHED/new $FETCHED/bundle
+  take
+  if [ $changed = yes ]; then
+    for unit in ssh sshd; do
+      ! systemctl is-active -q $unit || systemctl reload $unit
+    done
+  fi
+}
+
+# Installs what is in FETCHED/bundle. Sets `changed` where sshd has to know.
+take() {
+  local new=$FETCHED/work file version
+  rm -rf $new
+  mkdir -p $new/files
+  sed '/^-----END SSH SIGNATURE-----$/q' $FETCHED/bundle >$new/signature
+  sed '1,/^-----END SSH SIGNATURE-----$/d' $FETCHED/bundle >$new/payload
+  ssh-keygen -q -Y verify -f $SSH/authorities -I authority -n daskstack -s $new/signature <$new/payload >/dev/null ||
+    fatal "what came from the authority ($AUTHORITY_ADDRESS) does not have its signature; nothing of it is installed"
+  base64 -d $new/payload | tar -x --no-same-owner -C $new/files
+  version=$(<$new/files/version)
+  # An older one would take back what is revoked.
+  if [ "$version" -gt "$(cat $FETCHED/version 2>/dev/null || echo 0)" ]; then
+    belongs $new/files || fatal "what came from the authority is for other keys than this machine has; run up again"
+    for file in known_hosts user-authority.pub revoked id_ed25519-cert.pub; do
+      put $SSH/$file 0644 root:root <$new/files/$file
+    done
+    put $SSH/host-cert.pub 0644 root:root <$new/files/host-cert.pub
+    put $TLS/certificate.pem 0644 root:root <$new/files/certificate.pem
+    put $TLS/authority.pem 0644 root:root <$new/files/authority.pem
+    echo "$version" >$FETCHED/version
+  fi
+  rm -rf $new
+}
+
+# belongs FOLDER: its certificates are for this machine's keys.
+belongs() {
+  local own
+  own=$(ssh-keygen -lf $SSH/id_ed25519.pub | cut -d' ' -f2)
+  ssh-keygen -Lf "$1/id_ed25519-cert.pub" | grep -qF "Public key: ED25519-CERT $own" &&
+    [ "$(openssl x509 -in "$1/certificate.pem" -noout -pubkey)" = "$(openssl req -in $TLS/request.pem -noout -pubkey)" ]
+}
+
+service() {
+  cat <<CONF
+[Unit]
+Description=Fetches this machine's certificates in the Dask cluster
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+Type=oneshot
+ExecStart=$PROGRAM
+TimeoutStartSec=120
+PrivateTmp=yes
+ProtectHome=yes
+CONF
+}
+
+timer() {
+  cat <<CONF
+[Unit]
+Description=Fetches this machine's certificates in the Dask cluster
+
+[Timer]
+OnBootSec=10s
+OnUnitActiveSec=5min
+RandomizedDelaySec=20s
+
+[Install]
+WantedBy=timers.target
+CONF
 }
 
 # The unit is ssh on Debian and Ubuntu, sshd elsewhere; an sshd that a socket starts reads its config every time.
@@ -177,11 +286,19 @@ listening() { ss -Hltne "sport = :$SSH_PORT" | grep -o 'ino:[0-9]*'; } 2>/dev/nu
 answers() { (exec 3<>"/dev/tcp/$ADDRESS/$SSH_PORT"); }
 
 undo() {
+  if [ -e $UNIT.timer ]; then
+    systemctl -q disable --now dask-credentials.timer
+    systemctl -q stop dask-credentials.service
+  fi
+  rm -f $UNIT.timer $UNIT.service $PROGRAM
+  systemctl daemon-reload
   rm -f $SSHD $SSH/host-cert.pub $SSH/user-authority.pub $SSH/known_hosts $SSH/config $SSH/ssh $SSH/session
-  rm -f $SSH/id_ed25519-cert.pub $TLS/authority.pem $TLS/certificate.pem
+  rm -f $SSH/authorities $SSH/revoked $SSH/id_ed25519-cert.pub $TLS/authority.pem $TLS/certificate.pem
+  rm -rf $FETCHED
   rm -f $CLUSTER_HOME/.ssh/config
   reload_sshd
   remove_tunnel_user
+  tidy
 }
 
 alone main "$@" </dev/null

@@ -14,7 +14,8 @@
 #   DRAIN           the program that lets workers leave, Python
 #   GRACE           seconds that they have to leave, when they or this machine are stopped
 #   WORKED          the scheduler's preload that records when it last worked, Python; empty: none
-#   CREDENTIALS     changes when all certificates were made anew
+#   RELOAD          the preload that takes up new certificates while Dask runs, Python; empty without TLS
+#   CREDENTIALS     changes when the authority's machine was made anew
 #   AUTHORITY_ADDRESS  of the machine that lets workers restart on one machine at a time; empty on that machine
 # What runs restarts where its own files have changed since it began; changed packages are the step environment's.
 
@@ -22,9 +23,10 @@ UNITS=/etc/systemd/system
 DASK=$OPT/environment/bin/dask
 LEAVE=$OPT/drain.py
 RECORD=$OPT/worked.py
+RELOADER=$OPT/reload_tls.py
 RETIRED=$CLUSTER_HOME/retired
 SPILLS=$ETC/spill # a line for each folder in use: SPILL, and the topmost folder that was made for it or -
-COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env" "$ETC/tls/authority.pem" "$ETC/tls/certificate.pem")
+COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env") # new certificates are taken up by what runs
 
 # As many open files as the machine lets a service have, up to what a large cluster's scheduler needs.
 open_files() { awk '/^Max open files/ {print ($5 == "unlimited" || $5 > 65536) ? 65536 : $5}' /proc/1/limits; }
@@ -76,7 +78,7 @@ UNIT
 
 scheduler_unit() {
   unit "Dask scheduler" "ExecStart=$DASK scheduler --host $ADDRESS --port $SCHEDULER_PORT \
---dashboard-address $ADDRESS:$DASHBOARD_PORT ${WORKED:+--preload $RECORD }$SCHEDULER_ARGS"
+--dashboard-address $ADDRESS:$DASHBOARD_PORT ${RELOAD:+--preload $RELOADER }${WORKED:+--preload $RECORD }$SCHEDULER_ARGS"
 }
 
 worker_unit() {
@@ -87,7 +89,8 @@ ExecStartPre=/bin/sh -c 'while [ -e $RETIRED-$NAME-%i ]; do $ETC/ssh/ssh ${host%
 TimeoutStartSec=infinity
 ExecStart=$DASK worker $SCHEDULER --name $NAME-%i --host $ADDRESS --worker-port \${WORKER_PORT} \
 --nanny-port \${NANNY_PORT} --dashboard-address $ADDRESS:\${DASHBOARD_PORT} --nthreads \${THREADS} \
---memory-limit \${MEMORY} --local-directory $SPILL/daskstack $WORKER_ARGS
+--memory-limit \${MEMORY} --local-directory $SPILL/daskstack \
+${RELOAD:+--preload $RELOADER --preload-nanny $RELOADER }$WORKER_ARGS
 ExecStop=-timeout $GRACE $OPT/environment/bin/python $LEAVE $SCHEDULER --within $GRACE $NAME-%i"
 }
 
@@ -141,6 +144,7 @@ main() {
   printf '%s\n' "$CONFIG" | put $ETC/dask.yaml 0644 root:root
   printf '%s\n' "$SECRET_ENV" | put $ETC/secret.env 0600 root:root
   printf '%s\n' "$SCHEDULER" | put $ETC/scheduler 0644 root:root
+  if [ -n "$RELOAD" ]; then printf '%s' "$RELOAD" | put $RELOADER 0644 root:root; else rm -f $RELOADER; fi
   # What moved to another machine stops here.
   if has scheduler; then run_scheduler; else stop_scheduler; fi
   if has worker; then run_workers; else stop_workers_from 1; fi
@@ -226,7 +230,7 @@ forget_retired() { find $CLUSTER_HOME -maxdepth 1 -name 'retired-*' -exec rm -rf
 undo() {
   stop_workers_from 1
   stop_scheduler
-  rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $LEAVE
+  rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $LEAVE $RELOADER
   systemctl daemon-reload
   # When only this step has failed, others' connections to this machine go on.
   [ $undo_on_failure = yes ] || end_processes
