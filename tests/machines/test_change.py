@@ -164,7 +164,6 @@ def test_a_worker_that_is_removed_hands_over_first_and_its_keys_are_refused_by_w
     assert [accepted(door, stolen) for door in doors] == [True] * len(doors)
     keep = [checkout.machines()[name] for name in ("scheduler", "worker-1", "worker-2")]
     pids = [machine.ssh("systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'").stdout for machine in keep]
-checkout: Checkout, work: Work) -> None:
     change(checkout, "Pulumi.dev.yaml", "workers: 3", "workers: 2")
     printed = checkout.make("up")
     assert re.search(r"^workers +2 running", printed, re.MULTILINE)
@@ -178,7 +177,9 @@ checkout: Checkout, work: Work) -> None:
         assert time.monotonic() < deadline, "the key of the removed machine is still accepted"
         time.sleep(1)
     work.goes_on()
-    assert [machine.ssh("systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'").stdout for machine in keep] == pids
+    assert [
+        machine.ssh("systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'").stdout for machine in keep
+    ] == pids
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,8 @@ def test_keys_of_a_removed_machine_open_no_door(mesh: Pair) -> None:
     hand, stolen = mesh.hand, "/var/lib/daskstack/home/stolen"
     hand.run(
         f'sudo -u dask sh -c \'umask 077 && mkdir {stolen} && cd {stolen} && ssh-keygen -q -t ed25519 -N "" -f id &&'
-        " openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=x -keyout key -out request'"
+        " openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=x -keyout key"
+        " -out request'"
     )
     variables = {
         "NAME": "removed", "ADDRESS": hand.address, "RENEWAL": "1",

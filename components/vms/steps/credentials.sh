@@ -46,6 +46,7 @@ CONF
 # Clients get connections to Dask, and no session.
 Match User $TUNNEL_USER
     TrustedUserCAKeys $SSH/user-authority.pub
+    RevokedKeys $SSH/revoked
     AuthorizedKeysFile none
     PasswordAuthentication no
     KbdInteractiveAuthentication no
