@@ -44,5 +44,5 @@ def notice(subject: str, expires: str, today: date) -> str | None:
         return None
     return (
         f"the certificates of {subject} end on {expires}, in {left.days} days: raise credentials.renewal by one"
-        " and run up, or the cluster stops on that day"
+        " and run up, or the cluster refuses them from that day"
     )
