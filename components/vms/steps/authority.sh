@@ -225,7 +225,7 @@ Description=Renews and publishes the certificates of the Dask cluster
 
 [Service]
 Type=oneshot
-ExecStart=$PROGRAM renew
+ExecStart=$PROGRAM settle
 TimeoutStartSec=600
 PrivateTmp=yes
 ProtectHome=yes

@@ -138,6 +138,8 @@ main() {
   session | put $SSH/session 0755 root:root
   install -d -m 0755 $OPT
   install -d -m 0700 $FETCHED
+  exec 8<$FETCHED
+  flock --wait 120 8 # the timer's own fetch
   echo "authority namespaces=\"daskstack\" $HOST_AUTHORITY" | put $SSH/authorities 0644 root:root
   printf '%s' "$BUNDLE" >$FETCHED/bundle
   take
