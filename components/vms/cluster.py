@@ -348,6 +348,7 @@ class DaskVms(ComponentResource):
                 "GRACE": str(machine.host.grace),
                 "WORKED": WORKED.read_text() if settings.limits.idle else "",
                 "CREDENTIALS": Output.format("{} {}", self.head.host.identity, settings.credentials.renewal),
+                "FIREWALL": "yes" if settings.firewall.manage else "no",
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
             }
 
