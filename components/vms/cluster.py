@@ -352,6 +352,7 @@ class DaskVms(ComponentResource):
                 "GRACE": str(machine.host.grace),
                 "WORKED": WORKED.read_text() if settings.limits.idle else "",
                 "CREDENTIALS": self.head.host.identity,
+                "FIREWALL": "yes" if settings.firewall.manage else "no",
                 "AUTHORITY_ADDRESS": self._address_seen_from(machine, self.head),
             }
 

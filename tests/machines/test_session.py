@@ -1,5 +1,6 @@
 """Sessions and units of the cluster's user gain no rights, and what tasks leave behind stops no step."""
 
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -116,6 +117,20 @@ def test_a_key_that_a_task_plants_opens_no_door(machine: Machine) -> None:
 # Units
 
 
+@pytest.mark.parametrize(
+    ("state", "function"), [("service", "scheduler_unit"), ("service", "worker_unit"), ("idle", "unit")]
+)
+def test_systemd_rates_the_units_as_closed(machine: Machine, state: str, function: str) -> None:
+    """2.0 or better, where 10 is worst; a service without any of this has 9.6."""
+    text = script(state, UNITS).rpartition("alone main")[0]
+    file = "/tmp/rated.service"
+    done = machine.run(
+        f"{text}\n{function} >{file}\nsystemd-analyze security --offline=true --no-pager {file}\nrm {file}"
+    )
+    rate = re.search(r"exposure level for rated.service: ([\d.]+)", done.stdout)
+    assert rate and float(rate[1]) <= 2.0, done.stdout
+
+
 def test_what_the_clusters_user_answers_is_no_command_of_the_idle_loop(machine: Machine) -> None:
     text = script("idle", UNITS | {"ADDRESS": ""}).rpartition("alone main")[0]
     loop = r"""
@@ -194,7 +209,7 @@ def test_traps_that_tasks_leave_stop_no_undo(fresh: Pair, machine: Machine) -> N
     """The last test here: it takes the machine's credentials away."""
     fresh.variables[machine.name, "service"] = UNITS
     run = f"systemd-run -q --collect --uid=dask -p KillMode=none -p Type=forking -E HOME={HOME}"
-    machine.run(f"{run} bash -c {shlex.quote(TRAPS)}\ntimeout 10 sh -c 'until pgrep -u dask sleep; do sleep 0.1; done'")
+    machine.run(f"{run} bash -c {shlex.quote(TRAPS)} && pgrep -u dask sleep")
     for state in ("service", "credentials", "authority", "keys"):
         fresh.undo(machine, state)
     for _ in range(5):  # units take a moment to end

@@ -17,7 +17,7 @@ import cloudpickle
 import distributed
 import pytest
 from checkout import PROJECT, Checkout, stack_dev
-from fleet import Machine, Outside
+from fleet import Machine, Outside, until
 
 import daskstack
 from components import check
@@ -186,6 +186,58 @@ def test_what_a_client_has_opens_dask_and_nothing_else(checkout: Checkout, machi
         for user in ("root", "admin", "dask", *([] if name == "scheduler" else ["dask-tunnel"])):
             connection = {**door, "host": machine.address, "host_key": machine.host_key, "user": user}
             assert "Permission denied" in refused(words=["true"])
+
+
+def test_tasks_in_a_closed_unit_can_do_what_tasks_do(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+    def work(machine: str) -> tuple[float, bytes, str, str]:
+        import subprocess
+        import sys
+        from multiprocessing.shared_memory import SharedMemory
+
+        import numpy
+
+        grid = numpy.ones((500, 500))
+        memory = SharedMemory(create=True, size=5)
+        memory.buf[:5] = b"hello"
+        seen = bytes(memory.buf[:5])
+        memory.close()
+        memory.unlink()
+        pool = "import multiprocessing as m; print(m.get_context('fork').Pool(2).map(abs, [-1, -2]))"
+        processes = subprocess.run([sys.executable, "-c", pool], capture_output=True, text=True)
+        file = f"/srv/daskdata/from-{machine}"
+        with open(file, "w") as output:
+            output.write(machine)
+        with open(file) as written:
+            return float((grid @ grid).sum()), seen, processes.stdout + processes.stderr, written.read()
+
+    with daskstack.connect("dev") as client:
+        for name in ("worker-1", "worker-2"):
+            done = client.submit(work, name, workers=[f"{name}-1"], pure=False).result(timeout=60)
+            assert done == (500.0**3, b"hello", "[1, 2]\n", name)
+        # A mount that dies and comes back is seen by a worker that runs all the time.
+        machines["worker-1"].ssh("sudo pkill -KILL -f '^[^ ]*sshfs [^ ]* /srv/daskdata '")
+
+        def comes_back() -> bool:
+            try:
+                return client.submit(work, "worker-1", workers=["worker-1-1"], pure=False).result(timeout=60)[3] != ""
+            except OSError:
+                return False
+
+        until(comes_back)
+
+
+def test_dask_does_not_start_without_the_firewall_and_outlives_its_restart(machines: Mapping[str, Machine]) -> None:
+    machine = machines["worker-1"]
+    ask = "systemctl show -P MainPID dask-worker@1"
+    before = machine.ssh(ask).stdout
+    machine.ssh("sudo systemctl restart firewalld")
+    assert machine.ssh(ask).stdout == before != "0\n"
+    machine.run("systemctl stop firewalld && systemctl restart --no-block dask-worker@1")
+    try:
+        until(lambda: machine.ssh("systemctl show -P SubState dask-worker@1").stdout == "auto-restart\n")
+    finally:
+        machine.run("systemctl start firewalld")
+    until(lambda: machine.ssh("systemctl is-active dask-worker@1", check=False).stdout == "active\n")
 
 
 def test_a_python_that_differs_is_refused_with_what_mends_it(

@@ -281,7 +281,7 @@ def test_certificates_renew_themselves(mesh: Pair) -> None:
 def test_what_the_authority_did_not_sign_is_not_installed(mesh: Pair) -> None:
     """The cluster's user serves it, and runs tasks."""
     before = [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in FILES]
-    mesh.head.run("cp /etc/daskstack/published/hand /root/kept && sed -i '$s/./A/' /etc/daskstack/published/hand")
+    mesh.head.run("cp /etc/daskstack/published/hand /root/kept && sed -i '$s/./B/' /etc/daskstack/published/hand")
     try:
         done = mesh.hand.run(
             "systemctl start dask-credentials; journalctl -u dask-credentials -n 9 -o cat", check=False

@@ -16,6 +16,7 @@
 #   WORKED          the scheduler's preload that records when it last worked, Python; empty: none
 #   RELOAD          the preload that takes up new certificates while Dask runs, Python; empty without TLS
 #   CREDENTIALS     changes when the authority's machine was made anew
+#   FIREWALL        yes: Dask runs only where firewalld runs
 #   AUTHORITY_ADDRESS  of the machine that lets workers restart on one machine at a time; empty on that machine
 # What runs restarts where its own files have changed since it began; changed packages are the step environment's.
 
@@ -31,16 +32,24 @@ COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env") # new certificates are taken u
 # As many open files as the machine lets a service have, up to what a large cluster's scheduler needs.
 open_files() { awk '/^Max open files/ {print ($5 == "unlimited" || $5 > 65536) ? 65536 : $5}' /proc/1/limits; }
 
+# GPUs and fast network cards, whose devices a worker would not see in a /dev of its own.
+uses_devices() {
+  compgen -G '/dev/nvidia*' || compgen -G '/dev/dri/render*' || ls -d /dev/kfd || ls -d /dev/infiniband ||
+    grep -qx 0x10de /sys/bus/pci/devices/*/vendor
+} >/dev/null 2>&1
+
 unit() {
-  local private_tmp=yes protect_home=yes
+  local private_tmp=yes protect_home=yes private_devices=yes
   case $DATA_PATH:$SPILL in /tmp/* | /var/tmp/* | *:/tmp/* | *:/var/tmp/*) private_tmp=no ;; esac
   case $DATA_PATH:$SPILL in /home/* | /root/* | *:/home/* | *:/root/*) protect_home=no ;; esac
+  if uses_devices; then private_devices=no; fi
   cat <<UNIT
 [Unit]
 Description=$1
 # At a shutdown it stops while network and shared directory are still there.
 After=network-online.target remote-fs.target
 Wants=network-online.target
+$([ "$FIREWALL" != yes ] || echo After=firewalld.service)
 StartLimitIntervalSec=0
 
 [Service]
@@ -51,6 +60,8 @@ Environment=DASK_CONFIG=$ETC/dask.yaml PATH=$OPT/environment/bin:/usr/local/bin:
 # The environment is root's, so Python could not keep its compiled files beside the sources.
 Environment=PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache
 EnvironmentFile=$ETC/secret.env
+# Without it dashboards would be open to the network. Not Requires=: a restart of firewalld must not end Dask.
+$([ "$FIREWALL" != yes ] || echo "ExecStartPre=systemctl is-active firewalld")
 $2
 Restart=always
 RestartSec=2
@@ -62,13 +73,26 @@ LimitNOFILE=$(open_files)
 NoNewPrivileges=yes
 PrivateTmp=$private_tmp
 ProtectHome=$protect_home
+# Not strict: what you mount for tasks would be read-only, and a dead mount of the shared directory would stay.
 ProtectSystem=full
+PrivateDevices=$private_devices
+PrivateMounts=yes
+ProtectClock=$private_devices
 ProtectControlGroups=yes
 ProtectKernelLogs=yes
 ProtectKernelModules=yes
 ProtectKernelTunables=yes
+ProtectHostname=yes
+ProtectProc=invisible
+LockPersonality=yes
+RemoveIPC=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
 CapabilityBoundingSet=
 
 [Install]
