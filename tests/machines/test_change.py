@@ -158,9 +158,8 @@ def test_a_worker_that_is_removed_hands_over_first_and_its_keys_are_refused_by_w
         text = checkout.machines()["worker-3"].ssh(f"sudo cat /etc/daskstack/tls/{Path(file).name}").stdout
         Path(file).write_text(text)
     info = work.client.scheduler_info(n_workers=-1)
-    staying = [each for each in info["workers"].values() if not each["name"].startswith("worker-3")]
-    doors = [info["address"], *(each[what] for each in staying for what in ("address", "nanny"))]
-    doors = [work.client.scheduler.address if "127.0.0.1" in each else each for each in doors]
+    staying = {address: each for address, each in info["workers"].items() if not each["name"].startswith("worker-3")}
+    doors = [info["address"], *staying, *(each["nanny"] for each in staying.values())]
     assert [accepted(door, stolen) for door in doors] == [True] * len(doors)
     keep = [checkout.machines()[name] for name in ("scheduler", "worker-1", "worker-2")]
     pids = [machine.ssh("systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'").stdout for machine in keep]

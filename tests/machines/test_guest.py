@@ -12,20 +12,21 @@ from fleet import Machine, Stack
 from test_steps import Pair
 
 from components.vms import dask, files
-from components.vms.cluster import DRAIN
+from components.vms.cluster import DRAIN, RELOAD
 from components.vms.step import script
 from settings import Vms
 
 CLUSTER = Vms.model_validate({"target": "vms", "machines": {"source": "local", "workers": 1}}).completed()
 
 # Modes, owners, contents, access lists, mounts, units, users, firewall. Left out is only what the system itself writes
-# at any time: logs, caches, its own state, copies of the user files before the last change.
+# at any time (logs, caches, its own state, copies of the user files before the last change), and what Python compiles
+# while Dask runs.
 LISTING = r"""
 cd /
 listed() {
   find / /dev/shm -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /var/log -o -path /var/cache \
     -o -path '/var/lib/systemd/*' ! -path '/var/lib/systemd/linger*' -o -path '*/systemd-private-*' -o -path '/etc/*-' \
-    -o -path /etc/machine \) -prune -o "$@"
+    -o -path /etc/machine -o -path /var/lib/daskstack/home/.cache \) -prune -o "$@"
 }
 listed -printf '%p %y %m %u:%g %l\n' | sort
 listed -path /usr -prune -o -type f -exec md5sum {} + | sort
@@ -119,7 +120,7 @@ BROKEN = {
     "credentials": ("systemctl", "reload*"),
     "data": ("systemctl", "start*.automount"),
     "environment": ("env", "*pip?sync*"),
-    "service": ("systemctl", "*enable*dask-scheduler|start?dask-worker*"),
+    "service": ("systemctl", "*enable*dask-scheduler|start*dask-worker*"),
     "idle": ("systemctl", "*start?dask-idle*"),
 }
 
@@ -191,8 +192,8 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "SCHEDULER": f"tls://{pair.head.address}:8786", "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787",
         "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "DATA_PATH": path,
         "CONFIG": dask.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no", "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
-        "DRAIN": DRAIN.read_text(),
-        "GRACE": "20", "WORKED": "", "CREDENTIALS": "1", "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
+        "DRAIN": DRAIN.read_text(), "RELOAD": RELOAD.read_text(), "GRACE": "20", "WORKED": "", "CREDENTIALS": "1",
+        "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
     }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ UNITS = {
     "ROLES": "scheduler worker", "NAME": "task", "ADDRESS": "10.0.0.1", "SCHEDULER": "tls://10.0.0.1:8786",
     "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787", "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "",
     "MEMORY": "", "SPILL": "/var/lib/daskstack/spill", "DATA_PATH": "/srv/daskdata", "CONFIG": "{}", "GRACE": "80",
-    "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": "", "WORKED": "", "CREDENTIALS": "", "AUTHORITY_ADDRESS": "",
-    "FIREWALL": "yes", "LIMIT": "60", "SECRET_ENV": "", "METADATA": "no",
+    "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": "", "RELOAD": "", "WORKED": "", "CREDENTIALS": "",
+    "AUTHORITY_ADDRESS": "", "FIREWALL": "yes", "LIMIT": "60", "SECRET_ENV": "", "METADATA": "no",
 }  # fmt: skip
 
 
@@ -209,7 +209,8 @@ def test_traps_that_tasks_leave_stop_no_undo(fresh: Pair, machine: Machine) -> N
     """The last test here: it takes the machine's credentials away."""
     fresh.variables[machine.name, "service"] = UNITS
     run = f"systemd-run -q --collect --uid=dask -p KillMode=none -p Type=forking -E HOME={HOME}"
-    machine.run(f"{run} bash -c {shlex.quote(TRAPS)} && pgrep -u dask sleep")
+    machine.run(f"{run} bash -c {shlex.quote(TRAPS)}")
+    machine.run("timeout 30 sh -c 'until pgrep -u dask sleep; do sleep 0.1; done'")
     for state in ("service", "credentials", "authority", "keys"):
         fresh.undo(machine, state)
     for _ in range(5):  # units take a moment to end

@@ -673,7 +673,7 @@ IMPORT = "cd / && /opt/daskstack/environment/bin/python -c 'import tiny; print(t
 
 
 def test_root_installs_only_what_it_has_checked_whatever_the_clusters_user_serves(house: House, tmp_path: Path) -> None:
-    """A task on the authority's machine has put another SFTP server into the place of sshd's."""
+    """The SFTP server of the authority's machine is another one than sshd's, as if a task had got that far."""
     head, hand = house.pair.head, house.pair.hand
     honest, evil = next((house.folder / "wheels").iterdir()), tmp_path / "evil"
     evil.mkdir()
@@ -694,13 +694,14 @@ def test_root_installs_only_what_it_has_checked_whatever_the_clusters_user_serve
     plant = "cd /var/lib/daskstack/home && mkdir -p evil\n"
     plant += "".join(f"echo {text} | base64 -d >evil/{name}\n" for name, text in evil_files.items())
     plant += f"echo {server} | base64 -d >server.py\nchown -R dask: evil server.py\n"
-    shell = 'case "$BASH_EXECUTION_STRING $SSH_ORIGINAL_COMMAND" in *sftp-server*) exec python3 -I ~/server.py ;; esac'
-    head.run(f"{plant}cat >.bashrc <<'END'\n{shell}\nEND\nchown dask: .bashrc")
+    session = "/etc/daskstack/ssh/session"
+    shell = f'#!/bin/sh\ncase $SSH_ORIGINAL_COMMAND in *sftp*) exec python3 -I ~/server.py ;; esac\nexec {session}.kept'
+    head.run(f"{plant}mv {session} {session}.kept\ncat >{session} <<'END'\n{shell}\nEND\nchmod 755 {session}")
     try:
         said = house.install(hand, check=False)
         served = head.run("cat /var/lib/daskstack/home/served").stdout.split("\n")
     finally:
-        head.run("cd /var/lib/daskstack/home && rm -rf .bashrc evil server.py served")
+        head.run(f"mv {session}.kept {session}; cd /var/lib/daskstack/home && rm -rf evil server.py served")
     assert {f"open {name}" for name in ("environment.lock", uv.name, honest.name)} <= set(served)
     assert hand.run("ls /owned", check=False).returncode != 0
     assert said.returncode == 0 and hand.ssh(IMPORT).stdout == "honest\n", said.stderr

@@ -36,3 +36,18 @@ def used(state: str) -> set[str]:
     assigned = set(re.findall(r"^\s*(?:local |readonly )?([A-Z][A-Z_0-9]+)=", text, re.MULTILINE))
     common = set(re.findall(r"^([A-Z_]+)=", (STEPS / "common.sh").read_text(), re.MULTILINE))
     return read - assigned - common - {"SECONDS", "EXIT"}
+
+
+PROGRAMS = sorted(state for state in STATES if "declare -f" in (STEPS / f"{state}.sh").read_text())
+
+
+@pytest.mark.parametrize("state", PROGRAMS)
+def test_a_program_that_a_step_installs_has_every_function_that_it_calls(state: str) -> None:
+    text = "".join(f"{(STEPS / file).read_text()}\n" for file in ("common.sh", f"{state}.sh"))
+    bodies = dict(re.findall(r"^(\w+)\(\) (\{ .*\}|\{\n(?:.*\n)*?\})", text, re.MULTILINE))
+    installed = set(re.findall(r"declare -f ([\w ]+)", text)[0].split())
+    assert installed <= set(bodies)
+    for name in installed:
+        code = re.sub(r"(?m)(^|\s)#.*|'[^'\n]*'", "", bodies[name])  # neither comments nor text
+        called = {word for word in re.findall(r"(?<![\w/$.-])[a-z_]+(?![\w=-])", code) if word in bodies}
+        assert called - {name} <= installed, f"{name} calls {called - installed}"

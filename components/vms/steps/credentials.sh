@@ -141,8 +141,9 @@ main() {
   exec 8<$FETCHED
   flock --wait 120 8 # the timer's own fetch
   echo "authority namespaces=\"daskstack\" $HOST_AUTHORITY" | put $SSH/authorities 0644 root:root
-  printf '%s' "$BUNDLE" >$FETCHED/bundle
-  take
+  printf '%s' "$BUNDLE" >$FETCHED/given
+  take $FETCHED/given
+  rm $FETCHED/given
   sshd_config | put $SSHD 0600 root:root
   local sshd_changed=$changed
   ssh_config | put $SSH/config 0644 root:root
@@ -176,7 +177,7 @@ program() {
   # Not a step: it leaves nothing unfinished for the next one.
   echo 'UNFINISHED=/dev/null changed=no'
   declare -p NAME AUTHORITY_ADDRESS CLUSTER_USER CLUSTER_HOME ETC SSH TLS FETCHED
-  declare -f fatal put fetch take belongs
+  declare -f fatal printable put fetch take belongs
   echo fetch
 }
 
@@ -194,7 +195,7 @@ fetch() {
   fi
   ! cmp -s $FETCHED/new $FETCHED/bundle || return 0
   mv $FETCHED/new $FETCHED/bundle
-  take
+  take $FETCHED/bundle
   if [ $changed = yes ]; then
     for unit in ssh sshd; do
       ! systemctl is-active -q $unit || systemctl reload $unit
@@ -202,13 +203,13 @@ fetch() {
   fi
 }
 
-# Installs what is in FETCHED/bundle. Sets `changed` where sshd has to know.
+# take BUNDLE: installs what is in it. Sets `changed` where sshd has to know.
 take() {
-  local new=$FETCHED/work file version
+  local bundle=$1 new=$FETCHED/work file version
   rm -rf $new
   mkdir -p $new/files
-  sed '/^-----END SSH SIGNATURE-----$/q' $FETCHED/bundle >$new/signature
-  sed '1,/^-----END SSH SIGNATURE-----$/d' $FETCHED/bundle >$new/payload
+  sed '/^-----END SSH SIGNATURE-----$/q' "$bundle" >$new/signature
+  sed '1,/^-----END SSH SIGNATURE-----$/d' "$bundle" >$new/payload
   ssh-keygen -q -Y verify -f $SSH/authorities -I authority -n daskstack -s $new/signature <$new/payload >/dev/null ||
     fatal "what came from the authority ($AUTHORITY_ADDRESS) does not have its signature; nothing of it is installed"
   base64 -d $new/payload | tar -x --no-same-owner -C $new/files
