@@ -34,7 +34,7 @@ find /run /run/lock /dev/mqueue -xdev ! -path '/run/user/*' ! -name daskstack.lo
   \( -iname '*dask*' -o -user dask -o -nouser \) 2>&1 | sort
 getfacl -Rp /srv /big /scratch /fast 2>/dev/null
 systemctl list-units --all --no-legend --plain 'dask*' '*data*' ssh.service firewalld.service |
-  awk '{print $1, $3, $4}' | sort
+  awk '/^dask-(authority|credentials)\.service/ {next} {print $1, $3, $1 ~ /timer$/ ? "" : $4}' | sort # at any time
 findmnt -rn -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -Ev '^/(dev|proc|run|sys)' | sort
 ps -o args= -u dask | grep -Ev 'systemd --user|sd-pam|sshd:' || true
 ipcs -m | tail -n +4

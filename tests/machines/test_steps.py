@@ -32,7 +32,8 @@ listed() {
 listed -printf '%p %y %m %u:%g %l\n' | sort
 listed -path /usr -prune -o -type f -exec md5sum {} + | sort
 systemctl list-unit-files --no-legend | grep -v ^session- | sort
-systemctl list-units --all --no-legend --plain 'dask*' 'srv-*' ssh.service firewalld.service | awk '{print $1, $3, $4}'
+systemctl list-units --all --no-legend --plain 'dask*' 'srv-*' ssh.service firewalld.service |
+  awk '/^dask-(authority|credentials)\.service/ {next} {print $1, $3, $1 ~ /timer$/ ? "" : $4}' # they run at any time
 ps -o args= -u dask | grep -Ev 'systemd --user|sd-pam|sshd:' | sort -u || true
 findmnt -rn -o TARGET,FSTYPE | grep -Ev '^/run/(user|credentials)' | sort
 nft list ruleset

@@ -143,7 +143,8 @@ main() {
   echo "authority namespaces=\"daskstack\" $HOST_AUTHORITY" | put $SSH/authorities 0644 root:root
   printf '%s' "$BUNDLE" >$FETCHED/given
   take $FETCHED/given
-  rm $FETCHED/given
+  mv --no-clobber $FETCHED/given $FETCHED/bundle
+  rm -f $FETCHED/given
   sshd_config | put $SSHD 0600 root:root
   local sshd_changed=$changed
   ssh_config | put $SSH/config 0644 root:root
