@@ -1,7 +1,7 @@
 """An SFTP server with two faces: it serves a file as it is once, and then the one of that name in ~/evil instead.
 
-It stands for anything that the cluster's user could serve in the place of the files. Each opening of a file is a line of
-~/served. Only what sshfs asks for is answered.
+It stands for anything that the cluster's user could serve in the place of the files. Each opening of a file is a line
+of ~/served. Only what sshfs asks for is answered.
 """
 
 import os
