@@ -1,6 +1,6 @@
 """Every wait ends: each thing outside that `up`, `connect` and `status` talk to stalls in turn, on this computer.
 
-tests/machines/test_stalls.py has a full disk.
+tests/machines/test_full_disk.py has a full disk.
 """
 
 import fcntl
