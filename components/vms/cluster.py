@@ -27,7 +27,9 @@ TUNNEL_USER = "dask-tunnel"  # steps/credentials.sh makes it
 # All steps that a machine of the user's own can have.
 # Not its certificates: they were signed on another machine, which takes them back.
 STATES = ("firewall", "keys", "authority", "credentials", "data", "environment", "service")
-DAYS = "14"  # of a machine's certificates, which renew themselves
+# Of a machine's certificates, which renew themselves when a third of that has passed: a cluster that sleeps for two
+# months still wakes. A shorter time would protect no more, because machines fetch what is revoked every five minutes.
+DAYS = "90"
 
 
 class DaskVmsArgs(TypedDict):

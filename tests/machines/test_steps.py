@@ -19,6 +19,7 @@ from cryptography import x509
 from fleet import Machine, Stack, as_root, until
 
 from components.vms import files
+from components.vms.cluster import DAYS
 from components.vms.step import script
 
 # What a step could leave behind: files, users, units and their state, firewall. Left out are logs, what the system
@@ -85,7 +86,7 @@ class Pair:
 
     def credentials(self, machine: Machine, renewal: str = "1") -> None:
         self.step(self.head, "keys", NAME=self.head.name, METADATA="no")
-        authority = self.step(self.head, "authority", CLUSTER="tests", NETWORK=self.network, DAYS="14")
+        authority = self.step(self.head, "authority", CLUSTER="tests", NETWORK=self.network, DAYS=DAYS)
         signed = self.certificates(machine, renewal)
         self.step(
             machine,
@@ -208,12 +209,12 @@ def test_tasks_reach_the_metadata_server_only_where_they_may_use_the_machines_ac
         hand.run("systemctl stop metadata-80 metadata-53; ip address delete 169.254.169.254/32 dev lo")
 
 
-def test_certificates_begin_a_day_ago_and_end_in_two_weeks(mesh: Pair) -> None:
+def test_certificates_begin_a_day_ago_and_end_in_ninety_days(mesh: Pair) -> None:
     pem = mesh.hand.ssh("cat /etc/daskstack/tls/certificate.pem").stdout
     certificate = x509.load_pem_x509_certificate(pem.encode())
     now = datetime.now(UTC)
     assert round((certificate.not_valid_before_utc - now) / timedelta(days=1)) == -1
-    assert round((certificate.not_valid_after_utc - now) / timedelta(days=1)) == 14
+    assert round((certificate.not_valid_after_utc - now) / timedelta(days=1)) == 90
     mesh.hand.ssh(
         "openssl verify -crl_check -CAfile /etc/daskstack/tls/authority.pem /etc/daskstack/tls/certificate.pem"
     )
@@ -270,13 +271,13 @@ def test_certificates_renew_themselves(mesh: Pair) -> None:
     before = [machine.ssh(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in FILES]
     fetch(mesh)
     assert before == [machine.ssh(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in FILES]
-    # Of certificates that should last 40 days too little is left.
-    mesh.head.run('sed -i \'s/DAYS="14"/DAYS="40"/\' /opt/daskstack/authority')
+    # Of certificates that should last 200 days too little is left.
+    mesh.head.run('sed -i \'s/DAYS="90"/DAYS="200"/\' /opt/daskstack/authority')
     fetch(mesh)
     after = [machine.ssh(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in FILES]
     assert all(old != new for old, new in zip(before, after, strict=True))
     mesh.hand.ssh(f"sudo -iu dask ssh {mesh.head.address} true")
-    mesh.head.run('sed -i \'s/DAYS="40"/DAYS="14"/\' /opt/daskstack/authority')
+    mesh.head.run('sed -i \'s/DAYS="200"/DAYS="90"/\' /opt/daskstack/authority')
 
 
 def test_what_the_authority_did_not_sign_is_not_installed(mesh: Pair) -> None:
