@@ -168,7 +168,7 @@ class Environment(Section):
 
 
 class Credentials(Section):
-    """A higher `renewal` than the last one renews every certificate."""
+    """A higher `renewal` than the last one replaces every key and certificate."""
 
     renewal: int = Field(1, ge=1)
 

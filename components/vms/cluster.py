@@ -1,7 +1,7 @@
 """Dask on machines: steps over SSH, one bash file each."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -215,11 +215,26 @@ class DaskVms(ComponentResource):
         """Every machine's SSH and TLS credentials; returns the client's: `tls`, and the connection `tunnel`."""
         renewal = str(self.settings.credentials.renewal)
         metadata = self.settings.firewall.metadata
-        keys = {
-            each: machine.step("keys", {"NAME": each, "METADATA": "yes" if metadata or machine.host.metadata else "no"})
-            for each, machine in self.machines.items()
-        }
-        authority = self.head.step("authority", {"CLUSTER": name, "NETWORK": network, "DAYS": DAYS})
+
+        def make_keys(machine: Machine, after: Sequence[Step] = ()) -> Step:
+            open_metadata = "yes" if metadata or machine.host.metadata else "no"
+            variables = {"NAME": machine.host.name, "METADATA": open_metadata, "RENEWAL": renewal}
+            return machine.step("keys", variables, after=after)
+
+        keys = {self.head.host.name: make_keys(self.head)}
+        authority = self.head.step("authority", {"CLUSTER": name, "NETWORK": network, "DAYS": DAYS, "RENEWAL": renewal})
+        for each, machine in self.machines.items():
+            if machine is not self.head:
+                keys[each] = make_keys(machine, [authority])
+        # All machines trust the authority's new keys before anything is signed with them.
+        authority = Step(
+            "renewal",
+            self.head.host,
+            {"RENEWAL": renewal},
+            parent=self,
+            after=[authority, *keys.values()],
+            name="renewal",
+        )
 
         def certificates(subject: str, parent: ComponentResource, request: dict[str, Input[str]]) -> Step:
             step = Step(
@@ -257,13 +272,13 @@ class DaskVms(ComponentResource):
         self._everywhere("credentials", variables, first=self.head)
 
         identity = Stash(
-            "client-identity",
+            f"client-identity-{renewal}",
             input=Output.secret(client_identity()),
             opts=ResourceOptions(parent=self, ignore_changes=["input"]),
         )
         public = Output.unsecret(identity.output)
         request = {"ADDRESS": "", "REQUEST": public["request"], "USER_KEY": public["sshPublic"]}
-        signed = certificates("client", self, request)
+        self.client_signed = signed = certificates("client", self, request)
         # Machines' certificates renew themselves.
         signed["expires"].apply(lambda expires: self._warn(notice("client", expires, date.today())))
         tls = Output.all(key=identity.output["key"], certificate=signed["tls"], authority=authority["tlsAuthority"])
@@ -374,9 +389,10 @@ class DaskVms(ComponentResource):
                 "DRAIN": DRAIN.read_text(),
                 "SCHEDULER": self.scheduler,
                 "MEMBERS": " ".join(dask.worker_names(self.settings, self.workers)),
+                "RENEWAL": str(self.settings.credentials.renewal),
             },
             parent=self,
-            after=[machine.steps[-1] for machine in self.machines.values()],
+            after=[*(machine.steps[-1] for machine in self.machines.values()), self.client_signed],
             name="members",
         )
 

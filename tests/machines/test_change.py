@@ -267,3 +267,48 @@ def test_a_machine_made_anew_under_its_address_gets_all_its_steps(checkout: Chec
     assert re.search(r"workers +2 running", printed)
     steps = ("firewall", "keys", "certificates", "credentials", "data", "environment", "service")
     assert {f"worker-2-{step}" for step in steps} <= touched(printed)
+
+
+def test_a_raised_renewal_refuses_the_former_keys_and_what_runs_keeps_its_processes_and_its_data(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    def processes() -> list[str]:
+        show = "systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'; pgrep -u dask -f 'dask|distributed'"
+        return [machine.ssh(show).stdout for machine in checkout.machines().values()]
+
+    def pair(client: distributed.Client, name: str) -> tuple[str, str]:
+        tls = client.security.get_tls_config_for_role("client")
+        files = tmp_path / f"{name}-certificate.pem", tmp_path / f"{name}-key.pem"
+        for file, text in zip(files, (tls["cert"], tls["key"]), strict=True):
+            file.write_text(text)
+        return str(files[0]), str(files[1])
+
+    numbers, _ = tasks()
+    with daskstack.connect("dev") as former:
+        parts = former.map(numbers, range(8), pure=False)
+        sums = [sum(part) for part in former.gather(parts)]
+        former.publish_dataset(parts=parts)
+        info = former.scheduler_info(n_workers=-1)
+        doors = [former.scheduler.address]
+        doors += [*info["workers"], *(each["nanny"] for each in info["workers"].values())]
+        before, stolen = processes(), pair(former, "former")
+        assert [accepted(door, stolen) for door in doors] == [True] * len(doors)
+
+        change(checkout, "Pulumi.dev.yaml", "^    target: vms", "    target: vms\n    credentials: {renewal: 2}")
+        printed = checkout.make("up")
+        assert not [each for each in touched(printed) if each.endswith(("data", "environment", "service"))]
+        assert [sum(part) for part in former.gather(parts)] == sums
+        for machine in checkout.machines().values():  # as timers do within minutes
+            machine.ssh("sudo systemctl start dask-credentials")
+        deadline = time.monotonic() + 60
+        while any(accepted(door, stolen) for door in doors):
+            assert time.monotonic() < deadline, "the client's former key is still accepted"
+            time.sleep(1)
+        with daskstack.connect("dev") as client:
+            renewed = pair(client, "renewed")
+            assert [accepted(door, renewed) for door in doors] == [True] * len(doors)
+            assert [sum(part) for part in client.gather(client.get_dataset("parts"))] == sums
+            copies = client.map(sorted, client.get_dataset("parts"), pure=False)  # from worker to worker
+            client.replicate(copies)
+            assert [sum(part) for part in client.gather(copies)] == pytest.approx(sums)
+    assert processes() == before

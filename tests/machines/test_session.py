@@ -150,11 +150,14 @@ done
 
 @pytest.mark.parametrize("path", ["/run", "/run/daskstack.lock"])
 def test_no_other_user_can_hold_up_a_step(fresh: Pair, machine: Machine, path: str) -> None:
-    fresh.step(machine, "keys", NAME="task", METADATA="no")
+    fresh.step(machine, "keys", NAME="task", METADATA="no", RENEWAL="1")
     holder = f"systemd-run -q --collect --uid=dask -u holder sh -c 'exec 9<{path} && flock 9 && sleep 60'"
     machine.run(f"{holder}; sleep 0.5")
     try:
-        assert "waiting for a step" not in machine.run(script("keys", {"NAME": "task", "METADATA": "no"})).stderr
+        assert (
+            "waiting for a step"
+            not in machine.run(script("keys", {"NAME": "task", "METADATA": "no", "RENEWAL": "1"})).stderr
+        )
     finally:
         machine.run("systemctl stop holder", check=False)
 

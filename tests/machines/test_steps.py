@@ -51,6 +51,7 @@ class Pair:
 
     def __init__(self, head: Machine, hand: Machine, network: str) -> None:
         self.head, self.hand, self.network = head, hand, network
+        self.renewal = "1"
         self.variables: dict[tuple[str, str], Mapping[str, str]] = {}
         self.fresh = {machine.name: snapshot(machine) for machine in (head, hand)}
 
@@ -77,27 +78,31 @@ class Pair:
         self.step(machine, "firewall", **variables)
         machine.run(script("firewall", variables), {}, "confirm")
 
-    def certificates(self, machine: Machine, renewal: str = "1") -> dict[str, str]:
-        keys = self.step(machine, "keys", NAME=machine.name, METADATA="no")
-        request = {"HOST_KEY": keys["hostKey"], "USER_KEY": keys["userKey"], "REQUEST": keys["request"]}
-        return self.step(
-            self.head, "certificates", NAME=machine.name, ADDRESS=machine.address, RENEWAL=renewal, **request
-        )
+    def keys(self, machine: Machine) -> dict[str, str]:
+        return self.step(machine, "keys", NAME=machine.name, METADATA="no", RENEWAL=self.renewal)
 
-    def credentials(self, machine: Machine, renewal: str = "1") -> None:
-        self.step(self.head, "keys", NAME=self.head.name, METADATA="no")
-        authority = self.step(self.head, "authority", CLUSTER="tests", NETWORK=self.network, DAYS=DAYS)
-        signed = self.certificates(machine, renewal)
+    def authority(self) -> None:
+        self.step(self.head, "authority", CLUSTER="tests", NETWORK=self.network, DAYS=DAYS, RENEWAL=self.renewal)
+
+    def credentials(self, machine: Machine) -> None:
+        self.keys(self.head)
+        self.authority()
+        keys = self.keys(machine)
+        self.sign(machine, keys, self.step(self.head, "renewal", RENEWAL=self.renewal))
+
+    def sign(self, machine: Machine, keys: dict[str, str], authority: dict[str, str]) -> None:
+        request = {"HOST_KEY": keys["hostKey"], "USER_KEY": keys["userKey"], "REQUEST": keys["request"]}
+        address = {"NAME": machine.name, "ADDRESS": machine.address}
+        signed = self.step(self.head, "certificates", RENEWAL=self.renewal, **address, **request)
         self.step(
             machine,
             "credentials",
-            ADDRESS=machine.address,
             SSH_PORT="22",
             TUNNEL=f"{machine.address}:8786 {machine.address}:8787" if machine is self.head else "",
             AUTHORITY_ADDRESS="" if machine is self.head else self.head.address,
-            NAME=machine.name,
             HOST_AUTHORITY=authority["hostAuthority"],
             BUNDLE=signed["bundle"],
+            **address,
         )
 
     def data(self, machine: Machine, path: str = "/srv/daskdata") -> None:
@@ -202,10 +207,10 @@ def test_tasks_reach_the_metadata_server_only_where_they_may_use_the_machines_ac
         assert hand.ssh(session, check=False).returncode != 0
         hand.run("systemctl start firewalld && firewall-cmd -q --reload && systemctl stop firewalld")
         assert not reaches("dask")
-        mesh.step(hand, "keys", NAME=hand.name, METADATA="yes")
+        mesh.step(hand, "keys", NAME=hand.name, METADATA="yes", RENEWAL=mesh.renewal)
         assert reaches("dask")
     finally:
-        mesh.step(hand, "keys", NAME=hand.name, METADATA="no")
+        mesh.keys(hand)
         hand.run("systemctl stop metadata-80 metadata-53; ip address delete 169.254.169.254/32 dev lo")
 
 
@@ -335,17 +340,99 @@ def test_keys_of_a_removed_machine_open_no_door(mesh: Pair) -> None:
     hand.run(f"rm -r {stolen}")
 
 
-def test_a_raised_renewal_brings_new_certificates(mesh: Pair) -> None:
-    before = [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in FILES]
-    mesh.credentials(mesh.hand, renewal="2")
-    after = [mesh.hand.ssh(f"cat /etc/daskstack/{file}").stdout for file in FILES]
-    assert [old == new for old, new in zip(before, after, strict=True)] == [False, False, False]
+KEYS = ("ssh/id_ed25519", "tls/key.pem")
+AUTHORITIES = ("ssh/known_hosts", "ssh/user-authority.pub", "ssh/authorities", "tls/authority.pem")
+
+
+def test_a_raised_renewal_brings_new_keys_and_authorities_and_the_former_are_refused(mesh: Pair) -> None:
+    machines, old = (mesh.head, mesh.hand), "/var/lib/daskstack/home/old"
+
+    def read(*files: str) -> list[str]:
+        return [machine.run(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in files]
+
+    def opened(certificates: list[str], options: str = "") -> set[bool]:
+        """Whether each machine accepts each one's SSH key and TLS certificate."""
+        seen = set()
+        verify = "openssl verify -crl_check -CAfile /etc/daskstack/tls/authority.pem"
+        for machine in machines:
+            logins = "; ".join(f"ssh {options} {other.address} true; echo $?" for other in machines)
+            checks = "; ".join(f"echo '{each}' | {verify} >/dev/null; echo $?" for each in certificates)
+            done = machine.run(f"sudo -iu dask sh -c '{logins}'; {checks}", check=False)
+            assert len(done.stdout.split()) == 4
+            seen |= {status == "0" for status in done.stdout.split()}
+        return seen
+
+    def everyone_reaches_everyone() -> bool:
+        return opened(read("tls/certificate.pem")) == {True}
+
+    def trusted() -> list[set[str]]:
+        return [set(re.findall("AAAA[^ \n]+|BEGIN CERT[^-]+-----[^-]+", text)) for text in read(*AUTHORITIES)]
+
+    before, former = read(*KEYS, *FILES), trusted()
+    for machine in machines:
+        machine.run(f"cp -r /etc/daskstack {old} && chown -R dask: {old}")
+    stolen = (
+        read("tls/certificate.pem"),
+        f"-F none -i {old}/ssh/id_ed25519 -oIdentitiesOnly=yes -oBatchMode=yes -oStrictHostKeyChecking=no",
+    )
+    assert opened(*stolen) == {True}
+
+    mesh.renewal = "2"
+    keys = {mesh.head: mesh.keys(mesh.head)}
+    mesh.authority()
+    keys[mesh.hand] = mesh.keys(mesh.hand)
+    assert read(*KEYS, *FILES) == before, "keys of the renewal are used before they have certificates"
+    assert all(one < two and len(two) == 2 for one, two in zip(former, trusted(), strict=True))
+    assert everyone_reaches_everyone()
+    authority = mesh.step(mesh.head, "renewal", RENEWAL="2")
+    for machine in machines:
+        mesh.sign(machine, keys[machine], authority)
+        assert everyone_reaches_everyone()
+    after = read(*KEYS, *FILES)
+    assert not set(before) & set(after)
+
+    mesh.head.run("/opt/daskstack/authority settle 0")
+    fetch(mesh)
+    assert everyone_reaches_everyone()
+    assert read(*KEYS, *FILES) == after
+    assert opened(*stolen) == {False}
+    assert not [one & now for one, now in zip(former, trusted(), strict=True) if one & now or len(now) != 1]
+    for machine in machines:
+        machine.run(f"rm -r {old} && test ! -e /etc/daskstack/next && ! ls -d /etc/daskstack/authority/former/*")
+
+
+def test_a_fetch_between_two_steps_of_a_renewal_brings_keys_and_certificates_together(mesh: Pair) -> None:
+    """A timer may come at any moment, and an `up` may end at any."""
+    mesh.renewal = "3"
+    keys = {mesh.head: mesh.keys(mesh.head)}
+    mesh.authority()
+    keys[mesh.hand] = mesh.keys(mesh.hand)
+
+    def fits() -> bool:
+        fetch(mesh)
+        pair = mesh.hand.run("cd /etc/daskstack/tls && openssl pkey -in key.pem -pubout").stdout
+        assert mesh.hand.run("openssl x509 -in /etc/daskstack/tls/certificate.pem -noout -pubkey").stdout == pair
+        mesh.hand.ssh(f"sudo -iu dask ssh {mesh.head.address} true")
+        return pair == mesh.hand.run(f"echo '{keys[mesh.hand]['request']}' | openssl req -noout -pubkey").stdout
+
+    assert not fits()
+    authority = mesh.step(mesh.head, "renewal", RENEWAL="3")
+    mesh.sign(mesh.head, keys[mesh.head], authority)
+    assert not fits()
+    variables = dict(mesh.variables["head", "certificates"], NAME="hand", ADDRESS=mesh.hand.address)
+    own = keys[mesh.hand]
+    variables |= {"HOST_KEY": own["hostKey"], "USER_KEY": own["userKey"], "REQUEST": own["request"]}
+    mesh.head.run(script("certificates", variables))
+    assert fits()
+    mesh.sign(mesh.hand, own, authority)
+    mesh.head.run("/opt/daskstack/authority settle 0")
+    assert fits()
 
 
 def test_another_users_account_is_not_taken_over(boot: Callable[..., list[Machine]]) -> None:
     [machine] = boot("taken")
     machine.run("useradd --create-home dask")
-    done = machine.run(script("keys", {"NAME": "taken", "METADATA": "no"}), check=False)
+    done = machine.run(script("keys", {"NAME": "taken", "METADATA": "no", "RENEWAL": "1"}), check=False)
     assert done.returncode == 1
     assert "a user 'dask' exists already and is not the cluster's" in done.stderr
     machine.run("useradd --create-home dask-tunnel")

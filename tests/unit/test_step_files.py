@@ -45,7 +45,7 @@ PROGRAMS = sorted(state for state in STATES if "declare -f" in (STEPS / f"{state
 def test_a_program_that_a_step_installs_has_every_function_that_it_calls(state: str) -> None:
     text = "".join(f"{(STEPS / file).read_text()}\n" for file in ("common.sh", f"{state}.sh"))
     bodies = dict(re.findall(r"^(\w+)\(\) (\{ .*\}|\{\n(?:.*\n)*?\})", text, re.MULTILINE))
-    installed = set(re.findall(r"declare -f ([\w ]+)", text)[0].split())
+    installed = set(" ".join(re.findall(r"declare -f ([\w ]+)", text)).split())
     assert installed <= set(bodies)
     for name in installed:
         code = re.sub(r"(?m)(^|\s)#.*|'[^'\n]*'", "", bodies[name])  # neither comments nor text

@@ -1,9 +1,11 @@
 # State: this machine is the cluster's authority: it holds the keys that sign SSH and TLS credentials, and they are
 # root's alone. It signs again what is about to end, and publishes for each machine what that machine fetches.
-# Prints the public halves of its keys.
 #   CLUSTER   the cluster's name, for the certificates' subject
 #   NETWORK   from where machines may use their SSH certificates: networks or addresses, separated by blanks
 #   DAYS      how long a machine's certificates last; the authority renews them when a third of that has passed
+#   RENEWAL   a change of it makes new keys beside the ones that sign
+# The new keys lie in `next` until every machine trusts both, then the step `renewal` lets them sign; the ones before are
+# trusted until the step `members` ends that, when every machine has its new certificates. What is published has them all.
 # Certificates begin a day ago, for clocks that differ.
 
 AUTHORITY=$ETC/authority
@@ -15,13 +17,15 @@ CLIENT_DAYS=365 # nothing renews the client's by itself
 # Runs by itself, as root:
 #   authority admit NAME FOLDER   signs the keys in FOLDER for the machine NAME, and publishes
 #   authority revoke NAME         nothing that was signed for NAME is valid any more
-#   authority settle              the same for keys that NAME had before others were admitted
+#   authority settle MINUTES      the same for all keys that were replaced so long ago; after 0, nothing trusts what
+#                                 the authority signed with its former keys
+#   authority advance             its next keys sign from now on
 #   authority renew               signs again what ends, and publishes what changed
 program() {
   echo '#!/bin/bash'
   echo 'set -euo pipefail'
   declare -p AUTHORITY PUBLISHED CLUSTER_USER DAYS CLIENT_DAYS SOURCES
-  declare -f sign_ssh sign_tls day tls_config sign revocations revoke_tls retire admit revoke settle due renew publish commands
+  declare -f sign_ssh sign_tls day tls_config sign revocations revoke_tls retire admit revoke settle advance due renew publish commands
   # shellcheck disable=SC2016
   echo 'commands "$@"'
 }
@@ -43,8 +47,8 @@ tls_config() {
 [ca]
 default_ca = authority
 [authority]
-database = $AUTHORITY/index
-new_certs_dir = $AUTHORITY/.work
+database = index
+new_certs_dir = .work
 unique_subject = no
 rand_serial = yes
 default_md = sha256
@@ -157,15 +161,32 @@ admit() {
 
 settle() {
   local old serial
-  for old in replaced/*/; do
-    [ -d "$old" ] || continue
+  find replaced -mindepth 1 -maxdepth 1 ! -newermt "$1 minutes ago" | while read -r old; do
     retire "$old"
     if [ -e "$old/serials" ]; then
       while read -r serial; do revoke_tls 4 "$serial"; done <"$old/serials"
     fi
     rm -rf "$old"
   done
+  if [ "$1" = 0 ] && [ -d former ]; then
+    touch unpublished
+    rm -rf former
+  fi
   renew
+}
+
+# A killed run is completed by the next one.
+advance() {
+  local former
+  [ -d next ] || return 0
+  if [ -e tls.pem ]; then
+    [ -e crl ] || revocations
+    former=former/$(date +%s%N)
+    mkdir -p "$former"
+    cp host.pub user.pub tls.pem crl "$former/"
+  fi
+  mv -f next/* .
+  rmdir next
 }
 
 revoke() {
@@ -199,7 +220,7 @@ renew() {
 # What a machine fetches: all that it has from the authority, signed as a whole, because what serves it is the cluster's
 # user, who runs tasks. A later one has the higher version.
 publish() {
-  local name=$1 new=$AUTHORITY/.work/bundle
+  local name=$1 each new=$AUTHORITY/.work/bundle
   [ -s "machines/$name/address" ] || return 0
   [ -e crl ] || revocations
   rm -rf $new
@@ -207,9 +228,13 @@ publish() {
   cp "machines/$name/host-cert.pub" revoked $new/
   cp "machines/$name/user-cert.pub" $new/id_ed25519-cert.pub
   cp "machines/$name/tls.pem" $new/certificate.pem
-  cat tls.pem crl >$new/authority.pem
-  cp user.pub $new/user-authority.pub
-  echo "@cert-authority * $(<host.pub)" >$new/known_hosts
+  for each in . next former/*; do
+    [ -e "$each/tls.pem" ] || continue
+    cat "$each/tls.pem" "$each/crl" >>$new/authority.pem
+    cat "$each/user.pub" >>$new/user-authority.pub
+    echo "@cert-authority * $(<"$each/host.pub")" >>$new/known_hosts
+    echo "authority namespaces=\"daskstack\" $(cut -d' ' -f1,2 "$each/host.pub")" >>$new/authorities
+  done
   date +%s%N >$new/version
   tar -C $new --owner=0 --group=0 -c . | base64 >.work/payload
   ssh-keygen -q -Y sign -f host -n daskstack <.work/payload >.work/signature 2>.work/log
@@ -225,7 +250,8 @@ Description=Renews and publishes the certificates of the Dask cluster
 
 [Service]
 Type=oneshot
-ExecStart=$PROGRAM settle
+# A day is time for an up that failed to be completed: a machine may not have its new keys yet.
+ExecStart=$PROGRAM settle 1440
 TimeoutStartSec=600
 PrivateTmp=yes
 ProtectHome=yes
@@ -258,37 +284,42 @@ main() {
   need openssl openssl
   install -d -m 0755 $ETC $OPT $PUBLISHED
   install -d -m 0700 $AUTHORITY $AUTHORITY/machines $AUTHORITY/replaced
-  touch $AUTHORITY/index $AUTHORITY/revoked
+  touch $AUTHORITY/revoked
   # A machine reaches itself by its own name, too.
   SOURCES=${NETWORK// /,},127.0.0.0/8,::1/128
-  local kind new=$AUTHORITY/.new
-  rm -rf $new
-  install -d -m 0700 $new
-  for kind in host user; do
-    [ -s $AUTHORITY/$kind ] && continue
-    ssh-keygen -q -t ed25519 -N '' -C "dask-$kind-authority" -f $new/$kind
-    mv $new/$kind.pub $AUTHORITY/$kind.pub
-    mv $new/$kind $AUTHORITY/$kind
-  done
-  if [ ! -s $AUTHORITY/tls.pem ]; then
-    tls_config >$new/conf
-    # Ten years: everything that it signs lasts one at most.
-    openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \
-      -config $new/conf -subj "/CN=dask authority of $CLUSTER" -keyout $new/tls.key -out $new/tls.pem 2>$new/log ||
-      fatal "$(cat $new/log)"
-    mv $new/tls.key $AUTHORITY/tls.key
-    mv $new/tls.pem $AUTHORITY/tls.pem
+  if [ ! -s $AUTHORITY/tls.pem ] || [ "$(cat $AUTHORITY/renewal 2>/dev/null || echo "$RENEWAL")" != "$RENEWAL" ]; then
+    make_next
+    touch $AUTHORITY/unpublished
   fi
-  rm -rf $new
-  chmod 0600 $AUTHORITY/host $AUTHORITY/user $AUTHORITY/tls.key
+  echo "$RENEWAL" >$AUTHORITY/renewal
   program | put $PROGRAM 0755 root:root
   service | put $UNIT.service 0644 root:root
   timer | put $UNIT.timer 0644 root:root
   systemctl daemon-reload
   systemctl -q enable --now dask-authority.timer
-  [ $changed = no ] || $PROGRAM renew
-  printf '{"hostAuthority": "%s", "tlsAuthority": "%s"}\n' \
-    "$(cut -d' ' -f1,2 $AUTHORITY/host.pub)" "$(awk -v ORS='\\n' 1 $AUTHORITY/tls.pem)"
+  [ -s $AUTHORITY/tls.pem ] || $PROGRAM advance # the first keys
+  [ $changed = no ] && [ ! -e $AUTHORITY/unpublished ] || $PROGRAM renew
+  # The other machines fetch in their step `keys`.
+  [ ! -d $AUTHORITY/next ] || [ ! -x $OPT/credentials ] || $OPT/credentials
+}
+
+make_next() {
+  local kind new=$AUTHORITY/.new
+  rm -rf $new $AUTHORITY/next
+  install -d -m 0700 $new $new/.work
+  for kind in host user; do
+    ssh-keygen -q -t ed25519 -N '' -C "dask-$kind-authority" -f $new/$kind
+  done
+  tls_config >$new/.work/conf
+  # Ten years: everything that it signs lasts one at most. Names differ, because certificates and lists name it.
+  openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -config $new/.work/conf \
+    -subj "/OU=$(openssl rand -hex 8)/CN=dask authority of $CLUSTER" -keyout $new/tls.key -out $new/tls.pem \
+    2>$new/.work/log || fatal "$(cat $new/.work/log)"
+  chmod 0600 $new/host $new/user $new/tls.key
+  touch $new/index
+  (cd $new && revocations)
+  rm -rf $new/.work
+  mv $new $AUTHORITY/next
 }
 
 undo() {

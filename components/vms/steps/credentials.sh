@@ -18,6 +18,7 @@ TUNNEL_HOME=$VAR/tunnel # it does not exist
 PROGRAM=$OPT/credentials
 UNIT=/etc/systemd/system/dask-credentials
 FETCHED=$ETC/fetched # root's alone: what was fetched last
+NEXT=$ETC/next       # keys of the step `keys` that wait for their certificates
 
 sshd_config() {
   cat <<CONF
@@ -177,16 +178,17 @@ program() {
   echo 'shopt -s lastpipe'
   # Not a step: it leaves nothing unfinished for the next one.
   echo 'UNFINISHED=/dev/null changed=no'
-  declare -p NAME AUTHORITY_ADDRESS CLUSTER_USER CLUSTER_HOME ETC SSH TLS FETCHED
-  declare -f fatal printable put fetch take belongs
+  declare -p NAME ADDRESS SSH_PORT AUTHORITY_ADDRESS CLUSTER_USER CLUSTER_HOME ETC SSH TLS FETCHED NEXT
+  declare -f fatal printable put fetch take belongs replace_keys move ssh_is_for tls_is_for
+  declare -f reload_sshd listening answers wait_for
   echo fetch
 }
 
-# Not while a step is at work here.
+# Not while a step installs them here.
 fetch() {
-  local unit published=$ETC/published/$NAME
+  local before published=$ETC/published/$NAME
   exec 9<$FETCHED
-  flock --nonblock 9 || exit 0
+  flock --wait 30 9 || exit 0
   if [ -z "$AUTHORITY_ADDRESS" ]; then
     [ ! -e "$published" ] || cp "$published" $FETCHED/new
   else
@@ -195,16 +197,13 @@ fetch() {
       $SSH/ssh "$AUTHORITY_ADDRESS" "cat $published" </dev/null 9<&- | head -c 1000000 >$FETCHED/new
   fi
   ! cmp -s $FETCHED/new $FETCHED/bundle || return 0
+  before=$(cat $SSH/host-cert.pub)
+  take $FETCHED/new
   mv $FETCHED/new $FETCHED/bundle
-  take $FETCHED/bundle
-  if [ $changed = yes ]; then
-    for unit in ssh sshd; do
-      ! systemctl is-active -q $unit || systemctl reload $unit
-    done
-  fi
+  [ "$before" = "$(<$SSH/host-cert.pub)" ] || reload_sshd
 }
 
-# take BUNDLE: installs what is in it. Sets `changed` where sshd has to know.
+# take BUNDLE: installs what is in it, where it is newer.
 take() {
   local bundle=$1 new=$FETCHED/work file version
   rm -rf $new
@@ -218,7 +217,8 @@ take() {
   # An older one would take back what is revoked.
   if [ "$version" -gt "$(cat $FETCHED/version 2>/dev/null || echo 0)" ]; then
     belongs $new/files || fatal "what came from the authority is for other keys than this machine has; run up again"
-    for file in known_hosts user-authority.pub revoked id_ed25519-cert.pub; do
+    replace_keys $new/files
+    for file in authorities known_hosts user-authority.pub revoked id_ed25519-cert.pub; do
       put $SSH/$file 0644 root:root <$new/files/$file
     done
     put $SSH/host-cert.pub 0644 root:root <$new/files/host-cert.pub
@@ -229,12 +229,45 @@ take() {
   rm -rf $new
 }
 
-# belongs FOLDER: its certificates are for this machine's keys.
+# belongs FOLDER: its certificates are for this machine's keys, or for those that are to replace them.
 belongs() {
-  local own
-  own=$(ssh-keygen -lf $SSH/id_ed25519.pub | cut -d' ' -f2)
-  ssh-keygen -Lf "$1/id_ed25519-cert.pub" | grep -qF "Public key: ED25519-CERT $own" &&
-    [ "$(openssl x509 -in "$1/certificate.pem" -noout -pubkey)" = "$(openssl req -in $TLS/request.pem -noout -pubkey)" ]
+  { ssh_is_for $SSH "$1" || ssh_is_for $NEXT/ssh "$1"; } && { tls_is_for $TLS "$1" || tls_is_for $NEXT/tls "$1"; }
+}
+
+# replace_keys FOLDER: where its certificates are for the keys that wait for them, both take their places at once. The
+# public half comes last: by it a killed run's successor sees what is left to do.
+replace_keys() {
+  if ssh_is_for $NEXT/ssh "$1"; then
+    install -m 0644 "$1/id_ed25519-cert.pub" $NEXT/ssh/
+    move $NEXT/ssh $SSH id_ed25519-cert.pub id_ed25519 id_ed25519.pub
+  fi
+  if tls_is_for $NEXT/tls "$1"; then
+    install -m 0644 "$1/certificate.pem" "$1/authority.pem" $NEXT/tls/
+    move $NEXT/tls $TLS authority.pem certificate.pem key.pem request.pem
+  fi
+  rmdir $NEXT/ssh $NEXT/tls $NEXT 2>/dev/null || true
+}
+
+# move FROM TO FILE...: those that are there, by one command.
+move() {
+  local from=$1 to=$2 each files=()
+  shift 2
+  for each; do
+    [ ! -e "$from/$each" ] || files+=("$from/$each")
+  done
+  mv -f "${files[@]}" "$to/"
+}
+
+# ssh_is_for KEYS FOLDER, tls_is_for KEYS FOLDER: FOLDER's certificate is for the key in KEYS.
+ssh_is_for() {
+  [ -e "$1/id_ed25519.pub" ] &&
+    ssh-keygen -Lf "$2/id_ed25519-cert.pub" |
+    grep -qF "Public key: ED25519-CERT $(ssh-keygen -lf "$1/id_ed25519.pub" | cut -d' ' -f2)"
+}
+
+tls_is_for() {
+  [ -e "$1/request.pem" ] &&
+    [ "$(openssl x509 -in "$2/certificate.pem" -noout -pubkey)" = "$(openssl req -in "$1/request.pem" -noout -pubkey)" ]
 }
 
 service() {
@@ -286,7 +319,7 @@ reload_sshd() {
   done
 }
 
-listening() { ss -Hltne "sport = :$SSH_PORT" | grep -o 'ino:[0-9]*'; } 2>/dev/null || true
+listening() { ss -Hltne "sport = :$SSH_PORT" | grep -o 'ino:[0-9]*' || true; } 2>/dev/null
 
 answers() { (exec 3<>"/dev/tcp/$ADDRESS/$SSH_PORT"); }
 

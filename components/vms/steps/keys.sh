@@ -1,11 +1,13 @@
 # State: the cluster's user exists, and this machine has made its own SSH and TLS keys. Prints their public halves.
 #   NAME      the machine's name in the cluster
 #   METADATA  no: the cluster's user cannot reach the cloud's metadata server, which hands out the machine's account; yes
+#   RENEWAL   a change of it makes new keys: they are used when the step credentials, or a fetch, has certificates for them
 # Private keys never leave the machine; the authority signs what is printed here.
 
 UNITS=/etc/systemd/system
 GUARD=dask-metadata
 TABLE=daskstack
+NEXT=$ETC/next # like $ETC: the keys that are to replace those there
 
 cluster_user() {
   if id $CLUSTER_USER >/dev/null 2>&1; then
@@ -98,31 +100,50 @@ limit_user_units() {
 
 user_unit() { echo "/etc/systemd/system/user@$(id -u $CLUSTER_USER).service.d/daskstack.conf"; }
 
-# A key that a killed run left half-written does not count: keys are made beside their place and moved there whole.
+# make_keys FOLDER: in FOLDER/ssh and FOLDER/tls, where they are missing. A key that a killed run left half-written does
+# not count: keys are made beside their place and moved there whole.
 make_keys() {
-  local key=$ETC/ssh/id_ed25519
-  if [ ! -s $key ]; then
-    rm -f $key.new $key.new.pub
-    ssh-keygen -q -t ed25519 -N '' -C "$CLUSTER_USER@$NAME" -f $key.new
-    chown $CLUSTER_USER:$CLUSTER_USER $key.new
-    mv $key.new.pub $key.pub
-    mv $key.new $key
+  local key=$1/ssh/id_ed25519
+  if [ ! -s "$key" ]; then
+    rm -f "$key.new" "$key.new.pub"
+    ssh-keygen -q -t ed25519 -N '' -C "$CLUSTER_USER@$NAME" -f "$key.new"
+    chown $CLUSTER_USER:$CLUSTER_USER "$key.new"
+    mv "$key.new.pub" "$key.pub"
+    mv "$key.new" "$key"
   fi
-  key=$ETC/tls/key.pem
-  if [ ! -s $key ]; then
+  key=$1/tls/key.pem
+  if [ ! -s "$key" ]; then
     (umask 077 && openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$NAME" \
-      -keyout $key.new -out $ETC/tls/request.pem 2>/dev/null)
-    chown $CLUSTER_USER:$CLUSTER_USER $key.new
-    mv $key.new $key
+      -keyout "$key.new" -out "$1/tls/request.pem" 2>/dev/null)
+    chown $CLUSTER_USER:$CLUSTER_USER "$key.new"
+    mv "$key.new" "$key"
   fi
 }
+
+renew_keys() {
+  local known=$ETC/tls/renewal
+  if [ "$(cat $known 2>/dev/null || echo "$RENEWAL")" != "$RENEWAL" ]; then
+    rm -rf $NEXT $NEXT.new
+    install -d -m 0755 $NEXT.new/ssh $NEXT.new/tls
+    make_keys $NEXT.new
+    mv $NEXT.new $NEXT
+    # The authority's new keys must be trusted here before anything is signed with them. Where this fails, because
+    # certificates have ended, the step credentials brings both.
+    [ ! -x $OPT/credentials ] || [ -d $ETC/authority ] || $OPT/credentials ||
+      note "$NAME has not fetched what the authority publishes; this up brings it"
+  fi
+  printf '%s\n' "$RENEWAL" | put $known 0644 root:root
+}
+
+# newest FILE: among the keys that are in use and those that are to replace them.
+newest() { if [ -e "$NEXT/$1" ]; then echo "$NEXT/$1"; else echo "$ETC/$1"; fi }
 
 # Public keys and PEM text have neither quotes nor backslashes, so this needs no JSON tool on the machine.
 public_halves() {
   printf '{"hostKey": "%s", "userKey": "%s", "request": "%s"}\n' \
     "$(cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub)" \
-    "$(cut -d' ' -f1,2 $ETC/ssh/id_ed25519.pub)" \
-    "$(awk -v ORS='\\n' 1 $ETC/tls/request.pem)"
+    "$(cut -d' ' -f1,2 "$(newest ssh/id_ed25519.pub)")" \
+    "$(awk -v ORS='\\n' 1 "$(newest tls/request.pem)")"
 }
 
 main() {
@@ -134,7 +155,8 @@ main() {
   need pgrep procps procps-ng # for undo
   cluster_user
   if [ "$METADATA" = no ]; then guard_metadata; else open_metadata; fi
-  make_keys
+  make_keys $ETC
+  renew_keys
   [ -s /etc/ssh/ssh_host_ed25519_key.pub ] ||
     fatal "sshd has no ed25519 host key; make one (ssh-keygen -A), restart sshd and run up again"
   public_halves
@@ -149,7 +171,7 @@ undo() {
     userdel $CLUSTER_USER
   fi
   open_metadata
-  rm -rf $ETC/ssh $ETC/tls $CLUSTER_HOME
+  rm -rf $ETC/ssh $ETC/tls $NEXT $NEXT.new $CLUSTER_HOME
   tidy
 }
 
