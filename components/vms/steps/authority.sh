@@ -300,7 +300,8 @@ main() {
   [ -s $AUTHORITY/tls.pem ] || $PROGRAM advance # the first keys
   [ $changed = no ] && [ ! -e $AUTHORITY/unpublished ] || $PROGRAM renew
   # The other machines fetch in their step `keys`.
-  [ ! -d $AUTHORITY/next ] || [ ! -x $OPT/credentials ] || $OPT/credentials
+  [ ! -d $AUTHORITY/next ] || [ ! -x $OPT/credentials ] || $OPT/credentials ||
+    note "the scheduler's machine has not taken up what the authority publishes; this up brings it"
 }
 
 make_next() {
