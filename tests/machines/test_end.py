@@ -55,6 +55,18 @@ def test_a_directory_that_was_there_is_its_owners_again_with_all_that_came_into_
     machine.run("rm -r /srv/hers; userdel alice")
 
 
+def test_processes_that_end_while_a_folder_is_looked_at_do_not_fail_the_step(alone: Pair) -> None:
+    alone.head.run("install -d -o admin /srv/busy")
+    alone.head.run("systemd-run -q -u churn bash -c 'while :; do sleep 0.01 & wait; done'")
+    text = script("data", alone.data_variables(alone.head, "/srv/busy"))
+    looked = text.replace('alone main "$@" </dev/null', "for _ in {1..60}; do refuse_what_is_used; done; echo looked")
+    assert looked != text
+    try:
+        assert alone.head.run(looked).stdout == "looked\n"
+    finally:
+        alone.head.run("systemctl stop churn; rmdir /srv/busy")
+
+
 SWAP = """
 import contextlib, os
 while True:

@@ -69,9 +69,9 @@ refuse_what_is_used() {
   owner=$(find "$DATA_PATH" -xdev ! -uid 0 -uid "-$(least_login_uid)" -printf '%p of user %u' -quit)
   [ -z "$owner" ] ||
     fatal "data.path $DATA_PATH is used by a service of this machine: it has $owner; use a folder of your own, e.g. /srv/daskdata"
-  user=$(open_files | head -n 1)
+  user=$(open_files)
   [ -z "$user" ] ||
-    fatal "data.path $DATA_PATH is used by a service of this machine: $user has files open in it; use a folder of your own, e.g. /srv/daskdata"
+    fatal "data.path $DATA_PATH is used by a service of this machine: ${user%%$'\n'*} has files open in it; use a folder of your own, e.g. /srv/daskdata"
 }
 
 least_login_uid() { awk '$1 == "UID_MIN" { min = $2 } END { print min ? min : 1000 }' /etc/login.defs; }
@@ -80,8 +80,10 @@ least_login_uid() { awk '$1 == "UID_MIN" { min = $2 } END { print min ? min : 10
 open_files() {
   local min pid
   min=$(least_login_uid)
-  find /proc/[0-9]*/fd -lname "$DATA_PATH/*" 2>/dev/null | cut -d / -f 3 | sort -u | while read -r pid; do
-    [ "$(stat -c %u "/proc/$pid" 2>/dev/null || echo "$min")" -ge "$min" ] || echo "$(<"/proc/$pid/comm") (process $pid)"
+  # Any process may end meanwhile.
+  { find /proc/[0-9]*/fd -lname "$DATA_PATH/*" 2>/dev/null || true; } | cut -d / -f 3 | sort -u | while read -r pid; do
+    [ "$(stat -c %u "/proc/$pid" 2>/dev/null || echo "$min")" -ge "$min" ] ||
+      echo "$(cat "/proc/$pid/comm" 2>/dev/null) (process $pid)"
   done
 }
 
