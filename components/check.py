@@ -57,7 +57,7 @@ def check_workers(client, expected):
     expected = expected if isinstance(expected, int) else set(expected)
     deadline = time.time() + WAIT
     while True:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
         running = {address: worker for address, worker in workers.items() if worker["status"] == "running"}
         names = {worker["name"] for worker in running.values()}
         if (len(names) if isinstance(expected, int) else names) == expected:

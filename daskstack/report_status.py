@@ -12,7 +12,7 @@ from distributed import Client
 
 def main(address: str) -> None:
     with Client(address, timeout=20) as client:
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"].values()
     report = [
         {
             "name": str(worker["name"]),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from daskstack.engine import PROJECT as SOURCE
@@ -38,21 +39,15 @@ def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 20) ->
 
 def processes(word: str) -> set[int]:
     """The ids of the processes that have `word` in their command line."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if word.encode() in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
-    return found
+    return {each.pid for each in psutil.process_iter(["cmdline"]) if word in " ".join(each.info["cmdline"] or ())}
 
 
 def descendants(pid: int) -> set[int]:
     """The ids of the processes that `pid` and its children have started and that still run under them."""
-    children: set[int] = set()
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            children |= {int(child) for child in path.read_text().split()}
-    return children.union(*(descendants(child) for child in children))
+    try:
+        return {each.pid for each in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
 
 
 PRELUDE = """

@@ -1,5 +1,6 @@
 """The rehearsal's own promises: what runs on the node, what it reaches, and what is left."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -174,11 +175,17 @@ def test_down_leaves_nothing_behind() -> None:
     cluster.down()  # nothing is there
 
 
+def control_groups(name: str) -> list[str]:
+    """The folders of that name; by os.walk, which passes over those that end meanwhile."""
+    return [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if Path(folder).name == name]
+
+
 def processes(cluster: Cluster) -> dict[int, str]:
     """The node's own with their names, without those of pods, which come and go."""
     found = []
-    for file in Path("/sys/fs/cgroup").glob(f"**/{network.name(cluster.directory)}/node/cgroup.procs"):
-        found += map(int, file.read_text().split())
+    for group in control_groups(network.name(cluster.directory)):
+        with contextlib.suppress(OSError):
+            found += map(int, Path(group, "node/cgroup.procs").read_text().split())
     return {each: comm(each) for each in found if comm(each) in ("unshare", "etcd", "containerd", "kube", "coredns")}
 
 
@@ -193,7 +200,7 @@ def comm(process: int) -> str:
 def traces(cluster: Cluster) -> list[str]:
     """Everything of a cluster that this computer shows."""
     name = network.name(cluster.directory)
-    groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{name}")]
+    groups = control_groups(name)
     folders = [Path("/run/netns") / name, Path("/sys/class/net") / name, cluster.directory]
     mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(cluster.directory) in line]
     running = []

@@ -193,7 +193,7 @@ def test_changes_of_workers_and_packages_lose_no_running_work_and_are_seen_in_th
         assert total.result(timeout=300) == sum(range(300))
         up.result()
     with built.connect() as client:
-        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+        assert len(client.sync(client.scheduler.identity, n_workers=-1)["workers"]) == 1
         assert client.submit(lambda: __import__("json5").__name__).result(timeout=60) == "json5"
 
 

@@ -77,7 +77,9 @@ class Work:
 
     def workers(self) -> dict[str, str]:
         """Status of each worker by its name."""
-        return {each["name"]: each["status"] for each in self.client.scheduler_info(n_workers=-1)["workers"].values()}
+        # Not scheduler_info(), whose answer the client's own refresh may replace by one without workers.
+        workers = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+        return {each["name"]: each["status"] for each in workers.values()}
 
     def end(self) -> None:
         self.ended.set()
@@ -157,7 +159,7 @@ def test_a_worker_that_is_removed_hands_over_first_and_its_keys_are_refused_by_w
     for file in stolen:
         text = checkout.machines()["worker-3"].ssh(f"sudo cat /etc/daskstack/tls/{Path(file).name}").stdout
         Path(file).write_text(text)
-    info = work.client.scheduler_info(n_workers=-1)
+    info = work.client.sync(work.client.scheduler.identity, n_workers=-1)
     staying = {address: each for address, each in info["workers"].items() if not each["name"].startswith("worker-3")}
     doors = [info["address"], *staying, *(each["nanny"] for each in staying.values())]
     assert [accepted(door, stolen) for door in doors] == [True] * len(doors)
@@ -273,7 +275,7 @@ def test_a_raised_renewal_refuses_the_former_keys_and_what_runs_keeps_its_proces
     checkout: Checkout, tmp_path: Path
 ) -> None:
     def processes() -> list[str]:
-        show = "systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'; pgrep -u dask -f 'dask|distributed'"
+        show = "systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'; pgrep -u dask -f environment/bin"
         return [machine.ssh(show).stdout for machine in checkout.machines().values()]
 
     def pair(client: distributed.Client, name: str) -> tuple[str, str]:
@@ -288,7 +290,7 @@ def test_a_raised_renewal_refuses_the_former_keys_and_what_runs_keeps_its_proces
         parts = former.map(numbers, range(8), pure=False)
         sums = [sum(part) for part in former.gather(parts)]
         former.publish_dataset(parts=parts)
-        info = former.scheduler_info(n_workers=-1)
+        info = former.sync(former.scheduler.identity, n_workers=-1)
         doors = [former.scheduler.address]
         doors += [*info["workers"], *(each["nanny"] for each in info["workers"].values())]
         before, stolen = processes(), pair(former, "former")
