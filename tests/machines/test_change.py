@@ -2,89 +2,20 @@
 
 import json
 import re
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 
 import distributed
 import pytest
 from checkout import Checkout, stack_dev
 from fleet import Machine
+from tls import accepts
+from work import Work, tasks
 
 import daskstack
 
 PACKAGES = "/opt/daskstack/environment/lib/python3.11/site-packages"
-
-
-def tasks() -> tuple[Callable, Callable]:
-    """Made inside a function, so that they travel whole: the cluster does not have this file."""
-
-    def numbers(part: int) -> list[float]:
-        import random  # other ones each time: a result that was lost and computed again differs
-
-        return [random.random() for _ in range(1000)]
-
-    def total(part: list[float], more: int) -> float:
-        import time
-
-        time.sleep(0.1)
-        return sum(part) + more
-
-    return numbers, total
-
-
-@dataclass
-class Work:
-    """Data on the workers, and a computation on it that never ends."""
-
-    client: distributed.Client
-    rounds: int = 0
-    wrong: list[object] = field(default_factory=list)
-    ended: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        numbers, self.total = tasks()
-        self.parts = self.client.map(numbers, range(24), pure=False)
-        self.sums = [sum(part) for part in self.client.gather(self.parts)]
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-
-    def run(self) -> None:
-        while not self.ended.is_set():
-            try:
-                tasks = self.client.map(self.total, self.parts, [self.rounds] * len(self.parts), pure=False)
-                found = self.client.gather(tasks)
-            except Exception as error:
-                self.wrong.append(error)
-                return
-            right = [part + self.rounds for part in self.sums]
-            if found != pytest.approx(right):
-                self.wrong.append((found, right))
-            self.rounds += 1
-
-    def goes_on(self) -> None:
-        """Fails unless every result so far was right, one more arrives, and the data is still the first one."""
-        so_far, deadline = self.rounds, time.monotonic() + 60
-        while self.rounds < so_far + 2 and not self.wrong:
-            assert time.monotonic() < deadline, f"no result in 60 s, after {self.rounds} rounds"
-            time.sleep(0.1)
-        assert self.wrong == []
-        assert [sum(part) for part in self.client.gather(self.parts)] == self.sums
-
-    def workers(self) -> dict[str, str]:
-        """Status of each worker by its name."""
-        # Not scheduler_info(), whose answer the client's own refresh may replace by one without workers.
-        workers = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
-        return {each["name"]: each["status"] for each in workers.values()}
-
-    def end(self) -> None:
-        self.ended.set()
-        self.thread.join(timeout=60)
-        self.client.close()
 
 
 @pytest.fixture(scope="module")
@@ -139,30 +70,15 @@ def test_adding_a_worker_runs_commands_on_it_and_on_the_authority_alone(checkout
     work.goes_on()
 
 
-def accepted(address: str, pair: tuple[str, str]) -> bool:
-    """Whether who listens there says a word to who has this certificate and key."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.load_cert_chain(*pair)
-    host, port = address.removeprefix("tls://").rsplit(":", 1)
-    try:
-        with socket.create_connection((host, int(port)), 20) as plain, context.wrap_socket(plain) as connection:
-            return connection.recv(1) != b""
-    except (ssl.SSLError, ConnectionError):
-        return False
-
-
 def test_a_worker_that_is_removed_hands_over_first_and_its_keys_are_refused_by_what_runs(
-    checkout: Checkout, work: Work, tmp_path: Path
+    checkout: Checkout, work: Work
 ) -> None:
-    stolen = (str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem"))
-    for file in stolen:
-        text = checkout.machines()["worker-3"].ssh(f"sudo cat /etc/daskstack/tls/{Path(file).name}").stdout
-        Path(file).write_text(text)
+    machine = checkout.machines()["worker-3"]
+    stolen = [machine.ssh(f"sudo cat /etc/daskstack/tls/{file}.pem").stdout for file in ("certificate", "key")]
     info = work.client.sync(work.client.scheduler.identity, n_workers=-1)
     staying = {address: each for address, each in info["workers"].items() if not each["name"].startswith("worker-3")}
     doors = [info["address"], *staying, *(each["nanny"] for each in staying.values())]
-    assert [accepted(door, stolen) for door in doors] == [True] * len(doors)
+    assert [accepts(door, *stolen) for door in doors] == [True] * len(doors)
     keep = [checkout.machines()[name] for name in ("scheduler", "worker-1", "worker-2")]
     pids = [machine.ssh("systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'").stdout for machine in keep]
     change(checkout, "Pulumi.dev.yaml", "workers: 3", "workers: 2")
@@ -174,7 +90,7 @@ def test_a_worker_that_is_removed_hands_over_first_and_its_keys_are_refused_by_w
     for machine in keep:  # as timers do within minutes
         machine.ssh("sudo systemctl start dask-credentials")
     deadline = time.monotonic() + 60
-    while any(accepted(door, stolen) for door in doors):
+    while any(accepts(door, *stolen) for door in doors):
         assert time.monotonic() < deadline, "the key of the removed machine is still accepted"
         time.sleep(1)
     work.goes_on()
@@ -272,18 +188,15 @@ def test_a_machine_made_anew_under_its_address_gets_all_its_steps(checkout: Chec
 
 
 def test_a_raised_renewal_refuses_the_former_keys_and_what_runs_keeps_its_processes_and_its_data(
-    checkout: Checkout, tmp_path: Path
+    checkout: Checkout,
 ) -> None:
     def processes() -> list[str]:
         show = "systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'; pgrep -u dask -f environment/bin"
         return [machine.ssh(show).stdout for machine in checkout.machines().values()]
 
-    def pair(client: distributed.Client, name: str) -> tuple[str, str]:
+    def pair(client: distributed.Client) -> tuple[str, str]:
         tls = client.security.get_tls_config_for_role("client")
-        files = tmp_path / f"{name}-certificate.pem", tmp_path / f"{name}-key.pem"
-        for file, text in zip(files, (tls["cert"], tls["key"]), strict=True):
-            file.write_text(text)
-        return str(files[0]), str(files[1])
+        return tls["cert"], tls["key"]
 
     numbers, _ = tasks()
     with daskstack.connect("dev") as former:
@@ -293,8 +206,8 @@ def test_a_raised_renewal_refuses_the_former_keys_and_what_runs_keeps_its_proces
         info = former.sync(former.scheduler.identity, n_workers=-1)
         doors = [former.scheduler.address]
         doors += [*info["workers"], *(each["nanny"] for each in info["workers"].values())]
-        before, stolen = processes(), pair(former, "former")
-        assert [accepted(door, stolen) for door in doors] == [True] * len(doors)
+        before, stolen = processes(), pair(former)
+        assert [accepts(door, *stolen) for door in doors] == [True] * len(doors)
 
         change(checkout, "Pulumi.dev.yaml", "^    target: vms", "    target: vms\n    credentials: {renewal: 2}")
         printed = checkout.make("up")
@@ -303,12 +216,12 @@ def test_a_raised_renewal_refuses_the_former_keys_and_what_runs_keeps_its_proces
         for machine in checkout.machines().values():  # as timers do within minutes
             machine.ssh("sudo systemctl start dask-credentials")
         deadline = time.monotonic() + 60
-        while any(accepted(door, stolen) for door in doors):
+        while any(accepts(door, *stolen) for door in doors):
             assert time.monotonic() < deadline, "the client's former key is still accepted"
             time.sleep(1)
         with daskstack.connect("dev") as client:
-            renewed = pair(client, "renewed")
-            assert [accepted(door, renewed) for door in doors] == [True] * len(doors)
+            renewed = pair(client)
+            assert [accepts(door, *renewed) for door in doors] == [True] * len(doors)
             assert [sum(part) for part in client.gather(client.get_dataset("parts"))] == sums
             copies = client.map(sorted, client.get_dataset("parts"), pure=False)  # from worker to worker
             client.replicate(copies)

@@ -1,0 +1,76 @@
+"""A computation that notices when a result is lost and computed again."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import distributed
+import pytest
+
+
+def tasks() -> tuple[Callable, Callable]:
+    """Made inside a function, so that they travel whole: the cluster does not have this file."""
+
+    def numbers(part: int) -> list[float]:
+        import random  # other ones each time: a result that was lost and computed again differs
+
+        return [random.random() for _ in range(1000)]
+
+    def total(part: list[float], more: int) -> float:
+        import time
+
+        time.sleep(0.1)
+        return sum(part) + more
+
+    return numbers, total
+
+
+@dataclass
+class Work:
+    """Data on the workers, and a computation on it that never ends."""
+
+    client: distributed.Client
+    rounds: int = 0
+    wrong: list[object] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        numbers, self.total = tasks()
+        self.parts = self.client.map(numbers, range(24), pure=False)
+        self.sums = [sum(part) for part in self.client.gather(self.parts)]
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            try:
+                tasks = self.client.map(self.total, self.parts, [self.rounds] * len(self.parts), pure=False)
+                found = self.client.gather(tasks)
+            except Exception as error:
+                self.wrong.append(error)
+                return
+            right = [part + self.rounds for part in self.sums]
+            if found != pytest.approx(right):
+                self.wrong.append((found, right))
+            self.rounds += 1
+
+    def goes_on(self) -> None:
+        """Fails unless every result so far was right, one more arrives, and the data is still the first one."""
+        so_far, deadline = self.rounds, time.monotonic() + 60
+        while self.rounds < so_far + 2 and not self.wrong:
+            assert time.monotonic() < deadline, f"no result in 60 s, after {self.rounds} rounds"
+            time.sleep(0.1)
+        assert self.wrong == []
+        assert [sum(part) for part in self.client.gather(self.parts)] == self.sums
+
+    def workers(self) -> dict[str, str]:
+        """Status of each worker by its name."""
+        # Not scheduler_info(), whose answer the client's own refresh may replace by one without workers.
+        workers = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+        return {each["name"]: each["status"] for each in workers.values()}
+
+    def end(self) -> None:
+        self.ended.set()
+        self.thread.join(timeout=60)
+        self.client.close()
