@@ -22,6 +22,7 @@ MINIMUM = (3, 214, 0)  # older engines have no `pulumi.Stash`
 COMMAND = "1.2.1"  # the plugin of the pulumi-command in pyproject.toml
 KUBERNETES_PLUGIN = "4.34.2"  # that of its pulumi-kubernetes
 GCP_PLUGIN = "10.2.0"  # and of its pulumi-gcp
+STATE_LIMIT = 120  # seconds for a command that reads or writes a stack's state
 
 KUBERNETES = "1.34.2"  # rehearsal/kubernetes/programs/go.mod's, as are the next
 HELM = "3.19.0"
@@ -169,9 +170,19 @@ def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, 
 
 
 def pulumi(stack: str, *arguments: str, **kwargs) -> subprocess.CompletedProcess:
-    """Runs `pulumi ARGUMENTS --stack STACK` on this project; `kwargs` go to `subprocess.run`."""
+    """Runs `pulumi ARGUMENTS --stack STACK` on this project; `kwargs` go to `subprocess.run`.
+
+    For commands that only read or write the stack's state: raises EngineError where one takes longer than STATE_LIMIT.
+    """
     environ = {**os.environ, **variables(stack)}
-    return subprocess.run([str(engine()), "--cwd", str(PROJECT), *arguments, "--stack", stack], env=environ, **kwargs)
+    command = [str(engine()), "--cwd", str(PROJECT), *arguments, "--stack", stack]
+    try:
+        return subprocess.run(command, env=environ, timeout=STATE_LIMIT, **kwargs)
+    except subprocess.TimeoutExpired:
+        raise EngineError(
+            f"`pulumi {' '.join(arguments)}` of stack {stack} had not ended after {STATE_LIMIT} s: is its backend out"
+            " of reach? `pulumi whoami --verbose` names it"
+        ) from None
 
 
 def rehearsal(state: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -200,10 +211,7 @@ def rehearsal(state: Path, environ: Mapping[str, str] = os.environ) -> dict[str,
 def outputs(stack: str, *, secrets: bool = True) -> dict:
     """A stack's outputs by name; raises EngineError where the stack does not exist or cannot be read."""
     reveal = ["--show-secrets"] if secrets else []
-    try:
-        done = pulumi(stack, "stack", "output", "--json", *reveal, capture_output=True, text=True, timeout=120)
-    except subprocess.TimeoutExpired:
-        raise EngineError(f"stack {stack} cannot be read within 120 s: is its backend out of reach?") from None
+    done = pulumi(stack, "stack", "output", "--json", *reveal, capture_output=True, text=True)
     if "no stack named" in done.stderr:
         raise EngineError(f"stack {stack} does not exist: build it with `make up STACK={stack}`")
     if done.returncode:

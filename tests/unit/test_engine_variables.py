@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from daskstack import engine
+from tools import adopt
 
 LOGINS = [
     {"PULUMI_BACKEND_URL": "gs://team-state"},
@@ -177,3 +178,13 @@ def test_outputs_of_a_stack_that_is_not_there_tell_how_to_build_it(pulumi_enviro
     monkeypatch.setenv("XDG_DATA_HOME", pulumi_environment["XDG_DATA_HOME"])
     with pytest.raises(engine.EngineError, match="stack dev does not exist: build it with `make up STACK=dev`"):
         engine.outputs("dev")
+
+
+@pytest.mark.parametrize("program", [engine.outputs, adopt.main])
+def test_a_backend_that_does_not_answer_is_named_in_time(environ, program, monkeypatch):
+    executable(Path(environ["PATH"]) / "pulumi", '[ "$1" = version ] && echo v3.300.0 || exec sleep 60')
+    monkeypatch.setattr(engine, "STATE_LIMIT", 0.1)
+    for name, value in {**environ, "PATH": f"{environ['PATH']}:/usr/bin:/bin"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(engine.EngineError, match="of stack dev had not ended after"):
+        program("dev")
