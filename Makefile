@@ -3,7 +3,7 @@
 #   YES=1          no question before such a stack is changed, for scripts
 #   MACHINE=name   `make logs` of one machine
 #   PYTEST=...     arguments for pytest in `make test`
-#   ONLY=a,c       these parts alone of `make bench`; REPEATS=5 instead of 3
+#   ONLY=a,c       these parts alone of `make bench`, or these mutations of `make mutants`; REPEATS=5 instead of 3
 #   UPGRADE=1      `make lock` to the newest versions
 
 STACK ?= dev
@@ -34,7 +34,7 @@ sweep = DIRECTORY=$${XDG_DATA_HOME:-$$HOME/.local/share}/daskstack/machines/$(no
 	bash rehearsal/machines/network.sh sweep
 variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
-.PHONY: help up preview destroy left rehearse status logs env test bench lock
+.PHONY: help up preview destroy left rehearse status logs env test mutants bench lock
 
 help:
 	@echo 'make up        build or change the cluster of stack $(STACK)'
@@ -46,6 +46,7 @@ help:
 	@echo 'make rehearse  try a stack of Kubernetes or Google Cloud on this computer, and take it away (STACK=vms)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
+	@echo 'make mutants   break each promise once, and see its test fail (20 minutes; ONLY=name for one)'
 	@echo 'make bench     figures beside those of other ways, into bench/results.md (100 minutes)'
 	@echo 'make lock      renew the locks of Python packages'
 
@@ -99,7 +100,13 @@ test:
 	@$(install) program machines rehearsal kubernetes test
 	@.venv/bin/ruff check
 	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!components/vms/steps' | xargs -0 .venv/bin/shellcheck -x
+	@$(if $(PYTEST),,$(python) -m tools.mutants --sample 5)
 	@$(python) -m tools.test $(PYTEST)
+
+comma = ,
+mutants:
+	@$(install) program machines rehearsal kubernetes test
+	@$(python) -m tools.mutants $(subst $(comma), ,$(ONLY))
 
 bench:
 	@$(install) program machines rehearsal kubernetes bench

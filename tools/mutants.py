@@ -1,0 +1,223 @@
+"""Breaks promises on purpose and sees the tests fail: python -m tools.mutants [NAMES] [--sample N] [--table]
+
+Every mutation of tests/mutations.py is applied to a copy of the project, and the test that it names must fail there.
+Without mutations the same tests must pass, each by itself, or their failures would prove nothing.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from daskstack.engine import PROJECT
+from tests.mutations import MUTATIONS, Mutation
+from tools.running import phase, say
+
+PAGE = PROJECT / "docs/proof.md"
+BESIDE = 3  # tests at a time; most of them wait for a program most of the time
+LIMIT = 400  # seconds for one test
+GRACE = 120  # seconds in which a test that is stopped cleans up
+# A sample takes a minute at most, so it leaves out tests that need machines, Kubernetes or many runs of the engine.
+CHEAP = "tests/unit/"
+
+
+class MutationError(Exception):
+    """What is wrong with a mutation, and its name."""
+
+
+def changed(mutation: Mutation, text: str) -> str:
+    """The text of the mutation's file, with the promise broken."""
+    count = text.count(mutation.old)
+    if count != 1:
+        found = f"{count} times" if count else "no longer"
+        raise MutationError(f"mutation {mutation.name}: its old text is {found} in {mutation.file}, expected once")
+    return text.replace(mutation.old, mutation.new)
+
+
+def table() -> str:
+    """The table of docs/proof.md."""
+    rows = [f"| {each.promise} | `{each.test}` | `{each.name}` in `{each.file}` |" for each in MUTATIONS]
+    return "\n".join(["| promise | test | mutation |", "| --- | --- | --- |", *rows, ""])
+
+
+def page(text: str) -> str:
+    """docs/proof.md with its table as it has to be."""
+    head, mark, rest = text.partition("| promise |")
+    if not mark:
+        raise MutationError(f"{PAGE.name} has no table that begins with {mark!r}")
+    return head + table() + re.sub(r"\A(?:.*\|\n)*", "", rest)
+
+
+def sample(size: int) -> list[Mutation]:
+    """Others for each commit, the same for one."""
+    asked = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(asked, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    cheap = [each for each in MUTATIONS if each.test.startswith(CHEAP)]
+    return random.Random(commit.strip()).sample(cheap, min(size, len(cheap)))
+
+
+class Laboratory:
+    """Runs tests in copies of the project."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.origin = folder / "origin"
+        self.stopped = threading.Event()
+        self.running: set[subprocess.Popen] = set()
+        listed = ["git", "ls-files", "-coz", "--exclude-standard"]
+        files = subprocess.run(listed, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
+        for name in filter(None, files):
+            if os.path.lexists(PROJECT / name):  # else it was deleted, and that is not committed yet
+                self.origin.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(PROJECT / name, self.origin / name, follow_symlinks=False)
+        # Some tests ask git which files there are.
+        for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):
+            subprocess.run(command, cwd=self.origin, check=True)
+        self.origin.joinpath(".venv").symlink_to(PROJECT / ".venv")
+
+    @contextlib.contextmanager
+    def copy(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
+            copy = Path(folder, "project")
+            shutil.copytree(self.origin, copy, symlinks=True)
+            yield copy
+
+    def outcome(self, test: str, copy: Path) -> tuple[str, str]:
+        """`passed`, `failed` by an assertion or an exception in the test itself, or what went wrong; and the output."""
+        report, log = copy.parent / "report.xml", copy.parent / "output"
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", test]
+        if self.stopped.is_set():
+            return "was stopped", ""
+        with log.open("w") as output:
+            # Ctrl-C reaches it through stop() alone: pytest takes a second one as an order not to clean up.
+            process = subprocess.Popen(
+                command, cwd=copy, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        self.running.add(process)
+        try:
+            try:
+                status = process.wait(LIMIT)
+            except subprocess.TimeoutExpired:
+                end(process)
+                return f"had not ended after {LIMIT} s", log.read_text(errors="replace")
+        finally:
+            self.running.discard(process)
+        said = log.read_text(errors="replace")
+        if self.stopped.is_set():
+            return "was stopped", said
+        if status == 0:
+            return "passed", said
+        failures = [] if status != 1 else list(ElementTree.parse(report).iter("failure"))
+        if any("Timeout" not in (each.get("message") or "") for each in failures):
+            return "failed", said
+        return f"ended with pytest's status {status}, but without a failure of its own", said
+
+    def check(self, test: str) -> tuple[bool, str]:
+        """Whether the test passes while nothing is broken."""
+        with self.copy() as copy:
+            word, said = self.outcome(test, copy)
+        return word == "passed", "" if word == "passed" else f"without any mutation it {word}:\n{said}"
+
+    def catch(self, mutation: Mutation) -> tuple[bool, str]:
+        """Whether its test fails for the mutation."""
+        with self.copy() as copy:
+            file = copy / mutation.file
+            file.write_text(changed(mutation, file.read_text()))
+            word, said = self.outcome(mutation.test, copy)
+        if word == "failed":
+            return True, ""
+        return False, f"{mutation.promise}\n{mutation.file} has another text, but {mutation.test} {word}:\n{said}"
+
+    def stop(self) -> None:
+        self.stopped.set()
+        for process in list(self.running):
+            end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Lets a pytest clean up, then ends what is left of it."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def each_beside(work, items: list, name, good: str, bad: str) -> list:
+    """Those of the items for which `work` was right; says what became of each."""
+    right = []
+    with concurrent.futures.ThreadPoolExecutor(BESIDE) as pool:
+        start = {}
+
+        def timed(item) -> tuple[bool, str]:
+            start[item] = time.monotonic()
+            return work(item)
+
+        futures = {pool.submit(timed, item): item for item in items}
+        try:
+            for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
+                item, (fine, why) = futures[future], future.result()
+                seconds = time.monotonic() - start[item]
+                say(f"  [{count}/{len(items)}] {name(item)}: {good if fine else bad} ({seconds:.0f} s)")
+                if fine:
+                    right.append(item)
+                else:
+                    say("\n".join(f"    {line}" for line in why.splitlines()[-60:]))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            work.__self__.stop()
+            raise
+    return right
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.partition(":")[0])
+    parser.add_argument("names", nargs="*", help="mutations of tests/mutations.py; all of them without names")
+    parser.add_argument("--sample", type=int, metavar="N", help="N cheap ones, others for each commit")
+    parser.add_argument("--table", action="store_true", help=f"write the table of docs/{PAGE.name}")
+    options = parser.parse_args(arguments)
+    if options.table:
+        PAGE.write_text(page(PAGE.read_text()))
+        return 0
+    named = {each.name: each for each in MUTATIONS}
+    if unknown := [name for name in options.names if name not in named]:
+        parser.error(f"no mutation {', '.join(unknown)}; there are: {', '.join(named)}")
+    mutations = [named[name] for name in options.names] or (sample(options.sample) if options.sample else MUTATIONS)
+    for each in mutations:  # before anything takes time
+        changed(each, (PROJECT / each.file).read_text())
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
+        laboratory = Laboratory(Path(folder))
+        tests = list(dict.fromkeys(each.test for each in mutations))
+        with phase(f"Running {len(tests)} tests without any mutation"):
+            sound = each_beside(laboratory.check, tests, lambda test: test.partition("::")[2], "passes", "NO PROOF")
+        ready = [each for each in mutations if each.test in sound]
+        with phase(f"Trying {len(ready)} mutations"):
+            caught = each_beside(laboratory.catch, ready, lambda each: each.name, "caught", "NOT CAUGHT")
+    print(f"{len(caught)} of {len(mutations)} mutations were caught")
+    return 0 if len(caught) == len(mutations) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except MutationError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
