@@ -355,10 +355,27 @@ def _cost_conflicts(cluster: Gke) -> Iterator[Conflict]:
             f" at least {cluster.nodes}, or fewer workers.replicas"
         )
         yield place, [place, ("workers",)], text
+    yield from _range_conflicts(cluster)
     machines = {cluster.cluster.system.machine, pool.machine}
     if pool.accelerators:
         machines.add(pool.accelerators.type)
     yield from cost.conflicts(cluster.limits, cluster.bill(), cluster.prices, machines)
+
+
+def _range_conflicts(cluster: Gke) -> Iterator[Conflict]:
+    """Ranges of addresses that are too small for the nodes that the cluster may have."""
+    google = cluster.cluster
+    if google.network:
+        return
+    nodes = google.system.most + cluster.most_nodes
+    # Google keeps four addresses of each subnetwork to itself.
+    for name, needed in ("nodes", nodes + 4), ("pods", nodes * 256), ("services", 16):
+        network = ipaddress.ip_network(getattr(google.ranges, name))
+        if network.num_addresses < needed:
+            place = ("cluster", "ranges", name)
+            shortest = 32 - (needed - 1).bit_length()
+            text = f"{network} is too small for {nodes} nodes, write a /{shortest} or larger, e.g. 10.64.0.0/{shortest}"
+            yield place, [place, ("workers",), ("cluster", "workers"), ("cluster", "system")], text
 
 
 def _own_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
@@ -413,7 +430,7 @@ def _official_conflicts(cluster: Gke, folder: Path) -> Iterator[Conflict]:
         place = ("environment", "lock")
         text = (
             f"has dask {dask}, and the official chart starts commands that Dask {WITHOUT_COMMANDS} dropped; write"
-            " chart: own, or a lock with an older Dask, such as official.lock with python: \"3.10\""
+            ' chart: own, or a lock with an older Dask, such as official.lock with python: "3.10"'
         )
         yield place, [place, ("chart",)], text
 

@@ -22,12 +22,16 @@ def matching(pattern: str, what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+# Where networks of one's own lie. Google refuses loopback, link-local and multicast addresses; the rest has other uses.
+PRIVATE = [ipaddress.IPv4Network(each) for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")]
+
+
 def valid_private(text: str) -> str:
     try:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f"{text!r} is not a network; write e.g. 10.8.0.0/20") from None
-    if network.version != 4 or not network.is_private:
+    if network.version != 4 or not any(network.subnet_of(private) for private in PRIVATE):
         raise ValueError(f"{text} is not a private network; write one within 10.0.0.0/8, e.g. 10.8.0.0/20")
     if text != str(network):
         raise ValueError(f"{text} does not name a network; write {network}")
@@ -62,7 +66,7 @@ class GivenNetwork(Section):
 
 
 class Ranges(Section):
-    """Addresses of a network of the stack's own. 2,048 pods are room for 16 nodes, for each has 128."""
+    """Addresses of a network of the stack's own: GKE gives each node 256 for its pods."""
 
     nodes: Private = "10.8.0.0/22"
     pods: Private = "10.12.0.0/17"

@@ -265,6 +265,13 @@ class Existing(Section):
         names = [host.name for host in self.hosts if not host.gone]
         return tuple(sorted(names, key=lambda name: name != self.scheduler_name))
 
+    @property
+    def naming(self) -> list[Place]:
+        """Where it is said which names there are."""
+        keys = itertools.product(range(len(self.hosts)), ("name", "gone"))
+        hosts: list[Place] = [("machines", "hosts", *key) for key in keys]
+        return [*hosts, *(("machines", "bastions", i, "name") for i, _ in enumerate(self.bastions))]
+
 
 class Workers(Section):
     """Dask's worker processes; what is None is shared out among those of a machine."""
@@ -363,7 +370,8 @@ class Vms(Section):
         yield from _cloud_conflicts(self)
         if machine and machine not in names:
             place = ("data", "machine")
-            yield place, [place, ("machines",)], f"{machine} {_not_one_of(self.machines)}"
+            naming = self.machines.naming if isinstance(self.machines, Existing) else [("machines",)]
+            yield place, [place, *naming], f"{machine} {_not_one_of(self.machines)}"
 
         path, spill = self.data.path, self.workers.spill
         if is_below(path, spill) or is_below(spill, path):
@@ -482,7 +490,7 @@ def _machine_conflicts(machines: Existing) -> Iterator[Conflict]:
         elif host.bastion and isinstance(by, Machine) and by.gone and not host.gone:
             problem = "is marked gone; choose another"
         if problem:
-            yield (*place, "bastion"), [("machines",)], f"{host.bastion} {problem}"
+            yield (*place, "bastion"), [(*place, "bastion"), *machines.naming], f"{host.bastion} {problem}"
 
     for place, host in hosts:
         if host.port != hosts[0][1].port and not machines.ssh_port:
@@ -501,7 +509,7 @@ def _machine_conflicts(machines: Existing) -> Iterator[Conflict]:
                 f"{machines.scheduler_name} is marked gone; choose another and allow the move (moves: [scheduler]), or"
                 " forget a cluster of which nothing is left: pulumi stack rm --force"
             )
-        yield place, [place, ("machines", "hosts")], text
+        yield place, [place, *machines.naming], text
     elif len(names) == 1 and not machines.scheduler_works:
         text = "no machine is left to work but the scheduler's; add one, or set machines.schedulerWorks: true"
         yield ("machines", "hosts"), [("machines", "hosts")], text

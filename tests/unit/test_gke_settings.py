@@ -134,7 +134,7 @@ SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"dask": {"env": {"DASK_distributed__comm": "{}"}}}, "dask.env.DASK_distributed__comm: DASK_distributed__comm is"),
     ({"dask": {"env": {"DASK_INTERNAL_INHERIT_CONFIG": ""}}}, "dask.env.DASK_INTERNAL_INHERIT_CONFIG: "),
-    ({"dask": {"env": {"MY VAR": "x"}}}, "dask.env.MY VAR: \"MY VAR\" is not a variable's name"),
+    ({"dask": {"env": {"MY VAR": "x"}}}, 'dask.env.MY VAR: "MY VAR" is not a variable\'s name'),
     ({"dask": {"config": {"default-scheme": "tcp"}}}, "dask.config.default-scheme: is set by the cluster"),
     ({"values": {"jupyter": {"args": ["--IdentityProvider.token="]}}}, "values.jupyter.args[0]: is about Jupyter's"),
     ({"values": {"jupyter": {"extraConfig": "c.ServerApp.password = ''"}}}, "values.jupyter.extraConfig: is about"),
@@ -324,6 +324,18 @@ WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
     ({"admins": ["me"]}, "cluster.admins[0]: 'me' is not an e-mail address; write e.g. me@example.com"),
     ({"authorizedNetworks": ["0.0.0.0/0"]}, "cluster.authorizedNetworks[0]: 0.0.0.0/0 is open to the whole world"),
     ({"ranges": {"pods": "8.8.0.0/16"}}, "cluster.ranges.pods: 8.8.0.0/16 is not a private network"),
+    ({"ranges": {"pods": "127.0.0.0/17"}}, "cluster.ranges.pods: 127.0.0.0/17 is not a private network"),
+    ({"ranges": {"pods": "169.254.0.0/17"}}, "cluster.ranges.pods: 169.254.0.0/17 is not a private network"),
+    ({"ranges": {"pods": "192.0.2.0/24"}}, "cluster.ranges.pods: 192.0.2.0/24 is not a private network"),
+    (
+        {"ranges": {"nodes": "10.8.0.0/29"}, "workers": {"maxNodes": 5}},
+        "cluster.ranges.nodes: 10.8.0.0/29 is too small for 8 nodes, write a /28 or larger",
+    ),
+    (
+        {"ranges": {"pods": "10.12.0.0/22"}, "workers": {"maxNodes": 5}},
+        "cluster.ranges.pods: 10.12.0.0/22 is too small for 8 nodes, write a /21 or larger",
+    ),
+    ({"ranges": {"services": "10.9.0.0/29"}}, "cluster.ranges.services: 10.9.0.0/29 is too small"),
     ({"ranges": {"services": "10.8.0.0/24"}}, "cluster.ranges.services: 10.8.0.0/24 overlaps nodes, 10.8.0.0/22"),
     (
         {"network": {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}, "ranges": {"pods": "10.1.0.0/17"}},

@@ -419,6 +419,19 @@ def test_existing_machines_may_have_either_source_of_packages(folder: Path) -> N
         assert settings.parse(existing() | {"environment": {"source": source}}, folder).environment.source == source
 
 
+def test_a_mistake_in_one_host_hides_none_in_a_name_that_is_used(folder: Path) -> None:
+    changed = existing(hosts__0__port=0, scheduler="nobody", hosts__2__bastion="door") | {"data": {"machine": "disk"}}
+    with pytest.raises(settings.SettingsError) as error:
+        settings.parse(changed, folder)
+    places = [problem.split(": ")[0].removeprefix("dask:cluster.") for problem in error.value.problems]
+    wrong = ["hosts[0].port", "hosts[2].bastion", "scheduler"]
+    assert sorted(places) == ["data.machine", *(f"machines.{each}" for each in wrong)]
+
+
+def test_a_name_that_cannot_be_read_is_not_missed_elsewhere(folder: Path) -> None:
+    assert one(folder, existing(hosts__1__name="Head!")).startswith("machines.hosts[1].name: ")
+
+
 def test_existing_machines_are_not_powered_off(folder: Path) -> None:
     text = one(folder, existing() | {"limits": {"idle": "30m"}})
     assert text == "limits.idle: would power off machines that nobody could start again from here; leave it out"
