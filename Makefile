@@ -34,6 +34,9 @@ sweep = DIRECTORY=$${XDG_DATA_HOME:-$$HOME/.local/share}/daskstack/machines/$(no
 	bash rehearsal/machines/network.sh sweep
 variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
+# Where this is set, every program would compile Pulumi's and Dask's packages anew: seconds of processor each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help up preview destroy left rehearse status logs env test mutants bench lock
 
 help:

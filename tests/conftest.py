@@ -8,6 +8,9 @@ import pytest
 
 from daskstack import engine
 
+# As in the Makefile: programs that tests start need not compile their packages anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
