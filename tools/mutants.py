@@ -69,23 +69,23 @@ def sample(size: int) -> list[Mutation]:
 
 
 class Laboratory:
-    """Runs tests in copies of the project."""
+    """Runs tests in copies of the project, as it is now, committed or not."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, project: Path = PROJECT) -> None:
         self.folder = folder
         self.origin = folder / "origin"
         self.stopped = threading.Event()
         self.running: set[subprocess.Popen] = set()
         listed = ["git", "ls-files", "-coz", "--exclude-standard"]
-        files = subprocess.run(listed, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
+        files = subprocess.run(listed, cwd=project, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
         for name in filter(None, files):
-            if os.path.lexists(PROJECT / name):  # else it was deleted, and that is not committed yet
+            if os.path.lexists(project / name):  # else it was deleted, and that is not committed yet
                 self.origin.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(PROJECT / name, self.origin / name, follow_symlinks=False)
+                shutil.copy2(project / name, self.origin / name, follow_symlinks=False)
         # Some tests ask git which files there are.
         for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):
             subprocess.run(command, cwd=self.origin, check=True)
-        self.origin.joinpath(".venv").symlink_to(PROJECT / ".venv")
+        self.origin.joinpath(".venv").symlink_to(project / ".venv")
 
     @contextlib.contextmanager
     def copy(self) -> Iterator[Path]:
