@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from fleet import Machine, Stack
+from killing import kill_at, lines
 from test_steps import Pair, snapshot
 
 from components.vms.step import script
@@ -106,14 +107,25 @@ def test_undo_takes_away_the_folders_above_that_it_made_and_no_others(alone: Pai
     machine.run("rmdir /srv/there")
 
 
-def test_a_step_that_was_killed_is_finished_and_undone_like_any_other(alone: Pair) -> None:
-    """At any of its lines: the machine lost power, or ran out of memory."""
+def test_a_step_that_is_killed_at_any_of_its_lines_is_finished_and_undone_like_any_other(alone: Pair) -> None:
+    """The machine lost power, or ran out of memory."""
     machine, before = alone.head, snapshot(alone.head)
     text = script("data", {"IDENTITY": machine.id, **alone.data_variables(machine, "/srv/daskdata")})
-    for milliseconds in (50, 150, 250, 400):
-        machine.run(f"timeout --signal=KILL 0.{milliseconds:03} bash -s <<'STEP'\n{text}\nSTEP", check=False)
+    total, undo = lines(machine, text), lines(machine, text, "undo")
+    assert snapshot(machine) ^ before == set()
+
+    # Undone at once, as by a destroy after the `up` that was killed.
+    for line in (total * part // 6 for part in range(1, 6)):
+        assert kill_at(line, machine, text), f"line {line} of {total}"
+        data(alone, "/srv/daskdata", "undo")
+        assert snapshot(machine) ^ before == set(), f"killed at line {line} of {total}"
+    # Killed again and again, each time a little later, until a run ends.
+    killed = [line for line in range(total // 12, total + 1, total // 12) if kill_at(line, machine, text)]
+    assert len(killed) > 5
     data(alone, "/srv/daskdata")
     machine.ssh("touch /srv/daskdata/works && rm /srv/daskdata/works")
+    killed = [line for line in range(undo // 8, undo + 1, undo // 8) if kill_at(line, machine, text, "undo")]
+    assert len(killed) > 3
     data(alone, "/srv/daskdata", "undo")
     assert snapshot(machine) ^ before == set()
 

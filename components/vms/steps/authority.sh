@@ -329,7 +329,8 @@ undo() {
     systemctl -q stop dask-authority.service
   fi
   # The list of members moved with the authority, and stays behind as the keys do.
-  rm -rf $UNIT.timer $UNIT.service $PROGRAM $AUTHORITY $PUBLISHED $ETC/members
+  drop $UNIT.timer $UNIT.service $PROGRAM $ETC/members
+  rm -rf $AUTHORITY $PUBLISHED
   systemctl daemon-reload
   tidy
 }

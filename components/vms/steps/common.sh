@@ -108,6 +108,12 @@ put() {
   fi
 }
 
+# drop FILE...: removes them, and what a killed run has begun to put there.
+drop() {
+  local file
+  for file; do rm -f "$file" "$file.new"; done
+}
+
 # need COMMAND PACKAGE...: COMMAND is there, from the first of these packages that the system knows.
 need() {
   local command=$1 package
@@ -169,7 +175,7 @@ remember() {
 }
 
 forget() {
-  rm -f "$BEFORE/$1"
+  drop "$BEFORE/$1"
   tidy
 }
 

@@ -154,7 +154,7 @@ main() {
   echo "Include $SSH/config" | put $CLUSTER_HOME/.ssh/config 0644 root:root
   if [ "$sshd_changed" = yes ]; then
     sshd -t || { # or the next restart of sshd would close the machine's door
-      rm -f $SSHD
+      drop $SSHD
       fatal "sshd does not take our settings together with /etc/ssh/sshd_config; its complaint is above"
     }
     reload_sshd
@@ -328,12 +328,12 @@ undo() {
     systemctl -q disable --now dask-credentials.timer
     systemctl -q stop dask-credentials.service
   fi
-  rm -f $UNIT.timer $UNIT.service $PROGRAM
+  drop $UNIT.timer $UNIT.service $PROGRAM
   systemctl daemon-reload
-  rm -f $SSHD $SSH/host-cert.pub $SSH/user-authority.pub $SSH/known_hosts $SSH/config $SSH/ssh $SSH/session
-  rm -f $SSH/authorities $SSH/revoked $SSH/id_ed25519-cert.pub $TLS/authority.pem $TLS/certificate.pem
+  drop $SSHD $SSH/host-cert.pub $SSH/user-authority.pub $SSH/known_hosts $SSH/config $SSH/ssh $SSH/session
+  drop $SSH/authorities $SSH/revoked $SSH/id_ed25519-cert.pub $TLS/authority.pem $TLS/certificate.pem
   rm -rf $FETCHED
-  rm -f $CLUSTER_HOME/.ssh/config
+  drop $CLUSTER_HOME/.ssh/config
   reload_sshd
   remove_tunnel_user
   tidy

@@ -250,10 +250,9 @@ Before=umount.target"
 }
 
 drop_disk() {
-  [ -e $UNITS/$DISK_UNIT ] || return 0
-  systemctl -q disable --now $DISK_UNIT
-  rm -f $UNITS/$DISK_UNIT
-  rmdir $DISK
+  [ ! -e $UNITS/$DISK_UNIT ] || systemctl -q disable --now $DISK_UNIT
+  drop $UNITS/$DISK_UNIT
+  [ ! -d $DISK ] || rmdir $DISK
 }
 
 # Also the proof that nothing goes beside the mount: what is written must arrive where the files are.
@@ -295,7 +294,10 @@ undo() {
 # Takes away what was made for the path and the device of the last run, whatever the settings say now.
 leave() {
   local data
-  [ -e $PATH_FILE ] || return 0
+  if [ ! -e $PATH_FILE ]; then
+    drop $PATH_FILE
+    return
+  fi
   read -r DATA_PATH DEVICE <$PATH_FILE
   data=$(systemd-escape --path "$DATA_PATH")
   if [ -e "$UNITS/$data.automount" ]; then
@@ -304,12 +306,12 @@ leave() {
   fi
   if [ -n "$DEVICE" ] && is_mounted $DISK; then empty_device; fi
   drop_disk
-  rm -f "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT
+  drop "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT
   systemctl daemon-reload
   systemctl reset-failed "$data.mount" 2>/dev/null || true
-  if in_tmp; then rm -f $TMPFILES; fi
+  if in_tmp; then drop $TMPFILES; fi
   give_back
-  rm -f $PATH_FILE
+  drop $PATH_FILE
   forget data
 }
 

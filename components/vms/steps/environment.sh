@@ -162,7 +162,8 @@ start_services() {
 main() {
   if [ "${1:-}" = undo ]; then
     rmdir /run/daskstack-files 2>/dev/null || true
-    rm -rf $ENVIRONMENT $OPT/uv $OPT/python $OPT/cache $INSTALLED $OWN
+    rm -rf $ENVIRONMENT $OPT/uv $OPT/python $OPT/cache $OWN
+    drop $INSTALLED
     tidy
     return
   fi

@@ -223,7 +223,7 @@ put_back() {
   folder=$(readlink -f "$1")
   read -r enabled active default <"$folder/state" || return 0
   for zone in $INSIDE $OUTSIDE; do
-    rm -f "$ZONES/$zone.xml"
+    drop "$ZONES/$zone.xml"
     if [ -e "$folder/$zone.xml" ]; then cp -p "$folder/$zone.xml" $ZONES; fi
   done
   if [ -e $CONF ]; then set_default_zone "$default"; fi
@@ -245,7 +245,7 @@ put_back() {
 arm() {
   {
     declare -p CONF ZONES INSIDE OUTSIDE FORMER BEFORE VAR ETC OPT
-    declare -f put_back set_default_zone running tidy
+    declare -f put_back set_default_zone running drop tidy
     echo "put_back $FORMER"
   } >$FORMER.sh
   systemd-run -q --collect --on-active=60 --timer-property=AccuracySec=1 --unit=$ROLLBACK bash "$FORMER.sh"
@@ -364,7 +364,7 @@ main() {
 
 undo() {
   disarm
-  rm -rf $FORMER $FORMER.sh
+  rm -rf $FORMER $FORMER.sh $FORMER.new $KEPT.new
   if [ -e $KEPT ]; then put_back $KEPT; fi
 }
 

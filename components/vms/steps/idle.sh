@@ -114,7 +114,7 @@ main() {
 
 undo() {
   [ ! -e $UNIT_FILE ] || systemctl -q disable --now $UNIT
-  rm -f $UNIT_FILE $PROGRAM
+  drop $UNIT_FILE $PROGRAM
   systemctl daemon-reload
   tidy
 }

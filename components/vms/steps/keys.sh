@@ -73,11 +73,13 @@ guard_metadata() {
 }
 
 open_metadata() {
-  [ -e $UNITS/$GUARD.service ] || return 0
-  systemctl -q disable $GUARD
-  rm -f $UNITS/$GUARD.service $ETC/metadata.nft
-  systemctl daemon-reload # first: now Dask does not stop with it
-  systemctl stop $GUARD
+  if [ -e $UNITS/$GUARD.service ]; then
+    systemctl -q disable $GUARD
+    drop $UNITS/$GUARD.service
+    systemctl daemon-reload # first: now Dask does not stop with it
+    systemctl stop $GUARD
+  fi
+  drop $UNITS/$GUARD.service $ETC/metadata.nft
   ! nft list table inet $TABLE >/dev/null 2>&1 || nft delete table inet $TABLE
 }
 
@@ -165,7 +167,7 @@ main() {
 undo() {
   end_cluster_user
   if cluster_user_is_ours; then
-    rm -f "$(user_unit)"
+    drop "$(user_unit)"
     rmdir "$(dirname "$(user_unit)")" 2>/dev/null || true
     systemctl daemon-reload
     userdel $CLUSTER_USER

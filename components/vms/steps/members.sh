@@ -9,7 +9,7 @@ LIST=$ETC/members
 
 main() {
   if [ "${1:-}" = undo ]; then
-    rm -f $LIST
+    drop $LIST
     tidy
     return
   fi

@@ -147,14 +147,13 @@ stop_workers_from() {
     number=${number%.env}
     [ -e "$file" ] && [ "$number" -ge "$1" ] || continue
     systemctl -q disable --now "dask-worker@$number"
-    rm -f "$file"
+    drop "$file"
   done
 }
 
 stop_scheduler() {
-  [ -e $UNITS/dask-scheduler.service ] || return 0
-  systemctl -q disable --now dask-scheduler
-  rm -f $UNITS/dask-scheduler.service $RECORD
+  [ ! -e $UNITS/dask-scheduler.service ] || systemctl -q disable --now dask-scheduler
+  drop $UNITS/dask-scheduler.service $RECORD
 }
 
 has() { case " $ROLES " in *" $1 "*) ;; *) return 1 ;; esac }
@@ -168,7 +167,7 @@ main() {
   printf '%s\n' "$CONFIG" | put $ETC/dask.yaml 0644 root:root
   printf '%s\n' "$SECRET_ENV" | put $ETC/secret.env 0600 root:root
   printf '%s\n' "$SCHEDULER" | put $ETC/scheduler 0644 root:root
-  if [ -n "$RELOAD" ]; then printf '%s' "$RELOAD" | put $RELOADER 0644 root:root; else rm -f $RELOADER; fi
+  if [ -n "$RELOAD" ]; then printf '%s' "$RELOAD" | put $RELOADER 0644 root:root; else drop $RELOADER; fi
   # What moved to another machine stops here.
   if has scheduler; then run_scheduler; else stop_scheduler; fi
   if has worker; then run_workers; else stop_workers_from 1; fi
@@ -199,7 +198,10 @@ make_spill() {
 # leave_spills SPILL: removes the folders of former settings; of all, where SPILL is empty.
 leave_spills() {
   local spill made kept=''
-  [ -e $SPILLS ] || return 0
+  if [ ! -e $SPILLS ]; then
+    drop $SPILLS
+    return
+  fi
   while read -r spill made; do
     if [ "$spill" = "$1" ]; then
       kept="$spill $made"
@@ -208,7 +210,7 @@ leave_spills() {
     rm -rf "$spill/daskstack"
     [ "$made" = - ] || remove_made "$made" "$spill"
   done <$SPILLS
-  if [ -n "$kept" ]; then echo "$kept" | put $SPILLS 0644 root:root; else rm -f $SPILLS; fi
+  if [ -n "$kept" ]; then echo "$kept" | put $SPILLS 0644 root:root; else drop $SPILLS; fi
 }
 
 run_scheduler() {
@@ -217,7 +219,7 @@ run_scheduler() {
     printf '%s' "$WORKED" | put $RECORD 0644 root:root
     files+=("$RECORD")
   else
-    rm -f $RECORD
+    drop $RECORD
   fi
   scheduler_unit | put $UNITS/dask-scheduler.service 0644 root:root
   systemctl daemon-reload
@@ -254,7 +256,8 @@ forget_retired() { find $CLUSTER_HOME -maxdepth 1 -name 'retired-*' -exec rm -rf
 undo() {
   stop_workers_from 1
   stop_scheduler
-  rm -f $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $LEAVE $RELOADER
+  rm -f $ETC/worker-*.env.new
+  drop $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $LEAVE $RELOADER
   systemctl daemon-reload
   # When only this step has failed, others' connections to this machine go on.
   [ $undo_on_failure = yes ] || end_processes
