@@ -432,6 +432,14 @@ DOORS = [
 # Certificates and keys
 KEYS = [
     Mutation(
+        "authoritys-key-kept",
+        "The key of the authority that signs the certificates of a cluster in Kubernetes is kept nowhere.",
+        "components/gke/credentials.py",
+        '"tls.key": key.private_bytes(PEM,',
+        '"tls.key": authority.private_bytes(PEM,',
+        "tests/unit/test_gke_settings.py::test_the_authoritys_key_is_kept_nowhere",
+    ),
+    Mutation(
         "tls-optional",
         "Dask on machines demands TLS.",
         "components/vms/dask.py",

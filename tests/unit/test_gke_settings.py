@@ -1,11 +1,16 @@
 """What a stack with `target: gke` may say, and what the chart is told."""
 
+import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import lock
 import settings.secret_env
@@ -231,11 +236,40 @@ def test_a_namespace_of_somebody_else_is_not_taken_over() -> None:
     assert "there is no namespace n" in (refusal("n", None, False, "mine") or "")
 
 
-def test_the_authoritys_key_is_kept_nowhere() -> None:
+def test_the_authoritys_key_is_kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, generated = ec.generate_private_key, []
+
+    def record(curve: ec.EllipticCurve) -> ec.EllipticCurvePrivateKey:
+        generated.append(generate(curve))
+        return generated[-1]
+
+    monkeypatch.setattr(ec, "generate_private_key", record)
     made = tls_identities("trial", ["scheduler", "client"])
-    assert set(made) == {"expires", "scheduler", "client"}
-    assert set(made["client"]) == {"ca.crt", "tls.crt", "tls.key"}
-    assert made["client"]["tls.key"] != made["scheduler"]["tls.key"]
+    by_public = {key.public_key().public_numbers(): key for key in generated}
+    assert len(by_public) == 3
+
+    def key_of(certificate: str) -> ec.EllipticCurvePrivateKey:
+        return by_public[x509.load_pem_x509_certificate(certificate.encode()).public_key().public_numbers()]
+
+    for subject in ("scheduler", "client"):
+        kept = serialization.load_pem_private_key(made[subject]["tls.key"].encode(), None)
+        assert kept.private_numbers() == key_of(made[subject]["tls.crt"]).private_numbers()
+    authority = key_of(made["client"]["ca.crt"])
+    assert made["scheduler"]["ca.crt"] == made["client"]["ca.crt"]
+    assert held(made, key_of(made["client"]["tls.crt"])), "this test does not see a key that is kept"
+    assert not held(made, authority)
+
+
+def held(made: Any, key: ec.EllipticCurvePrivateKey) -> bool:
+    """Whether the secret number of this key is in there, as PEM, base64, hexadecimal or decimal text."""
+    number = key.private_numbers().private_value
+    secret, text = number.to_bytes(32, "big"), json.dumps(made, default=repr).replace("\\n", "")
+    if str(number) in text or secret.hex() in text.lower():
+        return True
+    runs = re.findall(r"[A-Za-z0-9+/]{40,}", text)
+    # Base64 can begin anywhere in a run of such characters.
+    decoded = [base64.b64decode(run[at : at + (len(run) - at) // 4 * 4]) for run in runs for at in range(4)]
+    return any(secret in each for each in decoded)
 
 
 def test_a_password_has_the_same_hash_at_every_up_and_another_with_another_salt() -> None:
