@@ -18,10 +18,6 @@ class Mutation:
 
 
 # Data
-
-# Data
-
-# Data
 DATA = [
     Mutation(
         "system-folders",
@@ -102,6 +98,30 @@ DATA = [
         'opts=ResourceOptions(ignore_changes=["input"])',
         "opts=ResourceOptions()",
         "tests/engine/test_gke_program.py::test_a_stack_stays_on_the_context_that_was_current_at_its_first_up",
+    ),
+    Mutation(
+        "deletion-protection",
+        "A cluster in Google Cloud is protected from deletion where the stack says so.",
+        "components/gke/cluster.py",
+        "deletion_protection=settings.deletion_protection",
+        "deletion_protection=False",
+        "tests/engine/test_gke_cluster.py::test_a_cluster_is_protected_from_deletion_where_the_stack_says_so",
+    ),
+    Mutation(
+        "left-of-others",
+        "`make left` prints commands that delete what is the stack's, and nothing of others.",
+        "tools/left.py",
+        'last(found.get("network", "")) == name',
+        'name in found.get("network", "")',
+        "tests/unit/test_left.py::test_all_of_the_stacks_is_found_and_nothing_of_others",
+    ),
+    Mutation(
+        "left-of-other-services",
+        "`make left` takes no load balancer of another stack for this one's.",
+        "tools/left.py",
+        "or f'\"{name}/' in found.get",
+        'or f"{name}/" in found.get',
+        "tests/unit/test_left.py::test_all_of_the_stacks_is_found_and_nothing_of_others",
     ),
     Mutation(
         "lock-of-another-computer",
@@ -502,6 +522,14 @@ KEYS = [
         "input=Output.secret(ssh_identity()),",
         "input=ssh_identity(),",
         "tests/engine/test_gcp_program.py::test_nobodys_private_key_is_outside_encrypted_state",
+    ),
+    Mutation(
+        "everybody-signs",
+        "No certificate but the authority's signs others.",
+        "components/gke/credentials.py",
+        "key.public_key(), False),",
+        "key.public_key(), True),",
+        "tests/unit/test_gke_settings.py::test_no_certificate_but_the_authoritys_can_sign_others",
     ),
     Mutation(
         "weak-tls-keys",

@@ -42,6 +42,7 @@ RELAXED: dict[str, Any] = {
     "authorizedNetworks": ["203.0.113.0/24"],
     "releaseChannel": "RAPID",
     "securityGroup": "gke-security-groups@example.com",
+    "deletionProtection": True,
     "hardening": {
         "privateNodes": False,
         "dataplane": "LEGACY_DATAPATH",
@@ -138,6 +139,10 @@ def test_each_line_of_the_hardening_guide_holds_unless_the_stack_relaxes_it(
 ) -> None:
     assert at(shipped[name], path) == strict
     assert at(relaxed[name], path) == (strict if loose is SAME else loose)
+
+
+def test_a_cluster_is_protected_from_deletion_where_the_stack_says_so(shipped: dict, relaxed: dict) -> None:
+    assert (shipped["cluster"]["deletionProtection"], relaxed["cluster"]["deletionProtection"]) == (False, True)
 
 
 def test_the_hardening_table_of_the_docs_has_each_line() -> None:

@@ -272,6 +272,16 @@ def held(made: Any, key: ec.EllipticCurvePrivateKey) -> bool:
     return any(secret in each for each in decoded)
 
 
+def test_no_certificate_but_the_authoritys_can_sign_others() -> None:
+    made = tls_identities("trial", ["scheduler", "client"])
+    authority = x509.load_pem_x509_certificate(made["client"]["ca.crt"].encode())
+    for subject in ("scheduler", "client"):
+        own = x509.load_pem_x509_certificate(made[subject]["tls.crt"].encode())
+        own.verify_directly_issued_by(authority)
+        assert not own.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        assert not own.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+
+
 def test_a_password_has_the_same_hash_at_every_up_and_another_with_another_salt() -> None:
     one, other = "00" * 16, "11" * 16
     assert jupyter_hash("secret", one) == jupyter_hash("secret", one) != jupyter_hash("secret", other)

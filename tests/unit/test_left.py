@@ -54,24 +54,49 @@ OURS: dict[str, list[dict[str, Any]]] = {
         {"name": "projects/p/x", "email": "dask-gke@p.iam.gserviceaccount.com", "description": "dask-stack: gke"}
     ],
 }
+# Stacks whose names begin or end like this one's, and what says its name elsewhere.
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "container clusters": [
-        {"name": "dask-gke2", "location": "us-central1-a", "resourceLabels": {"dask-stack": "gke2"}}
+        {"name": "dask-gke2", "location": "us-central1-a", "resourceLabels": {"dask-stack": "gke2"}},
+        {"name": "my-dask-gke", "location": "us-central1-a", "resourceLabels": {"team": "gke"}},
+    ],
+    "compute instances": [
+        {"name": "gke-dask-gke2-workers-1", "labels": {"goog-k8s-cluster-name": "dask-gke2"}},
+        {"name": "dask-gke-1", "labels": {"dask-stack": "gke-1"}},
     ],
     "compute disks": [{"name": "pvc-2", "sizeGb": "10", "labels": {"goog-k8s-cluster-name": "dask-gke2"}}],
     "compute forwarding-rules": [
-        {"name": "a4567", "description": '{"kubernetes.io/service-name":"dask-gke2/dask-jupyter"}'}
+        {"name": "a4567", "description": '{"kubernetes.io/service-name":"dask-gke2/dask-jupyter"}'},
+        {"name": "a89ab", "description": '{"kubernetes.io/service-name":"my-dask-gke/dask-jupyter"}'},
     ],
-    "compute networks": [{"name": "default"}],
-    "iam service-accounts": [{"name": "projects/p/y", "email": "dask-gke2@p.iam.gserviceaccount.com"}],
+    "compute addresses": [
+        {"name": "nat-auto-ip-2", "users": [f"{URL}/regions/us-central1/routers/dask-gke2"]},
+        {"name": "free", "users": []},
+    ],
+    "compute firewall-rules": [
+        {"name": "gke-dask-gke2-all", "network": f"{URL}/global/networks/dask-gke2"},
+        {"name": "dask-gke-extra", "network": f"{URL}/global/networks/my-dask-gke"},
+    ],
+    "compute routers": [{"name": "dask-gke2", "network": f"{URL}/global/networks/dask-gke2"}],
+    "compute networks subnets": [{"name": "dask-gke2"}, {"name": "my-dask-gke"}],
+    "compute networks": [{"name": "default"}, {"name": "dask-gke2"}],
+    "iam service-accounts": [
+        {
+            "name": "projects/p/y",
+            "email": "dask-gke2@p.iam.gserviceaccount.com",
+            "description": "dask-stack: gke2",
+        }
+    ],
 }
 
 
 def test_all_of_the_stacks_is_found_and_nothing_of_others() -> None:
-    listed = {kind.group: OURS[kind.group] + OTHERS.get(kind.group, []) for kind in KINDS}
-    found = list(left("gke", "p", listed))
-    assert len(found) == len(KINDS)
-    assert not [name for name, *_ in found if "gke2" in name or "default" in name]
+    """The commands that are printed delete what they name."""
+    assert all(OTHERS[kind.group] for kind in KINDS)
+    listed = {kind.group: OTHERS[kind.group] + OURS[kind.group] + OTHERS[kind.group] for kind in KINDS}
+    assert list(left("gke", "p", listed)) == list(left("gke", "p", OURS))
+    assert len(list(left("gke", "p", OURS))) == len(KINDS)
+    assert not list(left("gke", "p", OTHERS))
 
 
 @pytest.mark.parametrize(
