@@ -2,7 +2,8 @@
 #   STACK=gke      another stack than dev: Pulumi.gke.yaml
 #   YES=1          no question before such a stack is changed, for scripts
 #   MACHINE=name   `make logs` of one machine
-#   PYTEST=...     arguments for pytest in `make test`
+#   PYTEST=...     arguments for pytest in `make test`, which then runs it alone
+#   JOBS=3         so many files of tests beside each other; SEED=7 repeats a run's random order
 #   ONLY=a,c       these parts alone of `make bench`, or these mutations of `make mutants`; REPEATS=5 instead of 3
 #   UPGRADE=1      `make lock` to the newest versions
 
