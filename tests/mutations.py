@@ -139,6 +139,14 @@ DATA = [
         '.readlink().name.startswith("nothing")',
         "tests/unit/test_install.py::test_a_lock_of_a_running_engine_holds_until_it_is_killed",
     ),
+    Mutation(
+        "user-of-others",
+        "A user `dask` of somebody else is not taken over, so that no undo removes it.",
+        "components/vms/steps/keys.sh",
+        "    cluster_user_is_ours ||\n      fatal",
+        "    true ||\n      fatal",
+        "tests/machines/test_steps.py::test_another_users_account_is_not_taken_over",
+    ),
 ]
 
 # Tasks and root
@@ -262,6 +270,38 @@ TASKS = [
         "        for role in roles:",
         '        for role in [*roles, "roles/viewer"]:',
         "tests/engine/test_gcp_program.py::test_the_machines_account_has_no_rights_but_those_that_are_asked_for",
+    ),
+    Mutation(
+        "session-gains-rights",
+        "No session of the cluster's user over SSH can gain rights.",
+        "components/vms/steps/credentials.sh",
+        'exec /usr/bin/setpriv --no-new-privs "\\$@"',
+        'exec "\\$@"',
+        "tests/machines/test_session.py::test_a_session_of_the_clusters_user_can_gain_no_rights",
+    ),
+    Mutation(
+        "unchecked-wheels",
+        "Root installs only what it has checked, whatever the scheduler's machine hands out.",
+        "components/vms/steps/environment.sh",
+        '  [ "$(sha256sum <"$OWN/$1" | cut -d\' \' -f1)" = "$2" ] ||',
+        "  true ||",
+        "tests/machines/test_steps.py::test_what_the_clusters_user_hands_out_instead_is_refused_before_it_is_used",
+    ),
+    Mutation(
+        "steps-print-controls",
+        "Text that tasks choose reaches the terminal of `up` without control characters.",
+        "components/vms/steps/common.sh",
+        "printable() { LC_ALL=C tr -dc '\\11\\12\\40-\\176'; }",
+        "printable() { cat; }",
+        "tests/machines/test_session.py::test_what_tasks_choose_reaches_no_terminal_as_control_characters",
+    ),
+    Mutation(
+        "endless-command",
+        "A command of the cluster's user that stands still ends within its time.",
+        "components/vms/steps/common.sh",
+        'timeout -k 5 "${within:-60}" setpriv',
+        'timeout "${within:-60}" setpriv',
+        "tests/machines/test_session.py::test_a_command_of_the_clusters_user_that_stands_still_is_ended",
     ),
 ]
 
@@ -447,6 +487,46 @@ DOORS = [
         "",
         "tests/kubernetes/test_chart.py::test_a_load_balancer_lets_its_networks_alone_in_and_sees_who_comes",
     ),
+    Mutation(
+        "firewall-sources",
+        "A port that the firewall opens is open to its sources alone.",
+        "components/vms/steps/firewall.sh",
+        '<source address=\\"$2\\"/><port',
+        "<port",
+        "tests/machines/test_firewall.py::test_the_firewall_lets_the_cluster_in_and_nobody_else_but_to_ssh_from_where_it_may",
+    ),
+    Mutation(
+        "shut-out",
+        "The firewall does not begin where your own address would be shut out.",
+        "components/vms/steps/firewall.sh",
+        '  overlap "$address" "$NETWORK $SSH_SOURCES" ||',
+        "  true ||",
+        "tests/machines/test_firewall.py::test_an_address_that_would_be_shut_out_is_told_before_anything_changes",
+    ),
+    Mutation(
+        "beside-other-firewalls",
+        "The firewall changes nothing beside another one.",
+        "components/vms/steps/firewall.sh",
+        '  [ -z "$found" ] || fatal "another firewall is at work:',
+        '  true || fatal "another firewall is at work:',
+        "tests/machines/test_firewall.py::test_beside_another_firewall_it_changes_nothing_and_says_what_to_do",
+    ),
+    Mutation(
+        "services-closed",
+        "A service that listens now is not closed unless the settings say so.",
+        "components/vms/steps/firewall.sh",
+        "    check_services\n",
+        "    :\n",
+        "tests/machines/test_firewall.py::test_a_service_that_would_be_closed_stops_it_with_the_line_that_opens_it",
+    ),
+    Mutation(
+        "no-rollback",
+        "A change of the firewall that no new connection confirms takes itself back.",
+        "components/vms/steps/firewall.sh",
+        "  arm\n  apply\n",
+        "  apply\n",
+        "tests/machines/test_firewall.py::test_a_change_that_nobody_confirms_takes_itself_back",
+    ),
 ]
 
 # Certificates and keys
@@ -538,6 +618,38 @@ KEYS = [
         '  check_tls "$work/request.pem"\n',
         "",
         "tests/machines/test_steps.py::test_weak_keys_are_not_signed",
+    ),
+    Mutation(
+        "certificates-for-all-users",
+        "A certificate of the cluster opens no other user's door.",
+        "components/vms/steps/credentials.sh",
+        "Match User $CLUSTER_USER\n",
+        "Match all\n",
+        "tests/machines/test_session.py::test_the_clusters_user_may_open_no_more_than_sessions",
+    ),
+    Mutation(
+        "planted-keys",
+        "A key that a task plants opens no door.",
+        "components/vms/steps/credentials.sh",
+        "    RevokedKeys $SSH/revoked\n    AuthorizedKeysFile none\n    AuthorizedKeysCommand",
+        "    RevokedKeys $SSH/revoked\n    AuthorizedKeysCommand",
+        "tests/machines/test_session.py::test_the_clusters_user_may_open_no_more_than_sessions",
+    ),
+    Mutation(
+        "certificates-from-anywhere",
+        "SSH certificates work from the cluster's addresses alone.",
+        "components/vms/steps/authority.sh",
+        ' -O "source-address=$SOURCES"',
+        "",
+        "tests/machines/test_steps.py::test_ssh_certificates_have_serials_and_source_addresses_and_allow_nothing_else",
+    ),
+    Mutation(
+        "removed-machine-stays",
+        "The keys of a removed machine open no door within minutes.",
+        "components/vms/steps/authority.sh",
+        'cat "$key" >>revoked',
+        "true",
+        "tests/machines/test_steps.py::test_keys_of_a_removed_machine_open_no_door",
     ),
 ]
 

@@ -155,10 +155,10 @@ def end(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def each_beside(work, items: list, name, good: str, bad: str) -> list:
+def each_of(work, items: list, beside: int, name, good: str, bad: str) -> list:
     """Those of the items for which `work` was right; says what became of each."""
     right = []
-    with concurrent.futures.ThreadPoolExecutor(BESIDE) as pool:
+    with concurrent.futures.ThreadPoolExecutor(beside) as pool:
         start = {}
 
         def timed(item) -> tuple[bool, str]:
@@ -186,6 +186,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.partition(":")[0])
     parser.add_argument("names", nargs="*", help="mutations of tests/mutations.py; all of them without names")
     parser.add_argument("--sample", type=int, metavar="N", help="N cheap ones, others for each commit")
+    parser.add_argument("--beside", type=int, default=BESIDE, metavar="N", help=f"tests at a time ({BESIDE})")
     parser.add_argument("--table", action="store_true", help=f"write the table of docs/{PAGE.name}")
     options = parser.parse_args(arguments)
     if options.table:
@@ -206,10 +207,12 @@ def main(arguments: list[str]) -> int:
         laboratory = Laboratory(Path(folder))
         tests = list(dict.fromkeys(each.test for each in mutations))
         with phase(f"Running {len(tests)} tests without any mutation"):
-            sound = each_beside(laboratory.check, tests, lambda test: test.partition("::")[2], "passes", "NO PROOF")
+            sound = each_of(
+                laboratory.check, tests, options.beside, lambda test: test.partition("::")[2], "passes", "NO PROOF"
+            )
         ready = [each for each in mutations if each.test in sound]
         with phase(f"Trying {len(ready)} mutations"):
-            caught = each_beside(laboratory.catch, ready, lambda each: each.name, "caught", "NOT CAUGHT")
+            caught = each_of(laboratory.catch, ready, options.beside, lambda each: each.name, "caught", "NOT CAUGHT")
     print(f"{len(caught)} of {len(mutations)} mutations were caught")
     return 0 if len(caught) == len(mutations) else 1
 
