@@ -147,6 +147,22 @@ DATA = [
         "    true ||\n      fatal",
         "tests/machines/test_steps.py::test_another_users_account_is_not_taken_over",
     ),
+    Mutation(
+        "move-unasked",
+        "The data does not move to another machine, which would have none, without a word in `moves`.",
+        "components/vms/placement.py",
+        "if old[what] != new[what] and what not in moves]",
+        "if old[what] != new[what] and not moves]",
+        "tests/unit/test_moves.py::test_a_move_has_to_be_allowed_by_its_name",
+    ),
+    Mutation(
+        "killed-step-stays",
+        "What a killed `up` had begun is undone by `destroy`.",
+        "tools/adopt.py",
+        "    for resource in begun:\n",
+        "    for resource in []:\n",
+        "tests/engine/test_killed.py::test_a_command_that_a_killed_up_had_begun_is_undone",
+    ),
 ]
 
 # Tasks and root
@@ -651,6 +667,14 @@ KEYS = [
         "true",
         "tests/machines/test_steps.py::test_keys_of_a_removed_machine_open_no_door",
     ),
+    Mutation(
+        "first-key-unchecked",
+        "A machine whose host key Google's API does not know stops `up`.",
+        "components/vms/ready.py",
+        "if known and known != key:",
+        "if False:",
+        "tests/unit/test_ready.py::test_a_machine_whose_key_googles_api_does_not_know_it_by_stops_up",
+    ),
 ]
 
 # Secrets and settings
@@ -786,6 +810,14 @@ MONEY = [
         "disable_on_destroy=False,",
         "disable_on_destroy=True,",
         "tests/engine/test_gcp_program.py::test_apis_stay_enabled_when_the_stack_goes",
+    ),
+    Mutation(
+        "volumes-left",
+        "`destroy` waits until Kubernetes has deleted the stack's volumes.",
+        "components/gke/cleared.py",
+        'if "deletionTimestamp" not in claim["metadata"]}',
+        "}",
+        "tests/unit/test_gke_check.py::test_only_volumes_that_kubernetes_will_delete_are_waited_for",
     ),
 ]
 

@@ -76,6 +76,8 @@ class Laboratory:
         self.origin = folder / "origin"
         self.stopped = threading.Event()
         self.running: set[subprocess.Popen] = set()
+        # In a hook of git these name the project's own repository, whatever folder git is called in.
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         listed = ["git", "ls-files", "-coz", "--exclude-standard"]
         files = subprocess.run(listed, cwd=project, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
         for name in filter(None, files):
@@ -84,7 +86,7 @@ class Laboratory:
                 shutil.copy2(project / name, self.origin / name, follow_symlinks=False)
         # Some tests ask git which files there are.
         for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):
-            subprocess.run(command, cwd=self.origin, check=True)
+            subprocess.run(command, cwd=self.origin, env=self.environ, check=True)
         self.origin.joinpath(".venv").symlink_to(project / ".venv")
 
     @contextlib.contextmanager
@@ -103,7 +105,13 @@ class Laboratory:
         with log.open("w") as output:
             # Ctrl-C reaches it through stop() alone: pytest takes a second one as an order not to clean up.
             process = subprocess.Popen(
-                command, cwd=copy, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                cwd=copy,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         self.running.add(process)
         try:
@@ -213,6 +221,8 @@ def main(arguments: list[str]) -> int:
         ready = [each for each in mutations if each.test in sound]
         with phase(f"Trying {len(ready)} mutations"):
             caught = each_of(laboratory.catch, ready, options.beside, lambda each: each.name, "caught", "NOT CAUGHT")
+    if missed := [each.name for each in mutations if each not in caught]:
+        print(f"not caught: {' '.join(missed)}")
     print(f"{len(caught)} of {len(mutations)} mutations were caught")
     return 0 if len(caught) == len(mutations) else 1
 

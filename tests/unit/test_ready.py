@@ -5,9 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from components.vms import ready
 from daskstack.engine import PROJECT
 
 
@@ -38,6 +40,24 @@ def test_who_has_to_hold_a_tunnel_open_is_told_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert "keep it open: gcloud compute start-iap-tunnel" in wait(port, "gcloud compute start-iap-tunnel x 22")
+
+
+OURS, OTHER = (f"ssh-ed25519 {letter * 68}" for letter in "AB")
+
+
+@pytest.mark.parametrize("shown", [OURS, OTHER])
+def test_a_machine_whose_key_googles_api_does_not_know_it_by_stops_up(
+    shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = tmp_path / "answer"
+    answer.write_text(json.dumps([{"namespace": "hostkeys", "key": "ssh-ed25519", "value": OURS.split()[1]}]))
+    monkeypatch.setenv("NAME", "worker-1")
+    monkeypatch.setenv("HOST_KEYS", f"sh -c 'cat {answer}'")
+    if shown == OURS:
+        ready.compare(shown, first=True)
+    else:
+        with pytest.raises(SystemExit, match=r"worker-1 showed the host key SHA256:.*another machine or program"):
+            ready.compare(shown, first=True)
 
 
 @pytest.mark.parametrize(
