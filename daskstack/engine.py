@@ -193,10 +193,19 @@ def rehearsal(state: Path, environ: Mapping[str, str] = os.environ) -> dict[str,
     found = engine(environ)
     if found is None:
         raise EngineError("no Pulumi engine: `make rehearse` installs it")
-    cloud = re.compile(r"GOOGLE_|GCLOUD_|CLOUDSDK_|GKE_|KUBE|HELM_|PULUMI_")
+    cloud = re.compile(r"GOOGLE_|GCLOUD_|CLOUDSDK_|GCE_|GKE_|KUBE|HELM_|PULUMI_|XDG_CONFIG_HOME$|SSH_AUTH_SOCK$")
     result = {name: value for name, value in environ.items() if not cloud.match(name)}
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # gcloud, Google's libraries, kubectl and helm look for the caller's logins at home.
+    home = state / "home"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.chmod(0o700)
+    pip = [_home(environ) / place for place in (".config/pip/pip.conf", ".pip/pip.conf")]
+    for settings in filter(Path.exists, pip):  # packages may come from an index that only these name
+        result.setdefault("PIP_CONFIG_FILE", str(settings))
     return result | {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(cache_folder(environ).parent),
+        "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",  # the official plugins, on PATH
         "PATH": os.pathsep.join([str(kubernetes_programs(environ)), str(found.parent), _callers_path(environ)]),
         "PULUMI_HOME": str(standins(found, environ) / "rehearsal"),
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",

@@ -251,6 +251,7 @@ def main(stack: str) -> None:
     try:
         with phase("from nothing"):
             rehearsal.start(config)
+        os.environ.clear()  # of the caller's logins
         os.environ.update(rehearsal.environ)
         with phase("pulumi up"):
             rehearsal.up()
