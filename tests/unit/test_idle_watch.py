@@ -1,0 +1,65 @@
+"""When a machine of a cluster powers itself off, on a clock that passes as fast as the step can look at it."""
+
+import subprocess
+
+import pytest
+
+from components.vms.step import STEPS
+
+BEGIN = 1000  # what the clock shows as the watch begins
+HOUR = "echo 3600 0"  # nothing was computed for an hour, and no worker is there
+CLOCK = """
+set -euo pipefail
+OPT=/nowhere STEPPED=/nowhere
+clock={BEGIN}
+uptime() {{ echo $clock; }}
+date() {{ echo $clock; }}
+stat() {{ {stepped}; }}
+ask() {{ {ask}; }}
+sleep() {{ clock=$((clock + $1)) && ((clock < 20000)) || exit 0; }}
+power_off() {{ echo $clock && exit; }}
+watch
+"""
+
+
+def goes(limit: int, ask: str, *, address: str = "", stepped: str = "false") -> int:
+    """How long the machine is on: `ask` and `stepped` are bash, and find the time in $clock."""
+    step = (STEPS / "idle.sh").read_text().partition("\nunit() {")[0]
+    clock = CLOCK.format(BEGIN=BEGIN, ask=ask, stepped=stepped)
+    script = f"LIMIT={limit} ADDRESS={address} CLUSTER_USER= CLUSTER_HOME= ETC= LOCK=\n{step}\n{clock}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout, "it stays on"
+    return int(done.stdout) - BEGIN
+
+
+@pytest.mark.parametrize("address", ["", "10.9.0.2"])
+@pytest.mark.parametrize(("limit", "look"), [(60, 15), (600, 20)])
+def test_without_work_a_machine_goes_when_it_was_on_for_the_limit(address: str, limit: int, look: int) -> None:
+    assert limit <= goes(limit, HOUR, address=address) <= limit + look
+
+
+def test_a_cluster_that_computed_goes_the_limit_after_its_last_work() -> None:
+    last = BEGIN + 500
+    assert 560 <= goes(60, f"((clock < {last})) && echo 0 0 || echo $((clock - {last})) 0") <= 575
+
+
+def test_the_schedulers_machine_waits_until_the_workers_have_gone_and_they_wait_for_nobody() -> None:
+    there = f"((clock < {BEGIN + 200})) && echo 3600 2 || echo 3600 0"
+    assert 200 <= goes(60, there) <= 215
+    assert 60 <= goes(60, there, address="10.9.0.2") <= 75
+
+
+def test_the_schedulers_machine_does_not_wait_for_a_stuck_worker_for_ever() -> None:
+    assert 360 <= goes(60, "echo 3600 2") <= 375
+
+
+def test_a_step_on_the_machine_itself_counts_as_work() -> None:
+    last = BEGIN + 500
+    assert 560 <= goes(60, HOUR, stepped=f"echo $((clock < {last} ? clock : {last}))") <= 575
+
+
+@pytest.mark.parametrize("heard", [0, 500])
+def test_a_machine_that_cannot_ask_goes_the_limit_after_it_last_could(heard: int) -> None:
+    # It looks at least every half limit.
+    assert max(60, heard + 30) <= goes(60, f"((clock < {BEGIN + heard})) && echo 0 0", address="10.9.0.2") <= heard + 75
