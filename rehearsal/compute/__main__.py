@@ -42,6 +42,7 @@ POWER_OFF, PREEMPTION = 90, 30  # seconds from the power button to the cut
 BOOTING = 5  # seconds that a machine starts up for after SSH answers
 STARTUP = f"""[Unit]
 Description=What Google's images do at each boot
+After=ssh.service
 [Service]
 Type=oneshot
 ExecStart=/bin/sleep {BOOTING}

@@ -64,6 +64,8 @@ class Project:
 
     folder: Path
     environment: dict[str, str]
+    patience: float = 60
+    """Seconds until a `pulumi` that does not end is killed."""
     lines: list[tuple[float, str]] = field(default_factory=list)
 
     def write(self, program: str, *, options: str = f"{{virtualenv: {sys.prefix}}}") -> None:
@@ -85,7 +87,7 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        watch = threading.Timer(60, process.kill)
+        watch = threading.Timer(self.patience, process.kill)
         watch.start()
         try:
             yield process

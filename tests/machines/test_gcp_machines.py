@@ -3,21 +3,21 @@
 import base64
 import contextlib
 import json
-import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fleet import Machine, Stranger, as_root, until
+from life import Shared, end_processes
 
 from components.vms.files import collect
 from daskstack import engine
@@ -60,6 +60,7 @@ class Rehearsal(Cloud):
     def __init__(self, project: Project, folder: Path, key: Path, packages: Path) -> None:
         super().__init__(project, folder)
         self.key, self.packages = key, packages
+        self.brought: str | None = None
         self.settings: dict[str, Any] = {
             "names": ["head", "worker-1"], "sources": [f"{CALLER}/32"], "inside": INSIDE, "action": "STOP",
             "tags": [], "size": 1, "keys": f"admin:{key.with_suffix('.pub').read_text()}",
@@ -69,7 +70,35 @@ class Rehearsal(Cloud):
         return PROGRAM % {name: repr(value) for name, value in (self.settings | changes).items()}
 
     def bring(self, **changes: Any) -> str:
-        return self.up(self.text(**changes))
+        printed = self.up(self.text(**changes))
+        self.brought = self.text(**changes)
+        return printed
+
+    def brings(self, **changes: Any) -> None:
+        """Has it so. Costs no `up` where the last change of all was one with this result."""
+        if self.brought != self.text(**changes):
+            self.bring(**changes)
+
+    def up(self, text: str, **config: Any) -> str:
+        self.brought = None
+        return super().up(text, **config)
+
+    def fails(self, text: str, **config: Any) -> str:
+        self.brought = None
+        return super().fails(text, **config)
+
+    def refresh(self) -> str:
+        self.brought = None
+        return self.project.run("refresh", "--yes", "--skip-preview")
+
+    def destroy(self) -> str:
+        self.brought = None
+        return super().destroy()
+
+    def gcloud(self, word: str, *names: str, status: int = 0) -> str:
+        """What somebody does to machines without the stack's knowledge."""
+        self.brought = None
+        return self.run("gcloud", "compute", "instances", word, *names, "--zone", "us-central1-a", status=status)
 
     def compute(self, *words: str) -> str:
         command = [sys.executable, "-m", "rehearsal.compute", *words]
@@ -98,9 +127,9 @@ class Rehearsal(Cloud):
 
     def up_and_answering(self, **changes: Any) -> Machine:
         """The machine at the door."""
-        self.bring(**changes)
+        self.brings(**changes)
         head = self.machine("head")
-        until(lambda: head.ssh("true", check=False).returncode == 0, 20)
+        until(lambda: head.ssh("true", check=False).returncode == 0)
         return head
 
     def status(self, name: str) -> str:
@@ -109,10 +138,12 @@ class Rehearsal(Cloud):
     def traces(self) -> list[str]:
         """What of it can be seen on this computer beside the records."""
         words = (self.bridge, str(self.folder))
-        found = as_root("ip", "-o", "link").stdout.splitlines() + as_root("ip", "route").stdout.splitlines()
-        found += as_root("ip", "netns").stdout.splitlines() + as_root("losetup", "--list").stdout.splitlines()
-        found += Path("/proc/mounts").read_text().splitlines()
-        found += as_root("find", "/sys/fs/cgroup", "-maxdepth", "2", "-type", "d").stdout.splitlines()
+        found = Path("/proc/mounts").read_text().splitlines()
+        for command in (
+            "ip -o link", "ip route", "ip netns", "losetup --list", "find /sys/fs/cgroup -maxdepth 2 -type d",
+        ):  # fmt: skip
+            # What is somebody else's may go while it is listed.
+            found += as_root(*command.split(), check=False).stdout.splitlines()
         found += [line for line in as_root("ps", "-eo", "args").stdout.splitlines() if "ps -eo" not in line]
         found += [str(self.folder / "machines")] if (self.folder / "machines").exists() else []
         return [line for line in found if any(word in line for word in words)]
@@ -120,8 +151,9 @@ class Rehearsal(Cloud):
 
 @contextlib.contextmanager
 def rehearsing(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Rehearsal]:
-    folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
+    """A rehearsal of which nothing is left at the end, whatever is under way then."""
     packages = collect(PROJECT / "environment.lock", "3.11", "wheelhouse") / "wheels"
+    folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
     environment = engine.rehearsal(tmp_path_factory.mktemp("state"))
     environment |= {
         "DASKSTACK_REHEARSAL": str(folder),
@@ -138,21 +170,28 @@ def rehearsing(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) 
         "PATH": f"{PROGRAMS}:{environment['PATH']}",
         "PULUMI_STACK": "test",
     }
-    project = Project(tmp_path_factory.mktemp("program"), environment)
-    project.write("")
-    project.run("stack", "init", "test", "--no-select")
+    project = Project(tmp_path_factory.mktemp("program"), environment, patience=300)
     made = Rehearsal(project, folder, key, packages)
     try:
+        project.write("")
+        project.run("stack", "init", "test", "--no-select")
         yield made
     finally:
+        end_processes(folder)
         made.compute("sweep")
         shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Rehearsal]:
-    with rehearsing(tmp_path_factory, image, key) as made:
-        yield made
+def shared(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Shared[Rehearsal]]:
+    with contextlib.closing(Shared(lambda: rehearsing(tmp_path_factory, image, key))) as shared:
+        yield shared
+
+
+@pytest.fixture
+def rehearsal(shared: Shared[Rehearsal], request: pytest.FixtureRequest) -> Iterator[Rehearsal]:
+    """Each test brings it into the state that it needs."""
+    yield from shared.lend(request)
 
 
 def reach(address: str, port: int) -> str:
@@ -164,7 +203,7 @@ def test_a_machine_runs_at_once_answers_at_its_door_and_starts_up_for_a_while_ye
     until(lambda: head.ssh("systemctl is-system-running", check=False).stdout == "running\n")
     moments = ("ActiveEnterTimestampMonotonic ssh", "FinishTimestampMonotonic")
     answers, done = (int(head.ssh(f"systemctl show --value -p {each}").stdout) for each in moments)
-    assert done - answers > 4_000_000, "microseconds"
+    assert done - answers >= 5_000_000, "microseconds"
     assert head.ssh("hostname").stdout == "head\n"
     # As on Google's: an address with no neighbours.
     assert head.ssh("ip -4 -brief address show host0").stdout.split()[2] == f"{rehearsal.inner('head')}/32"
@@ -185,14 +224,14 @@ def test_the_door_is_open_to_the_callers_network_alone_and_a_worker_to_no_one_ou
         for port in (22, 8000):
             assert not stranger.connects(rehearsal.inner("head"), port)
             assert not stranger.connects(rehearsal.inner("worker-1"), port)
-        assert head.ssh(reach(rehearsal.inner("worker-1"), 22), check=False).returncode == 0
+        until(lambda: head.ssh(reach(rehearsal.inner("worker-1"), 22), check=False).returncode == 0)
         head.ssh("sudo -n systemd-run --unit listener python3 -m http.server 8001")
         until(lambda: head.ssh(reach(rehearsal.inner("head"), 8001), check=False).returncode == 0)
         assert not stranger.connects(head.address, 8001)
 
         # Rules that are too wide, or of which one is missing, show.
         rehearsal.bring(sources=["0.0.0.0/0"])
-        assert stranger.connects(head.address, 22)
+        until(lambda: stranger.connects(head.address, 22))
         assert not stranger.connects(head.address, 8001)
         assert not stranger.connects(rehearsal.inner("head"), 22), "nobody outside reaches a door by its inner address"
         assert not stranger.connects(rehearsal.inner("worker-1"), 22)
@@ -205,12 +244,12 @@ def test_the_door_is_open_to_the_callers_network_alone_and_a_worker_to_no_one_ou
 def test_machines_meet_where_a_rule_lets_them_and_nowhere_else(rehearsal):
     head = rehearsal.up_and_answering()
     worker = rehearsal.machine("worker-1")
-    until(lambda: head.ssh(reach(worker.address, 22), check=False).returncode == 0, 20)
 
     def attempt(port: int) -> int:
         return head.ssh(reach(worker.address, port), check=False).returncode
 
-    assert attempt(8005) == 1, "let through, and refused by the machine itself"
+    until(lambda: attempt(22) == 0)
+    until(lambda: attempt(8005) == 1)  # let through, and refused by the machine itself
     assert attempt(8011) == 124, "dropped on the way"
     rehearsal.bring(inside=[{"protocol": "icmp"}])
     assert attempt(22) == 124
@@ -227,7 +266,7 @@ def test_machines_meet_where_a_rule_lets_them_and_nowhere_else(rehearsal):
         route = ("ip", "route", "delete", f"{rehearsal.inner(other)}/32", "dev", "host0")
         as_root("nsenter", "--target", str(one.pid), "--net", *route)
     rehearsal.bring()
-    assert attempt(22) == 0
+    until(lambda: attempt(22) == 0)
 
 
 def first_contact(rehearsal: Rehearsal, asked: str, path: str) -> subprocess.CompletedProcess[str]:
@@ -235,10 +274,10 @@ def first_contact(rehearsal: Rehearsal, asked: str, path: str) -> subprocess.Com
     head = rehearsal.machine("head")
     connection = {"host": head.address, "port": 22, "user": "admin", "private_key": rehearsal.key.read_text()}
     keys = f"gcloud compute instances get-guest-attributes {asked} --query-path=hostkeys/ --zone us-central1-a"
-    told = {"NAME": "head", "CONNECTION": json.dumps(connection), "WAIT": "60", "CONSOLE": "", "TUNNEL": ""}
+    told = {"NAME": "head", "CONNECTION": json.dumps(connection), "WAIT": "120", "CONSOLE": "", "TUNNEL": ""}
     command = [sys.executable, "-m", "components.vms.ready"]
     environ = rehearsal.project.environment | told | {"HOST_KEYS": keys, "PATH": path}
-    return subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, timeout=300)
 
 
 def test_a_host_key_that_googles_api_does_not_know_the_machine_by_stops_the_first_contact(rehearsal):
@@ -260,59 +299,53 @@ def test_without_gcloud_the_first_host_key_is_accepted_and_up_says_so(rehearsal,
     assert "was not compared with Google's API (gcloud is not installed)" in done.stderr
 
 
-def gcloud(rehearsal: Rehearsal, word: str, *names: str, status: int = 0) -> str:
-    return rehearsal.run("gcloud", "compute", "instances", word, *names, "--zone", "us-central1-a", status=status)
-
-
 def test_a_stop_and_a_start_keep_address_files_and_host_key(rehearsal):
     head = rehearsal.up_and_answering()
     head.ssh("echo kept > ~/file")
     number = rehearsal.record(f"{INSTANCES}/head")["outputs"]["instanceId"]
-    gcloud(rehearsal, "stop", "head", "worker-1")
+    rehearsal.gcloud("stop", "head", "worker-1")
     assert [each["status"] for each in rehearsal.list("compute instances")] == ["TERMINATED", "TERMINATED"]
-    gcloud(rehearsal, "start", "worker-1", "head")
+    rehearsal.gcloud("start", "worker-1", "head")
     assert rehearsal.machine("head") == head
-    until(lambda: head.ssh("cat ~/file", check=False).stdout == "kept\n", 20)
-    assert head.ssh(reach(rehearsal.inner("worker-1"), 22), check=False).returncode == 0
+    until(lambda: head.ssh("cat ~/file", check=False).stdout == "kept\n")
+    until(lambda: head.ssh(reach(rehearsal.inner("worker-1"), 22), check=False).returncode == 0)
     assert rehearsal.record(f"{INSTANCES}/head")["outputs"]["instanceId"] == number
-    assert "nosuch" in gcloud(rehearsal, "stop", "nosuch", status=1)
+    assert "nosuch" in rehearsal.gcloud("stop", "nosuch", status=1)
 
 
-def test_a_machine_that_is_off_is_seen_at_refresh_and_started_by_the_next_up(rehearsal):
+def test_machines_that_are_off_or_gone_are_seen_at_refresh_and_there_again_after_the_next_up(rehearsal):
     head = rehearsal.up_and_answering()
     head.ssh("sudo -n systemctl poweroff", check=False)
     until(lambda: rehearsal.status("head") == "TERMINATED")
-    assert "1 updated" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
-    assert "1 updated" in rehearsal.bring()
-    assert rehearsal.status("head") == "RUNNING"
-    assert "1 updated" not in rehearsal.project.run("refresh", "--yes", "--skip-preview")
-
-
-def test_a_preempted_machine_is_off_or_gone_as_its_termination_action_says(rehearsal):
-    rehearsal.up_and_answering()
-    gcloud(rehearsal, "simulate-maintenance-event", "worker-1")
+    rehearsal.gcloud("simulate-maintenance-event", "worker-1")
     assert rehearsal.status("worker-1") == "TERMINATED"
-    assert "1 updated" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
-    rehearsal.bring(action="DELETE")
-    assert rehearsal.status("worker-1") == "RUNNING"
+    assert "2 updated" in rehearsal.refresh()
+    assert "2 updated" in rehearsal.bring(action="DELETE")
+    assert [rehearsal.status(name) for name in ("head", "worker-1")] == ["RUNNING", "RUNNING"]
+    # Which is what its termination action says now.
     number = rehearsal.record(f"{INSTANCES}/worker-1")["outputs"]["instanceId"]
-    gcloud(rehearsal, "simulate-maintenance-event", "worker-1")
+    rehearsal.gcloud("simulate-maintenance-event", "worker-1")
     assert [each["name"] for each in rehearsal.list("compute instances")] == ["head"]
     assert not (rehearsal.folder / "machines" / "worker-1").exists()
-    assert "1 deleted" in rehearsal.project.run("refresh", "--yes", "--skip-preview")
+    printed = rehearsal.refresh()
+    assert "1 deleted" in printed and "updated" not in printed
     assert "1 created" in rehearsal.bring(action="DELETE")
     assert rehearsal.record(f"{INSTANCES}/worker-1")["outputs"]["instanceId"] != number
 
 
 def test_a_preempted_machine_that_does_not_end_is_cut_off_after_thirty_seconds(rehearsal):
     head = rehearsal.up_and_answering()
-    unit = "systemd-run --property TimeoutStopSec=300 --property ExecStop='/bin/sleep 300' --unit slow sleep infinity"
-    head.run(unit)
+    head.ssh("cat >/var/tmp/slow", stdin="while sleep 1; do echo second >>/var/tmp/seconds; done")
+    endless = "--property TimeoutStopSec=infinity --property 'ExecStop=/bin/bash /var/tmp/slow'"
+    head.run(f"rm -f /var/tmp/seconds; systemd-run {endless} --unit slow sleep infinity")
     started = time.monotonic()
-    gcloud(rehearsal, "simulate-maintenance-event", "head")
-    assert 29 <= time.monotonic() - started < 45
+    rehearsal.gcloud("simulate-maintenance-event", "head")
+    assert time.monotonic() - started >= 29
     assert rehearsal.status("head") == "TERMINATED"
-    gcloud(rehearsal, "start", "head")
+    rehearsal.gcloud("start", "head")
+    until(lambda: head.ssh("true", check=False).returncode == 0)
+    # As the machine counted them, which no load of this computer makes more.
+    assert head.ssh("cat /var/tmp/seconds").stdout.count("second") < 60
 
 
 def test_what_is_on_a_disk_outlives_its_machine_and_goes_with_the_disk(rehearsal):
@@ -333,19 +366,24 @@ def test_what_is_on_a_disk_outlives_its_machine_and_goes_with_the_disk(rehearsal
 
 @pytest.mark.parametrize("trace", ["machines", "machines/*/id", "machines/*/console.log"])
 def test_a_plugin_that_is_killed_leaves_nothing_that_the_next_up_cannot_take_over(rehearsal, trace):
-    rehearsal.destroy()
-    rehearsal.project.write(rehearsal.program(rehearsal.text()))
-    with rehearsal.project.started("up", "--yes", "--skip-preview") as pulumi:
-        wait_for("the first machine", lambda: [*rehearsal.folder.glob(trace)])
-        [plugin] = descendants(pulumi.pid) & processes("resource_gcp.py")
-        for pid in descendants(plugin) | {plugin}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        pulumi.communicate()
+    def killed() -> bool:
+        """Whether the plugin was still at work when it was killed."""
+        rehearsal.destroy()
+        rehearsal.project.write(rehearsal.program(rehearsal.text()))
+        with rehearsal.project.started("up", "--yes", "--skip-preview") as pulumi:
+            wait_for("the first machine", lambda: [*rehearsal.folder.glob(trace)], seconds=120)
+            plugins = descendants(pulumi.pid) & processes("resource_gcp.py")
+            for pid in plugins.union(*map(descendants, plugins)):
+                with contextlib.suppress(psutil.Error):
+                    psutil.Process(pid).kill()
+            pulumi.communicate()
+            return pulumi.returncode != 0
+
+    until(killed, 300)
     rehearsal.up_and_answering()
     assert rehearsal.status("worker-1") == "RUNNING"
     rehearsal.destroy()
-    until(lambda: rehearsal.traces() == [], 5)
+    until(lambda: rehearsal.traces() == [])
 
 
 def test_machines_take_packages_from_an_index_at_their_gateway_as_the_lock_says(rehearsal):
@@ -370,41 +408,54 @@ def test_machines_take_packages_from_an_index_at_their_gateway_as_the_lock_says(
 
 
 def test_a_tunnel_of_identity_aware_proxy_leads_to_a_machine_where_a_rule_lets_its_range_in(rehearsal):
-    rehearsal.bring()
+    # The worker has not the door's tag.
+    rehearsal.brings(sources=["35.235.240.0/20"])
+    with tunnel(rehearsal) as (process, answer):
+        assert answer() == b""
+        assert "does a firewall rule let 35.235.240.0/20 in?" in process.stderr.readline()
+        rehearsal.bring(sources=["35.235.240.0/20"], tags=["door"])
+        until(lambda: answer() == b"SSH-")
+
+
+@contextlib.contextmanager
+def tunnel(rehearsal: Rehearsal) -> Iterator[tuple[subprocess.Popen[str], Callable[[], bytes]]]:
+    """To the SSH server of worker-1; with it comes what asks that server for its first words."""
     command = ["gcloud", "compute", "start-iap-tunnel", "worker-1", "22", "--local-host-port=localhost:0"]
-    tunnel = subprocess.Popen(
-        [*command, "--zone=us-central1-a"], env=rehearsal.project.environment, stderr=subprocess.PIPE, text=True
-    )
+    environ = rehearsal.project.environment
+    process = subprocess.Popen([*command, "--zone=us-central1-a"], env=environ, stderr=subprocess.PIPE, text=True)
     try:
-        port = int(re.search(r"\d+", tunnel.stderr.readline())[0])
+        port = int(re.search(r"\d+", process.stderr.readline())[0])
 
         def answer() -> bytes:
-            with socket.create_connection(("127.0.0.1", port), 20) as connection:
+            with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), 60) as connection:
                 return connection.recv(4)
+            return b""
 
-        assert answer() == b""
-        assert "does a firewall rule let 35.235.240.0/20 in?" in tunnel.stderr.readline()
-        # The worker has not the door's tag.
-        rehearsal.bring(sources=[f"{CALLER}/32", "35.235.240.0/20"])
-        assert answer() == b""
-        rehearsal.bring(sources=["35.235.240.0/20"], tags=["door"])
-        until(lambda: answer() == b"SSH-", 20)
-        # It ends with the network.
-        rehearsal.destroy()
-        tunnel.wait(10)
+        yield process, answer
     finally:
-        tunnel.kill()
-        tunnel.communicate()
+        process.kill()
+        process.communicate()
 
 
-def test_two_rehearsals_do_not_disturb_each_other(rehearsal, tmp_path_factory, image, key):
+def test_one_command_takes_away_all_that_a_killed_run_left_and_nothing_of_another_rehearsal(
+    rehearsal, tmp_path_factory, image, key
+):
+    class Killed(Exception):
+        pass
+
     head = rehearsal.up_and_answering()
-    with rehearsing(tmp_path_factory, image, key) as other:
+    with pytest.raises(Killed), rehearsing(tmp_path_factory, image, key) as other:
         there = other.up_and_answering(names=["head"])
         assert (there.host_key, there.address) != (head.host_key, head.address)
-        assert head.ssh(reach(rehearsal.inner("worker-1"), 22), check=False).returncode == 0
-        other.destroy()
-        until(lambda: other.traces() == [], 5)
+        until(lambda: head.ssh(reach(rehearsal.inner("worker-1"), 22), check=False).returncode == 0)
+        other.project.write(other.program(other.text()))
+        command = ["pulumi", "up", "--yes", "--skip-preview"]
+        up = subprocess.Popen(command, cwd=other.project.folder, env=other.project.environment)
+        wait_for("the second machine", (other.folder / "machines" / "worker-1").exists, seconds=120)
+        assert len(other.traces()) > 4
+        raise Killed
+    up.wait()
+    until(lambda: other.traces() == [])
     assert head.ssh("hostname").stdout == "head\n"
 
 
@@ -413,19 +464,15 @@ def test_what_a_machine_here_would_not_heed_is_refused_by_name(rehearsal):
     assert "does not know the user root on a machine (it knows admin)" in report
 
 
-def test_nothing_is_left_at_the_end(rehearsal):
-    rehearsal.bring()
+def test_nothing_is_left_at_the_end_not_even_an_open_tunnel(rehearsal):
+    rehearsal.brings()
     assert len(rehearsal.traces()) > 4
     living = as_root("ip", "netns", "pids", rehearsal.bridge).stdout.split()
     assert living != []
-    rehearsal.destroy()
+    with tunnel(rehearsal) as (process, _):
+        rehearsal.destroy()
+        process.wait(60)
     assert rehearsal.files == set()
-    until(lambda: rehearsal.traces() == [], 5)
-    until(lambda: [pid for pid in living if Path("/proc", pid).exists()] == [], 5)
+    until(lambda: rehearsal.traces() == [])
+    until(lambda: [pid for pid in living if Path("/proc", pid).exists()] == [])
     assert [*(rehearsal.folder / "gcp").rglob("*.img")] == []
-
-
-def test_one_command_takes_away_all_that_a_killed_run_left(rehearsal):
-    rehearsal.bring()
-    rehearsal.compute("sweep")
-    until(lambda: rehearsal.traces() == [], 5)
