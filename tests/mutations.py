@@ -829,7 +829,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "if: github.event.pull_request.head.repo.full_name == github.repository && vars",
         "if: vars",
-        "tests/unit/test_touched.py::test_a_forks_code_never_runs_beside_credentials",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
     ),
     Mutation(
         "target-of-pull-request",
@@ -837,7 +837,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "\n  pull_request:\n",
         "\n  pull_request_target:\n",
-        "tests/unit/test_touched.py::test_a_forks_code_never_runs_beside_credentials",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
     ),
     Mutation(
         "nobody-reviews",
@@ -845,7 +845,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "    environment: preview\n",
         "",
-        "tests/unit/test_touched.py::test_credentials_are_for_a_job_that_a_person_has_let_run",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
     ),
     Mutation(
         "rights-for-all-jobs",
@@ -853,7 +853,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "permissions: {}",
         "permissions: write-all",
-        "tests/unit/test_touched.py::test_credentials_are_for_a_job_that_a_person_has_let_run",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
     ),
     Mutation(
         "previews-token",
@@ -861,7 +861,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "access_token:team",
         "access_token:organization",
-        "tests/unit/test_touched.py::test_the_previews_token_is_a_teams",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
     ),
     Mutation(
         "action-by-tag",
@@ -869,7 +869,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "upload-artifact@ea165f8d65b6e75b540449e92b4886f43607fa02 # v4.6.2",
         "upload-artifact@v4.6.2",
-        "tests/unit/test_install.py::test_actions_are_pinned_by_commit",
+        "tests/unit/test_workflow.py::test_actions_of_every_workflow_are_pinned_by_commit",
     ),
     Mutation(
         "any-engine",

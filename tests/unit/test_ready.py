@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def wait(port: int, tunnel: str = "") -> str:
     told = {
         "NAME": "worker-1",
         "CONNECTION": json.dumps({"host": "127.0.0.1", "port": port, "user": "admin", "private_key": "none"}),
-        "WAIT": "3",
+        "WAIT": "1",
         "CONSOLE": "gcloud compute instances get-serial-port-output dask-vms-worker-1",
         "HOST_KEYS": "gcloud compute instances get-guest-attributes dask-vms-worker-1 --query-path=hostkeys/",
         "TUNNEL": tunnel,
@@ -28,18 +29,22 @@ def wait(port: int, tunnel: str = "") -> str:
     return done.stderr
 
 
-def test_a_wait_ends_with_what_was_seen_and_the_command_that_shows_the_console() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    said = wait(port)
-    assert "error: worker-1 was not ready within 3 s" in said
+@pytest.fixture
+def closed() -> Iterator[int]:
+    """A port that nothing listens on, and that nothing else can take."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def test_a_wait_ends_with_what_was_seen_and_the_command_that_shows_the_console(closed: int) -> None:
+    said = wait(closed)
+    assert "error: worker-1 was not ready within 1 s" in said
     assert "gcloud compute instances get-serial-port-output dask-vms-worker-1" in said
 
 
-def test_who_has_to_hold_a_tunnel_open_is_told_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert "keep it open: gcloud compute start-iap-tunnel" in wait(port, "gcloud compute start-iap-tunnel x 22")
+def test_who_has_to_hold_a_tunnel_open_is_told_so(closed: int) -> None:
+    assert "keep it open: gcloud compute start-iap-tunnel" in wait(closed, "gcloud compute start-iap-tunnel x 22")
 
 
 OURS, OTHER = (f"ssh-ed25519 {letter * 68}" for letter in "AB")

@@ -11,6 +11,7 @@ from typing import Any
 import pulumi
 import pytest
 import yaml
+from dask.utils import parse_bytes
 
 import lock
 import settings
@@ -764,7 +765,6 @@ def test_a_memory_limit_is_an_amount_above_zero_with_its_unit(folder: Path, text
 
 @pytest.mark.parametrize("text", ["2 GiB", "2GB", "1.5 TiB", "500 MB", "100000000 B", "2 gib"])
 def test_a_memory_limit_means_to_dask_what_it_says(folder: Path, text: str) -> None:
-    parse_bytes = pytest.importorskip("dask.utils").parse_bytes
     assert parse_bytes(settings.parse(stack(workers__memoryLimit=text), folder).workers.memory_limit) > 0
 
 
@@ -864,7 +864,7 @@ def in_kubernetes(**cluster: Any) -> dict[str, Any]:
         (machines_in_google_cloud(range="10.9.0.5/24"), "machines.range: 10.9.0.5/24 does not name a network; write 1"),
         (GOOGLE | {"jupyter": {"password": "x"}}, "jupyter.password: is not a key that is known here; it is a secret"),
         (GOOGLE | {"dask": {"env": {"THREADS": 1}}}, 'dask.env.THREADS: 1 is not text; write e.g. "1"'),
-        (GOOGLE | {"workers": {"nodeSelector": {"gpu": True}}}, 'workers.nodeSelector.gpu: true is not text; write'),
+        (GOOGLE | {"workers": {"nodeSelector": {"gpu": True}}}, "workers.nodeSelector.gpu: true is not text; write"),
         # A target or source that is not known: one line, and none on keys that belong to what was meant.
         (GOOGLE | {"target": "GKE"}, "target: GKE is not known here; write"),
         ({"cluster": GOOGLE["cluster"]}, 'target: is missing; write e.g. "gke"'),
