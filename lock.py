@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
@@ -56,6 +57,11 @@ def read(path: Path, python: str, dask: bool = True) -> Lock:
         reason = getattr(error, "strerror", error)
         raise LockError([("lock", f"{path} cannot be read ({reason}); {make}")]) from error
 
+    return _judged(path, content, text, python, dask, make)
+
+
+@lru_cache(maxsize=16)  # every check of the settings reads the lock
+def _judged(path: Path, content: bytes, text: str, python: str, dask: bool, make: str) -> Lock:
     requirements, lines, used, bare, odd = [], {}, {}, [], []
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
         line = re.sub(r"(^|\s)#.*", "", line).strip()

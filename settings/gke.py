@@ -5,7 +5,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -600,8 +600,9 @@ FREE = {
 }  # fmt: skip
 
 
+@cache
 def chart_values(chart: str) -> dict[str, Any]:
-    """Every key that a chart knows, with its default."""
+    """Every key that a chart knows, with its default; not to be changed."""
     if chart == "own":
         return yaml.safe_load((CHARTS / "dask" / "values.yaml").read_text())
     return json.loads((CHARTS / "official.json").read_text())

@@ -19,7 +19,7 @@ from daskstack.engine import PROJECT
 from settings import cost
 from settings.common import Section, is_world, valid_variable
 
-SCHEMA = json.loads((PROJECT / "charts" / "dask" / "values.schema.json").read_text())
+SCHEMA = jsonschema.Draft7Validator(json.loads((PROJECT / "charts" / "dask" / "values.schema.json").read_text()))
 LOCKS = {"environment": lock.read(PROJECT / "environment.lock", "3.11")}
 NAMES = values.Names("scheduler", "worker", "client", "password")
 EXISTING = {"source": "existing", "kubeconfig": __file__}  # a file, which nobody reads here
@@ -146,7 +146,7 @@ def networks(texts: Iterable[str]) -> list[Any]:
 
 def closed(given: dict[str, Any]) -> None:
     """What the chart is told is what its schema takes, opens nothing to the world, and leaves encryption on."""
-    jsonschema.Draft7Validator(SCHEMA).validate(given)
+    SCHEMA.validate(given)
     assert given["tls"] == {part: getattr(NAMES, part) for part in ("scheduler", "worker", "client")}
     assert not is_world(networks(given["networkPolicy"].get("sources") or []))
     for name in ("scheduler", "webUI", "jupyter"):
