@@ -17,6 +17,7 @@ folder DASKSTACK_REHEARSAL. DASKSTACK_REHEARSAL_MACHINES is a JSON object that s
 is this computer's address, as machines see it. Needs Python's standard library alone, and root or sudo.
 """
 
+import contextlib
 import fcntl
 import ipaddress
 import json
@@ -215,8 +216,11 @@ def instances(records: Records) -> Records:
 
 
 def read() -> Records:
-    files = cloud().rglob("*.json")
-    return {str(file.relative_to(cloud()).with_suffix("")): json.loads(file.read_text()) for file in files}
+    records = {}
+    for file in cloud().rglob("*.json"):
+        with contextlib.suppress(FileNotFoundError):  # the plugin deletes others meanwhile
+            records[str(file.relative_to(cloud()).with_suffix(""))] = json.loads(file.read_text())
+    return records
 
 
 def name_of(identity: str) -> str:
