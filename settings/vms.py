@@ -419,6 +419,10 @@ def _google_conflicts(cluster: Vms, machines: GoogleMachines) -> Iterator[Confli
     if cluster.firewall.open:
         place = ("firewall", "open")
         yield place, [place], "opens nothing in Google Cloud, whose network lets SSH in alone; leave it out"
+    if cluster.data.delete and machines.data_disk.name:
+        place = ("data", "delete")
+        text = f"has no effect on disk {machines.data_disk.name}, which is not the stack's and stays; leave it out"
+        yield place, [place, ("machines", "dataDisk", "name")], text
     idle, oldest, place = cluster.limits.idle, cluster.limits.max_age, ("limits", "maxAge")
     if oldest and seconds(oldest) > 120 * 86400:
         yield place, [place], f"{oldest} is more than the 120 days that Google allows; write less, or leave it out"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.engine.previews import Previews
+from tools.rehearse import KEY
 
 MACHINES = ("scheduler-machine", "worker-1-machine", "worker-2-machine")
 
@@ -172,6 +173,19 @@ def test_the_datas_disk_is_on_the_machine_that_holds_them(shipped: dict, changed
 def test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise(stack: Stack) -> None:
     assert stack.resources()["Disk data"].get("retainOnDelete") is True
     assert not stack.resources(data={"delete": True})["Disk data"].get("retainOnDelete")
+
+
+def test_with_data_delete_the_datas_disk_goes_with_the_stack(stack: Stack) -> None:
+    def disks() -> list[str]:
+        return [path.stem for path in (stack.folder / "gcp").rglob("disks/*.json")]
+
+    stack.start({"config": {KEY: stack.shipped | {"data": {"delete": True}}}})
+    # The disk alone, with what it needs: no machine runs.
+    kinds = ("gcp:compute/disk:Disk", "gcp:projects/service:Service", "dask:index:DaskVms", "dask:index:GcpMachines")
+    stack.pulumi("up", "--yes", "--skip-preview", *(f"--target=**{kind}::*" for kind in kinds))
+    assert disks() == ["dask-vms-data"]
+    stack.destroy()
+    assert disks() == []
 
 
 def test_nobodys_private_key_is_outside_encrypted_state(shipped: dict) -> None:

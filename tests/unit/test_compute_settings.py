@@ -53,6 +53,7 @@ def problem(*arguments: Any, **changed: Any) -> str:
         ({"worker": {"machine": "n1-standrad-4"}}, {}, ["machines.worker.machine", "did you mean n1-standard-4?"]),
         ({"scheduler": {"machine": "e2-standard-5"}}, {}, ["machines.scheduler.machine: Google has no e2-standard-5"]),
         ({"worker": {"accelerators": {"type": "nvidia-tesla-t4", "count": 3}}}, {}, ["count: a machine has 1, 2, 4"]),
+        ({"dataDisk": {"name": "mine"}}, {"data": {"delete": True}}, ["data.delete: has no effect on disk mine"]),
         ({}, {"limits": {"maxAge": "121d"}}, ["limits.maxAge: 121d is more than the 120 days"]),
         ({}, {"limits": {"maxAge": "1h", "idle": "2h"}}, ["limits.maxAge: 1h ends machines before they are idle"]),
         ({}, {"workers": {"memoryLimit": "64 GiB"}}, ["workers.memoryLimit: 1 times 64 GiB is more than the 15 GB"]),
