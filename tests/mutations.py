@@ -319,6 +319,22 @@ TASKS = [
         'timeout "${within:-60}" setpriv',
         "tests/machines/test_session.py::test_a_command_of_the_clusters_user_that_stands_still_is_ended",
     ),
+    Mutation(
+        "gone-at-boot",
+        "A machine is on for the idle limit after each boot.",
+        "components/vms/steps/idle.sh",
+        '    [ "$age" -le $((now - began)) ] || age=$((now - began))\n',
+        "",
+        "tests/unit/test_idle_watch.py::test_without_work_a_machine_goes_when_it_was_on_for_the_limit",
+    ),
+    Mutation(
+        "gone-during-steps",
+        "A step on a machine counts as work.",
+        "components/vms/steps/idle.sh",
+        '    [ "$age" -le $stepped ] || age=$stepped\n',
+        "",
+        "tests/unit/test_idle_watch.py::test_a_step_on_the_machine_itself_counts_as_work",
+    ),
 ]
 
 # The user's computer
@@ -743,6 +759,30 @@ SECRETS = [
         "- configMapRef: {name: {{ . }}}",
         "tests/kubernetes/test_chart.py::test_a_task_cannot_change_the_environment_and_what_it_writes_has_limits",
     ),
+    Mutation(
+        "rehearsal-at-home",
+        "A rehearsal finds no login in its caller's home folder.",
+        "daskstack/engine.py",
+        '        "HOME": str(home),\n',
+        "",
+        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
+    ),
+    Mutation(
+        "rehearsal-with-tokens",
+        "A rehearsal gets no token of its caller's environment.",
+        "daskstack/engine.py",
+        'r"GOOGLE_|GCLOUD_|CLOUDSDK_|',
+        'r"GCLOUD_|',
+        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
+    ),
+    Mutation(
+        "rehearsal-plugin-on-path",
+        "A rehearsal runs no official plugin that is on PATH.",
+        "daskstack/engine.py",
+        '        "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",',
+        "",
+        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
+    ),
 ]
 
 # Money
@@ -818,6 +858,54 @@ MONEY = [
         'if "deletionTimestamp" not in claim["metadata"]}',
         "}",
         "tests/unit/test_gke_check.py::test_only_volumes_that_kubernetes_will_delete_are_waited_for",
+    ),
+    Mutation(
+        "no-question",
+        "Pulumi asks before a stack changes or goes, unless YES=1 is given.",
+        "Makefile",
+        "$(if $(YES),--yes))",
+        "--yes)",
+        "tests/unit/test_make_cloud.py::test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to",
+    ),
+    Mutation(
+        "nothing-named-as-left",
+        "After a destroy, what is left in Google Cloud is named.",
+        "Makefile",
+        "\t-@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.left $(STACK))\n",
+        "",
+        "tests/unit/test_make_cloud.py::test_after_a_destroy_what_is_left_in_google_cloud_is_named_with_what_deletes_it",
+    ),
+    Mutation(
+        "no-refresh",
+        "`make up` finds machines that Google took away.",
+        "Makefile",
+        " $(if $(compute),--refresh) $(hint)",
+        " $(hint)",
+        "tests/unit/test_make_cloud.py::test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to",
+    ),
+    Mutation(
+        "data-disk-stays",
+        "With `data.delete` the stack's data disk goes with it.",
+        "components/vms/machines/gcp.py",
+        "retain_on_delete=not self.settings.data.delete",
+        "retain_on_delete=True",
+        "tests/engine/test_gcp_program.py::test_with_data_delete_the_datas_disk_goes_with_the_stack",
+    ),
+    Mutation(
+        "cannot-ask-for-ever",
+        "A machine that cannot ask the scheduler's goes the limit after it last could.",
+        "components/vms/steps/idle.sh",
+        "age=$((now - heard)) workers=0",
+        "age=0 workers=0",
+        "tests/unit/test_idle_watch.py::test_a_machine_that_cannot_ask_goes_the_limit_after_it_last_could",
+    ),
+    Mutation(
+        "waits-for-stuck-workers",
+        "The scheduler's machine does not wait for a stuck worker for ever.",
+        "components/vms/steps/idle.sh",
+        ' || [ "$age" -ge $((LIMIT + PATIENCE)) ]',
+        "",
+        "tests/unit/test_idle_watch.py::test_the_schedulers_machine_does_not_wait_for_a_stuck_worker_for_ever",
     ),
 ]
 
