@@ -163,6 +163,22 @@ DATA = [
         "    for resource in []:\n",
         "tests/engine/test_killed.py::test_a_command_that_a_killed_up_had_begun_is_undone",
     ),
+    Mutation(
+        "worker-stops-at-once",
+        "A worker hands its results over before it stops.",
+        "charts/dask/templates/worker.yaml",
+        "  preStop:\n",
+        "  postStart:\n",
+        "tests/kubernetes/test_chart.py::test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it",
+    ),
+    Mutation(
+        "no-time-to-hand-over",
+        "A worker has the time that handing over takes.",
+        "charts/dask/templates/worker.yaml",
+        "timeout {{ sub $values.gracePeriod 10 | max 1 }}",
+        "timeout {{ add $values.gracePeriod 10 }}",
+        "tests/kubernetes/test_chart.py::test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it",
+    ),
 ]
 
 # Tasks and root
@@ -782,6 +798,30 @@ SECRETS = [
         '        "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",',
         "",
         "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
+    ),
+    Mutation(
+        "script-on-command-line",
+        "Neither a step's script nor its variables are on a command line.",
+        "components/vms/step.py",
+        'create=f"{privilege}bash -s first",',
+        'create=stdin.apply(lambda text: f"{privilege}bash -c {shlex.quote(text)} - first"),',
+        "tests/engine/test_program.py::test_only_a_step_that_no_destroy_would_undo_undoes_itself",
+    ),
+    Mutation(
+        "client-in-state",
+        "The client's key for a cluster on machines is kept encrypted.",
+        "components/vms/cluster.py",
+        "input=Output.secret(client_identity()),",
+        "input=client_identity(),",
+        "tests/engine/test_gcp_program.py::test_nobodys_private_key_is_outside_encrypted_state",
+    ),
+    Mutation(
+        "kubernetes-keys-in-state",
+        "Keys and passwords for a cluster in Kubernetes are kept encrypted.",
+        "components/gke/release.py",
+        "input=Output.secret(value), opts",
+        "input=value, opts",
+        "tests/engine/test_gke_program.py::test_nobodys_private_key_or_password_is_outside_encrypted_state",
     ),
 ]
 

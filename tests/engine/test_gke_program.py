@@ -69,6 +69,13 @@ def test_a_preview_needs_no_cluster_and_shows_everything(stack: Stack) -> None:
     assert found["release"]["inputs"]["chart"] == "./charts/dask"
 
 
+def test_nobodys_private_key_or_password_is_outside_encrypted_state(stack: Stack) -> None:
+    found = stack.resources()
+    assert "PRIVATE KEY" not in json.dumps(found)
+    for name in ("tls-1", "jupyter"):
+        assert found[name]["inputs"]["input"] == "[secret]"
+
+
 def test_without_tls_and_jupyter_there_is_nothing_of_theirs(stack: Stack) -> None:
     found = stack.resources(dask={"tls": False}, jupyter={"enabled": False})
     assert not {"tls-scheduler", "tls-worker", "tls-client", "jupyter-password"} & set(found)

@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import re
 import subprocess
 from typing import Any
 
@@ -202,6 +203,16 @@ def test_a_task_cannot_change_the_environment_and_what_it_writes_has_limits() ->
         assert all(each["emptyDir"].get("sizeLimit") for each in pod["volumes"] if "emptyDir" in each), name
         assert container["envFrom"] == [{"secretRef": {"name": "variables"}}]
         assert all(each["secret"]["defaultMode"] == 0o440 for each in pod["volumes"] if "secret" in each)
+
+
+def test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it() -> None:
+    """A worker hands over its results; a scheduler waits for computations to end."""
+    for name, done in {"dask-worker": "$POD_NAME", "dask-scheduler": "--until-idle"}.items():
+        pod = of_kind("Deployment", rendered())[name]["template"]["spec"]
+        command = " ".join(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"])
+        assert "python" in command and "/etc/dask/drain.py" in command and done in command
+        [seconds] = re.findall(r"timeout (\d+) | (\d+)$", command)
+        assert 0 < int("".join(seconds)) < pod["terminationGracePeriodSeconds"]
 
 
 def test_pods_get_no_token_but_the_scheduler_that_scales_workers_and_it_may_do_nothing_else() -> None:
