@@ -22,6 +22,9 @@ from daskstack.ways import wake, way_to
 # Where client and workers differ in these, tasks fail or, worse, give other results.
 MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", "numpy", "pandas", "pyarrow")
 
+# Seconds for a scheduler that went away to answer again: one that moved to another pod installs its packages first.
+AWAY = 600
+
 
 class VersionError(RuntimeError):
     """This Python and the cluster's environment differ; the message has the command that mends it."""
@@ -32,6 +35,7 @@ class Client(distributed.Client):
 
     def __init__(self, facts: Mapping[str, Any], **kwargs):
         self._tunnels = contextlib.ExitStack()
+        self._attempt: float | None = None
         scheduler, dashboard = urlsplit(facts["scheduler"]), urlsplit(facts["dashboard"])
         self._way = self._tunnels.enter_context(way_to(facts, [scheduler.netloc, dashboard.netloc]))
         ports = self._way.ports
@@ -60,12 +64,22 @@ class Client(distributed.Client):
                 raise TunnelError(fault)
             try:
                 # Dask reads a scheduler's first words without a limit. It waits for three answers in all.
-                return await asyncio.wait_for(super()._ensure_connected(timeout=timeout), 3 * limit)
+                attempt = super()._ensure_connected(timeout=timeout)
+                return await asyncio.wait_for(attempt, 3 * (self._attempt or limit))
             except (FatalCommClosedError, ValueError) as error:
                 ended = isinstance(error, ValueError) or isinstance(error.__cause__, (SSLEOFError, SSLZeroReturnError))
                 if not ended or time.monotonic() > deadline:
                     raise ConnectionError(str(error.__cause__ or error)) from error
                 await asyncio.sleep(0.2)
+
+    async def _reconnect(self) -> None:
+        """Dask closes a client whose scheduler is away for longer than one connection may take."""
+        self._attempt = usual = self._timeout
+        self._timeout = max(usual, AWAY)
+        try:
+            await super()._reconnect()
+        finally:
+            self._attempt, self._timeout = None, usual
 
     async def _close(self, fast: bool = False) -> None:
         try:

@@ -102,3 +102,16 @@ def test_it_gets_back_after_a_stream_that_ended_before_it_was_one_of_tls(
             time.sleep(0.05)
         assert found.submit(sum, [1, 2]).result(timeout=10) == 3
     assert len(ended) == 3
+
+
+def test_it_gets_back_to_a_scheduler_that_was_away_for_longer_than_a_connection_may_take(
+    cluster: LocalCluster, credentials: Security
+) -> None:
+    with client(cluster, credentials, refusals=0) as (found, tunnel):
+        found._timeout = 1  # seconds
+        tunnel.refusals = 20  # one each 0.2 s
+        cluster.scheduler.client_comms[found.id].abort()
+        deadline = time.monotonic() + 60
+        while (tunnel.refusals or found.status == "connecting") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert found.submit(sum, [1, 2]).result(timeout=10) == 3
