@@ -39,26 +39,14 @@ def python_of(info) -> str:
 
 def host() -> None:
     """Serve the engine."""
-    from google.protobuf import empty_pb2
-
     import serving
     from serving import proto
 
-    engine = serving.Engine()
-    programs: set[asyncio.subprocess.Process] = set()
+    class Host(serving.Plugin, proto.language_pb2_grpc.LanguageRuntimeServicer):
+        register = staticmethod(proto.language_pb2_grpc.add_LanguageRuntimeServicer_to_server)
 
-    async def end_programs() -> None:
-        for program in programs:
-            with contextlib.suppress(ProcessLookupError):
-                program.terminate()
-        await asyncio.gather(*(program.wait() for program in programs))
-
-    class Host(proto.language_pb2_grpc.LanguageRuntimeServicer):
         async def Handshake(self, request, context):
             return proto.language_pb2.LanguageHandshakeResponse()
-
-        async def GetPluginInfo(self, request, context):
-            return proto.plugin_pb2.PluginInfo()
 
         async def GetRequiredPlugins(self, request, context):
             return proto.language_pb2.GetRequiredPluginsResponse()
@@ -85,31 +73,25 @@ def host() -> None:
                 python = python_of(request.info)
             except ValueError as error:
                 return proto.language_pb2.RunResponse(error=str(error))
+            status = await self.ending_with_me(self._program(python, request))
+            if status == ALREADY_SHOWN:
+                return proto.language_pb2.RunResponse(bail=True)
+            error = f"Program exited with non-zero exit code: {status}" if status else ""
+            return proto.language_pb2.RunResponse(error=error)
+
+        async def _program(self, python, request) -> int:
             program = await asyncio.create_subprocess_exec(
-                python, "-u", __file__, "--run", engine.address, stdin=asyncio.subprocess.PIPE, cwd=request.pwd
+                python, "-u", __file__, "--run", self.engine.address, stdin=asyncio.subprocess.PIPE, cwd=request.pwd
             )
-            programs.add(program)
             try:
                 # On stdin, because the configuration holds secrets that a command line would show to everyone.
                 await program.communicate(request.SerializeToString())
-            finally:
-                programs.discard(program)
-                if program.returncode is None:
+            except asyncio.CancelledError:
+                with contextlib.suppress(ProcessLookupError):
                     program.terminate()
-            if program.returncode == ALREADY_SHOWN:
-                return proto.language_pb2.RunResponse(bail=True)
-            error = f"Program exited with non-zero exit code: {program.returncode}" if program.returncode else ""
-            return proto.language_pb2.RunResponse(error=error)
+            return await program.wait()
 
-        async def Cancel(self, request, context):
-            await end_programs()
-            return empty_pb2.Empty()
-
-    asyncio.run(
-        serving.serve(
-            lambda server: proto.language_pb2_grpc.add_LanguageRuntimeServicer_to_server(Host(), server), end_programs
-        )
-    )
+    asyncio.run(Host().serve())
 
 
 def run(engine_address: str) -> int:

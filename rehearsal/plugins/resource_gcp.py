@@ -9,13 +9,8 @@ refuses by name.
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine
 from typing import Any
 
-import grpc
-from google.protobuf import empty_pb2
-
-import serving
 from command import wire
 from command.output import CommandError
 from gcp import checks, cloud, computers, node
@@ -35,14 +30,9 @@ from gcp.inputs import (
 from gcp.kinds import CLUSTER, POOL, VM
 from gcp.table import KINDS
 from kube import values
-from serving import proto
+from provider import Answer, Provider, name_of
 
-VERSION = "10.2.0"
 CREDENTIALS = ("GOOGLE_OAUTH_ACCESS_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CREDENTIALS")
-
-
-def kind_of(urn: str) -> str:
-    return urn.split("::")[2].split("$")[-1].removeprefix("gcp:")
 
 
 def one_at_a_time(token: str) -> contextlib.AbstractAsyncContextManager[Any]:
@@ -51,118 +41,49 @@ def one_at_a_time(token: str) -> contextlib.AbstractAsyncContextManager[Any]:
     return computers.BUSY if token in (VM, FIREWALL) else contextlib.nullcontext()
 
 
-class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
-    def __init__(self, engine: serving.Engine) -> None:
-        self._engine = engine
-        self._introduced = False
-        self._running: set[asyncio.Task[Any]] = set()
-        self._config: dict[str, Any] = {}
+class Gcp(Provider):
+    name, version, not_done = "gcp", "10.2.0", staticmethod(not_done)
+    promise = ": no account is reached"
 
-    async def GetPluginInfo(self, request, context):
-        return proto.plugin_pb2.PluginInfo(version=VERSION)
+    def config_problems(self, raw):
+        return config_problems(configured(raw))
 
-    async def CheckConfig(self, request, context):
-        raw = values.load(request.news)
-        return serving.checked(raw, config_problems(configured(raw)))
-
-    async def DiffConfig(self, request, context):
-        old = configured(values.load(request.old_inputs or request.olds))
-        found = values.differences(old, configured(values.load(request.news)))
+    async def config_changes(self, old, new):
+        found = values.differences(configured(old), configured(new))
         # In another project is nothing of what was made in this one.
-        return serving.differing(found, [path for path in found if path == "project"], False)
+        return found, [path for path in found if path == "project"]
 
-    async def Configure(self, request, context):
-        if not self._introduced:
-            self._introduced = True
-            await self._engine.log(f"gcp {VERSION} is a stand-in here, not Pulumi's own plugin: no account is reached")
-        self._config = configured(values.load(request.args))
+    def configure(self, raw):
+        self._config = configured(raw)
         own = [self._config.get(name) for name in ("accessToken", "credentials")]
         if not any([*own, *map(os.environ.get, CREDENTIALS)]):
-            await context.abort(
-                grpc.StatusCode.UNKNOWN,
+            raise CommandError(
                 f"no credentials for Google Cloud: set {CREDENTIALS[0]} (to any text, in a rehearsal),"
-                f" {CREDENTIALS[1]}, or accessToken or credentials of the provider",
+                f" {CREDENTIALS[1]}, or accessToken or credentials of the provider"
             )
-        return proto.provider_pb2.ConfigureResponse(acceptSecrets=True, supportsPreview=True)
 
-    async def Check(self, request, context):
-        token, raw = kind_of(request.urn), values.without_nulls(values.load(request.news))
+    async def check(self, request, kind, raw):
+        token, raw = token_of(kind), values.without_nulls(raw)
         if token not in KINDS:
-            return serving.checked(raw, [("", not_done(f"gcp:{token}"))])
-        old = wire.plain(values.load(request.olds))
-        inputs = complete(KINDS[token], raw, old, request.urn.split("::")[-1])
+            return raw, [("", not_done(kind))]
+        inputs = complete(KINDS[token], raw, wire.plain(wire.load(request.olds)), name_of(request))
         found = problems(token, given(wire.plain(inputs)), self._config)
-        return serving.checked(inputs, [(name, values.redacted(reason, raw)) for name, reason in found])
+        return inputs, [(name, values.redacted(reason, raw)) for name, reason in found]
 
-    async def Diff(self, request, context):
-        kind = KINDS[kind_of(request.urn)]
-        old, new = wire.plain(values.load(request.old_inputs)), wire.plain(values.load(request.news))
-        found, replacing, first = changes(kind, old, new)
-        ignored = [path for path in found if values.touches(path, list(request.ignoreChanges))]
-        found = {path: what for path, what in found.items() if path not in ignored}
-        return serving.differing(found, [path for path in replacing if path in found], first)
+    def changes(self, kind, old, new):
+        return changes(KINDS[token_of(kind)], old, new)
 
-    async def Create(self, request, context):
-        inputs = values.load(request.properties)
-        work = self._preview(request, inputs) if request.preview else self._create(request, inputs)
-        identity, outputs = await self._operate(context, work)
-        return proto.provider_pb2.CreateResponse(id=identity, properties=wire.dump(outputs))
-
-    async def Update(self, request, context):
-        new = values.load(request.news)
-        work = self._preview(request, new) if request.preview else self._update(request, new)
-        _, outputs = await self._operate(context, work)
-        return proto.provider_pb2.UpdateResponse(properties=wire.dump(outputs))
-
-    async def Delete(self, request, context):
-        await self._operate(context, self._delete(request))
-        return empty_pb2.Empty()
-
-    async def Read(self, request, context):
-        identity, inputs, outputs = await self._operate(context, self._read(request))
-        return proto.provider_pb2.ReadResponse(id=identity, inputs=wire.dump(inputs), properties=wire.dump(outputs))
-
-    async def Invoke(self, request, context):
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, not_done(request.tok))
-
-    async def Construct(self, request, context):
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, not_done(request.type))
-
-    async def Cancel(self, request, context):
-        await self.end()
-        return empty_pb2.Empty()
-
-    async def end(self) -> None:
-        """End what runs, and wait until nothing is left of it."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-    async def _operate(self, context, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do the work as a task that `end` can cancel, and turn its failure into one that the engine shows."""
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        try:
-            return await task
-        except (CommandError, OSError) as error:
-            await context.abort(grpc.StatusCode.UNKNOWN, str(error))
-        except asyncio.CancelledError:
-            await context.abort(grpc.StatusCode.CANCELLED, "cancelled, and what was running has been ended")
-        finally:
-            self._running.discard(task)
-
-    async def _preview(self, request, raw: wire.Properties) -> tuple[str, wire.Properties]:
-        """What an operation would bring: what Google fills in is not known before."""
-        kind, inputs = KINDS[kind_of(request.urn)], given(wire.plain(raw))
-        updating = isinstance(request, proto.provider_pb2.UpdateRequest)
-        before = wire.plain(values.load(request.olds)) if updating else {}
+    async def preview(self, request, kind, raw):
+        """What Google fills in is not known before."""
+        kind, inputs = KINDS[token_of(kind)], given(wire.plain(raw))
+        before = wire.plain(wire.load(request.olds)) if isinstance(request, Answer.UpdateRequest) else {}
         filled: dict[str, Any] = {}
         for path in kind.filled:
             cloud.put(filled, path, next((value for _, value in checks.at(before, path)), wire.UNKNOWN), inputs)
-        return "", values.marked(cloud.over(filled, cloud.settled(kind, inputs, self._config)), raw)
+        return values.marked(cloud.over(filled, cloud.settled(kind, inputs, self._config)), raw)
 
-    async def _create(self, request, raw: wire.Properties) -> tuple[str, wire.Properties]:
-        token, inputs = kind_of(request.urn), given(wire.plain(raw))
+    async def create(self, request, kind, raw):
+        token, inputs = token_of(kind), given(wire.plain(raw))
         async with one_at_a_time(token):
             if token == CLUSTER:
                 identity, record = await self._create_cluster(inputs)
@@ -197,10 +118,10 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
         async with node.changing(known, record["links"][0][0]) as said:
             write(identity, record)
         for line in said:
-            await self._engine.log(line, urn=urn, level="WARNING")
+            await self.engine.log(line, urn=urn, level="WARNING")
 
-    async def _update(self, request, raw: wire.Properties) -> tuple[str, wire.Properties]:
-        token, inputs = kind_of(request.urn), given(wire.plain(raw))
+    async def update(self, request, kind, raw):
+        token, inputs = token_of(kind), given(wire.plain(raw))
         async with one_at_a_time(token):
             old = pretended().read(request.id)
             if old is None:
@@ -218,10 +139,10 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
                 await self._put(token, identity, record, request.urn, new=False)
             if token == DISK and computers.real():
                 await computers.compute("grow", identity)
-        return identity, values.marked(record["outputs"], raw)
+        return values.marked(record["outputs"], raw)
 
-    async def _delete(self, request) -> None:
-        token, outputs = kind_of(request.urn), wire.plain(values.load(request.properties))
+    async def delete(self, request, kind):
+        token, outputs = token_of(kind), wire.plain(wire.load(request.properties))
         known, policy = pretended(), outputs.get("deletionPolicy")
         if policy == "PREVENT":
             raise CommandError(
@@ -249,13 +170,12 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
             if token == FIREWALL and computers.real():
                 await computers.compute("rules")
 
-    async def _read(self, request) -> tuple[str, wire.Properties, wire.Properties]:
-        """Id, inputs and outputs as they are now, all empty for what is gone."""
-        inputs, before = values.load(request.inputs), values.load(request.properties)
+    async def read(self, request, kind):
+        inputs, before = wire.load(request.inputs), wire.load(request.properties)
         record = pretended().read(request.id)
         if record is None:
             return "", {}, {}
-        if kind_of(request.urn) == VM and computers.real():
+        if token_of(kind) == VM and computers.real():
             await computers.observe(request.id, record)
         outputs = record.get("outputs", {})
         if not inputs:  # an import
@@ -265,13 +185,9 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
         return request.id, values.marked(now, inputs) | made_up, values.marked(outputs, inputs)
 
 
-async def main() -> None:
-    provider = Provider(serving.Engine())
-    await serving.serve(
-        lambda server: proto.provider_pb2_grpc.add_ResourceProviderServicer_to_server(provider, server),
-        provider.end,
-    )
+def token_of(kind: str) -> str:
+    return kind.removeprefix("gcp:")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(Gcp().serve())

@@ -5,22 +5,17 @@ programs on PATH. What it does not do it refuses by name.
 """
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
-import grpc
-from google.protobuf import any_pb2, empty_pb2
-
-import serving
 from command import wire
-from command.output import CommandError
+from command.output import CommandError, Found, refusal
+from command.wire import Properties
 from kube import objects, release, values
-from kube.objects import KINDS, Objects, PartialError
+from kube.objects import KINDS, Objects
 from kube.release import TOKEN, Releases
 from kube.run import Cluster
-from serving import proto
+from provider import Answer, Provider, name_of
 
-VERSION = "4.34.2"
 TOKENS = {f"kubernetes:{token}": token for token in KINDS}
 HEEDED = {
     "context",
@@ -44,12 +39,7 @@ IGNORED = {
 }
 
 
-def kind_of(urn: str) -> str:
-    return urn.split("::")[2].split("$")[-1]
-
-
-def not_done(what: str) -> str:
-    return f"the stand-in for kubernetes does not know {what}; install the official plugin"
+not_done = refusal("kubernetes")
 
 
 def is_true(value: Any) -> bool:
@@ -57,8 +47,7 @@ def is_true(value: Any) -> bool:
     return value in (True, "true")
 
 
-def config_problems(raw: wire.Properties) -> list[tuple[str, str]]:
-    """What is wrong with a provider's inputs, as (property, reason)."""
+def config_problems(raw: Properties) -> list[Found]:
     config = wire.plain(raw)
     found = [(name, not_done(f"{name} of the provider")) for name in sorted(config.keys() - HEEDED - IGNORED)]
     if config.get("enableServerSideApply") in (False, "false"):
@@ -66,8 +55,7 @@ def config_problems(raw: wire.Properties) -> list[tuple[str, str]]:
     return found
 
 
-def problems(kind: str, raw: wire.Properties) -> list[tuple[str, str]]:
-    """What is wrong with a resource's inputs, as (property, reason)."""
+def problems(kind: str, raw: Properties) -> list[Found]:
     inputs = wire.plain(raw)
     if kind == TOKEN:
         missing = [] if inputs.get("chart") else [("chart", "chart is required: a path, or a name in a repository")]
@@ -80,153 +68,70 @@ def problems(kind: str, raw: wire.Properties) -> list[tuple[str, str]]:
     return []
 
 
-class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
-    def __init__(self, engine: serving.Engine) -> None:
-        self._engine = engine
-        self._introduced = False
-        self._running: set[asyncio.Task[Any]] = set()
-        self._config: dict[str, Any] = {}
-        self._cluster: Cluster | None = None
+class Kubernetes(Provider):
+    name, version, not_done = "kubernetes", "4.34.2", staticmethod(not_done)
+    _cluster: Cluster | None = None
 
-    async def GetPluginInfo(self, request, context):
-        return proto.plugin_pb2.PluginInfo(version=VERSION)
+    def config_problems(self, raw):
+        return config_problems(raw)
 
-    async def CheckConfig(self, request, context):
-        return serving.checked(values.load(request.news), config_problems(values.load(request.news)))
-
-    async def DiffConfig(self, request, context):
-        old = wire.plain(values.load(request.old_inputs or request.olds))
-        new = wire.plain(values.load(request.news))
+    async def config_changes(self, old, new):
+        old, new = wire.plain(old), wire.plain(new)
         found = values.differences(old, new)
         # Another cluster has none of the objects that this one has.
-        moved = await self._operate(context, _moved(old, new)) if found else False
-        return serving.differing(found, list(found) if moved else [], False)
+        return found, list(found) if found and await _moved(old, new) else []
 
-    async def Configure(self, request, context):
-        if not self._introduced:
-            self._introduced = True
-            await self._engine.log(f"kubernetes {VERSION} is a stand-in here, not Pulumi's own plugin")
-        self._config = wire.plain(values.load(request.args))
-        if self._cluster:
-            self._cluster.forget()
+    def configure(self, raw):
+        self._config = wire.plain(raw)
+        self.forget()
         kubeconfig, name = self._config.get("kubeconfig", ""), self._config.get("context", "")
         known = not values.has_unknown([kubeconfig, name])
         self._cluster = Cluster(kubeconfig, name) if known else None
-        return proto.provider_pb2.ConfigureResponse(acceptSecrets=True, supportsPreview=True)
 
-    async def Check(self, request, context):
-        kind, raw = kind_of(request.urn), values.load(request.news)
-        found = problems(kind, raw)
-        if found:
-            return serving.checked(raw, found)
-        old, name = values.load(request.olds), request.urn.split("::")[-1]
-        namespace = self._config.get("namespace", "")
+    async def check(self, request, kind, raw):
+        if found := problems(kind, raw):
+            return raw, found
+        old, name, namespace = wire.load(request.olds), name_of(request), self._config.get("namespace", "")
         if kind != TOKEN:
-            return serving.checked(objects.complete(TOKENS[kind], raw, old, name, namespace), [])
+            return objects.complete(TOKENS[kind], raw, old, name, namespace), []
         inputs = release.complete(raw, old, name, namespace)
         try:
-            version = await self._run(release.chart_version(self._cluster, inputs)) if self._cluster else None
+            version = await release.chart_version(self._cluster, inputs) if self._cluster else None
         except CommandError as error:
-            return serving.checked(inputs, [("chart", f"{error}; check the chart's name and repository")])
-        return serving.checked(inputs | ({"version": version} if version else {}), [])
+            return inputs, [("chart", f"{error}; check the chart's name and repository")]
+        return inputs | ({"version": version} if version else {}), []
 
-    async def Diff(self, request, context):
-        kind = kind_of(request.urn)
-        old = wire.plain(values.load(request.old_inputs))
-        new = wire.plain(values.load(request.news))
+    def changes(self, kind, old, new):
         if kind == TOKEN:
-            found, replacing, first = release.changes(old, new)
-        else:
-            found, replacing, first = objects.changes(TOKENS[kind], old, new, self._mutable())
-        ignored = [path for path in found if values.touches(path, list(request.ignoreChanges))]
-        found = {path: what for path, what in found.items() if path not in ignored}
-        return serving.differing(found, [path for path in replacing if path in found], first)
-
-    async def Create(self, request, context):
-        inputs = values.load(request.properties)
-        work = (self._preview if request.preview else self._create)(request, inputs)
-        identity, outputs = await self._operate(context, work)
-        return proto.provider_pb2.CreateResponse(id=identity, properties=wire.dump(outputs))
-
-    async def Update(self, request, context):
-        new = values.load(request.news)
-        work = (self._preview if request.preview else self._update)(request, new)
-        _, outputs = await self._operate(context, work)
-        return proto.provider_pb2.UpdateResponse(properties=wire.dump(outputs))
-
-    async def Delete(self, request, context):
-        await self._operate(context, self._delete(request))
-        return empty_pb2.Empty()
-
-    async def Read(self, request, context):
-        identity, inputs, outputs = await self._operate(context, self._read(request))
-        return proto.provider_pb2.ReadResponse(id=identity, inputs=wire.dump(inputs), properties=wire.dump(outputs))
-
-    async def Invoke(self, request, context):
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, not_done(request.tok))
-
-    async def Construct(self, request, context):
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, not_done(request.type))
-
-    async def Cancel(self, request, context):
-        await self.end()
-        return empty_pb2.Empty()
-
-    async def end(self) -> None:
-        """End what runs, and wait until nothing is left of it."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+            return release.changes(old, new)
+        return objects.changes(TOKENS[kind], old, new, self._mutable())
 
     def forget(self) -> None:
         if self._cluster:
             self._cluster.forget()
 
-    async def _operate(self, context, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do the work, and turn its failure into one that the engine shows."""
-        try:
-            return await self._run(work)
-        except PartialError as error:
-            await _abort_partially(context, error)
-        except (CommandError, OSError) as error:
-            await context.abort(grpc.StatusCode.UNKNOWN, str(error))
-        except asyncio.CancelledError:
-            await context.abort(grpc.StatusCode.CANCELLED, "cancelled, and what was running has been ended")
-
-    async def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do the work as a task that `end` can cancel."""
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        try:
-            return await task
-        finally:
-            self._running.discard(task)
-
-    async def _preview(self, request, inputs: wire.Properties) -> tuple[str, wire.Properties]:
-        """What an operation would bring, as far as can be told without it."""
-        kind = kind_of(request.urn)
+    async def preview(self, request, kind, raw):
         if kind == TOKEN:
-            return "", inputs | dict.fromkeys(release.COMPUTED, wire.UNKNOWN)
-        if self._cluster is None or values.has_unknown(inputs) or not await self._cluster.reachable():
-            return "", inputs
+            return raw | dict.fromkeys(release.COMPUTED, wire.UNKNOWN)
+        if self._cluster is None or values.has_unknown(raw) or not await self._cluster.reachable():
+            return raw
         existing = Objects(self._cluster, TOKENS[kind])
-        creating = isinstance(request, proto.provider_pb2.CreateRequest)
-        if creating and await existing.exists(wire.plain(inputs)):
-            return "", inputs  # a replacement, whose place is not free yet
+        if isinstance(request, Answer.CreateRequest) and await existing.exists(wire.plain(raw)):
+            return raw  # a replacement, whose place is not free yet
         try:
-            found, said = await existing.apply(inputs, force=True, dry=True)
+            found, said = await existing.apply(raw, force=True, dry=True)
         except CommandError as error:
             if "namespaces" in str(error) and "not found" in str(error):
-                return "", inputs  # the same program may be about to make it
+                return raw  # the same program may be about to make it
             raise
         await self._warn(request.urn, said)
         found.pop("status", None)
-        return "", objects.outputs(found, inputs)
+        return objects.outputs(found, raw)
 
-    async def _create(self, request, inputs: wire.Properties) -> tuple[str, wire.Properties]:
-        kind, manifest = kind_of(request.urn), wire.plain(inputs)
+    async def create(self, request, kind, raw):
+        manifest = wire.plain(raw)
         if kind == TOKEN:
-            return release.identity(manifest), await Releases(self._known()).install(inputs)
+            return release.identity(manifest), await Releases(self._known()).install(raw)
         those = Objects(self._known(), TOKENS[kind])
         # As the official plugin: what is somebody else's would one day be deleted with this stack.
         if not is_true(self._config.get("upsertExistingObjects")) and await those.exists(manifest):
@@ -234,23 +139,22 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
                 f"{manifest['kind']} {manifest['metadata']['name']} already exists: delete it, import it into the"
                 " stack, or set upsertExistingObjects of the provider"
             )
-        return await self._apply(request, those, inputs)
+        return await self._apply(request, those, raw)
 
-    async def _update(self, request, inputs: wire.Properties) -> tuple[str, wire.Properties]:
-        kind = kind_of(request.urn)
+    async def update(self, request, kind, raw):
         if kind == TOKEN:
-            return request.id, await Releases(self._known()).upgrade(inputs)
-        return await self._apply(request, Objects(self._known(), TOKENS[kind]), inputs)
+            return await Releases(self._known()).upgrade(raw)
+        return (await self._apply(request, Objects(self._known(), TOKENS[kind]), raw))[1]
 
-    async def _apply(self, request, those: Objects, inputs: wire.Properties) -> tuple[str, wire.Properties]:
+    async def _apply(self, request, those: Objects, inputs: Properties) -> tuple[str, Properties]:
         found, said = await those.apply(inputs, force=is_true(self._config.get("enablePatchForce")))
         await self._warn(request.urn, said)
         seconds = objects.timeout(wire.plain(inputs), request.timeout)
         found = await those.ready(inputs, found, seconds)
         return objects.identity(found), objects.outputs(found, inputs)
 
-    async def _delete(self, request) -> None:
-        kind, outputs = kind_of(request.urn), values.load(request.properties)
+    async def delete(self, request, kind):
+        outputs = wire.load(request.properties)
         if await self._given_up():
             return
         if kind == TOKEN:
@@ -259,9 +163,8 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
             seconds = objects.timeout(wire.plain(outputs), request.timeout)
             await Objects(self._known(), TOKENS[kind]).delete(request.id, seconds)
 
-    async def _read(self, request) -> tuple[str, wire.Properties, wire.Properties]:
-        """Id, inputs and outputs as they are now, all empty for what is gone."""
-        kind, inputs, before = kind_of(request.urn), values.load(request.inputs), values.load(request.properties)
+    async def read(self, request, kind):
+        inputs, before = wire.load(request.inputs), wire.load(request.properties)
         if not inputs:
             raise CommandError(not_done(f"an import of {kind}"))
         if await self._given_up():
@@ -289,7 +192,7 @@ class Provider(proto.provider_pb2_grpc.ResourceProviderServicer):
 
     async def _warn(self, urn: str, said: str) -> None:
         for line in said.splitlines():
-            await self._engine.log(line.removeprefix("Warning: "), urn=urn, level="WARNING")
+            await self.engine.log(line.removeprefix("Warning: "), urn=urn, level="WARNING")
 
 
 async def _moved(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -309,29 +212,12 @@ async def _address(config: dict[str, Any]) -> str:
         cluster.forget()
 
 
-async def _abort_partially(context, error: PartialError) -> None:
-    """Fail so that the engine keeps what is there in its state, and mends it the next time."""
-    kept = proto.provider_pb2.ErrorResourceInitFailed(
-        id=error.identity, properties=wire.dump(error.outputs), reasons=[str(error)]
-    )
-    from pulumi.runtime.proto import status_pb2  # only once `serving` has cleared the way to it
-
-    detail = any_pb2.Any()
-    detail.Pack(kept)
-    code = grpc.StatusCode.UNKNOWN
-    status = status_pb2.Status(code=code.value[0], message=str(error), details=[detail])
-    await context.abort(code, str(error), (("grpc-status-details-bin", status.SerializeToString()),))
-
-
 async def main() -> None:
-    provider = Provider(serving.Engine())
+    plugin = Kubernetes()
     try:
-        await serving.serve(
-            lambda server: proto.provider_pb2_grpc.add_ResourceProviderServicer_to_server(provider, server),
-            provider.end,
-        )
+        await plugin.serve()
     finally:
-        provider.forget()
+        plugin.forget()
 
 
 if __name__ == "__main__":

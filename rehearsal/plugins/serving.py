@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
-
-from command import wire
+from google.protobuf import empty_pb2
 
 
 def _without_the_sdk() -> None:
@@ -56,52 +55,66 @@ class Engine:
             await self._stub.Log(request)
 
 
-async def serve(register: Callable[[grpc.aio.Server], None], end: Callable[[], Awaitable[None]]) -> None:
-    """Serve until SIGINT, SIGTERM or the engine's end, then await `end` and return.
+class Plugin:
+    """What all stand-ins do alike: they say what they are, and what runs for the engine ends with it."""
 
-    The engine holds the other side of stdin: end-of-file there means that it is gone, even if it was killed.
-    """
-    server = grpc.aio.server(options=UNLIMITED)
-    register(server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(port, flush=True)
+    version = ""
 
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+    def __init__(self) -> None:
+        self.engine = Engine()
+        self._running: set[asyncio.Task[Any]] = set()
 
-    def stdin_is_readable() -> None:
-        if not os.read(0, 4096):
-            loop.remove_reader(0)
-            ended.set()
+    @staticmethod
+    def register(plugin: "Plugin", server: grpc.aio.Server) -> None:
+        """Add the plugin's service to a server."""
+        raise NotImplementedError
 
-    # What cannot be watched (a file, /dev/null) is no engine's pipe.
-    with contextlib.suppress(OSError):
-        loop.add_reader(0, stdin_is_readable)
-    await ended.wait()
-    await end()
-    await server.stop(grace=1)
+    async def GetPluginInfo(self, request, context):
+        return proto.plugin_pb2.PluginInfo(version=self.version)
 
+    async def Cancel(self, request, context):
+        await self.end()
+        return empty_pb2.Empty()
 
-def checked(inputs: dict[str, Any], found: list[tuple[str, str]]) -> Any:
-    """The answer to Check: the inputs, and what is wrong with them, as (property, reason)."""
-    failures = [proto.provider_pb2.CheckFailure(property=name, reason=reason) for name, reason in found]
-    return proto.provider_pb2.CheckResponse(inputs=wire.dump(inputs), failures=failures)
+    async def ending_with_me(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do the work as a task that `end` can cancel."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        try:
+            return await task
+        finally:
+            self._running.discard(task)
 
+    async def end(self) -> None:
+        """End what runs, and wait until nothing is left of it."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
-def differing(found: dict[str, str], replacing: list[str], first: bool) -> Any:
-    """The answer to Diff: path -> ADD, DELETE or UPDATE, those that replace, and whether the old has to go first."""
-    some, none = proto.provider_pb2.DiffResponse.DIFF_SOME, proto.provider_pb2.DiffResponse.DIFF_NONE
-    return proto.provider_pb2.DiffResponse(
-        changes=some if found else none,
-        diffs=sorted({path.split(".")[0].split("[")[0] for path in found}),
-        replaces=replacing,
-        deleteBeforeReplace=first,
-        detailedDiff={
-            path: proto.provider_pb2.PropertyDiff(kind=what + ("_REPLACE" if path in replacing else ""), inputDiff=True)
-            for path, what in found.items()
-        },
-        hasDetailedDiff=True,
-    )
+    async def serve(self) -> None:
+        """Serve until SIGINT, SIGTERM or the engine's end, then end what runs, and return.
+
+        The engine holds the other side of stdin: end-of-file there means that it is gone, even if it was killed.
+        """
+        server = grpc.aio.server(options=UNLIMITED)
+        self.register(self, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        print(port, flush=True)
+
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ended.set)
+
+        def stdin_is_readable() -> None:
+            if not os.read(0, 4096):
+                loop.remove_reader(0)
+                ended.set()
+
+        # What cannot be watched (a file, /dev/null) is no engine's pipe.
+        with contextlib.suppress(OSError):
+            loop.add_reader(0, stdin_is_readable)
+        await ended.wait()
+        await self.end()
+        await server.stop(grace=1)

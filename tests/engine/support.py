@@ -28,7 +28,7 @@ OUTPUTS = ["address", "controlPlaneEndpointsConfig", "email", "endpoint", "gatew
 OUTPUTS += ["networkInterfaces", "selfLink"]
 
 
-def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 20) -> None:
+def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 60) -> None:
     """Wait until `condition()` is true. Fails with `what` after a time that no healthy run needs."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -386,7 +386,7 @@ remote.Command("there", connection={sshd.connection()}, create="while echo {mark
             family = descendants(engine.pid)
             assert len(family) >= 6, "the two plugins, the program and the local command's processes"
             engine.send_signal(ending)
-            engine.wait(20)
+            engine.wait(60)
             wait_for("the end of the plugins", lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
             wait_for("the end of the commands", lambda: not running())
             output = engine.stdout.read()

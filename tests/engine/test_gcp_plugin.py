@@ -358,6 +358,6 @@ def test_the_engines_end_leaves_no_start_of_a_kubernetes(cloud):
     with cloud.project.started("up", "--yes", "--skip-preview") as pulumi:
         wait_for("the start", lambda: processes(word))
         pulumi.send_signal(signal.SIGINT)
-        pulumi.wait(20)
+        pulumi.wait(60)
         wait_for("its end", lambda: not processes(word))
     assert CLUSTER_ID not in cloud.files

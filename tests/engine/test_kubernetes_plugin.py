@@ -445,7 +445,7 @@ def test_the_engines_end_leaves_no_helm(cluster, ending):
             wait_for("a helm that waits", lambda: name in cluster.releases())
             assert processes(name)
             pulumi.send_signal(ending)
-            pulumi.wait(20)
+            pulumi.wait(60)
             wait_for("its end", lambda: not processes(name))
         finally:
             for pid in processes(name):

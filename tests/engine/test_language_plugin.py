@@ -83,7 +83,7 @@ def test_a_cancelled_program_ends_quietly_and_leaves_no_process(project, ending)
         family = descendants(engine.pid)
         assert len(family) >= 2, "the plugin and the program"
         engine.send_signal(ending)
-        engine.wait(20)
+        engine.wait(60)
         wait_for("the end of plugin and program", lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
         output = engine.stdout.read()
     assert "Traceback" not in output

@@ -6,11 +6,26 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 Log = Callable[[str], Awaitable[None]]
+Refusal = Callable[[str], str]
+Found = tuple[str, str]  # a property, and what is wrong with it
 TAIL = 100  # lines of a failed command's output that its error shows
 
 
 class CommandError(Exception):
     """An operation failed for a reason that the text tells its user."""
+
+
+class PartialError(CommandError):
+    """The resource is there, in the state of `outputs`, but not as it should be."""
+
+    def __init__(self, message: str, identity: str, outputs: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.identity, self.outputs = identity, outputs
+
+
+def refusal(plugin: str, remedy: str = "install the official plugin") -> Refusal:
+    """How a stand-in says that it does not do a thing."""
+    return lambda what: f"the stand-in for {plugin} does not know {what}; {remedy}"
 
 
 class Reader(Protocol):

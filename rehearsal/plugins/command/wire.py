@@ -20,8 +20,19 @@ Properties = dict[str, Any]
 
 
 def load(properties: struct_pb2.Struct) -> Properties:
-    """Properties that are null are left out: that is what the engine means by them."""
-    return {key: value for key, value in json_format.MessageToDict(properties).items() if value is not None}
+    """Properties that are null are left out: that is what the engine means by them.
+
+    Whole numbers are whole: to Helm and to a shell 3.0 is not 3.
+    """
+    return {key: _whole(value) for key, value in json_format.MessageToDict(properties).items() if value is not None}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def dump(properties: Properties) -> struct_pb2.Struct:

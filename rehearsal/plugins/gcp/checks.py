@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from command import wire
+from command.output import Found
 from kube.values import has_unknown
 
-Found = tuple[str, str]  # a property, and what is wrong with it
 Check = Callable[[Any], str]  # what is wrong with a value, empty where nothing is
 
 KNOWN = json.loads(Path(__file__).with_name("arguments.json").read_text())

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from command.output import Found
 from gcp import checks
-from gcp.checks import Check, Found, between, network, one_of
+from gcp.checks import Check, between, network, one_of
 from gcp.kinds import (
     CLUSTER,
     COMPUTE,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from command import wire
-from command.output import CommandError
+from command.output import CommandError, Found, refusal
 from gcp import checks, cloud
 from gcp.kinds import CLUSTER, VM, Kind, last
 from gcp.machines import not_heeded
@@ -40,11 +40,10 @@ IGNORED = {
 }
 
 
-def not_done(what: str) -> str:
-    return f"the stand-in for gcp does not know {what}; try that in a real project, with the official plugin"
+not_done = refusal("gcp", "try that in a real project, with the official plugin")
 
 
-def config_problems(config: dict[str, Any]) -> list[checks.Found]:
+def config_problems(config: dict[str, Any]) -> list[Found]:
     found = [(name, not_done(f"{name} of the provider")) for name in sorted(config.keys() - HEEDED - IGNORED)]
     wanted = {"project": checks.PROJECT, "region": checks.REGION, "zone": checks.ZONE, "defaultLabels": checks.labels}
     return [*found, *checks.failing(config, wanted)]
@@ -58,7 +57,7 @@ def configured(raw: wire.Properties) -> dict[str, Any]:
     return config
 
 
-def problems(token: str, inputs: dict[str, Any], config: dict[str, Any]) -> list[checks.Found]:
+def problems(token: str, inputs: dict[str, Any], config: dict[str, Any]) -> list[Found]:
     """What is wrong with a resource's plain inputs, as (property, reason)."""
     if found := checks.shape(token, inputs):
         return found
@@ -74,7 +73,7 @@ def problems(token: str, inputs: dict[str, Any], config: dict[str, Any]) -> list
     return found or list(refused(token, inputs))
 
 
-def refused(token: str, inputs: dict[str, Any]) -> Iterator[checks.Found]:
+def refused(token: str, inputs: dict[str, Any]) -> Iterator[Found]:
     """What would be right in a real project, but has no place in a rehearsal."""
     if token == VM and os.environ.get("DASKSTACK_REHEARSAL_MACHINES"):
         yield from ((place, not_done(what)) for place, what in not_heeded(inputs))

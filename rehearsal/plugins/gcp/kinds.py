@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from gcp.checks import Check, Found
+from command.output import Found
+from gcp.checks import Check
 
 COMPUTE = "https://www.googleapis.com/compute/v1"
 NETWORK = "projects/{project}/global/networks/{}"

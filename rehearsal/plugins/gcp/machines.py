@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from command.output import Found
 from gcp import checks
-from gcp.checks import Found, between, one_of
+from gcp.checks import between, one_of
 from gcp.kinds import (
     DISK,
     INSTANCE,

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from command import wire
-from command.output import CommandError
+from command.output import CommandError, Found
 from gcp import checks
-from gcp.checks import Found, at, between, matching, network, one_of
+from gcp.checks import at, between, matching, network, one_of
 from gcp.kinds import (
     NETWORK,
     SUBNETWORK,

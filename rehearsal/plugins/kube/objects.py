@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from command import wire
-from command.output import CommandError
+from command.output import CommandError, PartialError
 from kube import ready
 from kube.run import Cluster, ProgramError
 from kube.values import differences, drifted, marked, redacted, secret, touches, without_nulls
@@ -20,14 +20,6 @@ SECONDS = 600.0  # for a wait, unless the program says otherwise
 AUTONAMED, SKIP_AWAIT, TIMEOUT, FORCE = (
     f"pulumi.com/{name}" for name in ("autonamed", "skipAwait", "timeoutSeconds", "patchForce")
 )
-
-
-class PartialError(CommandError):
-    """The object is there, in the state of `outputs`, but not as it should be."""
-
-    def __init__(self, message: str, identity: str, outputs: wire.Properties) -> None:
-        super().__init__(message)
-        self.identity, self.outputs = identity, outputs
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ import secrets
 from typing import Any
 
 from command import wire
-from command.output import CommandError
+from command.output import CommandError, PartialError
 from kube import ready
-from kube.objects import PartialError
 from kube.run import Cluster, ProgramError
 from kube.values import differences, has_unknown, redacted, touches, without_nulls
 

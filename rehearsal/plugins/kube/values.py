@@ -2,24 +2,9 @@
 
 from typing import Any
 
-from google.protobuf import struct_pb2
-
 from command import wire
 
 SHORTEST_SECRET = 4  # characters; a text is not worth reading any more where shorter ones are left out of it
-
-
-def load(properties: struct_pb2.Struct) -> wire.Properties:
-    """Properties as `wire.load` has them, but with whole numbers whole: Helm takes no 3.0 for a 3."""
-    return _whole(wire.load(properties))
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def secret(value: Any) -> dict[str, Any]:
@@ -74,8 +59,8 @@ def _secrets(value: Any, inside: bool) -> set[str]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> dict[str, str]:
-    """Where two plain values differ: path -> ADD, DELETE or UPDATE. A list is one value."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
+    """Where two plain values differ: path -> ADD, DELETE or UPDATE. A list is one value, and so is an asset."""
+    if not (isinstance(old, dict) and isinstance(new, dict)) or wire.SIGNATURE in old | new:
         return {} if old == new else {path: "UPDATE"}
     found = {}
     for key in sorted(old.keys() | new.keys()):

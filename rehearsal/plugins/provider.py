@@ -1,0 +1,171 @@
+"""What the stand-ins for Pulumi's resource plugins answer alike, and what each of them has to say for itself."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, empty_pb2
+
+import serving
+from command import wire
+from command.output import CommandError, Found, PartialError, Refusal
+from command.wire import Properties
+from kube import values
+from serving import proto
+
+Answer = proto.provider_pb2
+
+
+class Provider(serving.Plugin, proto.provider_pb2_grpc.ResourceProviderServicer):
+    """Properties arrive as `wire.load` gives them. What fails raises CommandError, which the engine then shows."""
+
+    register = staticmethod(proto.provider_pb2_grpc.add_ResourceProviderServicer_to_server)
+    name: str
+    not_done: Refusal
+    promise = ""  # what follows the sentence that this is a stand-in
+    _introduced = False
+
+    # What a stand-in does
+
+    def config_problems(self, raw: Properties) -> list[Found]:
+        return []
+
+    async def config_changes(self, old: Properties, new: Properties) -> tuple[dict[str, str], list[str]]:
+        """Differences between two configurations (path -> ADD, DELETE or UPDATE), and those that replace all."""
+        return {}, []
+
+    def configure(self, raw: Properties) -> None:
+        """Take the configuration for what follows."""
+
+    async def check(self, request: Any, kind: str, raw: Properties) -> tuple[Properties, list[Found]]:
+        """A resource's inputs, completed, and what is wrong with them."""
+        raise NotImplementedError
+
+    def changes(self, kind: str, old: Properties, new: Properties) -> tuple[dict[str, str], list[str], bool]:
+        """Differences between plain inputs, those that replace, and whether the old resource has to go first."""
+        raise NotImplementedError
+
+    async def preview(self, request: Any, kind: str, raw: Properties) -> Properties:
+        """The outputs that `create` or `update` would bring, as far as can be told without them."""
+        raise NotImplementedError
+
+    async def create(self, request: Any, kind: str, raw: Properties) -> tuple[str, Properties]:
+        raise NotImplementedError
+
+    async def update(self, request: Any, kind: str, raw: Properties) -> Properties:
+        raise NotImplementedError
+
+    async def delete(self, request: Any, kind: str) -> None:
+        raise NotImplementedError
+
+    async def read(self, request: Any, kind: str) -> tuple[str, Properties, Properties]:
+        """Id, inputs and outputs as they are now, all empty for what is gone."""
+        return request.id, wire.load(request.inputs), wire.load(request.properties)
+
+    # What the engine asks
+
+    async def CheckConfig(self, request, context):
+        raw = wire.load(request.news)
+        return _checked(raw, self.config_problems(raw))
+
+    async def DiffConfig(self, request, context):
+        work = self.config_changes(wire.load(request.old_inputs or request.olds), wire.load(request.news))
+        return _differing(*await self._operate(context, work), False)
+
+    async def Configure(self, request, context):
+        if not self._introduced:
+            self._introduced = True
+            await self.engine.log(
+                f"{self.name} {self.version} is a stand-in here, not Pulumi's own plugin{self.promise}"
+            )
+        try:
+            self.configure(wire.load(request.args))
+        except CommandError as error:
+            await context.abort(grpc.StatusCode.UNKNOWN, str(error))
+        return Answer.ConfigureResponse(acceptSecrets=True, supportsPreview=True)
+
+    async def Check(self, request, context):
+        return _checked(*await self._operate(context, self.check(request, kind_of(request), wire.load(request.news))))
+
+    async def Diff(self, request, context):
+        old, new = wire.plain(wire.load(request.old_inputs)), wire.plain(wire.load(request.news))
+        found, replacing, first = self.changes(kind_of(request), old, new)
+        found = {path: what for path, what in found.items() if not values.touches(path, list(request.ignoreChanges))}
+        return _differing(found, [path for path in replacing if path in found], first)
+
+    async def Create(self, request, context):
+        kind, raw, identity = kind_of(request), wire.load(request.properties), ""
+        if request.preview:
+            outputs = await self._operate(context, self.preview(request, kind, raw))
+        else:
+            identity, outputs = await self._operate(context, self.create(request, kind, raw))
+        return Answer.CreateResponse(id=identity, properties=wire.dump(outputs))
+
+    async def Update(self, request, context):
+        work = (self.preview if request.preview else self.update)(request, kind_of(request), wire.load(request.news))
+        return Answer.UpdateResponse(properties=wire.dump(await self._operate(context, work)))
+
+    async def Delete(self, request, context):
+        await self._operate(context, self.delete(request, kind_of(request)))
+        return empty_pb2.Empty()
+
+    async def Read(self, request, context):
+        identity, inputs, outputs = await self._operate(context, self.read(request, kind_of(request)))
+        return Answer.ReadResponse(id=identity, inputs=wire.dump(inputs), properties=wire.dump(outputs))
+
+    async def Invoke(self, request, context):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, self.not_done(request.tok))
+
+    async def Construct(self, request, context):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, self.not_done(request.type))
+
+    async def _operate(self, context: Any, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do the work, and turn its failure into one that the engine shows."""
+        try:
+            return await self.ending_with_me(work)
+        except PartialError as error:
+            await context.abort(*_partially(error))
+        except (CommandError, OSError) as error:
+            await context.abort(grpc.StatusCode.UNKNOWN, str(error))
+        except asyncio.CancelledError:
+            await context.abort(grpc.StatusCode.CANCELLED, "cancelled, and what was running has been ended")
+
+
+def kind_of(request: Any) -> str:
+    return request.urn.split("::")[2].split("$")[-1]
+
+
+def name_of(request: Any) -> str:
+    return request.urn.split("::")[-1]
+
+
+def _checked(inputs: Properties, found: list[Found]) -> Any:
+    failures = [Answer.CheckFailure(property=name, reason=reason) for name, reason in found]
+    return Answer.CheckResponse(inputs=wire.dump(inputs), failures=failures)
+
+
+def _differing(found: dict[str, str], replacing: list[str], first: bool) -> Any:
+    return Answer.DiffResponse(
+        changes=Answer.DiffResponse.DIFF_SOME if found else Answer.DiffResponse.DIFF_NONE,
+        diffs=sorted({path.split(".")[0].split("[")[0] for path in found}),
+        replaces=replacing,
+        deleteBeforeReplace=first,
+        detailedDiff={
+            path: Answer.PropertyDiff(kind=what + ("_REPLACE" if path in replacing else ""), inputDiff=True)
+            for path, what in found.items()
+        },
+        hasDetailedDiff=True,
+    )
+
+
+def _partially(error: PartialError) -> tuple[Any, str, tuple[tuple[str, bytes]]]:
+    """How to fail so that the engine keeps what is there in its state, and mends it the next time."""
+    from pulumi.runtime.proto import status_pb2  # only once `serving` has cleared the way to it
+
+    kept = Answer.ErrorResourceInitFailed(id=error.identity, properties=wire.dump(error.outputs), reasons=[str(error)])
+    detail = any_pb2.Any()
+    detail.Pack(kept)
+    code = grpc.StatusCode.UNKNOWN
+    status = status_pb2.Status(code=code.value[0], message=str(error), details=[detail])
+    return code, str(error), (("grpc-status-details-bin", status.SerializeToString()),)
