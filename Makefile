@@ -38,7 +38,7 @@ variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$vari
 # Where this is set, every program would compile Pulumi's and Dask's packages anew: seconds of processor each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up preview destroy left rehearse status logs env test mutants bench lock
+.PHONY: help up preview destroy left rehearse status logs env test unit mutants bench lock
 
 help:
 	@echo 'make up        build or change the cluster of stack $(STACK)'
@@ -50,6 +50,7 @@ help:
 	@echo 'make rehearse  try a stack of Kubernetes or Google Cloud on this computer, and take it away (STACK=vms)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
+	@echo 'make unit      the quick ones: in a minute, without root, nothing is built or started'
 	@echo 'make mutants   break each promise once, and see its test fail (20 minutes; ONLY=name for one)'
 	@echo 'make bench     figures beside those of other ways, into bench/results.md (100 minutes)'
 	@echo 'make lock      renew the locks of Python packages'
@@ -106,6 +107,11 @@ test:
 	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!components/vms/steps' | xargs -0 .venv/bin/shellcheck -x
 	@$(if $(PYTEST),,$(python) -m tools.mutants --sample 5)
 	@$(python) -m tools.test $(PYTEST)
+
+unit:
+	@$(install) unit
+	@.venv/bin/ruff check
+	@$(python) -m tools.test --unit
 
 comma = ,
 mutants:

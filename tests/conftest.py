@@ -14,10 +14,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Puts `pulumi` and its plugins into the environment, with state in a folder of this run."""
+    """Puts `pulumi` and its plugins into the environment, with state in a folder of this run.
+
+    Tests in tests/unit run without an engine, too.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
-        for name, value in engine.variables("dev").items():
+        for name, value in engine.variables("dev").items() if engine.engine() else ():
             patch.setenv(name, value)
         yield
 

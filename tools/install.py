@@ -7,6 +7,7 @@
     kubernetes what a Kubernetes of one node on this computer is made of, kubectl and helm
     rehearsal  stand-ins for the plugins of clouds
     test       what the tests need beside these
+    unit       what tests/unit needs: .venv alone
     bench      Ansible, which the figures are compared with
 
 Needs Python's standard library alone. What it prints goes to stderr; where all is there, it prints nothing.
@@ -84,8 +85,12 @@ def for_machines() -> dict[str, str]:
 
 def test() -> None:
     install_packages(TEST, "for the tests")
-    install_venv("requirements.txt", "requirements-dev.txt")
+    unit()
     install_actionlint()
+
+
+def unit() -> None:
+    install_venv("requirements.txt", "requirements-dev.txt")
 
 
 def compute() -> None:
@@ -127,7 +132,7 @@ def rehearsal() -> None:
     install_venv("requirements.txt")
 
 
-WORDS = {word.__name__: word for word in (program, machines, compute, cloud, kubernetes, rehearsal, test, bench)}
+WORDS = {word.__name__: word for word in (program, machines, compute, cloud, kubernetes, rehearsal, test, unit, bench)}
 
 
 # Engine

@@ -1,7 +1,8 @@
-"""Runs every test: python -m tools.test [ARGUMENTS of pytest, which then runs alone]
+"""Runs every test: python -m tools.test [--unit | ARGUMENTS of pytest, which then runs alone]
 
-A queue: one pytest for each file of tests (tests/unit is one), the longest first, several beside each other, for most
-tests wait most of the time. Variables:
+A queue: one pytest for each file of tests, the longest first, several beside each other, for most tests wait most of
+the time. Files of tests/unit take less time than a pytest needs to start, so two share them. `--unit` runs these alone.
+Variables:
 
     JOBS   how many run beside each other (one more than there are processors)
     SEED   repeats the random order of a run, which prints its own
@@ -42,19 +43,24 @@ FOLDERS = ("machines", "kubernetes", "engine")
 IN_ORDER = ("tests/machines/", "tests/kubernetes/", "tests/engine/")
 
 
-def queue(tests: Path) -> list[str]:
-    """What each pytest of a whole run gets, the longest first; paths from the top of the project."""
+def queue(tests: Path) -> dict[str, list[str]]:
+    """What each pytest of a whole run gets, by name, the longest first; paths from the top of the project."""
     paths = [path for name in FOLDERS for path in sorted((tests / name).glob("test_*.py"))]
     files = [path.relative_to(tests).as_posix() for path in paths]
     longest = [name for name in LONGEST if name in files]
     ordered = longest + [name for name in files if name not in longest]
-    return [f"{tests.name}/{name}" for name in [*ordered, "unit"] if (tests / name).exists()]
+    return {f"{tests.name}/{name}": [f"{tests.name}/{name}"] for name in ordered} | unit(tests)
+
+
+def unit(tests: Path) -> dict[str, list[str]]:
+    files = [path.relative_to(tests.parent).as_posix() for path in sorted((tests / "unit").glob("test_*.py"))]
+    return {f"{tests.name}/unit {part + 1}/2": files[part::2] for part in (0, 1) if files[part::2]}
 
 
 class Run:
     """A pytest of its own, whose temporary folder is its own, too."""
 
-    def __init__(self, name: str, folder: Path, seed: int | None, top: Path) -> None:
+    def __init__(self, name: str, files: list[str], folder: Path, seed: int | None, top: Path) -> None:
         """`folder` is a short path, for a socket's has at most 107 bytes; without a seed tests keep their order."""
         self.name, self.folder, self.start = name, folder, time.monotonic()
         self.output, self.report = folder.with_suffix(".txt"), folder.with_suffix(".xml")
@@ -62,7 +68,7 @@ class Run:
         folder.chmod(0o1777)  # as /tmp is: tests have other users, too
         order = ["-p", "no:randomly"] if seed is None else ["-p", "randomly", f"--randomly-seed={seed}"]
         report = [f"--junit-xml={self.report}", "-o", "junit_family=xunit1"]  # which tells the file
-        command = [sys.executable, "-m", "pytest", name, *order, *report, f"--basetemp={folder}/p"]
+        command = [sys.executable, "-m", "pytest", *files, *order, *report, f"--basetemp={folder}/p"]
         with self.output.open("wb") as output:
             # In a group of its own: the terminal's Ctrl-C reaches nothing of it, `stop` does.
             self.process = subprocess.Popen(
@@ -145,8 +151,8 @@ def say(text: str) -> None:
 class Queue:
     """Runs what is waiting, `jobs` at a time, until `interrupt`."""
 
-    def __init__(self, waiting: list[str], *, jobs: int, seed: int, top: Path = PROJECT) -> None:
-        self.waiting, self.jobs, self.seed, self.top = list(waiting), jobs, seed, top
+    def __init__(self, waiting: dict[str, list[str]], *, jobs: int, seed: int, top: Path = PROJECT) -> None:
+        self.waiting, self.jobs, self.seed, self.top = dict(waiting), jobs, seed, top
         self.running: list[Run] = []
         self.result, self.start = Result(), time.monotonic()
         self.interrupted = False
@@ -163,9 +169,10 @@ class Queue:
                     self.wait()
                 if self.interrupted or not self.waiting:
                     break
-                name = self.waiting.pop(0)
+                name = next(iter(self.waiting))
+                files = self.waiting.pop(name)
                 seed = None if name.startswith(IN_ORDER) else self.seed
-                self.running.append(Run(name, folder / str(number), seed, self.top))
+                self.running.append(Run(name, files, folder / str(number), seed, self.top))
             while self.running:
                 self.wait()
         finally:
@@ -221,13 +228,14 @@ class Queue:
         return "\n".join([*lines, f" {words} ".center(80, "=")])
 
 
-def everything(waiting: list[str], top: Path = PROJECT) -> int:
+def run(waiting: dict[str, list[str]], top: Path = PROJECT) -> int:
     jobs = int(os.environ.get("JOBS") or len(os.sched_getaffinity(0)) + 1)
     seed = int(os.environ.get("SEED") or random.randrange(2**32))
     tests = Queue(waiting, jobs=jobs, seed=seed, top=top)
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, tests.interrupt)
-    say(f"{len(waiting)} files of tests, {jobs} at a time; SEED={seed} repeats their order")
+    count = sum(map(len, waiting.values()))
+    say(f"{count} files of tests, {jobs} pytests at a time; SEED={seed} repeats their order")
     tests.run()
     say(tests.summary())
     if tests.interrupted:
@@ -243,5 +251,12 @@ def alone(arguments: list[str]) -> int:
     return running.wait()
 
 
+def main(arguments: list[str]) -> None:
+    tests = PROJECT / "tests"
+    if arguments and arguments != ["--unit"]:
+        sys.exit(alone(arguments))
+    sys.exit(run(unit(tests) if arguments else queue(tests)))
+
+
 if __name__ == "__main__":
-    sys.exit(alone(sys.argv[1:]) if sys.argv[1:] else everything(queue(PROJECT / "tests")))
+    main(sys.argv[1:])
