@@ -1,8 +1,10 @@
-"""What `make` does on a computer that has all that it needs."""
+"""What `make` and `daskstack` do with the engine that is there."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from daskstack import engine
 
@@ -19,3 +21,11 @@ def test_what_is_there_is_neither_installed_again_nor_talked_about() -> None:
     assert [each and (each.st_ino, each.st_mtime_ns) for each in after] == [
         each and (each.st_ino, each.st_mtime_ns) for each in before
     ]
+
+
+def test_outputs_of_a_stack_that_is_not_there_tell_how_to_build_it(
+    pulumi_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", pulumi_environment["XDG_DATA_HOME"])
+    with pytest.raises(engine.EngineError, match="stack dev does not exist: build it with `make up STACK=dev`"):
+        engine.outputs("dev")

@@ -174,12 +174,6 @@ def test_exports_survive_a_shell(environ):
     assert done.stdout == odd["PATH"]
 
 
-def test_outputs_of_a_stack_that_is_not_there_tell_how_to_build_it(pulumi_environment, monkeypatch):
-    monkeypatch.setenv("XDG_DATA_HOME", pulumi_environment["XDG_DATA_HOME"])
-    with pytest.raises(engine.EngineError, match="stack dev does not exist: build it with `make up STACK=dev`"):
-        engine.outputs("dev")
-
-
 @pytest.mark.parametrize("program", [engine.outputs, adopt.main])
 def test_a_backend_that_does_not_answer_is_named_in_time(environ, program, monkeypatch):
     executable(Path(environ["PATH"]) / "pulumi", '[ "$1" = version ] && echo v3.300.0 || exec sleep 60')
