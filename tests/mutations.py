@@ -17,7 +17,6 @@ class Mutation:
     test: str  # of pytest; must fail in its call, not in its fixtures, once `old` is `new`
 
 
-# Data
 DATA = [
     Mutation(
         "system-folders",
@@ -181,7 +180,6 @@ DATA = [
     ),
 ]
 
-# Tasks and root
 TASKS = [
     Mutation(
         "mount-options",
@@ -353,7 +351,6 @@ TASKS = [
     ),
 ]
 
-# The user's computer
 COMPUTER = [
     Mutation(
         "dask-in-make",
@@ -413,7 +410,6 @@ COMPUTER = [
     ),
 ]
 
-# Networks and doors
 DOORS = [
     Mutation(
         "whole-world",
@@ -577,7 +573,6 @@ DOORS = [
     ),
 ]
 
-# Certificates and keys
 KEYS = [
     Mutation(
         "authoritys-key-kept",
@@ -709,7 +704,6 @@ KEYS = [
     ),
 ]
 
-# Secrets and settings
 SECRETS = [
     Mutation(
         "secret-in-settings",
@@ -825,7 +819,6 @@ SECRETS = [
     ),
 ]
 
-# Money
 MONEY = [
     Mutation(
         "hourly-cost-of-all-nodes",
@@ -949,7 +942,6 @@ MONEY = [
     ),
 ]
 
-# Supply chain and workflow
 SUPPLY = [
     Mutation(
         "fork-guard",
@@ -1033,4 +1025,14 @@ SUPPLY = [
     ),
 ]
 
-MUTATIONS = [*DATA, *TASKS, *COMPUTER, *DOORS, *KEYS, *SECRETS, *MONEY, *SUPPLY]
+AREAS = {
+    "Data": DATA,
+    "Tasks and root": TASKS,
+    "The user's computer": COMPUTER,
+    "Networks and doors": DOORS,
+    "Certificates and keys": KEYS,
+    "Secrets and settings": SECRETS,
+    "Money": MONEY,
+    "Supply chain and workflow": SUPPLY,
+}
+MUTATIONS = [mutation for area in AREAS.values() for mutation in area]

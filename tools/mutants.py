@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from daskstack.engine import PROJECT
-from tests.mutations import MUTATIONS, Mutation
+from tests.mutations import AREAS, MUTATIONS, Mutation
 from tools.running import phase, say
 
 PAGE = PROJECT / "docs/proof.md"
@@ -46,18 +45,18 @@ def changed(mutation: Mutation, text: str) -> str:
     return text.replace(mutation.old, mutation.new)
 
 
-def table() -> str:
-    """The table of docs/proof.md."""
-    rows = [f"| {each.promise} | `{each.test}` | `{each.name}` in `{each.file}` |" for each in MUTATIONS]
-    return "\n".join(["| promise | test | mutation |", "| --- | --- | --- |", *rows, ""])
+def tables() -> str:
+    """Those of docs/proof.md, one for each area."""
+    parts = []
+    for area, mutations in AREAS.items():
+        rows = [f"| {each.promise} | `{each.test}` | `{each.name}` in `{each.file}` |" for each in mutations]
+        parts.append("\n".join([f"## {area}", "", "| promise | test | mutation |", "| --- | --- | --- |", *rows, ""]))
+    return "\n".join(parts)
 
 
 def page(text: str) -> str:
-    """docs/proof.md with its table as it has to be."""
-    head, mark, rest = text.partition("| promise |")
-    if not mark:
-        raise MutationError(f"{PAGE.name} has no table that begins with {mark!r}")
-    return head + table() + re.sub(r"\A(?:.*\|\n)*", "", rest)
+    """docs/proof.md with its tables as they have to be; what stands before the first heading of an area stays."""
+    return text.partition("## ")[0] + tables()
 
 
 def sample(size: int) -> list[Mutation]:
@@ -195,7 +194,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help="mutations of tests/mutations.py; all of them without names")
     parser.add_argument("--sample", type=int, metavar="N", help="N cheap ones, others for each commit")
     parser.add_argument("--beside", type=int, default=BESIDE, metavar="N", help=f"tests at a time ({BESIDE})")
-    parser.add_argument("--table", action="store_true", help=f"write the table of docs/{PAGE.name}")
+    parser.add_argument("--table", action="store_true", help=f"write the tables of docs/{PAGE.name}")
     options = parser.parse_args(arguments)
     if options.table:
         PAGE.write_text(page(PAGE.read_text()))
