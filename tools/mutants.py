@@ -126,8 +126,8 @@ class Laboratory:
             return "was stopped", said
         if status == 0:
             return "passed", said
-        failures = [] if status != 1 else list(ElementTree.parse(report).iter("failure"))
-        if any("Timeout" not in (each.get("message") or "") for each in failures):
+        failures = ElementTree.parse(report).iter("failure") if status == 1 and report.exists() else ()
+        if any("from pytest-timeout" not in (each.get("message") or "") for each in failures):
             return "failed", said
         return f"ended with pytest's status {status}, but without a failure of its own", said
 
@@ -149,17 +149,19 @@ class Laboratory:
 
     def stop(self) -> None:
         self.stopped.set()
-        for process in list(self.running):
-            end(process)
+        end(*self.running)
 
 
-def end(process: subprocess.Popen) -> None:
-    """Lets a pytest clean up, then ends what is left of it."""
-    with contextlib.suppress(ProcessLookupError):
+def end(*processes: subprocess.Popen) -> None:
+    """Lets runs of pytest clean up, then ends what is left of them."""
+    for process in processes:
         process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + GRACE
+    for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-        os.killpg(process.pid, signal.SIGKILL)
+            process.wait(max(0, deadline - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def each_of(work, items: list, beside: int, name, good: str, bad: str) -> list:
