@@ -1,9 +1,11 @@
 """What a stack costs, against counts by hand from Google's price lists."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import settings
 from settings import cost
@@ -68,6 +70,13 @@ def test_nodes_that_are_kept_are_no_more_than_may_run() -> None:
     cluster = stack({"workers": {"minNodes": 10}})
     assert cluster.most_nodes == 10
     assert "10 n1-standard-4 for workers" in cost.table(cluster.bill())
+
+
+def test_the_table_in_the_docs_is_what_a_preview_shows_of_the_shipped_stack() -> None:
+    pages = [path.read_text() for path in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"))]
+    shown = [block for page in pages for block in re.findall(r"^```\n(US dollars an hour.*?)\n```$", page, re.M | re.S)]
+    said = yaml.safe_load((PROJECT / "Pulumi.gke.yaml").read_text())["config"]["dask:cluster"]
+    assert shown == [cost.table(settings.parse(said, PROJECT).bill())]
 
 
 def test_a_price_that_is_not_known_is_said() -> None:
