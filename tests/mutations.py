@@ -940,6 +940,14 @@ MONEY = [
         "",
         "tests/unit/test_idle_watch.py::test_the_schedulers_machine_does_not_wait_for_a_stuck_worker_for_ever",
     ),
+    Mutation(
+        "table-in-docs",
+        "The table of costs in the docs is what the program computes.",
+        "settings/cost.py",
+        "HOURS = 730",
+        "HOURS = 720",
+        "tests/unit/test_cost.py::test_the_table_in_the_docs_is_what_a_preview_shows_of_the_shipped_stack",
+    ),
 ]
 
 SUPPLY = [
@@ -1023,6 +1031,49 @@ SUPPLY = [
         'sync "$@" --require-hashes',
         "tests/machines/test_steps.py::test_root_builds_no_source_package",
     ),
+    Mutation(
+        "preview-of-forks",
+        "The job with credentials is skipped where the job before it was.",
+        ".github/workflows/preview.yml",
+        "if: needs.stacks.outputs.names",
+        "if: always() && needs.stacks.outputs.names",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
+    ),
+]
+
+RUNS = [
+    Mutation(
+        "tests-killed",
+        "An interrupted `make test` waits until its machines and stacks are taken away.",
+        "tools/test.py",
+        "run.stop(signal.SIGINT)",
+        "run.stop(signal.SIGKILL)",
+        "tests/unit/test_queue.py::test_an_interrupted_run_waits_until_all_has_been_cleaned_up",
+    ),
+    Mutation(
+        "failures-unnoticed",
+        "`make test` fails when a test has failed.",
+        "tools/test.py",
+        'return 1 if tests.result.counts["failed"]',
+        'return 0 if tests.result.counts["failed"]',
+        "tests/unit/test_queue.py::test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed",
+    ),
+    Mutation(
+        "crash-unnoticed",
+        "A pytest that dies without a report counts as an error.",
+        "tools/test.py",
+        '        result.counts["error"] += 1\n',
+        "        pass\n",
+        "tests/unit/test_queue.py::test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed",
+    ),
+    Mutation(
+        "skips-unnoticed",
+        "`make test` names each test that was skipped, with its reason.",
+        "tools/test.py",
+        "for name, reason in sorted(self.result.skipped)]",
+        "for name, reason in []]",
+        "tests/unit/test_queue.py::test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed",
+    ),
 ]
 
 AREAS = {
@@ -1034,5 +1085,6 @@ AREAS = {
     "Secrets and settings": SECRETS,
     "Money": MONEY,
     "Supply chain and workflow": SUPPLY,
+    "Runs of the tests": RUNS,
 }
 MUTATIONS = [mutation for area in AREAS.values() for mutation in area]
