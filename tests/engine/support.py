@@ -22,6 +22,7 @@ import pytest
 from daskstack.engine import PROJECT as SOURCE
 
 PROJECT = "engine-tests"
+PATIENCE = 300  # seconds until a `pulumi` that does not end is killed
 PROGRAMS = SOURCE / "rehearsal" / "cloud"
 # What a program may read of the pretended cloud's resources.
 OUTPUTS = ["address", "controlPlaneEndpointsConfig", "email", "endpoint", "gatewayAddress", "masterAuth", "member"]
@@ -64,8 +65,6 @@ class Project:
 
     folder: Path
     environment: dict[str, str]
-    patience: float = 60
-    """Seconds until a `pulumi` that does not end is killed."""
     lines: list[tuple[float, str]] = field(default_factory=list)
 
     def write(self, program: str, *, options: str = f"{{virtualenv: {sys.prefix}}}") -> None:
@@ -87,7 +86,7 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        watch = threading.Timer(self.patience, process.kill)
+        watch = threading.Timer(PATIENCE, process.kill)
         watch.start()
         try:
             yield process

@@ -170,7 +170,7 @@ def rehearsing(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) 
         "PATH": f"{PROGRAMS}:{environment['PATH']}",
         "PULUMI_STACK": "test",
     }
-    project = Project(tmp_path_factory.mktemp("program"), environment, patience=300)
+    project = Project(tmp_path_factory.mktemp("program"), environment)
     made = Rehearsal(project, folder, key, packages)
     try:
         project.write("")
