@@ -1,12 +1,24 @@
 """What all tests share: the engine that `make test` installed, and no way to a user's own stacks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from daskstack import engine
+from tests import given_up
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.excinfo and not report.passed and (said := given_up.said(call.excinfo)):
+        report.sections.append(("what the command had said", said))
+    return report
+
 
 # As in the Makefile: programs that tests start need not compile their packages anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
