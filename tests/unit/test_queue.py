@@ -19,7 +19,7 @@ import os, pathlib, pytest, tempfile, time
 
 def test_passes(tmp_path):
     assert tmp_path.is_relative_to(os.environ["TMPDIR"]) and tempfile.gettempdir() == os.environ["TMPDIR"]
-    assert len(str(tmp_path)) < 107
+    assert not pathlib.Path("temporary").exists() or pathlib.Path("temporary").read_text() != os.environ["TMPDIR"]
     time.sleep(1.25)
 
 def test_is_skipped():
@@ -28,9 +28,9 @@ def test_is_skipped():
 FAILS = """
 import os, pathlib
 
-def test_temporary_folders_are_apart():
-    pathlib.Path(os.environ["TMPDIR"], "of-this-file").touch()
-    assert os.listdir(pathlib.Path(os.environ["TMPDIR"])).count("of-this-file") == 1
+def test_passes():
+    assert os.listdir(os.environ["TMPDIR"]) == []
+    pathlib.Path("temporary").write_text(os.environ["TMPDIR"])
 
 def test_fails():
     assert "found" == "expected"
@@ -90,7 +90,9 @@ def test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed(top: Path) -
     assert re.search(r"^\d\d:\d\d tests/unit 1/2 1 passed, 1 skipped in \d+ s$", said, re.MULTILINE)
     assert re.search(r"^\d\d:\d\d tests/machines/test_dies\.py 1 error in \d+ s$", said, re.MULTILINE)
     assert "assert 'found' == 'expected'" in said
-    assert re.search(r"^slowest tests:\n +1\.\d s  tests/unit/test_some\.py::test_passes$", said, re.MULTILINE), said
+    assert re.search(
+        r"^slowest tests:\n +[1-9]\d*\.\d s  tests/unit/test_some\.py::test_passes$", said, re.MULTILINE
+    ), said
     assert "\nnot proven here: tests/unit/test_some.py::test_is_skipped: no such disk\n" in said
     last = said.splitlines()[-1]
     assert re.fullmatch(r"=+ 1 failed, 2 passed, 1 skipped, 1 error in [\d.]+s( \(0:\d\d:\d\d\))? =+", last)
