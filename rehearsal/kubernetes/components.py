@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from daskstack.engine import PROJECT
 from rehearsal.kubernetes.network import DNS, INNER, KUBERNETES, PODS, SERVICES, name
 
 # Where the cluster's folder is for the node's processes: short, as paths of sockets have to be.
@@ -83,6 +84,7 @@ def commands(programs: Path, address: str) -> dict[str, list[str]]:
         ],
         "kube-proxy": [kube, "kube-proxy", f"--config={NODE}/kube-proxy.json"],
         "coredns": [str(programs / "coredns"), "-conf", f"{NODE}/Corefile"],
+        "policies": ["env", f"PYTHONPATH={PROJECT}", sys.executable, "-m", "rehearsal.kubernetes.policies", address],
         "wheels": [sys.executable, "-m", "http.server", "--bind", INNER, "--directory", f"{NODE}/wheels", str(WHEELS)],
     }
 

@@ -46,7 +46,7 @@ def template(python: str) -> Path:
     """A containerd's folder with both images in it, from the cache or made there (15 s)."""
     system = machine_image()
     programs = kubernetes_programs()
-    folder = CACHE / "kubernetes" / "images" / digest(Path(__file__), str(system), str(programs), python)
+    folder = CACHE / "kubernetes" / "images" / digest(Path(__file__), INNER, str(system), str(programs), python)
     if not folder.exists():
         with one_at_a_time():
             if not folder.exists():

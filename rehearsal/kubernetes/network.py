@@ -17,8 +17,9 @@ from rehearsal.kubernetes import NodeError
 PODS = "100.64.0.0/16"
 SERVICES = "100.65.0.0/16"
 KUBERNETES, DNS = "100.65.0.1", "100.65.0.10"
-# The node's address for its own pods, the same in every cluster, so that an image can name it.
-INNER = "100.66.0.1"
+# The node's address for its own pods, the same in every cluster, so that an image can name it. To network policies it
+# is one of the internet (RFC 5737), as a package index is.
+INNER = "198.51.100.1"
 
 
 def name(directory: Path) -> str:

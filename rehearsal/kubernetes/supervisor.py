@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daskstack.engine import kubernetes_programs
-from rehearsal.kubernetes import components, network, objects
+from rehearsal.kubernetes import components, network, objects, policies
 from rehearsal.kubernetes.api import Api
 from rehearsal.kubernetes.components import NODE, SOCKET
 
@@ -98,13 +98,14 @@ class Node:
         self.start("kube-apiserver")
         self.wait("containerd", SOCKET.exists)
         self.wait("kube-apiserver", lambda: self.api.call("GET", "/readyz") == "ok")
-        self.start("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns")
+        self.start("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns", "policies")
         self.wait("supervisor", lambda: objects.make(self.api) is None)
         self.wait("kubelet", lambda: objects.node_is_ready(self.api, begun))
         self.wait(
             "kube-controller-manager", lambda: bool(self.api.get("/api/v1/namespaces/default/serviceaccounts/default"))
         )
         self.wait("kube-proxy", lambda: bool(fetch("http://127.0.0.1:10256/healthz")))
+        self.wait("policies", lambda: has_table(policies.TABLE))
         self.wait("coredns", lambda: bool(fetch("http://127.0.0.1:8181/ready")))
         self.wait("wheels", lambda: answers(network.INNER, components.WHEELS))
         self.ready = True
@@ -156,6 +157,10 @@ class Node:
                 sys.exit(f"{name} ended {ENDS} times")
             time.sleep(0.5)
             self.start(name)
+
+
+def has_table(name: str) -> bool:
+    return subprocess.run(["nft", "list", "table", "ip", name], capture_output=True).returncode == 0
 
 
 def answers(address: str, port: int) -> bool:

@@ -1,12 +1,50 @@
 """A Kubernetes of one node, for tests."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from daskstack.engine import PROJECT, kubernetes_programs
+from rehearsal.kubernetes import network
+
+IMAGE = "python:3.11-slim"
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+FORBIDDEN = "No route to host"  # what the node's policies answer, and nothing else
+PROBE = """
+import socket, sys
+for place in sys.argv[1:]:
+    host, port = place.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), 20).close()
+        print("open")
+    except OSError as error:
+        print(error.strerror or error)
+"""
+
+
+def pod(name: str, *command: str, security: dict | None = None, labels: dict | None = None, **spec) -> dict:
+    container = {"name": "main", "image": IMAGE, "command": list(command), "securityContext": security or {}}
+    container |= {key: spec.pop(key) for key in ("ports", "volumeMounts", "readinessProbe") if key in spec}
+    metadata = {"name": name, "labels": {"app": name, **(labels or {})}}
+    spec = {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 0, **spec}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def server(name: str, **spec) -> dict:
+    """A pod that is ready once it listens on port 8000."""
+    probe = {"tcpSocket": {"port": 8000}, "periodSeconds": 1}
+    return pod(name, "python", "-m", "http.server", "8000", readinessProbe=probe, **spec)
 
 
 @dataclass(frozen=True)
@@ -29,6 +67,18 @@ class Cluster:
         assert done.returncode == 0, f"{word} ended with status {done.returncode}"
         return done.stdout
 
+    def reach(self, namespace: str, pod: str, *places: str) -> dict[str, str]:
+        """For each place ("host:port") "open", or why the pod cannot connect to it."""
+        said = self.kubectl("exec", f"--namespace={namespace}", pod, "--", "python", "-c", PROBE, *places)
+        return dict(zip(places, said.splitlines(), strict=True))
+
+    def ready(self, namespace: str, *pods: str) -> list[str]:
+        """Waits for pods; returns their addresses."""
+        names = [f"pod/{each}" for each in pods]
+        self.kubectl("wait", f"--namespace={namespace}", "--for=condition=Ready", *names, "--timeout=90s")
+        found = [self.kubectl("get", f"--namespace={namespace}", each, "--output=json") for each in names]
+        return [json.loads(each)["status"]["podIP"] for each in found]
+
     @property
     def kubeconfig(self) -> Path:
         return self.directory / "kubeconfig"
@@ -41,3 +91,33 @@ class Cluster:
     def apply(self, *objects: dict, namespace: str = "default") -> None:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         self.kubectl("apply", f"--namespace={namespace}", "--filename=-", input=text)
+
+
+def until(reached: Callable[[], object], seconds: float = 60) -> None:
+    """Waits for it to be so."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not so within {seconds:.0f} s"
+        time.sleep(0.2)
+
+
+def control_groups(name: str) -> list[str]:
+    """The folders of that name; by os.walk, which passes over those that end meanwhile."""
+    return [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if Path(folder).name == name]
+
+
+def traces(cluster: Cluster) -> list[str]:
+    """Everything of a cluster that this computer shows."""
+    name = network.name(cluster.directory)
+    groups = control_groups(name)
+    folders = [Path("/run/netns") / name, Path("/sys/class/net") / name, cluster.directory]
+    mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(cluster.directory) in line]
+    running = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_text()
+        except OSError:
+            continue
+        if str(cluster.directory) in command:
+            running.append(command)
+    return groups + mounts + running + [str(folder) for folder in folders if folder.exists()]

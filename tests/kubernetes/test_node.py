@@ -1,42 +1,35 @@
-"""The rehearsal's own promises: what runs on the node, what it reaches, and what is left."""
+"""The node of rehearsals: what runs on it, what it reaches, what is left of it, and what its API server says.
+
+One Kubernetes serves all of these, which is why the chart's manifests and Google's stand-in meet it here, too.
+"""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
-import tempfile
-import time
+import sys
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from rehearsal.kubernetes import network
-from rehearsal.kubernetes.supervisor import SYSCTLS
-from tests.kubernetes.support import Cluster
+import settings
+from components.gke import values
+from daskstack.engine import PROJECT, kubernetes_programs
+from rehearsal.kubernetes import components, network
+from tests.kubernetes.chart import LOCKS, NAMES, rendered
+from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, control_groups, pod, server, until
 
-IMAGE = "python:3.11-slim"
-RESTRICTED = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "runAsNonRoot": True,
-    "runAsUser": 1000,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
+sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
 
-
-def pod(name: str, *command: str, security: dict | None = None, **spec) -> dict:
-    container = {"name": "main", "image": IMAGE, "command": list(command), "securityContext": security or {}}
-    container |= {key: spec.pop(key) for key in ("volumeMounts", "readinessProbe") if key in spec}
-    metadata = {"name": name, "labels": {"app": name}}
-    spec = {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 0, **spec}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-
-
-def server(name: str) -> dict:
-    probe = {"tcpSocket": {"port": 8000}, "periodSeconds": 1}
-    return pod(name, "python", "-m", "http.server", "8000", readinessProbe=probe)
+from gcp import cloud, node
+from gcp.kinds import CLUSTER, POOL
 
 
 def service(name: str, app: str, **spec) -> dict:
@@ -49,13 +42,6 @@ def ended(cluster: Cluster, name: str, namespace: str = "default") -> str:
     there = ("--namespace", namespace)
     cluster.kubectl("wait", *there, "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=60s")
     return cluster.kubectl("logs", *there, name)
-
-
-def until(reached: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not (found := reached()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
 
 
 def answers(url: str) -> bool:
@@ -82,7 +68,7 @@ def test_a_pod_is_found_by_its_service_also_from_itself(kubernetes: Cluster) -> 
         except subprocess.CalledProcessError:  # the node's rules follow a moment later
             return False
 
-    assert until(found)
+    until(found)
 
 
 def test_pods_install_from_the_nodes_wheels_and_reach_nothing_outside(kubernetes: Cluster) -> None:
@@ -105,12 +91,13 @@ def test_a_claim_gets_a_volume_that_goes_with_it(kubernetes: Cluster) -> None:
     mounted["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
     kubernetes.apply(claim, pod("writer", "touch", "/data/written", **mounted))
     ended(kubernetes, "writer")
-    volumes = kubernetes.directory / "volumes"
-    assert [path.name for path in volumes.glob("*/*")] == ["written"]
+    name = kubernetes.kubectl("get", "pvc/data", "--output=jsonpath={.spec.volumeName}")
+    volume = kubernetes.directory / "volumes" / name
+    assert [path.name for path in volume.iterdir()] == ["written"]
 
     kubernetes.kubectl("delete", "pod/writer", "pvc/data")
-    assert until(lambda: not list(volumes.iterdir()))
-    assert kubernetes.kubectl("get", "persistentvolumes", "--output=name") == ""
+    until(lambda: not volume.exists())
+    until(lambda: name not in kubernetes.kubectl("get", "persistentvolumes", "--output=name"))
 
 
 def test_a_restricted_namespace_runs_restricted_pods_alone(kubernetes: Cluster) -> None:
@@ -129,20 +116,84 @@ def test_a_restricted_namespace_runs_restricted_pods_alone(kubernetes: Cluster) 
 def test_a_load_balancer_answers_this_computer_unless_its_sources_are_others(kubernetes: Cluster) -> None:
     kubernetes.apply(server("public"), service("public", "public", type="LoadBalancer"))
     path = "jsonpath={.status.loadBalancer.ingress[0].ip}"
-    assert until(lambda: kubernetes.kubectl("get", "service", "public", f"--output={path}") != "")
+    until(lambda: kubernetes.kubectl("get", "service", "public", f"--output={path}") != "")
     address = kubernetes.kubectl("get", "service", "public", f"--output={path}")
-    assert until(lambda: answers(f"http://{address}/"))
+    until(lambda: answers(f"http://{address}/"))
 
     others = service("public", "public", type="LoadBalancer", loadBalancerSourceRanges=["192.0.2.0/24"])
     kubernetes.apply(others)
-    assert until(lambda: not answers(f"http://{address}/"))
+    until(lambda: not answers(f"http://{address}/"))
 
 
-def test_another_up_takes_seconds_and_changes_nothing(kubernetes: Cluster) -> None:
+def test_the_node_enforces_network_policies(kubernetes: Cluster) -> None:
+    for name, team in ("guarded", "a"), ("others", "b"), ("friends", "c"):
+        metadata = {"name": name, "labels": {"team": team}}
+        kubernetes.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    listen = "import socket, time; held = [socket.create_server(('', p)) for p in range(8000, 8005)]; time.sleep(600)"
+    ports = {"ports": [{"name": "web", "containerPort": 8000}]}
+    probe = {"readinessProbe": {"tcpSocket": {"port": 8004}, "periodSeconds": 1}}
+    kubernetes.apply(
+        pod("server", "python", "-c", listen, **ports, **probe),
+        pod("friend", "sleep", "600", labels={"role": "friend"}),
+        pod("stranger", "sleep", "600"),
+        namespace="guarded",
+    )
+    kubernetes.apply(pod("stranger", "sleep", "600", labels={"role": "friend"}), namespace="others")
+    kubernetes.apply(pod("guest", "sleep", "600"), namespace="friends")
+    try:
+        address, *_ = kubernetes.ready("guarded", "server", "friend", "stranger")
+        kubernetes.ready("others", "stranger")
+        kubernetes.ready("friends", "guest")
+        doors = [f"{address}:{port}" for port in range(8000, 8005)]
+
+        def open_to(namespace: str, name: str) -> list[int]:
+            found = kubernetes.reach(namespace, name, *doors)
+            assert set(found.values()) <= {"open", FORBIDDEN}
+            return [int(door.split(":")[1]) for door in doors if found[door] == "open"]
+
+        pods = [("guarded", "friend"), ("guarded", "stranger"), ("others", "stranger"), ("friends", "guest")]
+        assert [len(open_to(*each)) for each in pods] == [5] * 4
+
+        kubernetes.apply(
+            policy(
+                "ingress",
+                {"matchLabels": {"app": "server"}},
+                ingress=[
+                    {
+                        "from": [{"podSelector": {"matchExpressions": [{"key": "role", "operator": "Exists"}]}}],
+                        "ports": [{"port": "web"}],
+                    },
+                    {
+                        "from": [{"namespaceSelector": {"matchLabels": {"team": "c"}}}],
+                        "ports": [{"port": 8001, "endPort": 8002}],
+                    },
+                ],
+            ),
+            namespace="guarded",
+        )
+        until(lambda: [open_to(*each) for each in pods] == [[8000], [], [], [8001, 8002]])
+
+        egress = [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["100.64.0.0/10"]}}]}]
+        kubernetes.apply(policy("egress", {"matchLabels": {"app": "friend"}}, egress=egress), namespace="guarded")
+        until(lambda: open_to("guarded", "friend") == [])
+        index = f"{network.INNER}:{components.WHEELS}"
+        assert kubernetes.reach("guarded", "friend", index) == {index: "open"}
+
+        kubernetes.kubectl("delete", "networkpolicies", "--namespace=guarded", "--all")
+        until(lambda: [len(open_to(*each)) for each in pods] == [5] * 4)
+    finally:
+        kubernetes.kubectl("delete", "namespace", "guarded", "others", "friends", "--wait=false")
+
+
+def policy(name: str, selector: dict, **rules: list[dict]) -> dict:
+    spec = {"podSelector": selector, "policyTypes": [each.capitalize() for each in rules], **rules}
+    metadata = {"name": name}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+
+
+def test_another_up_changes_nothing(kubernetes: Cluster) -> None:
     first = processes(kubernetes)
-    begun = time.monotonic()
     printed = kubernetes.up()
-    assert time.monotonic() - begun < 10
     assert printed["kubeconfig"] == str(kubernetes.kubeconfig)
     assert kubernetes.kubeconfig.stat().st_mode & 0o777 == 0o600
     assert first and processes(kubernetes) == first
@@ -152,7 +203,7 @@ def test_up_mends_a_killed_cluster_which_knows_what_it_knew(kubernetes: Cluster)
     kubernetes.kubectl("create", "configmap", "known", "--from-literal=word=kept")
     supervisor = next(process for process, name in processes(kubernetes).items() if name == "unshare")
     os.kill(supervisor, signal.SIGKILL)
-    assert until(lambda: not processes(kubernetes)), "its processes outlive it"
+    until(lambda: not processes(kubernetes))
 
     kubernetes.up()
     assert kubernetes.kubectl("get", "configmap", "known", "--output=jsonpath={.data.word}") == "kept"
@@ -160,24 +211,8 @@ def test_up_mends_a_killed_cluster_which_knows_what_it_knew(kubernetes: Cluster)
     assert ended(kubernetes, "after") == "runs\n"
 
 
-def test_down_leaves_nothing_behind() -> None:
-    cluster = Cluster(Path(tempfile.mkdtemp(prefix="daskstack-")))
-    before = [Path("/proc/sys", name).read_text() for name in SYSCTLS]
-    try:
-        cluster.up()
-        cluster.apply(pod("left", "sleep", "600"))
-        cluster.kubectl("wait", "--for=condition=Ready", "pod/left", "--timeout=60s")
-        assert len(traces(cluster)) >= 5, "this test looks at the wrong places"
-    finally:
-        cluster.down()
-    assert traces(cluster) == []
-    assert [Path("/proc/sys", name).read_text() for name in SYSCTLS] == before
-    cluster.down()  # nothing is there
-
-
-def control_groups(name: str) -> list[str]:
-    """The folders of that name; by os.walk, which passes over those that end meanwhile."""
-    return [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if Path(folder).name == name]
+def test_down_where_nothing_is_has_nothing_to_do(tmp_path: Path) -> None:
+    Cluster(tmp_path / "none").down()
 
 
 def processes(cluster: Cluster) -> dict[int, str]:
@@ -197,18 +232,145 @@ def comm(process: int) -> str:
         return ""
 
 
-def traces(cluster: Cluster) -> list[str]:
-    """Everything of a cluster that this computer shows."""
-    name = network.name(cluster.directory)
-    groups = control_groups(name)
-    folders = [Path("/run/netns") / name, Path("/sys/class/net") / name, cluster.directory]
-    mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(cluster.directory) in line]
-    running = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_text()
-        except OSError:
-            continue
-        if str(cluster.directory) in command:
-            running.append(command)
-    return groups + mounts + running + [str(folder) for folder in folders if folder.exists()]
+# What the API server says of the chart
+
+
+PODS = {
+    "cpu": st.sampled_from([0.1, 0.25, 1, 2.5, 64]),
+    "memory": st.sampled_from(["512 MB", "1.5 GiB", "4GB", "64 MB"]),
+    "nodeSelector": st.sampled_from([{}, {"disk": "ssd"}, {"cloud.google.com/gke-spot": "true"}]),
+    "tolerations": st.sampled_from(
+        [[], [{"operator": "Exists"}], [{"key": "spot", "value": "x", "effect": "NoSchedule"}]]
+    ),
+    "serviceAccount": st.sampled_from([None, "dask"]),
+}
+EXPOSED = st.none() | st.fixed_dictionaries(
+    {"sources": st.sampled_from([["203.0.113.7/32"], ["10.0.0.0/8", "2001:db8::/48"]]), "internal": st.just(True)}
+)
+ACCEPTED = st.fixed_dictionaries(
+    {
+        "scheduler": st.fixed_dictionaries({}, optional=PODS),
+        "workers": st.fixed_dictionaries(
+            {}, optional=PODS | {"replicas": st.integers(0, 1000), "threads": st.none() | st.integers(1, 9)}
+        ),
+        "jupyter": st.fixed_dictionaries({"enabled": st.just(True)}, optional=PODS | {"storage": st.just("2Ti")}),
+        "egress": st.sampled_from([[], ["10.2.0.0/24", "fd00:1::/64"]]),
+        "expose": st.fixed_dictionaries({}, optional=dict.fromkeys(("scheduler", "dashboard", "jupyter"), EXPOSED)),
+        "dask": st.fixed_dictionaries(
+            {},
+            optional={
+                "env": st.dictionaries(st.sampled_from(["A", "b_1"]), st.text("x: '\"{}\n$%", max_size=9)),
+                "config": st.dictionaries(st.sampled_from(["x", "y"]), st.text("x: '\"{}\n$%-", max_size=9)),
+                "workerArgs": st.sampled_from([[], ["--preload", "my.module"], ["--resources", "GPU=1"]]),
+            },
+        ),
+        "packages": st.fixed_dictionaries(
+            {"pip": st.sampled_from([[], ["dask-ml[complete]>=2025; os_name=='posix'"]])}
+        ),
+    },
+    optional={
+        "cluster": st.fixed_dictionaries(
+            {"source": st.just("gcp"), "project": st.just("my-project"), "location": st.just("us-central1-a")},
+            optional={"workers": st.just({"machine": "a3-mega", "accelerators": {"type": "nvidia-l4"}})},
+        ),
+        "limits": st.sampled_from([{"idle": "30m"}, {"idle": "90d"}]),
+        "image": st.sampled_from(["ghcr.io/me/dask:1.4", "localhost:5000/dask:latest"]),
+        "values": st.sampled_from(
+            [
+                {"additional_worker_groups": [{"name": "gpu", "replicas": 2}]},
+                {"jupyter": {"ingress": {"enabled": True, "tls": True}}},
+            ]
+        ),
+    },
+)
+
+
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None, phases=[Phase.generate]
+)
+@given(said=ACCEPTED)
+def test_whatever_settings_accept_the_api_server_accepts(kubernetes: Cluster, said: dict[str, Any]) -> None:
+    access = {"source": "existing", "kubeconfig": str(kubernetes.kubeconfig)}
+    if "cluster" in said:  # where no node's size is known, every pod is accepted
+        said["cluster"] = {"system": {"machine": "a3-mega"}, "workers": {"machine": "a3-mega"}} | said["cluster"]
+    cluster = settings.parse({"target": "gke", "cluster": access} | said, PROJECT)
+    given = values.own(cluster, NAMES, LOCKS, "uv==1", "r")
+    manifests = yaml.safe_dump_all(rendered(**given))
+    kubernetes.kubectl("apply", "--dry-run=server", "--filename=-", input=manifests)
+
+
+def test_pods_of_the_chart_meet_the_restricted_standard(kubernetes: Cluster) -> None:
+    name = "restricted-chart"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kubernetes.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "dask"}}
+    kubernetes.apply(account, namespace=name)
+    for manifest in rendered():
+        if manifest["kind"] == "Deployment":
+            pod = manifest["spec"]["template"] | {"apiVersion": "v1", "kind": "Pod"}
+            pod["metadata"]["name"] = manifest["metadata"]["name"]
+            kubernetes.kubectl("apply", "--dry-run=server", "--namespace", name, "--filename=-", input=json.dumps(pod))
+    kubernetes.kubectl("delete", "namespace", name, "--wait=false")
+
+
+# Google Cloud's stand-in, with this Kubernetes in the place of GKE's
+
+
+CONFIG = {"project": "my-project", "zone": "us-central1-a"}
+TAINT = {"key": "test", "value": "yes", "effect": "PREFER_NO_SCHEDULE"}
+EXEC = {
+    "apiVersion": "client.authentication.k8s.io/v1beta1",
+    "command": "gke-gcloud-auth-plugin",
+    "interactiveMode": "Never",
+    "provideClusterInfo": True,
+}
+
+
+@pytest.fixture
+def rehearsal(kubernetes, tmp_path, monkeypatch):
+    """A rehearsal's folder and programs."""
+    (tmp_path / "kubernetes").symlink_to(kubernetes.directory)
+    command = [sys.executable, "-m", "rehearsal.kubernetes", "up", str(kubernetes.directory), "--lock", "jupyter.lock"]
+    settings = {"command": command, "down": ["false"], "cwd": str(PROJECT)}
+    path = f"{PROJECT / 'rehearsal' / 'cloud'}:{kubernetes_programs()}:{os.environ['PATH']}"
+    monkeypatch.setenv("DASKSTACK_REHEARSAL", str(tmp_path))
+    monkeypatch.setenv("DASKSTACK_REHEARSAL_KUBERNETES", json.dumps(settings))
+    monkeypatch.setenv("PATH", path)
+    return tmp_path
+
+
+async def test_kubectl_gets_in_by_the_dns_endpoint_and_sees_the_labels_and_taints_of_pools(kubernetes, rehearsal):
+    known = cloud.pretended()
+    cluster, record = cloud.new_record(CLUSTER, {"name": "c"}, CONFIG, kubernetes=await node.up())
+    known.write(cluster, record)
+    known.trust(record["kubernetes"]["authority"])
+    endpoint = record["outputs"]["controlPlaneEndpointsConfig"]["dnsEndpointConfig"]["endpoint"]
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": f"https://{endpoint}"}}],
+        "users": [{"name": "c", "user": {"exec": EXEC}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        "current-context": "c",
+    }
+    (rehearsal / "kubeconfig").write_text(json.dumps(kubeconfig))
+
+    def look() -> dict:
+        command = ["kubectl", f"--kubeconfig={rehearsal}/kubeconfig", "get", "nodes", "--output=json"]
+        environ = os.environ | {"SSL_CERT_FILE": str(rehearsal / "gcp" / "ca.pem")}
+        [found] = json.loads(subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE).stdout)["items"]
+        return found
+
+    before = look()
+    config = {"machineType": "e2-standard-2", "labels": {"test": "yes"}, "taints": [TAINT]}
+    identity, pool = cloud.new_record(POOL, {"name": "pool", "cluster": "c", "nodeConfig": config}, CONFIG)
+    async with node.changing(known, cluster):
+        known.create(identity, pool)
+    labels = look()["metadata"]["labels"]
+    assert (labels["test"], labels["cloud.google.com/gke-nodepool"]) == ("yes", "pool")
+    assert {"key": "test", "value": "yes", "effect": "PreferNoSchedule"} in look()["spec"]["taints"]
+    async with node.changing(known, cluster):
+        known.delete(identity)
+    after = look()
+    assert after["metadata"]["labels"] == before["metadata"]["labels"]
+    assert after["spec"].get("taints", []) == before["spec"].get("taints", [])

@@ -1,0 +1,28 @@
+"""The chart, rendered by helm alone."""
+
+import subprocess
+from typing import Any
+
+import yaml
+
+import lock
+from components.gke import values
+from daskstack.engine import PROJECT, kubernetes_programs
+
+CHART = PROJECT / "charts" / "dask"
+LOCKS = {
+    "environment": lock.read(PROJECT / "environment.lock", "3.11"),
+    "jupyter": lock.read(PROJECT / "jupyter.lock", "3.11", dask=False),
+}
+NAMES = values.Names("dask-tls-scheduler", "dask-tls-worker", "dask-tls-client", "dask-jupyter-password")
+
+
+def helm(*words: str, given: dict[str, Any], check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [kubernetes_programs() / "helm", *words, "--values", "-"]
+    return subprocess.run(command, input=yaml.safe_dump(given), capture_output=True, text=True, check=check)
+
+
+def rendered(**given: Any) -> list[dict[str, Any]]:
+    """The manifests that the chart makes of these values."""
+    done = helm("template", "dask", str(CHART), given={"jupyter": {"passwordSecret": "p"}} | given)
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
