@@ -94,8 +94,8 @@ DATA = [
         "another-context",
         "A stack stays on the Kubernetes of its first `up`, whichever context is current.",
         "components/gke/context.py",
-        'opts=ResourceOptions(ignore_changes=["input"])',
-        "opts=ResourceOptions()",
+        "    return first.apply(tell)",
+        "    return current",
         "tests/engine/test_gke_program.py::test_a_stack_stays_on_the_context_that_was_current_at_its_first_up",
     ),
     Mutation(
