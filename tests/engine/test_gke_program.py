@@ -87,8 +87,9 @@ def test_a_namespace_that_is_there_is_not_made(stack: Stack) -> None:
     assert found["release"]["inputs"]["namespace"] == "theirs"
 
 
-def test_a_stack_stays_on_the_context_that_was_current_at_its_first_up(stack: Stack) -> None:
+def test_a_stack_stays_on_the_context_that_was_current_at_its_first_up(tmp_path: Path) -> None:
     """Else an `up` or a destroy would act on whatever cluster somebody has switched to since."""
+    stack = Stack(tmp_path)  # of its own: the others preview one that was never up
 
     def say(current: str) -> None:
         contexts = [{"name": name, "context": {"cluster": "c", "user": "u"}} for name in ("none", "other")]
