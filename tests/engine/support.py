@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -216,9 +217,13 @@ class Keys:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nobody gets by chance before it is listened on: it is below those that the kernel hands out."""
+    choice = random.SystemRandom()  # pytest-randomly gives every process the same seed
+    while True:
+        port = choice.randrange(20_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Sshd:
