@@ -36,7 +36,7 @@ LONGEST = (
     *("kubernetes/test_release.py", "machines/test_power_off.py", "kubernetes/test_rehearse.py"),
     *("machines/test_rehearsed.py", "machines/test_failure.py", "machines/test_change.py"),
     *("machines/test_gcp_stack.py", "machines/test_stack.py", "machines/test_existing.py", "machines/test_steps.py"),
-    *("kubernetes/test_gcp.py", "machines/test_gcp_machines.py", "kubernetes/test_node.py"),
+    *("machines/test_gcp_machines.py", "kubernetes/test_node.py"),
 )
 FOLDERS = ("machines", "kubernetes", "engine")
 # Their tests still build on each other.
