@@ -3,11 +3,14 @@
 import json
 import os
 from pathlib import Path
+from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 
 from daskstack import engine
 from tests.engine.support import PROGRAMS, Cloud, Project
+from tools import rehearse
 
 SECRET = "of-the-callers-own-account"
 VARIABLES = [
@@ -79,6 +82,32 @@ def test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugi
     assert str(tmp_path / "caller") not in json.dumps(found)
     assert not (tmp_path / "called").exists()
     assert cloud.files == {"projects/my-project/global/networks/net"}
+
+
+def test_nor_does_what_make_rehearse_itself_calls(
+    tmp_path: Path, caller: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Exception):
+        pass
+
+    class Looks(rehearse.Rehearsal):
+        seen: ClassVar[dict[str, str]] = {}
+
+        def start(self, config: dict[str, Any]) -> None:
+            pass
+
+        def up(self, *options: str) -> None:
+            self.seen.update(os.environ)
+            raise Ended
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(rehearse, "Rehearsal", Looks)
+    with mock.patch.dict(os.environ, caller | {"XDG_DATA_HOME": str(tmp_path)}), pytest.raises(Ended):
+        rehearse.main("vms")
+    assert Looks.seen["HOME"].startswith(f"{tmp_path}/daskstack/rehearsal/vms/")
+    assert SECRET not in str(Looks.seen)
 
 
 def test_settings_of_the_package_index_are_kept(tmp_path: Path, caller: dict[str, str]) -> None:

@@ -28,15 +28,24 @@ def first_pair(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
 
 
 @pytest.fixture
-def pair(first_pair: Pair, stack: Stack) -> Iterator[Pair]:
+def pair(first_pair: Pair, stack: Stack) -> Pair:
     """Two machines that are on, where nothing was computed for an hour and no worker is there."""
-    stack.boot("idle-head", "idle-hand")
-    worked(first_pair, 0)
-    yield first_pair
-    stack.boot("idle-head", "idle-hand")
     for machine in (first_pair.head, first_pair.hand):
-        machine.run("systemctl stop step steps 2>/dev/null || true")  # of a test that failed
-        machine.run(script("idle", {"LIMIT": "", "ADDRESS": ""}), {}, "undo")
+        calm(machine, stack)
+    worked(first_pair, 0)
+    return first_pair
+
+
+def calm(machine: Machine, stack: Stack) -> None:
+    """On, and nothing powers it off."""
+    ends = "sudo -n systemctl stop dask-idle step steps 2>/dev/null; true"
+    if not machine.is_on() or machine.ssh(ends, check=False).returncode:
+        until(lambda: not machine.is_on())
+        # Else it could be off again before anything reaches it.
+        unit = "etc/systemd/system/multi-user.target.wants/dask-idle.service"
+        as_root("rm", "-f", str(machine.folder / "upper" / unit))
+        stack.boot(machine.name)
+    machine.run(script("idle", {"LIMIT": "", "ADDRESS": ""}), {}, "undo")
 
 
 def worked(pair: Pair, workers: int) -> None:
