@@ -1,11 +1,14 @@
 """Real local machines, for tests."""
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +18,75 @@ SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 OUTSIDE_ADDRESS = "198.51.100.1"  # set aside for examples (RFC 5737): in no cluster's network
 
 
+def run(
+    command: Sequence[str | Path],
+    *,
+    seconds: float,
+    stdin: str = "",
+    check: bool = True,
+    together: bool = False,
+    **options,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command; `options` go to `subprocess.Popen`, and `together` makes one text of its two outputs.
+
+    Shows all that it said where it fails (with `check`), has not ended in time, or pytest's own limit comes first.
+    """
+    with contextlib.ExitStack() as files:
+        # Not pipes: a program that a killed command has started may hold them open for ever.
+        given, out, err = (files.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(3))
+        given.write(stdin)
+        given.seek(0)
+        process = subprocess.Popen(
+            command, stdin=given, stdout=out, stderr=out if together else err, start_new_session=True, **options
+        )
+
+        def said() -> tuple[str, str]:
+            out.seek(0), err.seek(0)
+            return out.read(), err.read()
+
+        try:
+            process.wait(seconds)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            print(f"{shlex.join(map(str, command))} was ended. It had said:", *said(), sep="\n")
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise AssertionError(f"{command[0]} had not ended after {seconds} s; what it said is shown") from None
+            raise
+        done = subprocess.CompletedProcess(command, process.returncode, *said())
+    if check and done.returncode:
+        raise AssertionError(
+            f"{shlex.join(map(str, command))} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+        )
+    return done
+
+
 def as_root(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SUDO, *command], check=check, capture_output=True, text=True, timeout=60)
+    return run([*SUDO, *command], seconds=120, check=check)
 
 
 def call(script: str, *arguments: str, **variables: str) -> str:
     """What a script of rehearsal/machines prints. Raises with its messages where it fails."""
-    done = subprocess.run(
-        ["bash", str(SCRIPTS / script), *arguments],
-        env=os.environ | variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    done = run(["bash", SCRIPTS / script, *arguments], env=os.environ | variables, seconds=500, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout.strip()
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Waits for it to be so."""
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Waits for it to be so. The limit is for a computer that is busy with other things, too."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not so within {seconds} s"
         time.sleep(0.1)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Writes a file that another thread's command may be reading: it is never seen empty."""
+    new = Path(tempfile.mkstemp(dir=path.parent)[1])  # only its owner can read it
+    new.write_text(text)
+    return new.rename(path)
 
 
 @dataclass(frozen=True)
@@ -56,17 +107,15 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command over SSH, its host key verified. With `check`, a failure shows what it printed."""
         known_hosts = self.key.with_name(f"known_hosts-{self.id}")
-        known_hosts.write_text(f"{self.address} {self.host_key}\n")
+        write_whole(known_hosts, f"{self.address} {self.host_key}\n")
         options = {
-            "IdentitiesOnly": "yes", "BatchMode": "yes", "ControlMaster": "no", "ConnectTimeout": "10",
+            "IdentitiesOnly": "yes", "BatchMode": "yes", "ControlMaster": "no", "ConnectTimeout": "30",
             "StrictHostKeyChecking": "yes", "UserKnownHostsFile": known_hosts, "GlobalKnownHostsFile": "none",
             "HostKeyAlgorithms": "ssh-ed25519", "HostKeyAlias": self.address, "Port": self.port,
         }  # fmt: skip
-        done = subprocess.run(
-            ["ssh", "-F", "none", "-i", self.key, *(f"-o{k}={v}" for k, v in options.items()),
-             f"{user}@{self.address}", command],
-            input=stdin or "", capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        words = [f"-o{name}={value}" for name, value in options.items()]
+        ssh = ["ssh", "-F", "none", "-i", self.key, *words, f"{user}@{self.address}", command]
+        done = run(ssh, stdin=stdin or "", seconds=400, check=False)
         if check and done.returncode:
             raise AssertionError(f"{self.name}: {command!r} ended with {done.returncode}\n{done.stdout}{done.stderr}")
         return done
@@ -83,6 +132,12 @@ class Machine:
         """Its supervisor holds a lock as long as it lives."""
         return as_root("flock", "--nonblock", str(self.folder / "running"), "true", check=False).returncode == 1
 
+    def logins(self) -> int:
+        """How often `up` or a test has logged in, this time included."""
+        # sshd's line is in the journal a moment after the login.
+        count = "sudo journalctl --sync && sudo journalctl -t sshd | grep -c 'Accepted publickey for admin'"
+        return int(self.ssh(count).stdout)
+
     def reboot(self) -> None:
         """Until it starts anew: the old one answers for a while yet."""
         old = self.pid
@@ -90,7 +145,7 @@ class Machine:
         def is_new() -> bool:
             try:
                 return self.pid != old
-            except (IndexError, subprocess.CalledProcessError):
+            except (IndexError, AssertionError):
                 return False  # there is no process 1 between the two
 
         self.ssh("sudo -n systemctl reboot", check=False)

@@ -44,10 +44,6 @@ def touched(printed: str) -> set[str]:
     return set(re.findall(r"command:\w+:Command (\S+) (?:created|updated|deleted)", printed))
 
 
-def sessions(machine: Machine) -> int:
-    return int(machine.ssh("sudo journalctl -t sshd | grep -c 'Accepted publickey for admin'").stdout)
-
-
 def began(machine: Machine, unit: str = "dask-worker@1") -> str:
     return machine.ssh(f"systemctl show -p ActiveEnterTimestampMonotonic {unit}").stdout
 
@@ -61,11 +57,11 @@ def comes_back(work: Work, name: str) -> None:
 
 def test_adding_a_worker_runs_commands_on_it_and_on_the_authority_alone(checkout: Checkout, work: Work) -> None:
     others = [checkout.machines()[name] for name in ("worker-1", "worker-2")]
-    before = [sessions(machine) for machine in others]
+    before = [machine.logins() for machine in others]
     change(checkout, "Pulumi.dev.yaml", "workers: 2", "workers: 3")
     printed = checkout.make("up")
     assert re.search(r"^workers +3 running", printed, re.MULTILINE)
-    assert [sessions(machine) - 1 for machine in others] == before, "more than this test's own"
+    assert [machine.logins() - 1 for machine in others] == before, "more than this test's own"
     assert {each for each in touched(printed) if not each.startswith("worker-3-")} == {"members", "check"}
     work.goes_on()
 

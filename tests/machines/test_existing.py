@@ -128,7 +128,8 @@ def write(office: SimpleNamespace, **changes) -> None:
 
 def sessions(machine: Machine) -> list[str]:
     """Where each login of `up` came from, this look at it included."""
-    logged = machine.ssh("sudo journalctl -o cat -t sshd -g 'Accepted publickey for admin'").stdout
+    look = "sudo journalctl --sync && sudo journalctl -o cat -t sshd -g 'Accepted publickey for admin'"
+    logged = machine.ssh(look).stdout
     return re.findall(r"admin from (\S+)", logged)
 
 

@@ -6,15 +6,15 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
 import distributed
+import psutil
 import pytest
 from checkout import PROJECT, Checkout, stack_dev
 from fleet import Machine, Outside, until
@@ -37,13 +37,6 @@ def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 @pytest.fixture(scope="module")
 def machines(checkout: Checkout) -> Mapping[str, Machine]:
     return checkout.machines()
-
-
-def ssh_sessions(machines: Mapping[str, Machine]) -> int:
-    counts = [
-        machine.ssh("sudo journalctl -t sshd | grep -c 'Accepted publickey for admin'") for machine in machines.values()
-    ]
-    return sum(int(count.stdout) for count in counts)
 
 
 def test_up_ends_with_the_jobs_result_and_the_ways_in(checkout: Checkout) -> None:
@@ -69,11 +62,11 @@ def test_a_clone_stays_clean_after_up(checkout: Checkout) -> None:
 def test_a_second_up_changes_nothing_and_opens_no_ssh_session(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
-    before = ssh_sessions(machines)
+    before = {name: machine.logins() for name, machine in machines.items()}
     second_up = checkout.make("up")
     assert re.search(r"Resources:\n +\d+ unchanged\n", second_up)
     assert "become root of this computer" not in second_up
-    assert ssh_sessions(machines) == before + len(machines), "more than this test's own"
+    assert {name: machine.logins() - 1 for name, machine in machines.items()} == before, "more than this test's own"
 
 
 def test_dask_does_not_start_without_the_rule_that_keeps_tasks_from_the_metadata_server(
@@ -102,17 +95,17 @@ def test_what_runs_shows_no_key_to_other_users(checkout: Checkout, machines: Map
 
 
 def test_connect_gives_a_client_that_leaves_nothing_behind(checkout: Checkout) -> None:
-    mine = set(private.place().iterdir())
+    def tunnels() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if child.name() == "ssh"]
+
+    keys, before = set(private.place().iterdir()), tunnels()
     with daskstack.connect("dev") as client:
-        assert client.submit(sum, [1, 2, 3]).result(timeout=30) == 6
+        assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
         assert client.dashboard_link.startswith("http://127.0.0.1:")
-        assert urllib.request.urlopen(client.dashboard_link, timeout=10).status == 200
-        port = int(re.search(r":(\d+)/", client.dashboard_link)[1])
-    with pytest.raises(OSError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5)
-    assert set(private.place().iterdir()) == mine
-    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "ssh"], capture_output=True, text=True)
-    assert children.stdout == ""
+        assert urllib.request.urlopen(client.dashboard_link, timeout=60).status == 200
+        assert len(tunnels()) == len(before) + 1
+    assert tunnels() == before
+    assert set(private.place().iterdir()) == keys
 
 
 class Poison:
@@ -128,7 +121,7 @@ class Poison:
 def test_status_runs_nothing_on_this_computer_that_a_task_has_put_into_the_scheduler(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
-    marker = Path(tempfile.gettempdir()) / f"daskstack-marker-{os.getpid()}"
+    marker = Path("/tmp", f"daskstack-marker-{uuid.uuid4()}")  # a folder that machines have, too
     switch = f"/var/lib/daskstack/home/{marker.name}"  # so that the client of this test gets none of it
 
     def poison(dask_scheduler: distributed.Scheduler) -> None:
@@ -170,7 +163,7 @@ def test_what_a_client_has_opens_dask_and_nothing_else(checkout: Checkout, machi
         with ssh.command(connection) as command:
             done = subprocess.run(
                 [*command[:-1], *options, command[-1], *words],
-                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
             )  # fmt: skip
         assert done.returncode, done.stdout
         return done.stderr
@@ -212,7 +205,7 @@ def test_tasks_in_a_closed_unit_can_do_what_tasks_do(checkout: Checkout, machine
 
     with daskstack.connect("dev") as client:
         for name in ("worker-1", "worker-2"):
-            done = client.submit(work, name, workers=[f"{name}-1"], pure=False).result(timeout=60)
+            done = client.submit(work, name, workers=[f"{name}-1"], pure=False).result(timeout=120)
             assert done == (500.0**3, b"hello", "[1, 2]\n", name)
         # A mount that dies and comes back is seen by a worker that runs all the time.
         machines["worker-1"].ssh("sudo pkill -KILL -f '^[^ ]*sshfs [^ ]* /srv/daskdata '")
@@ -226,7 +219,14 @@ def test_tasks_in_a_closed_unit_can_do_what_tasks_do(checkout: Checkout, machine
         until(comes_back)
 
 
-def test_dask_does_not_start_without_the_firewall_and_outlives_its_restart(machines: Mapping[str, Machine]) -> None:
+def statuses(checkout: Checkout) -> dict[str, str]:
+    """Of each worker, by its name."""
+    return dict(re.findall(r"^(worker\S+) +(\w+),", checkout.make("status"), re.MULTILINE))
+
+
+def test_dask_does_not_start_without_the_firewall_and_outlives_its_restart(
+    checkout: Checkout, machines: Mapping[str, Machine]
+) -> None:
     machine = machines["worker-1"]
     ask = "systemctl show -P MainPID dask-worker@1"
     before = machine.ssh(ask).stdout
@@ -237,7 +237,7 @@ def test_dask_does_not_start_without_the_firewall_and_outlives_its_restart(machi
         until(lambda: machine.ssh("systemctl show -P SubState dask-worker@1").stdout == "auto-restart\n")
     finally:
         machine.run("systemctl start firewalld")
-    until(lambda: machine.ssh("systemctl is-active dask-worker@1", check=False).stdout == "active\n")
+    until(lambda: statuses(checkout) == dict.fromkeys(["worker-1-1", "worker-2-1"], "running"))
 
 
 def test_a_python_that_differs_is_refused_with_what_mends_it(
@@ -284,13 +284,16 @@ def test_a_killed_worker_comes_back(machines: Mapping[str, Machine]) -> None:
         def pids() -> dict[str, tuple[str, int]]:
             return client.run(lambda dask_worker: (dask_worker.name, os.getpid()), on_error="ignore")
 
-        before = set(pids().values())
+        client.wait_for_workers(2, timeout=120)
+        before = dict(pids().values())
         machines["worker-1"].ssh("sudo systemctl kill --signal=KILL dask-worker@1")
-        deadline = time.monotonic() + 60
-        while len(now := set(pids().values())) < 2 or now == before:
-            assert time.monotonic() < deadline, "the killed worker did not come back within a minute"
-            time.sleep(0.2)
-        assert {name for name, _ in now} == {"worker-1-1", "worker-2-1"}
+
+        def is_back() -> bool:
+            now = dict(pids().values())
+            return now.keys() == before.keys() and now["worker-1-1"] != before["worker-1-1"]
+
+        until(is_back)
+        assert dict(pids().values())["worker-2-1"] == before["worker-2-1"]
 
 
 def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) -> subprocess.CompletedProcess[str]:
@@ -324,11 +327,9 @@ def test_a_failed_check_says_first_what_failed(
 
 
 def test_a_cluster_that_is_gone_for_destroy_leaves_nothing(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
-    running = [machine.pid for machine in machines.values()]
+    running = [psutil.Process(machine.pid) for machine in machines.values()]
     checkout.make("destroy")
-    for pid in running:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    assert [process for process in running if process.is_running()] == []
     data = Path(checkout.environ["XDG_DATA_HOME"])
     # The engine's own note on the format of the folder is no stack's.
     left = [path for path in data.rglob("*") if path.is_file() and not path.name.startswith("meta.yaml")]
