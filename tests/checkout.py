@@ -19,7 +19,7 @@ LIMIT = 500  # seconds for a command, which shows what it said; pytest's own lim
 
 
 class Checkout:
-    """A copy of the project with a stack of its own: `dev`, or another with the settings of `dev` and a passphrase."""
+    """A clone of the project with a stack of its own: `dev`, or another with the settings of `dev` and a passphrase."""
 
     def __init__(self, folder: Path, stack: str = "dev") -> None:
         self.folder = folder / "checkout"
@@ -40,16 +40,65 @@ class Checkout:
             self.environ |= {"PULUMI_BACKEND_URL": state.as_uri(), "PULUMI_CONFIG_PASSPHRASE": "of the tests"}
             shipped = self.folder.joinpath("Pulumi.dev.yaml").read_text()
             self.file.write_text(re.sub("^encryptionsalt.*", "", shipped, flags=re.MULTILINE))
+        self._machines: dict[str, Machine] = {}
+        # The change of files with which the last `up` ran; None where nobody knows how the cluster is.
+        self._is_up_with: str | None = "none at all"
 
     def make(self, *words: str, succeeds: bool = True) -> str:
-        done = run(["make", *words], cwd=self.folder, env=self.environ, seconds=LIMIT, together=True, check=False)
-        assert (done.returncode == 0) == succeeds, done.stdout
+        with self._changes_the_cluster("make", *words):
+            done = run(["make", *words], cwd=self.folder, env=self.environ, seconds=LIMIT, together=True, check=False)
+            assert (done.returncode == 0) == succeeds, done.stdout
+        if not succeeds:
+            self._is_up_with = "part of it"
         return done.stdout
 
     def pulumi(self, *words: str) -> str:
         environ = self.environ | engine.variables(self.stack, self.environ)
         command = ["pulumi", *words, "--stack", self.stack]
-        return run(command, cwd=self.folder, env=environ, seconds=LIMIT).stdout
+        with self._changes_the_cluster(*words):
+            return run(command, cwd=self.folder, env=environ, seconds=LIMIT).stdout
+
+    def status(self) -> str:
+        """What differs from the clone as it was made, as `git status` has it, ignored files too."""
+        return self._git("status", "--porcelain", "--untracked-files=all", "--ignored")
+
+    def change(self, file: str, old: str, new: str) -> None:
+        """Replaces the one place in a file where the pattern `old` is."""
+        path = self.folder / file
+        text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
+        assert count == 1, f"{old} is {count} times in {file}"
+        path.write_text(text)
+
+    def keep(self) -> None:
+        """Has later tests begin with the files, and the cluster, as they are now."""
+        change = self._change()
+        if not self.folder.joinpath(".git").exists():
+            self._git("init", "--quiet")
+            self.folder.joinpath(".git/info/exclude").write_text("/.venv\n")  # which is a link here
+        self._git("add", "--all")
+        author = ("-c", "user.name=tests", "-c", "user.email=tests@example.com", "-c", "commit.gpgsign=false")
+        self._git(*author, "commit", "--quiet", "--allow-empty", "--message=kept")
+        if self._is_up_with == change:
+            self._is_up_with = ""
+
+    def restore(self) -> None:
+        """Brings files and cluster back to what was kept, whatever a test did with them."""
+        self._git("reset", "--quiet", "--hard")
+        self._git("clean", "--quiet", "-d", "--force")
+        if self._is_up_with is None:
+            self.make("destroy")
+        if self._is_up_with != "":
+            self.make("up")
+
+    def distrust(self) -> None:
+        """A test has failed, and nobody knows what it left: the next one gets a new cluster."""
+        self._is_up_with = None
+
+    @contextmanager
+    def home(self) -> Iterator[None]:
+        """`daskstack` looks for stacks where this checkout has them."""
+        with mock.patch.dict(os.environ, self.own), mock.patch.object(engine, "PROJECT", self.folder):
+            yield
 
     def resources(self) -> dict[str, dict]:
         """The resources in the stack's state by their names, with their secrets in the clear."""
@@ -62,22 +111,39 @@ class Checkout:
 
     def machines(self) -> dict[str, Machine]:
         """The stack's machines by name, as the user that `up` logs in as reaches them."""
-        resources = self.resources()
-        bridge = json.loads(resources["machines-network"]["outputs"]["stdout"])["bridge"]
-        found = {}
-        admin = json.loads(self.pulumi("stack", "output", "admin", "--show-secrets"))
-        for name, facts in admin["machines"].items():
-            key = write_whole(self.folder.parent / "login", facts["private_key"])
-            state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines", self.stack, name)
-            found[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
-        return found
+        if not self._machines:
+            resources = self.resources()
+            bridge = json.loads(resources["machines-network"]["outputs"]["stdout"])["bridge"]
+            [stack] = (each for each in resources.values() if each["type"] == "pulumi:pulumi:Stack")
+            for name, facts in json.loads(stack["outputs"]["admin"]["plaintext"])["machines"].items():
+                key = write_whole(self.folder.parent / "login", facts["private_key"])
+                state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines", self.stack, name)
+                self._machines[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
+        return dict(self._machines)
+
+    @contextmanager
+    def _changes_the_cluster(self, *words: str) -> Iterator[None]:
+        """Notes which files the cluster was made from, so that the next test knows whether it needs an `up`."""
+        if words[0] != "up" and words[:2] not in (("make", "up"), ("make", "destroy")):
+            yield
+            return
+        self._is_up_with = None
+        self._machines = {}
+        yield
+        self._is_up_with = self._change() if "up" in words else "none at all"
+
+    def _change(self) -> str:
+        return self._git("diff", "HEAD") if self.folder.joinpath(".git").exists() else ""
+
+    def _git(self, *words: str) -> str:
+        return run(["git", *words], cwd=self.folder, env=self.environ, seconds=60).stdout
 
 
 @contextmanager
 def stack_dev(folder: Path) -> Iterator[Checkout]:
     """A user's checkout, where `daskstack` looks for stacks, too; its stack is destroyed at the end."""
     checkout = Checkout(folder)
-    with mock.patch.dict(os.environ, checkout.own), mock.patch.object(engine, "PROJECT", checkout.folder):
+    with checkout.home():
         try:
             yield checkout
         finally:

@@ -6,7 +6,9 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[1] / "rehearsal" / "machines"
+SCAN = Path(__file__).parent / "scan.py"
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 OUTSIDE_ADDRESS = "198.51.100.1"  # set aside for examples (RFC 5737): in no cluster's network
 
@@ -206,6 +209,32 @@ class Stack:
             call("network.sh", "down", DIRECTORY=str(self.directory), NAME=self.name)
 
 
+class CommandLines:
+    """Collects the command lines of all processes, as any user of this computer can read them, while it is open.
+
+    Those of local machines are among them; `lines` has each with the process's control group, which names the machine.
+    """
+
+    def __enter__(self) -> "CommandLines":
+        self.lines: set[tuple[str, str]] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            for process in filter(str.isdigit, os.listdir("/proc")):
+                with contextlib.suppress(OSError):  # it has ended
+                    line = Path("/proc", process, "cmdline").read_bytes().decode(errors="replace")
+                    group = Path("/proc", process, "cgroup").read_text().splitlines()[-1]
+                    self.lines.add((group.removeprefix("0::"), line))
+
+
 class Outside:
     """A place on the machines' bridge with an address that is not in the cluster's network."""
 
@@ -222,14 +251,24 @@ class Outside:
 
     def connects(self, machine: Machine, port: int) -> bool:
         """Whether a TCP connection to the machine is made within two seconds."""
-        # Without a way back every connection would fail, whatever the firewall says. A reboot forgets it.
+        self._is_reached_by(machine)
+        attempt = f"exec 3<>/dev/tcp/{machine.address}/{port}"
+        command = ("ip", "netns", "exec", self.namespace, "timeout", "2", "bash", "-c", attempt)
+        return as_root(*command, check=False).returncode == 0
+
+    def open_ports(self, machine: Machine) -> list[int]:
+        """Which of all TCP ports of the machine answer a connection."""
+        self._is_reached_by(machine)
+        here = ("ip", "netns", "exec", self.namespace)
+        scan = as_root(*here, sys.executable, str(SCAN), OUTSIDE_ADDRESS, machine.address)
+        return json.loads(scan.stdout)
+
+    def _is_reached_by(self, machine: Machine) -> None:
+        """Without a way back every connection would fail, whatever the firewall says. A reboot forgets it."""
         as_root(
             *("nsenter", "--target", str(machine.pid), "--net"),
             *("ip", "route", "replace", OUTSIDE_ADDRESS, "dev", "host0"),
         )
-        attempt = f"exec 3<>/dev/tcp/{machine.address}/{port}"
-        command = ("ip", "netns", "exec", self.namespace, "timeout", "2", "bash", "-c", attempt)
-        return as_root(*command, check=False).returncode == 0
 
     def remove(self) -> None:
         as_root("ip", "netns", "delete", self.namespace)

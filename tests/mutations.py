@@ -571,6 +571,14 @@ DOORS = [
         "  apply\n",
         "tests/machines/test_firewall.py::test_a_change_that_nobody_confirms_takes_itself_back",
     ),
+    Mutation(
+        "check-of-tls",
+        "The check fails if the scheduler accepts a client without a certificate.",
+        "components/check.py",
+        '    raise Failure(f"{address} answers a client without a certificate: {answer!r}")',
+        '    return "who has no certificate is refused"',
+        "tests/unit/test_check_tls.py::test_a_scheduler_that_demands_no_certificate_fails_the_check",
+    ),
 ]
 
 KEYS = [

@@ -4,6 +4,24 @@ import socket
 import ssl
 import tempfile
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+
+def imitated(certificate: str) -> tuple[str, str]:
+    """A certificate that says the same as this one, and its key; signed by another authority. PEM text each."""
+    known = x509.load_pem_x509_certificate(certificate.encode())
+    key, authority = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    new = x509.CertificateBuilder(known.issuer, known.subject, key.public_key(), known.serial_number)
+    new = new.not_valid_before(known.not_valid_before_utc).not_valid_after(known.not_valid_after_utc)
+    for extension in known.extensions:
+        new = new.add_extension(extension.value, extension.critical)
+    signed = new.sign(authority, hashes.SHA256()).public_bytes(Encoding.PEM)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return signed.decode(), secret.decode()
+
 
 def accepts(address: str, certificate: str = "", key: str = "") -> bool:
     """Whether the server talks to a client with this certificate and key (PEM text), or with none.

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fleet import Machine, Outside, Stack, call
+from checkout import Checkout
+from fleet import CommandLines, Machine, Outside, Stack, call
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +64,45 @@ def outside(stack: Stack) -> Iterator[Outside]:
     place = Outside(stack)
     yield place
     place.remove()
+
+
+@pytest.fixture(scope="session")
+def dev(image: str) -> Iterator[Checkout]:
+    """Stack dev, made by `make up` as a user would, for all tests that take `checkout`.
+
+    Of that first run, `first_up` is what it printed, `first_status` what git then said of the clone, and `seen_running`
+    the command lines of all processes meanwhile, on this computer and on its machines.
+    """
+    # Not in pytest's folder, which is removed before this ends where a run is interrupted.
+    with tempfile.TemporaryDirectory(prefix="daskstack-") as folder:
+        checkout = Checkout(Path(folder))
+        checkout.keep()
+        try:
+            with CommandLines() as seen:
+                checkout.first_up = checkout.make("up")
+            checkout.first_status, checkout.seen_running = checkout.status(), seen.lines
+            yield checkout
+        finally:
+            checkout.make("destroy")
+
+
+@pytest.fixture
+def checkout(dev: Checkout) -> Iterator[Checkout]:
+    """Stack dev, up and as its files say, whatever other tests have done with it."""
+    with dev.home():
+        dev.restore()
+        yield dev
+
+
+@pytest.fixture
+def machines(checkout: Checkout) -> Mapping[str, Machine]:
+    return checkout.machines()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, pytest.TestReport]:
+    report = yield
+    checkout = getattr(item, "funcargs", {}).get("checkout")
+    if report.failed and isinstance(checkout, Checkout):
+        checkout.distrust()
+    return report
