@@ -26,10 +26,11 @@ from tools.running import phase, say
 
 PAGE = PROJECT / "docs/proof.md"
 BESIDE = 3  # tests at a time; most of them wait for a program most of the time
-LIMIT = 400  # seconds for one test
+LIMIT = 600  # seconds for one test
 GRACE = 120  # seconds in which a test that is stopped cleans up
 # A sample takes a minute at most, so it leaves out tests that need machines, Kubernetes or many runs of the engine.
 CHEAP = "tests/unit/"
+COSTS = (CHEAP, "tests/engine/", "tests/kubernetes/", "tests/machines/")  # the folders of tests, the cheapest first
 
 
 class MutationError(Exception):
@@ -57,6 +58,11 @@ def tables() -> str:
 def page(text: str) -> str:
     """docs/proof.md with its tables as they have to be; what stands before the first heading of an area stays."""
     return text.partition("## ")[0] + tables()
+
+
+def cost(test: str) -> int:
+    """Tests begin in the order of their costs, so that at the end nobody waits for a long one."""
+    return -next(number for number, folder in enumerate(COSTS) if test.startswith(folder))
 
 
 def sample(size: int) -> list[Mutation]:
@@ -214,12 +220,12 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, interrupt)
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
         laboratory = Laboratory(Path(folder))
-        tests = list(dict.fromkeys(each.test for each in mutations))
+        tests = sorted(dict.fromkeys(each.test for each in mutations), key=cost)
         with phase(f"Running {len(tests)} tests without any mutation"):
             sound = each_of(
                 laboratory.check, tests, options.beside, lambda test: test.partition("::")[2], "passes", "NO PROOF"
             )
-        ready = [each for each in mutations if each.test in sound]
+        ready = sorted((each for each in mutations if each.test in sound), key=lambda each: cost(each.test))
         with phase(f"Trying {len(ready)} mutations"):
             caught = each_of(laboratory.catch, ready, options.beside, lambda each: each.name, "caught", "NOT CAUGHT")
     if missed := [each.name for each in mutations if each not in caught]:
