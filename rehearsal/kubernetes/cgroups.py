@@ -1,7 +1,7 @@
-"""The control groups of a cluster: NAME/node has its processes, all others under NAME are containers.
+"""The control groups of a cluster: NAME/node has its processes, CONTAINERS/ID each of its containers.
 
-Its processes are found in the hierarchy of version 2, also where controllers are those of version 1; containers then
-have groups called NAME under each controller as well.
+Its processes are found in the hierarchy of version 2, also where controllers are those of version 1; groups then have
+the same names under each controller.
 """
 
 import contextlib
@@ -12,12 +12,20 @@ from pathlib import Path
 
 from rehearsal.kubernetes import NodeError
 
+# Where containerd puts containers; other clusters' are there, too.
+CONTAINERS = "k8s.io"
+# Of the processor's time, all containers would get as much as one process that has no group, and starve beside tests.
+SHARES = 8 * 1024
+
 
 def enter(name: str) -> None:
     """This process and all that it starts belong to the cluster, from now on."""
     for folder in _controllers():
         (folder / name).mkdir(exist_ok=True)
         _take_settings(folder / name)
+        if (folder / "cpu.shares").exists():
+            (folder / CONTAINERS).mkdir(exist_ok=True)
+            (folder / CONTAINERS / "cpu.shares").write_text(str(SHARES))
     node = _unified() / name / "node"
     node.mkdir(parents=True, exist_ok=True)
     (node / "cgroup.procs").write_text("0")
@@ -36,8 +44,13 @@ def kill(name: str, seconds: float = 15) -> None:
         time.sleep(0.05)
 
 
-def remove(name: str) -> None:
-    """Removes groups without processes."""
+def remove(name: str, containers: list[str]) -> None:
+    """Removes the groups of a cluster without processes; `containers` are the ids of its containers."""
+    for each in (name, *(f"{CONTAINERS}/{container}" for container in containers)):
+        _remove_below(each)
+
+
+def _remove_below(name: str) -> None:
     for folder in [*_controllers(), _unified()]:
         for path, _, _ in os.walk(folder / name, topdown=False):
             _remove(path)

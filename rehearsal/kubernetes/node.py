@@ -98,7 +98,13 @@ def _end(directory: Path, seconds: float = 15) -> None:
             raise NodeError(f"the cluster in {directory} does not end after {seconds:.0f} s")
         time.sleep(0.05)
         cgroups.kill(name)
-    cgroups.remove(name)
+    cgroups.remove(name, containers(directory))
+
+
+def containers(directory: Path) -> list[str]:
+    """The ids of the cluster's containers, those included that hold a pod's namespaces."""
+    known = directory / "containerd" / "io.containerd.grpc.v1.cri"
+    return [path.name for kind in ("containers", "sandboxes") for path in known.glob(f"{kind}/*")]
 
 
 def _is_running(directory: Path) -> bool:

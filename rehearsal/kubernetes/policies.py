@@ -121,9 +121,7 @@ def matches(selector: dict, metadata: dict) -> bool:
     return selector.get("matchLabels", {}).items() <= labels.items() and all(map(holds, expressions))
 
 
-def allowed(
-    policy: dict, direction: str, pod: dict, known: dict[str, dict], labels: dict[str, dict]
-) -> Iterator[str]:
+def allowed(policy: dict, direction: str, pod: dict, known: dict[str, dict], labels: dict[str, dict]) -> Iterator[str]:
     """Lines by which a packet passes."""
     rules, peers, field = DIRECTIONS[direction]
     for rule in policy["spec"].get(rules, []):

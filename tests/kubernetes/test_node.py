@@ -23,6 +23,7 @@ import settings
 from components.gke import values
 from daskstack.engine import PROJECT, kubernetes_programs
 from rehearsal.kubernetes import components, network
+from rehearsal.kubernetes import node as node_files
 from tests.kubernetes.chart import LOCKS, NAMES, rendered
 from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, control_groups, pod, server, until
 
@@ -201,12 +202,17 @@ def test_another_up_changes_nothing(kubernetes: Cluster) -> None:
 
 def test_up_mends_a_killed_cluster_which_knows_what_it_knew(kubernetes: Cluster) -> None:
     kubernetes.kubectl("create", "configmap", "known", "--from-literal=word=kept")
+    kubernetes.apply(pod("before", "sleep", "600"))
+    kubernetes.ready("default", "before")
+    running = [each for each in node_files.containers(kubernetes.directory) if control_groups(each)]
+    assert running, "this test looks at the wrong places"
     supervisor = next(process for process, name in processes(kubernetes).items() if name == "unshare")
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: not processes(kubernetes))
 
     kubernetes.up()
     assert kubernetes.kubectl("get", "configmap", "known", "--output=jsonpath={.data.word}") == "kept"
+    assert [each for each in running if control_groups(each)] == [], "groups of its former containers are left"
     kubernetes.apply(pod("after", "python3", "-c", "print('runs')"))
     assert ended(kubernetes, "after") == "runs\n"
 
@@ -291,8 +297,9 @@ ACCEPTED = st.fixed_dictionaries(
 @given(said=ACCEPTED)
 def test_whatever_settings_accept_the_api_server_accepts(kubernetes: Cluster, said: dict[str, Any]) -> None:
     access = {"source": "existing", "kubeconfig": str(kubernetes.kubeconfig)}
-    if "cluster" in said:  # where no node's size is known, every pod is accepted
-        said["cluster"] = {"system": {"machine": "a3-mega"}, "workers": {"machine": "a3-mega"}} | said["cluster"]
+    if "cluster" in said:  # where no node's size is known, every pod is accepted; nodes have ranges for all of them
+        big = {"system": {"machine": "a3-mega"}, "workers": {"machine": "a3-mega"}, "ranges": {"pods": "10.64.0.0/14"}}
+        said["cluster"] = big | said["cluster"]
     cluster = settings.parse({"target": "gke", "cluster": access} | said, PROJECT)
     given = values.own(cluster, NAMES, LOCKS, "uv==1", "r")
     manifests = yaml.safe_dump_all(rendered(**given))
