@@ -579,6 +579,14 @@ DOORS = [
         '    return "who has no certificate is refused"',
         "tests/unit/test_check_tls.py::test_a_scheduler_that_demands_no_certificate_fails_the_check",
     ),
+    Mutation(
+        "dashboard-to-all",
+        "From outside the cluster's network no port of any machine answers.",
+        "components/vms/steps/firewall.sh",
+        "  echo '  <short>Outside the Dask cluster</short>'",
+        '  echo \'  <short>Outside the Dask cluster</short><port port="8787" protocol="tcp"/>\'',
+        "tests/machines/test_stack.py::test_from_outside_every_port_of_every_machine_is_closed",
+    ),
 ]
 
 KEYS = [
@@ -709,6 +717,14 @@ KEYS = [
         "if known and known != key:",
         "if False:",
         "tests/unit/test_ready.py::test_a_machine_whose_key_googles_api_does_not_know_it_by_stops_up",
+    ),
+    Mutation(
+        "key-in-a-log",
+        "No machine's private key is in state, outputs or logs.",
+        "components/vms/steps/keys.sh",
+        '-C "$CLUSTER_USER@$NAME" -f "$key.new"\n',
+        '-C "$CLUSTER_USER@$NAME" -f "$key.new" && cat "$key.new" >&2\n',
+        "tests/machines/test_stack.py::test_no_machines_private_key_is_in_state_outputs_or_logs_even_encrypted",
     ),
 ]
 
