@@ -53,7 +53,9 @@ def queue(tests: Path) -> dict[str, list[str]]:
 
 
 def unit(tests: Path) -> dict[str, list[str]]:
-    files = [path.relative_to(tests.parent).as_posix() for path in sorted((tests / "unit").glob("test_*.py"))]
+    """Two parts of about the same length."""
+    paths = sorted((tests / "unit").glob("test_*.py"), key=lambda path: (-path.stat().st_size, path))
+    files = [path.relative_to(tests.parent).as_posix() for path in paths]
     return {f"{tests.name}/unit {part + 1}/2": files[part::2] for part in (0, 1) if files[part::2]}
 
 
@@ -161,7 +163,7 @@ class Queue:
         self.interrupted = True
 
     def run(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="ds-"))
+        folder = Path(tempfile.mkdtemp(prefix="ds-")).resolve()  # as the kernel names what is mounted in it
         folder.chmod(0o755)
         try:
             for number in itertools.count():
