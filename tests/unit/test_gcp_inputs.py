@@ -1,7 +1,6 @@
 """What the stand-in for gcp says to arguments, without the engine; in a rehearsal's preview it is the same."""
 
 import ipaddress
-import json
 import sys
 from typing import Any
 
@@ -14,7 +13,7 @@ sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins im
 
 from command import wire
 from command.output import CommandError
-from gcp import cloud, inputs, networks
+from gcp import checks, cloud, derive, inputs, networks
 from gcp.kinds import KUBERNETES
 from gcp.table import KINDS
 
@@ -87,7 +86,12 @@ def test_what_is_right_is_taken(kind):
         (ROUTER, {"bgp": {"asn": 1}}, "bgp.asn", "private ASN"),
         (NAT, {"logConfig": {"enable": True}}, "logConfig.filter", "is required"),
         (NAT, {"natIps": ["a"]}, "natIps", "MANUAL_ONLY"),
-        (NAT, {"subnetworks": [{"name": "a", "sourceIpRangesToNats": ["ALL"]}]}, "subnetworks", "LIST_OF_SUBNETWORKS"),
+        (
+            NAT,
+            {"subnetworks": [{"name": "a", "sourceIpRangesToNats": ["ALL_IP_RANGES"]}]},
+            "subnetworks",
+            "LIST_OF_SUBNETWORKS",
+        ),
         (CLUSTER, {"name": "c" * 41}, "name", "1 to 40"),
         (CLUSTER, {"location": "europe"}, "location", "a region or a zone"),
         (CLUSTER, {"enableAutopilot": False}, "removeDefaultNodePool", "conflicts with enableAutopilot"),
@@ -137,7 +141,7 @@ def test_what_is_right_is_taken(kind):
             "does not know client certificates",
         ),
         (POOL, {"cluster": None}, "cluster", "is required"),
-        (POOL, {"namePrefix": "p"}, "name", "conflicts with namePrefix"),
+        (POOL, {"namePrefix": "p"}, "namePrefix", "conflicts with name"),
         (POOL, {"nodeCount": 1, "autoscaling": {"maxNodeCount": 2}}, "nodeCount", "conflicts with autoscaling"),
         (POOL, {"autoscaling": {"minNodeCount": 1, "totalMaxNodeCount": 2}}, "autoscaling", "for each zone"),
         (POOL, {"autoscaling": {"minNodeCount": 3, "maxNodeCount": 2}}, "autoscaling.minNodeCount", "is more than"),
@@ -193,6 +197,20 @@ def test_a_wrong_argument_is_refused_with_its_place_and_what_would_be_right(kind
 def test_values_that_are_not_known_yet_are_taken(kind):
     known = {"name", "accountId", "removeDefaultNodePool"}
     assert problems(kind, {key: wire.UNKNOWN for key in RIGHT[kind] if key not in known}) == {}
+
+
+def test_a_change_of_what_is_fixed_inside_of_a_block_replaces():
+    init = {"image": "debian-cloud/debian-13", "resourcePolicies": ["a"]}
+    old = RIGHT[INSTANCE] | {"bootDisk": {"initializeParams": init}}
+    new = RIGHT[INSTANCE] | {"bootDisk": {"initializeParams": init | {"resourcePolicies": ["b"]}}}
+    assert inputs.changes(KINDS[INSTANCE], old, new)[1] == ["bootDisk.initializeParams.resourcePolicies"]
+
+
+def test_a_documented_default_is_the_same_as_nothing_and_shown_in_the_outputs():
+    old, new = RIGHT[INSTANCE], RIGHT[INSTANCE] | {"scheduling": {"automaticRestart": True}}
+    assert inputs.changes(KINDS[INSTANCE], old, new)[0] == {}
+    assert cloud.new_record(INSTANCE, new, CONFIG)[1]["outputs"]["scheduling"]["preemptible"] is False
+    assert cloud.new_record(NETWORK, RIGHT[NETWORK], CONFIG)[1]["outputs"]["deletionPolicy"] == "DELETE"
 
 
 def test_what_is_known_beside_what_is_not_is_still_looked_at():
@@ -333,6 +351,58 @@ def test_a_machine_is_not_stopped_for_a_change_unless_the_program_lets_it_be():
 
 def test_versions_are_those_of_the_kubernetes_and_of_the_package():
     assert KUBERNETES == engine.KUBERNETES
-    known = json.loads((PROJECT / "rehearsal" / "plugins" / "gcp" / "arguments.json").read_text())
-    assert known["version"] == engine.GCP_PLUGIN
-    assert known["resources"].keys() == KINDS.keys()
+    assert checks.KNOWN["version"] == engine.GCP_PLUGIN
+    assert checks.KNOWN["resources"].keys() == KINDS.keys()
+
+
+def test_what_the_stand_in_knows_of_arguments_is_what_the_official_package_says():
+    committed = PROJECT / "rehearsal" / "plugins" / "gcp" / "arguments.json"
+    assert committed.read_text() == derive.derived(), f"run {sys.executable} rehearsal/plugins/gcp/derive.py"
+
+
+def said(token: str, path: str) -> dict[str, Any]:
+    """What the package's documentation says of an argument; fails where there is no such argument."""
+    kind, facts = checks.KNOWN["resources"][token], {}
+    for key in path.replace("[]", "").split("."):
+        facts = checks.KNOWN["said"].get(kind, {}).get(key, {})
+        kind = checks.KNOWN["types"][kind][key].strip("!{}[]")
+    return facts
+
+
+@pytest.mark.parametrize("token", KINDS)
+def test_by_hand_is_only_what_the_package_does_not_say(token):
+    kind = KINDS[token]
+    by_hand = [
+        *(("of", path) for path in kind.checks),
+        *(("least", path) for path in kind.checks),
+        *(("fixed", path) for path in kind.fixed),
+        *(("default", path) for path in kind.defaults),
+    ]
+    assert [pair for pair in by_hand if pair[0] in said(token, pair[1])] == []
+
+
+def test_each_correction_of_the_documentation_corrects_something():
+    for kind, argument, instead, reason in checks.CORRECTIONS:
+        facts = checks.KNOWN["said"][kind][argument]
+        assert all(facts[what] != value for what, value in instead.items()), f"{kind}.{argument}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("The mode. Possible values are: `A`, `B`.", "str", {"of": ["A", "B"]}),
+        ("One of SCSI or NVME. More.", "str", {"of": ["SCSI", "NVME"]}),
+        ('Accepted values are:\n\n* `"A_B"`: text\n* `"C"`: other C_D', "str", {"of": ["A_B", "C"]}),
+        ("Which to use. `A` (default) or `B_C` or `D`.", "str", {"of": ["A", "B_C", "D"]}),
+        ("The name. Defaults to `a-b`.", "str", {"default": "a-b"}),
+        ("Defaults to `true`.", "bool", {"default": True}),
+        ("Defaults to 100GB.", "int", {"default": 100}),
+        ("Defaults to `a` if that is there; otherwise defaults to `b`.", "str", {}),
+        ("Valid values are described in the GUIDE.", "str", {}),
+        ("This must be between 2 and 10, inclusive.", "int", {"least": 2, "most": 10}),
+        ("A name. Changing this forces a new resource to be created.", "str", {"fixed": True}),
+        ("Conflicts with `other_name`.", "str", {"apart": ["otherName"]}),
+    ],
+)
+def test_documentation_is_read_as_it_is_meant(text, kind, expected):
+    assert derive.facts_of(text, "name", kind, {"name": "name", "other_name": "otherName"}) == expected

@@ -34,8 +34,7 @@ ACCOUNTS = {
             "description": lambda value: "" if len(value.encode()) <= 256 else "expected 256 bytes at most",
             "project": checks.PROJECT,
         },
-        fixed=("accountId", "project"),
-        defaults={"disabled": False},
+        fixed=("project",),
         filled={
             "name": lambda state: state.identity,
             "email": email,

@@ -16,6 +16,73 @@ Check = Callable[[Any], str]  # what is wrong with a value, empty where nothing 
 
 KNOWN = json.loads(Path(__file__).with_name("arguments.json").read_text())
 PRIMITIVES = {"str", "int", "float", "bool"}
+# Where the package's documentation errs, or tells less than the plugin knows: type, argument, what to say instead.
+FILLED = "Google fills it in: a program that gives it no more changes nothing"
+WIDER = "the plugin takes these words, too"
+CORRECTIONS: list[tuple[str, str, dict[str, Any], str]] = [
+    ("Cluster", "loggingService", {"default": None}, FILLED),
+    ("Cluster", "monitoringService", {"default": None}, FILLED),
+    (
+        "ClusterLoggingConfig",
+        "enableComponents",
+        {
+            "of": [
+                *("SYSTEM_COMPONENTS", "APISERVER", "CONTROLLER_MANAGER", "KCP_CONNECTION", "KCP_SSHD", "KCP_HPA"),
+                *("KCP_VPA", "SCHEDULER", "WORKLOADS"),
+            ]
+        },
+        WIDER,
+    ),
+    ("ClusterNodeConfig", "diskSizeGb", {"default": None}, FILLED),
+    ("ClusterNodeConfig", "localSsdCount", {"default": None}, FILLED),
+    ("ClusterNodeConfig", "machineType", {"default": None}, FILLED),
+    ("ClusterNodeConfigBootDisk", "sizeGb", {"default": None}, FILLED),
+    ("ClusterNodePoolUpgradeSettings", "maxSurge", {"default": None}, FILLED),
+    ("ClusterNodePoolUpgradeSettings", "maxUnavailable", {"default": None}, FILLED),
+    ("ClusterNodePoolPlacementPolicy", "type", {"of": None}, "it has the text of clusterTelemetry"),
+    ("ClusterNodeConfigKubeletConfig", "cpuManagerPolicy", {"of": ["", "none", "static"]}, WIDER),
+    (
+        "ClusterNodeConfigWorkloadMetadataConfig",
+        "mode",
+        {"of": ["GCE_METADATA", "GKE_METADATA", "MODE_UNSPECIFIED"]},
+        "the API's word for UNSPECIFIED is MODE_UNSPECIFIED",
+    ),
+    (
+        "ClusterSecurityPostureConfig",
+        "mode",
+        {"of": ["BASIC", "DISABLED", "ENTERPRISE", "MODE_UNSPECIFIED"]},
+        WIDER,
+    ),
+    (
+        "ClusterSecurityPostureConfig",
+        "vulnerabilityMode",
+        {
+            "of": [
+                *("VULNERABILITY_BASIC", "VULNERABILITY_DISABLED", "VULNERABILITY_ENTERPRISE"),
+                "VULNERABILITY_MODE_UNSPECIFIED",
+            ]
+        },
+        WIDER,
+    ),
+    ("Firewall", "direction", {"default": None}, FILLED),
+    ("InstanceBootDiskInitializeParams", "architecture", {"of": ["ARM64", "X86_64"]}, "the API's word is X86_64"),
+    ("InstanceNetworkInterface", "name", {"fixed": None}, "it has the text of another name; the plugin sets it itself"),
+    ("Network", "mtu", {"default": None}, FILLED),
+    ("Subnetwork", "purpose", {"default": None}, FILLED),
+]
+
+
+def corrected(said: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    changed = {name: {key: dict(facts) for key, facts in arguments.items()} for name, arguments in said.items()}
+    for kind, argument, instead, _ in CORRECTIONS:
+        # A node's configuration is in three places with one meaning.
+        for name in {kind, kind.replace("Cluster", "NodePool", 1)} & changed.keys():
+            if argument in changed[name]:
+                changed[name][argument] |= instead
+    return changed
+
+
+SAID = corrected(KNOWN["said"])
 
 
 def shape(token: str, inputs: dict[str, Any]) -> list[Found]:
@@ -41,18 +108,65 @@ def _shape(kind: str, value: Any, path: str) -> Iterator[Found]:
         for key, item in value.items():
             yield from _shape(kind[1:-1], item, f"{path}.{key}")
     else:
-        yield from _members(KNOWN["types"][kind], value, path)
+        yield from _members(KNOWN["types"][kind], SAID.get(kind, {}), value, path)
 
 
-def _members(known: dict[str, str], value: dict[str, Any], path: str) -> Iterator[Found]:
+def _members(
+    known: dict[str, str], said: dict[str, dict[str, Any]], value: dict[str, Any], path: str
+) -> Iterator[Found]:
     for key in sorted(value.keys() - known.keys()):
         like = difflib.get_close_matches(key, known, 1)
         yield _below(path, key), "there is no such argument" + (f"; is {like[0]} meant?" if like else "")
     for key, kind in known.items():
         if key in value:
-            yield from _shape(kind.lstrip("!"), value[key], _below(path, key))
+            wrong = list(_shape(kind.lstrip("!"), value[key], _below(path, key)))
+            yield from wrong or _said(said.get(key, {}), value, key, _below(path, key))
         elif kind.startswith("!"):
             yield _below(path, key), "is required"
+
+
+def _said(facts: dict[str, Any], around: dict[str, Any], key: str, path: str) -> Iterator[Found]:
+    """What the documentation of an argument forbids."""
+    wanted = [one_of(*facts["of"])] if facts.get("of") else []
+    wanted += [between(facts["least"], facts["most"])] if "least" in facts else []
+    value = around[key]
+    for place, item in (
+        [(f"{path}[{number}]", item) for number, item in enumerate(value)]
+        if isinstance(value, list)
+        else [(path, value)]
+    ):
+        if not has_unknown(item):
+            yield from ((place, f"{wrong}, found {json.dumps(item)}") for check in wanted if (wrong := check(item)))
+    for other in facts.get("apart", []):
+        if other in around:
+            yield path, f"conflicts with {path.removesuffix(key)}{other}: give one of them"
+
+
+def with_defaults(token: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with the defaults that the documentation tells, in the blocks that there are."""
+    return _with_defaults(KNOWN["resources"][token], inputs)
+
+
+def _with_defaults(kind: str, value: Any) -> Any:
+    if kind.startswith("[") and isinstance(value, list):
+        return [_with_defaults(kind[1:-1], item) for item in value]
+    known = KNOWN["types"].get(kind)
+    if known is None or not isinstance(value, dict):
+        return value
+    said = {key: facts["default"] for key, facts in SAID.get(kind, {}).items() if facts.get("default") is not None}
+    return said | {
+        key: _with_defaults(known[key].lstrip("!"), item) if key in known else item for key, item in value.items()
+    }
+
+
+def fixed(token: str, path: str) -> bool:
+    """Whether the documentation says that a change at a path asks for another resource."""
+    kind = KNOWN["resources"][token]
+    for key in re.sub(r"\[\d+\]", "", path).split("."):
+        if SAID.get(kind, {}).get(key, {}).get("fixed"):
+            return True
+        kind = KNOWN["types"].get(kind, {}).get(key, "").strip("!{}[]")
+    return False
 
 
 def _below(path: str, key: str) -> str:

@@ -137,9 +137,9 @@ def resolved(kind: Kind, inputs: dict[str, Any], where: dict[str, str]) -> list[
     """The ids that the arguments name, and whether the resource is a part of that."""
     found = []
     for path, link in kind.links.items():
-        for _, value in checks.at(over(kind.defaults, inputs), path):
-            whole = re.search(r"projects/.*", value) if "/" in value else None
-            found.append((whole[0] if whole else link.identity.format(last(value), **where), link.part))
+        for _, value in checks.at(whole(kind, inputs), path):
+            full = re.search(r"projects/.*", value) if "/" in value else None
+            found.append((full[0] if full else link.identity.format(last(value), **where), link.part))
     return found
 
 
@@ -167,7 +167,7 @@ def new_record(
     links = resolved(kind, inputs, where)
     others = {name: record["outputs"] for name, record in known}
     around = {"before": others.pop(identity, {}), "others": others, "links": [link for link, _ in links]}
-    state = State(identity, over(kind.defaults, inputs), where, made, effective(kind, inputs, config), **around, **more)
+    state = State(identity, whole(kind, inputs), where, made, effective(kind, inputs, config), **around, **more)
     filled: dict[str, Any] = {}
     for path, value in kind.filled.items():
         put(filled, path, value(state), inputs)
@@ -181,7 +181,12 @@ def settled(kind: Kind, inputs: dict[str, Any], config: dict[str, Any]) -> dict[
     where |= {name: last(inputs[name]) for name in ("region", "zone") if isinstance(inputs.get(name), str)}
     labels = effective(kind, inputs, config) if kind.labels else None
     shown = {"effectiveLabels": labels, "pulumiLabels": labels} if labels is not None else {}
-    return over(kind.defaults, inputs) | where | shown
+    return whole(kind, inputs) | where | shown
+
+
+def whole(kind: Kind, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with the defaults that the plugin gives to what the program leaves out."""
+    return checks.with_defaults(kind.token, over(kind.defaults, inputs))
 
 
 def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

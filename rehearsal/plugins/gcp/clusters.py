@@ -120,19 +120,7 @@ def node_checks(path: str) -> dict[str, Check]:
         f"{path}.labels": checks.node_labels,
         f"{path}.resourceLabels": checks.labels,
         f"{path}.localSsdCount": between(0),
-        f"{path}.loggingVariant": one_of("DEFAULT", "MAX_THROUGHPUT"),
         f"{path}.serviceAccount": checks.EMAIL,
-        f"{path}.taints[].effect": one_of("NO_SCHEDULE", "PREFER_NO_SCHEDULE", "NO_EXECUTE"),
-        f"{path}.workloadMetadataConfig.mode": one_of("MODE_UNSPECIFIED", "GCE_METADATA", "GKE_METADATA"),
-        f"{path}.sandboxConfig.sandboxType": one_of("gvisor"),
-        f"{path}.kubeletConfig.cpuManagerPolicy": one_of("static", "none", ""),
-        f"{path}.kubeletConfig.insecureKubeletReadonlyPortEnabled": one_of("FALSE", "TRUE"),
-        f"{path}.reservationAffinity.consumeReservationType": one_of(
-            "UNSPECIFIED", "NO_RESERVATION", "ANY_RESERVATION", "SPECIFIC_RESERVATION"
-        ),
-        f"{path}.guestAccelerators[].gpuDriverInstallationConfig.gpuDriverVersion": one_of(
-            "GPU_DRIVER_VERSION_UNSPECIFIED", "INSTALLATION_DISABLED", "DEFAULT", "LATEST"
-        ),
         f"{path}.confidentialNodes.confidentialInstanceType": one_of("SEV", "SEV_SNP", "TDX"),
     }
 
@@ -159,7 +147,6 @@ NODE_FIXED = (
     "soleTenantConfig",
     "spot",
 )
-NODE_DEFAULTS = {"preemptible": False, "spot": False}
 
 
 def node_fixed(path: str) -> tuple[str, ...]:
@@ -186,34 +173,12 @@ CLUSTERS = {
             "clusterIpv4Cidr": network(8, 32, private=True),
             "ipAllocationPolicy.clusterIpv4CidrBlock": checks.network_or_size,
             "ipAllocationPolicy.servicesIpv4CidrBlock": checks.network_or_size,
-            "ipAllocationPolicy.stackType": one_of("IPV4", "IPV4_IPV6"),
             "privateClusterConfig.masterIpv4CidrBlock": network(28, 28),
             "masterAuthorizedNetworksConfig.cidrBlocks[].cidrBlock": network(),
             "datapathProvider": one_of("DATAPATH_PROVIDER_UNSPECIFIED", "LEGACY_DATAPATH", "ADVANCED_DATAPATH"),
             "networkingMode": one_of("VPC_NATIVE", "ROUTES"),
-            "releaseChannel.channel": one_of("UNSPECIFIED", "RAPID", "REGULAR", "STABLE", "EXTENDED"),
-            "loggingConfig.enableComponents[]": one_of(
-                *("SYSTEM_COMPONENTS", "APISERVER", "CONTROLLER_MANAGER", "KCP_CONNECTION", "KCP_SSHD", "KCP_HPA"),
-                *("SCHEDULER", "WORKLOADS"),
-            ),
-            "loggingService": one_of("logging.googleapis.com", "logging.googleapis.com/kubernetes", "none"),
-            "monitoringService": one_of("monitoring.googleapis.com", "monitoring.googleapis.com/kubernetes", "none"),
-            "monitoringConfig.managedPrometheus.autoMonitoringConfig.scope": one_of("ALL", "NONE"),
-            "securityPostureConfig.mode": one_of("DISABLED", "BASIC", "ENTERPRISE", "MODE_UNSPECIFIED"),
-            "securityPostureConfig.vulnerabilityMode": one_of(
-                *("VULNERABILITY_DISABLED", "VULNERABILITY_BASIC", "VULNERABILITY_ENTERPRISE"),
-                "VULNERABILITY_MODE_UNSPECIFIED",
-            ),
-            "databaseEncryption.state": one_of("ENCRYPTED", "DECRYPTED"),
-            "binaryAuthorization.evaluationMode": one_of("DISABLED", "PROJECT_SINGLETON_POLICY_ENFORCE"),
-            "clusterTelemetry.type": one_of("DISABLED", "ENABLED", "SYSTEM_ONLY"),
             "clusterAutoscaling.autoscalingProfile": one_of("BALANCED", "OPTIMIZE_UTILIZATION"),
-            "dnsConfig.clusterDns": one_of("PROVIDER_UNSPECIFIED", "PLATFORM_DEFAULT", "CLOUD_DNS", "KUBE_DNS"),
-            "dnsConfig.clusterDnsScope": one_of("DNS_SCOPE_UNSPECIFIED", "CLUSTER_SCOPE", "VPC_SCOPE"),
-            "gatewayApiConfig.channel": one_of("CHANNEL_DISABLED", "CHANNEL_EXPERIMENTAL", "CHANNEL_STANDARD"),
             "networkPolicy.provider": one_of("PROVIDER_UNSPECIFIED", "CALICO"),
-            "podAutoscaling.hpaProfile": one_of("NONE", "PERFORMANCE"),
-            "anonymousAuthenticationConfig.mode": one_of("ENABLED", "LIMITED"),
             "confidentialNodes.confidentialInstanceType": one_of("SEV", "SEV_SNP", "TDX"),
             **node_checks("nodeConfig"),
         },
@@ -273,15 +238,11 @@ CLUSTERS = {
         defaults={
             "deletionProtection": True,
             "disableL4LbFirewallReconciliation": False,
-            "enableCiliumClusterwideNetworkPolicy": False,
             "enableFqdnNetworkPolicy": False,
             "enableKubernetesAlpha": False,
-            "enableLegacyAbac": False,
             "enableMultiNetworking": False,
-            "enableShieldedNodes": True,
             "masterAuth": {"clientCertificateConfig": {"issueClientCertificate": False}},
             "network": "default",
-            "nodeConfig": NODE_DEFAULTS,
         },
         filled={
             "controlPlaneEndpointsConfig.dnsEndpointConfig.endpoint": lambda state: state.kubernetes["server"],
@@ -328,11 +289,10 @@ CLUSTERS = {
             "upgradeSettings.strategy": one_of("SURGE", "BLUE_GREEN"),
             **node_checks("nodeConfig"),
         },
-        apart=(("name", "namePrefix"), ("nodeCount", "autoscaling")),
+        apart=(("nodeCount", "autoscaling"),),
         rules=pool_rules,
         fixed=(
             "cluster",
-            "initialNodeCount",
             "location",
             "maxPodsPerNode",
             "name",
@@ -348,7 +308,6 @@ CLUSTERS = {
             "queuedProvisioning",
             *node_fixed("nodeConfig"),
         ),
-        defaults={"nodeConfig": NODE_DEFAULTS},
         filled={
             "initialNodeCount": first_count,
             "instanceGroupUrls": lambda state: [url.replace("Managers", "s") for url in group_urls(state)],

@@ -2,14 +2,20 @@
 
 The file says which arguments the resources in RESOURCES take: by resource its type, by type its arguments. An argument
 is `str`, `int`, `float`, `bool` or a type; `[x]` is a list of x, `{x}` a map to x, and a `!` in front says required.
+
+`said` has, by type and argument, what the package's documentation says of it in one of a few fixed phrases:
+`of` the words that it can be, `least` and `most`, `default`, `fixed` that a change asks for another resource, `apart`
+the arguments beside it that it conflicts with. gcp.said has what the documentation says wrong.
 """
 
 import ast
+import functools
 import importlib.util
 import json
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 RESOURCES = [
     "compute/address:Address",
@@ -28,49 +34,141 @@ RESOURCES = [
     "serviceaccount/account:Account",
 ]
 PRIMITIVE = re.compile(r"_builtins\.(\w+)")
+PRIMITIVES = {"str", "int", "float", "bool"}
+LEAD = re.compile(
+    r"(?:(?:Possible|[Aa]ccepted|Acceptable|Valid|Supported) values|Available options|Values)"
+    r"(?: for the level of PMU)?(?: are(?! described)| include)?:?\s+(?!are described)"
+    r"|(?:Must be one|only be one|[Oo]ne) of:?\s+(?=[`\"*]*[A-Z]{2}|`\"none)|of the following values is required: "
+    r"|Can be (?=[A-Z]{4})|Either (?=[`\"]+[A-Z])|accepts the value (?=`)"
+)
+BARE = re.compile(r"(?:^|\. )((?:`[A-Z_0-9]+`(?: \(default\))?(?:, or |, | or |\.(?= |$)|$)){2,})")  # a sentence
+DEFAULT = re.compile(
+    r"(?:[Dd]efaults to|[Dd]efault value is|[Dd]efault is|default is value is)"
+    r" (?:[`\"]+(?P<quoted>[^`\"]+)[`\"]+|(?P<bare>[^\s.,;()]+))(?P<rest>[^.]*)"
+)
+CONDITION = re.compile(r"\b(if|when|for|unless|and|to)\b")  # then the default is not always that
+BOUNDS = (
+    r"must be between (\d+) and (\d+)\b",
+    r"minimum value for this field is (\d+) and the maximum value is (\d+)",
+    r"between (\d+) and (\d+), inclusive",
+)
+FIXED = re.compile(
+    r"Changing this (field )?(at any other time )?(forces a new|will force recreation|forces recreation)"
+    r"|must be recreated to modify|only at resource creation|causes? (VM recreation|resource replacement)"
+    r"|will (recreate the resource|cause the instance to recreate)|forces the instance to be recreated"
+)
+APART = re.compile(r"(?:Conflicts with|Mutually exclusive with|Only one of) ([^.]+)")
+
+
+Types = dict[str, dict[str, str]]
+Said = dict[str, dict[str, dict[str, Any]]]
 
 
 def main() -> None:
+    Path(__file__).with_name("arguments.json").write_text(derived())
+
+
+def derived() -> str:
     found = importlib.util.find_spec("pulumi_gcp")
     assert found and found.origin
     package = Path(found.origin).parent
-    resources, types = {}, {}
+    resources, types, said = {}, {}, {}
     for token in RESOURCES:
         module, name = token.split("/")[0], token.split(":")[1]
         file = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", token.split("/")[1].split(":")[0]).lower()
         file = {"i_ammember": "iam_member"}.get(file, file)
-        classes = parsed(package / module / "_inputs.py") | parsed(package / module / f"{file}.py")
-        resources[token] = add(f"{name}Args", classes, types)
+        classes = sources(package / module / "_inputs.py") | sources(package / module / f"{file}.py")
+        resources[token] = add(f"{name}Args", classes, types, said)
+    share(said)
     version = metadata.version("pulumi-gcp")
     # A line per type keeps both the file and its changes short.
+    types, said = unique(types, said)
     tables = {
         name: ",\n".join(f"  {json.dumps(key)}: {json.dumps(table[key])}" for key in sorted(table))
-        for name, table in {"resources": resources, "types": unique(types)}.items()
+        for name, table in {"resources": resources, "types": types, "said": said}.items()
     }
     text = "".join(f',\n "{name}": {{\n{lines}\n }}' for name, lines in tables.items())
-    Path(__file__).with_name("arguments.json").write_text(f'{{\n "version": {json.dumps(version)}{text}\n}}\n')
+    return f'{{\n "version": {json.dumps(version)}{text}\n}}\n'
 
 
-def parsed(file: Path) -> dict[str, ast.ClassDef]:
-    return {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)}
+@functools.cache
+def sources(file: Path) -> dict[str, str]:
+    """The text of each class of a file; a file has up to 100,000 lines, of which few are worth to be parsed."""
+    pieces = re.split(r"^(?=class )", file.read_text(), flags=re.MULTILINE)[1:]
+    return {re.match(r"class (\w+)", piece)[1]: re.split(r"^(?=@)", piece, flags=re.MULTILINE)[0] for piece in pieces}
 
 
-def add(name: str, classes: dict[str, ast.ClassDef], types: dict[str, dict[str, str]]) -> str:
+def add(name: str, classes: dict[str, str], types: Types, said: Said) -> str:
     """Adds a class and all that it refers to; returns its name in the file."""
     short = name.removesuffix("Args")
     if short in types:
         return short
     types[short] = {}
-    body = classes[name].body
+    (found,) = ast.parse(classes[name]).body
+    assert isinstance(found, ast.ClassDef)
+    body = found.body
     functions = [node for node in body if isinstance(node, ast.FunctionDef)]
     init = next(node for node in functions if node.name == "__init__")
-    names = {function.name: camel for function in functions if (camel := getter(function))}
+    getters = {function.name: (camel, function) for function in functions if (camel := getter(function))}
     for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
         assert argument.annotation
+        camel, function = getters[argument.arg]
         written = ast.unparse(argument.annotation)
         required = "!" if default is None else ""
-        types[short][names[argument.arg]] = required + kind(written, classes, types)
+        types[short][camel] = required + kind(written, classes, types, said)
+        names = {python: other for python, (other, _) in getters.items()}
+        if facts := facts_of(ast.get_docstring(function) or "", camel, types[short][camel].strip("![]{}"), names):
+            said.setdefault(short, {})[camel] = facts
     return short
+
+
+def facts_of(text: str, own: str, kind: str, names: dict[str, str]) -> dict[str, Any]:
+    """What a text says of the argument `own`; `names` are those of all beside it, as the text and as we write them."""
+    flat = " ".join(text.split())
+    facts: dict[str, Any] = {}
+    if kind == "str" and (words := words_of(text)):
+        facts["of"] = words
+    if kind in PRIMITIVES and (found := DEFAULT.search(flat)) and not CONDITION.search(found["rest"]):
+        value = found["quoted"] or found["bare"]
+        if kind == "bool" and value in ("true", "false"):
+            facts["default"] = value == "true"
+        elif kind == "int" and (number := re.fullmatch(r"(\d+)(GB)?", value)):
+            facts["default"] = int(number[1])
+        elif kind == "str" and (found["quoted"] or value.isupper()):
+            facts["default"] = value
+    for phrase in BOUNDS:
+        if kind == "int" and (found := re.search(phrase, flat)):
+            facts |= {"least": int(found[1]), "most": int(found[2])}
+    if FIXED.search(flat):
+        facts["fixed"] = True
+    for found in APART.finditer(flat):
+        if others := [names[word] for word in re.findall(r"\w+", found[1]) if names.get(word, own) != own]:
+            facts["apart"] = others
+    return facts
+
+
+def words_of(text: str) -> list[str]:
+    """The words that a text lists as possible: quoted ones, capitals, or those that begin the items of a list."""
+    if bare := BARE.search(" ".join(text.split())):
+        return list(dict.fromkeys(re.findall(r"\w+", re.sub(r"\(default\)| or ", "", bare[1]))))
+    lead = LEAD.search(text)
+    if not lead:
+        return []
+    rest = text[lead.end() :]
+    if rest.lstrip().startswith("* "):
+        items = rest.lstrip().split("\n\n")[0]
+        return list(dict.fromkeys(re.findall(r'^\s*\* [`"]*([A-Za-z0-9_]+)', items, re.MULTILINE)))
+    sentence = re.split(r"\.\s|\.$|\n\s*\n|;|\(\[", rest, maxsplit=1)[0]
+    words = re.findall(r'[`"]+([A-Za-z0-9_./-]+)[`"]+', sentence) or re.findall(r"\b[A-Z][A-Z0-9_]{2,}\b", sentence)
+    return list(dict.fromkeys(words))
+
+
+def share(said: Said) -> None:
+    """A node's configuration is in three places with one meaning, and only one of them says it whole."""
+    for name in [*said]:
+        if name.startswith("ClusterNodeConfig"):
+            for other in (name.replace("Cluster", "NodePool", 1), name.replace("Cluster", "ClusterNodePool", 1)):
+                said[other] = said[name] | said.get(other, {})
 
 
 def getter(function: ast.FunctionDef) -> str:
@@ -83,26 +181,29 @@ def getter(function: ast.FunctionDef) -> str:
     return ""
 
 
-def kind(written: str, classes: dict[str, ast.ClassDef], types: dict[str, dict[str, str]]) -> str:
+def kind(written: str, classes: dict[str, str], types: Types, said: Said) -> str:
     primitive, named = PRIMITIVE.findall(written), re.search(r"'(\w+Args)'", written)
-    inner = add(named[1], classes, types) if named else primitive[-1]
+    inner = add(named[1], classes, types, said) if named else primitive[-1]
     if "Mapping[" in written:
         return "{" + inner + "}"
     return f"[{inner}]" if "Sequence[" in written else inner
 
 
-def unique(types: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+def unique(types: Types, said: Said) -> tuple[Types, Said]:
     """The types, each kept under the shortest of the names that the same content has."""
+    said = {name: facts for name, facts in said.items() if name in types}
     while True:
         first: dict[str, str] = {}
+        content = {name: json.dumps([types[name], said.get(name)]) for name in types}
         for name in sorted(types, key=lambda name: (len(name), name)):
-            first.setdefault(json.dumps(types[name]), name)
-        same = {name: first[json.dumps(content)] for name, content in types.items()}
+            first.setdefault(content[name], name)
+        same = {name: first[content[name]] for name in types}
         if all(name == kept for name, kept in same.items()):
-            return types
+            return types, said
+        said = {name: facts for name, facts in said.items() if same[name] == name}
         types = {
-            name: {key: renamed(value, same) for key, value in content.items()}
-            for name, content in types.items()
+            name: {key: renamed(value, same) for key, value in arguments.items()}
+            for name, arguments in types.items()
             if same[name] == name
         }
 

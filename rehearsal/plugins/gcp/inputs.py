@@ -104,11 +104,15 @@ def complete(kind: Kind, raw: wire.Properties, old: wire.Properties, name: str) 
 
 def changes(kind: Kind, old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, str], list[str], bool]:
     """Differences between plain inputs, those that replace, and whether the old resource has to go first."""
-    before, after = comparable(kind, cloud.over(old, kind.reported(old))), comparable(kind, new)
+    was, then = given(cloud.over(old, kind.reported(old))), given(new)
+    # A block that only one of them has is in the other with its defaults.
+    before, after = comparable(kind, with_blocks(was, then)), comparable(kind, with_blocks(then, was))
     even = values.differences(with_blocks(before, after), with_blocks(after, before))
     found = {re.sub(r'\["(\[\d+\])"\]', r"\1", path): what for path, what in even.items()}
     fixed = [*kind.fixed, *(path for path in kind.growing if not is_growth(before.get(path), after.get(path)))]
-    replacing = [path for path in found if values.touches(re.sub(r"\[\d+\]", "", path), fixed)]
+    replacing = [
+        path for path in found if values.touches(re.sub(r"\[\d+\]", "", path), fixed) or checks.fixed(kind.token, path)
+    ]
     for name in kind.counted:
         if len(before.get(name, {})) != len(after.get(name, {})):
             replacing += [path for path in found if path.startswith(f"{name}[") and path not in replacing]
@@ -126,7 +130,7 @@ def comparable(kind: Kind, inputs: dict[str, Any]) -> dict[str, Any]:
             return {f"[{number}]": bare(item, f"{path}[]") for number, item in enumerate(value)}
         return last(value) if path in kind.links and isinstance(value, str) else value
 
-    return bare(cloud.over(kind.defaults, given(inputs)), "")
+    return bare(cloud.whole(kind, inputs), "")
 
 
 def with_blocks(inputs: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Kind:
+    """What the package's documentation says of a resource is in arguments.json; here is what it does not say."""
+
     identity: str
+    token: str = ""
     named: str = "name"  # the argument that is made up where it is not given; empty: none
     longest: int = 63
     checks: dict[str, Check] = field(default_factory=dict)

@@ -58,14 +58,14 @@ def not_heeded(inputs: dict[str, Any]) -> Iterator[tuple[str, str]]:
 BOOT_DISK_FIXED = tuple(
     f"bootDisk.{name}"
     for name in (
-        *("deviceName", "diskEncryptionKeyRaw", "diskEncryptionKeyRsa", "forceAttach", "guestOsFeatures", "interface"),
+        *("deviceName", "diskEncryptionKeyRaw", "diskEncryptionKeyRsa", "guestOsFeatures", "interface"),
         *("kmsKeySelfLink", "mode", "source"),
         *(
             f"initializeParams.{name}"
             for name in ("architecture", "enableConfidentialCompute", "image", "size", "type")
         ),
-        *(f"initializeParams.{name}" for name in ("provisionedIops", "provisionedThroughput", "resourcePolicies")),
-        *(f"initializeParams.{name}" for name in ("resourceManagerTags", "snapshot", "storagePool", "replicaZones")),
+        *(f"initializeParams.{name}" for name in ("provisionedIops", "provisionedThroughput")),
+        *(f"initializeParams.{name}" for name in ("snapshot", "storagePool", "replicaZones")),
     )
 )
 
@@ -125,14 +125,8 @@ MACHINES = {
             "tags[]": checks.NAME,
             "bootDisk.mode": one_of("READ_WRITE", "READ_ONLY"),
             "bootDisk.initializeParams.size": between(10),
-            "bootDisk.initializeParams.architecture": one_of("X86_64", "ARM64"),
-            "attachedDisks[].mode": one_of("READ_WRITE", "READ_ONLY"),
             "desiredStatus": one_of("RUNNING", "TERMINATED", "SUSPENDED"),
-            "networkInterfaces[].nicType": one_of("GVNIC", "VIRTIO_NET", "IDPF", "MRDMA", "IRDMA"),
-            "networkInterfaces[].stackType": one_of("IPV4_ONLY", "IPV4_IPV6", "IPV6_ONLY"),
             "networkInterfaces[].accessConfigs[].networkTier": one_of("PREMIUM", "STANDARD"),
-            "scheduling.onHostMaintenance": one_of("MIGRATE", "TERMINATE"),
-            "scheduling.provisioningModel": one_of("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND"),
             "scheduling.instanceTerminationAction": one_of("STOP", "DELETE"),
             "serviceAccount.email": checks.EMAIL,
         },
@@ -140,12 +134,8 @@ MACHINES = {
         rules=instance_rules,
         fixed=(
             *BOOT_DISK_FIXED,
-            "attachedDisks.forceAttach",
             "confidentialInstanceConfig",
             "guestAccelerators",
-            "hostname",
-            "metadataStartupScript",
-            "name",
             "networkInterfaces.nicType",
             "networkInterfaces.queueCount",
             "networkInterfaces.vlan",
@@ -170,9 +160,7 @@ MACHINES = {
             "serviceAccount",
             "shieldedInstanceConfig",
         ),
-        defaults={"canIpForward": False, "deletionProtection": False},
         filled={
-            "bootDisk.autoDelete": always(True),
             "bootDisk.deviceName": always("persistent-disk-0"),
             "bootDisk.mode": always("READ_WRITE"),
             "bootDisk.source": lambda state: f"{state.link.replace('/instances/', '/disks/')}",
@@ -201,7 +189,7 @@ MACHINES = {
     "compute/attachedDisk:AttachedDisk": Kind(
         "projects/{project}/zones/{zone}/instances/{instance}/{disk}",
         named="",
-        checks={"mode": one_of("READ_WRITE", "READ_ONLY"), "zone": checks.ZONE, "project": checks.PROJECT},
+        checks={"zone": checks.ZONE, "project": checks.PROJECT},
         fixed=("deviceName", "disk", "instance", "interface", "mode", "project", "zone"),
         defaults={"mode": "READ_WRITE"},
         filled={"deviceName": always("persistent-disk-1")},

@@ -8,7 +8,7 @@ from typing import Any
 from command import wire
 from command.output import CommandError, Found
 from gcp import checks
-from gcp.checks import at, between, matching, network, one_of
+from gcp.checks import at, between, matching, network
 from gcp.kinds import (
     NETWORK,
     SUBNETWORK,
@@ -138,26 +138,17 @@ NETWORKS = {
         NETWORK.replace("{}", "{name}"),
         checks={
             "name": checks.NAME,
-            "mtu": between(1300, 8896),
-            "routingMode": one_of("REGIONAL", "GLOBAL"),
-            "networkFirewallPolicyEnforcementOrder": one_of("BEFORE_CLASSIC_FIREWALL", "AFTER_CLASSIC_FIREWALL"),
-            "bgpBestPathSelectionMode": one_of("LEGACY", "STANDARD"),
-            "bgpInterRegionCost": one_of("DEFAULT", "ADD_COST_TO_MED"),
             "project": checks.PROJECT,
         },
         fixed=(
             "autoCreateSubnetworks",
-            "description",
             "internalIpv6Range",
             "name",
-            "networkProfile",
             "params",
             "project",
         ),
         defaults={
             "autoCreateSubnetworks": True,
-            "deleteDefaultRoutesOnCreate": False,
-            "networkFirewallPolicyEnforcementOrder": "AFTER_CLASSIC_FIREWALL",
         },
         filled={
             "bgpBestPathSelectionMode": always("LEGACY"),
@@ -176,25 +167,18 @@ NETWORKS = {
             "ipCidrRange": checks.SUBNETWORK,
             "secondaryIpRanges[].ipCidrRange": checks.SUBNETWORK,
             "secondaryIpRanges[].rangeName": checks.NAME,
-            "ipv6AccessType": one_of("EXTERNAL", "INTERNAL"),
-            "logConfig.aggregationInterval": matching(
-                "INTERVAL_(5_SEC|30_SEC|1_MIN|5_MIN|10_MIN|15_MIN)", "an interval such as INTERVAL_5_SEC"
-            ),
             "logConfig.flowSampling": between(0, 1),
             "region": checks.REGION,
-            "role": one_of("ACTIVE", "BACKUP"),
-            "stackType": one_of("IPV4_ONLY", "IPV4_IPV6", "IPV6_ONLY"),
             "project": checks.PROJECT,
         },
         rules=subnetwork_rules,
         growing=("ipCidrRange",),
-        fixed=("description", "name", "network", "project", "purpose", "region", "reservedInternalRange", "params"),
+        fixed=("name", "network", "project", "purpose", "region", "reservedInternalRange", "params"),
         filled={
             "creationTimestamp": moment,
             "fingerprint": lambda state: fingerprint(state.given),
             "gatewayAddress": gateway,
             "privateIpGoogleAccess": always(False),
-            "purpose": always("PRIVATE"),
             "selfLink": link,
             "stackType": always("IPV4_ONLY"),
             "subnetworkId": lambda state: int(state.number),
@@ -205,9 +189,7 @@ NETWORKS = {
         "projects/{project}/regions/{region}/routers/{name}",
         checks={
             "name": checks.NAME,
-            "bgp.advertiseMode": one_of("DEFAULT", "CUSTOM"),
             "bgp.asn": private_asn,
-            "bgp.keepaliveInterval": between(20, 60),
             "region": checks.REGION,
             "project": checks.PROJECT,
         },
@@ -224,14 +206,7 @@ NETWORKS = {
                 "[a-z]([-a-z0-9]{0,61}[a-z0-9])",
                 "2 to 63 lower-case letters, digits and -, first a letter and last no -",
             ),
-            "autoNetworkTier": one_of("PREMIUM", "STANDARD"),
-            "logConfig.filter": one_of("ERRORS_ONLY", "TRANSLATIONS_ONLY", "ALL"),
-            "natIpAllocateOption": one_of("MANUAL_ONLY", "AUTO_ONLY"),
             "region": checks.REGION,
-            "sourceSubnetworkIpRangesToNat": one_of(
-                "ALL_SUBNETWORKS_ALL_IP_RANGES", "ALL_SUBNETWORKS_ALL_PRIMARY_IP_RANGES", "LIST_OF_SUBNETWORKS"
-            ),
-            "type": one_of("PUBLIC", "PRIVATE"),
             "project": checks.PROJECT,
         },
         apart=(("initialNatIps", "natIps"), ("initialNatIps", "drainNatIps")),
@@ -242,7 +217,6 @@ NETWORKS = {
             "tcpEstablishedIdleTimeoutSec": 1200,
             "tcpTimeWaitTimeoutSec": 120,
             "tcpTransitoryIdleTimeoutSec": 30,
-            "type": "PUBLIC",
             "udpIdleTimeoutSec": 30,
         },
         filled={"endpointTypes": always(["ENDPOINT_TYPE_VM"]), "autoNetworkTier": always("PREMIUM")},
@@ -253,8 +227,6 @@ NETWORKS = {
         checks={
             "name": checks.NAME,
             "priority": between(0, 65535),
-            "direction": one_of("INGRESS", "EGRESS"),
-            "logConfig.metadata": one_of("EXCLUDE_ALL_METADATA", "INCLUDE_ALL_METADATA"),
             "sourceRanges[]": network(0, 128),
             "destinationRanges[]": network(0, 128),
             "sourceTags[]": checks.NAME,
@@ -279,13 +251,10 @@ NETWORKS = {
         "projects/{project}/regions/{region}/addresses/{name}",
         checks={
             "name": checks.NAME,
-            "addressType": one_of("INTERNAL", "EXTERNAL"),
-            "networkTier": one_of("PREMIUM", "STANDARD"),
             "region": checks.REGION,
             "project": checks.PROJECT,
         },
         fixed=ADDRESS_FIXED,
-        defaults={"addressType": "EXTERNAL"},
         filled={
             "address": own_address,
             "addressId": lambda state: int(state.number),
