@@ -1,0 +1,167 @@
+"""What our programs read of Google's JSON, and what the stand-ins answer, is what Google documents."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daskstack import compute
+from daskstack.engine import PROJECT
+from tests.google_json import SHAPES, kind_of, wrong
+from tests.unit.test_gcp_inputs import CONFIG, RIGHT
+from tests.unit.test_left import OTHERS, OURS
+from tools import left
+
+from gcp import cloud  # isort: skip  (test_gcp_inputs knows where that is)
+
+PACKAGE = "google-api-python-client"
+GCLOUD = PROJECT / "rehearsal" / "cloud" / "gcloud"
+LISTED = [group for group in SHAPES["groups"] if not group.endswith("get-guest-attributes")]
+NETWORK, SUBNETWORK = (
+    "projects/my-project/global/networks/net",
+    "projects/my-project/regions/us-central1/subnetworks/sub",
+)
+# More than what is right, so that as much as possible is answered.
+MORE: dict[str, dict[str, Any]] = {
+    "compute/address:Address": {"labels": {"a": "b"}, "description": "text"},
+    "compute/disk:Disk": {"labels": {"a": "b"}, "type": "pd-ssd"},
+    "compute/instance:Instance": {
+        "networkInterfaces": [{"network": NETWORK, "subnetwork": SUBNETWORK, "accessConfigs": [{}]}],
+        "scheduling": {"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False},
+        "metadata": {"enable-oslogin": "FALSE"},
+        "tags": ["dask"],
+        "labels": {"a": "b"},
+        "serviceAccount": {"email": "a@b.org", "scopes": ["cloud-platform"]},
+        "shieldedInstanceConfig": {"enableSecureBoot": True},
+    },
+    "compute/subnetwork:Subnetwork": {"secondaryIpRanges": [{"rangeName": "pods", "ipCidrRange": "10.12.0.0/17"}]},
+    "compute/firewall:Firewall": {"logConfig": {"metadata": "INCLUDE_ALL_METADATA"}},
+    "container/cluster:Cluster": {
+        "network": NETWORK,
+        "ipAllocationPolicy": {"clusterSecondaryRangeName": "pods"},
+        "resourceLabels": {"a": "b"},
+        "releaseChannel": {"channel": "REGULAR"},
+        "privateClusterConfig": {"enablePrivateNodes": True},
+        "workloadIdentityConfig": {"workloadPool": "my-project.svc.id.goog"},
+    },
+}
+
+
+def derive() -> Any:
+    spec = importlib.util.spec_from_file_location("derive_shapes", GCLOUD.with_name("derive.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_shapes_are_those_of_googles_discovery_documents() -> None:
+    try:
+        folder = derive().documents()
+    except ModuleNotFoundError:
+        pytest.skip(f"{PACKAGE} is not installed, 110 MB that nothing else needs: `uv pip install {PACKAGE}` compares")
+    assert derive().FILE.read_text() == derive().derived(folder), f"run {sys.executable} rehearsal/cloud/derive.py"
+
+
+class Read(dict):
+    """An object that notes which of its fields are read."""
+
+    def __init__(self, fields: dict[str, Any], names: set[str], prefix: str = "") -> None:
+        inner = {key: Read(item, names, f"{prefix}{key}.") for key, item in fields.items() if isinstance(item, dict)}
+        super().__init__(fields | inner)
+        self.names, self.prefix = names, prefix
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.names.add(self.prefix + key)
+        if key not in self and isinstance(default, dict):
+            return Read(default, self.names, f"{self.prefix}{key}.")
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.names.add(self.prefix + key)
+        return super().__getitem__(key)
+
+
+# What make left reads of some things alone; a thing of another group has no such field.
+LEFT = {
+    "addressType": ("compute addresses", "EXTERNAL|INTERNAL|UNSPECIFIED_TYPE"),
+    "description": ("compute forwarding-rules", "string"),
+    "email": ("iam service-accounts", "string"),
+    "labels": ("compute instances", "{string}"),
+    "location": ("container clusters", "string"),
+    "machineType": ("compute instances", "string"),
+    "name": ("compute networks", "string"),
+    "network": ("compute firewall-rules", "string"),
+    "region": ("compute addresses", "string"),
+    "resourceLabels": ("container clusters", "{string}"),
+    "scheduling": ("compute instances", "compute.Scheduling"),
+    "scheduling.provisioningModel": ("compute instances", "FLEX_START|RESERVATION_BOUND|SPOT|STANDARD"),
+    "sizeGb": ("compute disks", "string:int64"),
+    "type": ("compute disks", "string"),
+    "users": ("compute disks", "[string]"),
+    "zone": ("compute disks", "string"),
+}
+
+
+def test_what_make_left_reads_is_what_google_answers() -> None:
+    names: set[str] = set()
+    listed = {kind.group: [Read(each, names) for each in OURS[kind.group]] for kind in left.KINDS}
+    assert len(list(left.left("gke", "p", listed))) == len(left.KINDS)
+    read = {name for name in names if not name.startswith(("labels.", "resourceLabels."))}
+    assert read == LEFT.keys()
+    for name, (group, kind) in LEFT.items():
+        assert kind_of(group, name) == kind
+
+
+def test_the_states_of_a_machine_that_wake_starts_are_googles() -> None:
+    assert set(compute.OFF) <= set(kind_of("compute instances", "status").split("|"))
+    assert kind_of("compute instances", "name") == "string"
+
+
+def test_guest_attributes_are_read_as_google_answers_them() -> None:
+    assert wrong("compute instances get-guest-attributes", {"namespace": "hostkeys", "key": "k", "value": "v"}) == []
+
+
+@pytest.mark.parametrize("group", OURS)
+def test_the_things_that_make_left_is_tested_with_have_googles_shape(group: str) -> None:
+    assert [text for each in OURS[group] + OTHERS.get(group, []) for text in wrong(group, each)] == []
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a rehearsal whose Google Cloud has one thing of each kind."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    known = cloud.Cloud(folder / "gcp")
+    kubernetes = {"server": "10.0.0.2:6443", "authority": "YQ=="}
+    for token, inputs in RIGHT.items():
+        more = {"kubernetes": kubernetes} if token == "container/cluster:Cluster" else {}
+        known.write(*cloud.new_record(token, inputs | MORE.get(token, {}), CONFIG, known=known.records(), **more))
+    return folder
+
+
+@pytest.mark.parametrize("group", [group for group in LISTED if group != "compute forwarding-rules"])
+def test_what_the_stand_in_for_gcloud_lists_has_googles_shape(rehearsal: Path, group: str) -> None:
+    environ = {**os.environ, "DASKSTACK_REHEARSAL": str(rehearsal)}
+    environ.pop("DASKSTACK_REHEARSAL_MACHINES", None)
+    command = [sys.executable, GCLOUD, *group.split(), "list", "--format", "json"]
+    answers = json.loads(subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True).stdout)
+    assert len(answers) == 1
+    assert wrong(group, answers[0]) == []
+    expected = {name for name, (owner, _) in LEFT.items() if owner == group and "." not in name}
+    assert expected - {"description", "users"} <= answers[0].keys(), "what make left reads"
+
+
+def test_what_google_does_not_have_is_found() -> None:
+    assert wrong("compute disks", {"sizeGb": 10}) == ["compute disks.sizeGb: expected a number as a text, found 10"]
+    assert wrong("compute disks", {"size": "10"}) == ["compute disks.size: there is no such field"]
+    assert wrong("compute instances", {"status": "ON"})[0].startswith(
+        "compute instances.status: expected DEPROVISIONING|"
+    )
+    assert wrong("compute instances", {"tags": ["a"]}) == [
+        "compute instances.tags.not an object: there is no such field"
+    ]
