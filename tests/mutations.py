@@ -326,14 +326,6 @@ TASKS = [
         "tests/machines/test_session.py::test_what_tasks_choose_reaches_no_terminal_as_control_characters",
     ),
     Mutation(
-        "endless-command",
-        "A command of the cluster's user that stands still ends within its time.",
-        "components/vms/steps/common.sh",
-        'timeout -k 5 "${within:-60}" setpriv',
-        'timeout "${within:-60}" setpriv',
-        "tests/machines/test_session.py::test_a_command_of_the_clusters_user_that_stands_still_is_ended",
-    ),
-    Mutation(
         "gone-at-boot",
         "A machine is on for the idle limit after each boot.",
         "components/vms/steps/idle.sh",
