@@ -178,6 +178,14 @@ DATA = [
         "timeout {{ add $values.gracePeriod 10 }}",
         "tests/kubernetes/test_chart.py::test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it",
     ),
+    Mutation(
+        "twenty-seconds",
+        "Tasks that a stopping worker has begun get 20 seconds.",
+        "charts/dask/files/drain.py",
+        "begun_until = within / 4",
+        "begun_until = within / 40",
+        "tests/machines/test_change.py::test_a_worker_that_is_stopped_lets_tasks_end_for_20_seconds_and_hands_over",
+    ),
 ]
 
 TASKS = [

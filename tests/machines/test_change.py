@@ -4,12 +4,13 @@ import json
 import re
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 import distributed
 import pytest
 from checkout import Checkout, stack_dev
-from fleet import Machine
+from fleet import Machine, until
 from tls import accepts
 from work import Work, tasks
 
@@ -95,20 +96,56 @@ def test_a_worker_that_is_removed_hands_over_first_and_its_keys_are_refused_by_w
     ] == pids
 
 
-@pytest.mark.parametrize(
-    ("name", "how"), [("worker-1", "systemctl stop dask-worker@1"), ("worker-2", "systemctl reboot")]
-)
-def test_a_worker_hands_over_when_it_is_stopped(checkout: Checkout, work: Work, name: str, how: str) -> None:
-    worker = checkout.machines()[name]
-    worker.ssh(f"sudo {how}", check=False)
-    deadline = time.monotonic() + 60
-    while f"{name}-1" in work.workers():
-        assert time.monotonic() < deadline, "it was not stopped"
-        time.sleep(0.1)
+def test_a_worker_that_is_stopped_lets_tasks_end_for_20_seconds_and_hands_over(checkout: Checkout, work: Work) -> None:
+    worker, other = checkout.machines()["worker-1"], checkout.machines()["worker-2"]
+    unit = worker.ssh("systemctl show dask-worker@1 -p ExecStop -p TimeoutStopUSec").stdout
+    assert re.search(r"argv\[\]=timeout 80 \S+/python \S+/drain.py tls://\S+ --within 80 worker-1-1 ;", unit)
+    assert "TimeoutStopUSec=1min 30s\n" in unit, "systemd's own comes later"
+
+    def held(folder: str, name: str) -> str:
+        import os
+        import socket
+        import time
+
+        with open(f"{folder}/began-{name}", "a") as began:
+            began.write(socket.gethostname() + "\n")
+        while not os.path.exists(f"{folder}/end-{name}"):
+            time.sleep(0.1)
+        return socket.gethostname()
+
+    folder = f"/srv/daskdata/{uuid.uuid4()}"
+    other.ssh(f"sudo -u dask mkdir {folder}")
+
+    def began(name: str) -> list[str]:
+        return other.ssh(f"cat {folder}/began-{name}", check=False).stdout.split()
+
+    short, endless = (
+        work.client.submit(held, folder, name, workers=["worker-1-1"], allow_other_workers=True, priority=10)
+        for name in ("short", "endless")
+    )
+    until(lambda: began("short") == began("endless") == ["worker-1"])
+    stopped = time.monotonic()
+    worker.ssh("sudo systemctl stop --no-block dask-worker@1")
+    until(lambda: work.workers().get("worker-1-1") == "closing_gracefully")
+    other.ssh(f"sudo -u dask touch {folder}/end-short")
+    assert short.result(timeout=120) == "worker-1"
+    until(lambda: began("endless") == ["worker-1", "worker-2"])
+    assert time.monotonic() - stopped >= 20
+    other.ssh(f"sudo -u dask touch {folder}/end-endless")
+    assert endless.result(timeout=120) == "worker-2"
+    assert began("short") == ["worker-1"], "it was done again"
+    until(lambda: "worker-1-1" not in work.workers())
     work.goes_on()
-    if "stop" in how:
-        worker.ssh("sudo systemctl start dask-worker@1")
-    comes_back(work, f"{name}-1")
+    until(lambda: worker.ssh("systemctl is-active dask-worker@1", check=False).stdout == "inactive\n")
+    worker.ssh("sudo systemctl start dask-worker@1")
+    comes_back(work, "worker-1-1")
+
+
+def test_a_worker_hands_over_when_its_machine_reboots(checkout: Checkout, work: Work) -> None:
+    checkout.machines()["worker-2"].ssh("sudo systemctl reboot", check=False)
+    until(lambda: "worker-2-1" not in work.workers())
+    work.goes_on()
+    comes_back(work, "worker-2-1")
 
 
 def test_a_package_that_goes_restarts_workers_one_by_one_and_the_scheduler_not(checkout: Checkout, work: Work) -> None:
