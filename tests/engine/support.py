@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from daskstack import engine
 from daskstack.engine import PROJECT as SOURCE
 
 PROJECT = "engine-tests"
@@ -50,6 +51,25 @@ def descendants(pid: int) -> set[int]:
         return {each.pid for each in psutil.Process(pid).children(recursive=True)}
     except psutil.NoSuchProcess:
         return set()
+
+
+def is_secret(value: Any) -> bool:
+    return isinstance(value, dict) and "ciphertext" in value
+
+
+def plugin(environment: dict[str, str], kind: str, name: str, version: str) -> Path:
+    """The plugin that the engine takes, where Pulumi.yaml names none."""
+    file = f"pulumi-{kind}-{name}"
+    ambient = kind == "language" or not environment.get("PULUMI_IGNORE_AMBIENT_PLUGINS")
+    if ambient and (found := shutil.which(file, path=environment["PATH"])):
+        return Path(found)
+    home = environment.get("PULUMI_HOME") or engine.pulumi_home(environment)
+    return Path(home) / "plugins" / f"{kind}-{name}-v{version}" / file
+
+
+def is_stand_in(path: Path) -> bool:
+    """Whether a plugin is one of ours: those lie in our cache, which nothing else writes to."""
+    return path.resolve().is_relative_to(engine.cache_folder() / "plugins")
 
 
 PRELUDE = """
@@ -123,7 +143,11 @@ class Project:
         return self.run("preview")
 
     def outputs(self) -> dict[str, Any]:
-        return json.loads(self.run("stack", "output", "--json"))
+        """The stack's outputs as the backend has them, which takes no run of the engine."""
+        [file] = self.backend.rglob("stacks/*/*.json")
+        resources = json.loads(file.read_text())["checkpoint"]["latest"]["resources"]
+        [stack] = [each for each in resources if each["type"] == "pulumi:pulumi:Stack"]
+        return {name: "[secret]" if is_secret(value) else value for name, value in stack.get("outputs", {}).items()}
 
     def seen(self, text: str) -> float:
         """When the last run first printed `text`, on the clock of time.monotonic()."""
@@ -131,9 +155,12 @@ class Project:
 
     def stored(self) -> str:
         """Everything that the backend has written: states, histories, backups."""
-        backend = Path(self.environment["PULUMI_BACKEND_URL"].removeprefix("file://"))
-        files = (path for path in backend.rglob("*") if path.is_file())
+        files = (path for path in self.backend.rglob("*") if path.is_file())
         return "\n".join(path.read_text(errors="replace") for path in files)
+
+    @property
+    def backend(self) -> Path:
+        return Path(self.environment["PULUMI_BACKEND_URL"].removeprefix("file://"))
 
 
 @dataclass
