@@ -72,6 +72,21 @@ def is_stand_in(path: Path) -> bool:
     return path.resolve().is_relative_to(engine.cache_folder() / "plugins")
 
 
+def with_official(environment: dict[str, str], folder: Path, name: str, version: str) -> dict[str, str]:
+    """A rehearsal's environment with Pulumi's own plugin in the stand-in's place, if the caller has installed that."""
+    own = engine.pulumi_home() / "plugins" / f"resource-{name}-v{version}"
+    if not own.exists():
+        return environment
+    home = folder / "home"
+    stand_ins = {each.name: each for each in Path(environment["PULUMI_HOME"], "plugins").iterdir()}
+    for plugin in (stand_ins | {own.name: own}).values():
+        there = home / "plugins" / plugin.name  # the engine takes no links for folders of plugins
+        there.mkdir(parents=True)
+        for file in plugin.iterdir():
+            (there / file.name).symlink_to(file)
+    return environment | {"PULUMI_HOME": str(home)}
+
+
 PRELUDE = """
 import pulumi
 from pulumi_command import local, remote

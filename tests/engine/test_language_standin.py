@@ -1,0 +1,39 @@
+"""What the stand-in for the language plugin says in its own words; test_language_plugin.py has the contract."""
+
+import pytest
+
+from daskstack.engine import VERSION
+
+PLUGIN = "language", "python", VERSION
+pytestmark = pytest.mark.usefixtures("stand_in")
+
+
+def test_an_uncaught_error_shows_nothing_of_the_stand_in(project):
+    project.write("raise ValueError('of the program')\n")
+    output = project.run("preview", succeeds=False)
+    report = output[output.index("Diagnostics") :]
+    assert "Program failed with an unhandled exception" in report
+    assert "ValueError: of the program" in report
+    assert "language_python" not in report
+    assert "runpy" not in report
+
+
+def test_a_program_reaches_none_of_the_stand_ins_modules(project):
+    project.write(
+        "import importlib.util\n"
+        "print('reached', [name for name in ('serving', 'command') if importlib.util.find_spec(name)])\n"
+    )
+    assert "reached []" in project.run("preview")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("{virtualenv: not-there}", ["{folder}/not-there/bin/python", "python3 -m venv not-there"]),
+        ("{toolchain: uv}", ["the stand-in for language-python knows pip alone; install the official plugin"]),
+    ],
+)
+def test_an_interpreter_that_cannot_be_had_is_told_with_the_remedy(project, options, words):
+    project.write("", options=options)
+    output = project.run("preview", succeeds=False)
+    assert all(each.format(folder=project.folder) in output for each in words)
