@@ -4,6 +4,7 @@ Needs root, or sudo without a password. Everything is removed at the end of the 
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -74,16 +75,17 @@ def dev(image: str) -> Iterator[Checkout]:
     the command lines of all processes meanwhile, on this computer and on its machines.
     """
     # Not in pytest's folder, which is removed before this ends where a run is interrupted.
-    with tempfile.TemporaryDirectory(prefix="daskstack-") as folder:
-        checkout = Checkout(Path(folder))
-        checkout.keep()
-        try:
-            with CommandLines() as seen:
-                checkout.first_up = checkout.make("up")
-            checkout.first_status, checkout.seen_running = checkout.status(), seen.lines
-            yield checkout
-        finally:
-            checkout.make("destroy")
+    folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
+    checkout = Checkout(folder)
+    checkout.keep()
+    try:
+        with CommandLines() as seen:
+            checkout.first_up = checkout.make("up")
+        checkout.first_status, checkout.seen_running = checkout.status(), seen.lines
+        yield checkout
+    finally:
+        checkout.make("destroy")
+    shutil.rmtree(folder, ignore_errors=True)  # kept where it is still needed
 
 
 @pytest.fixture
