@@ -186,6 +186,14 @@ DATA = [
         "begun_until = within / 40",
         "tests/machines/test_change.py::test_a_worker_that_is_stopped_lets_tasks_end_for_20_seconds_and_hands_over",
     ),
+    Mutation(
+        "all-restart-at-once",
+        "Workers restart on one machine at a time.",
+        "components/vms/steps/common.sh",
+        "flock -w $patience 9 && echo held",
+        "echo held",
+        "tests/machines/test_session.py::test_workers_of_one_machine_restart_at_a_time",
+    ),
 ]
 
 TASKS = [
@@ -626,8 +634,13 @@ KEYS = [
         "any-host-key-inside",
         "Machines verify each other's host keys.",
         "components/vms/steps/credentials.sh",
-        "    StrictHostKeyChecking yes",
-        "    StrictHostKeyChecking no",
+        """    StrictHostKeyChecking yes
+    UserKnownHostsFile $SSH/known_hosts
+    RevokedHostKeys $SSH/revoked
+    GlobalKnownHostsFile none
+    HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com
+""",
+        "    StrictHostKeyChecking no\n    UserKnownHostsFile /dev/null\n",
         "tests/machines/test_steps.py::test_a_machine_that_the_authority_did_not_sign_is_refused",
     ),
     Mutation(

@@ -85,7 +85,7 @@ class Laboratory:
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         listed = ["git", "ls-files", "-coz", "--exclude-standard"]
         files = subprocess.run(listed, cwd=project, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
-        for name in filter(None, files):
+        for name in set(files) - {"", ".venv"}:  # a link of that name is none of git's ignored folders
             if os.path.lexists(project / name):  # else it was deleted, and that is not committed yet
                 self.origin.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(project / name, self.origin / name, follow_symlinks=False)

@@ -168,6 +168,22 @@ def test_a_command_of_the_clusters_user_that_stands_still_is_ended(machine: Mach
     assert done.stdout == "ended with 137\n"
 
 
+def test_workers_of_one_machine_restart_at_a_time(machine: Machine) -> None:
+    turns = """
+said=$(mktemp)
+(one_at_a_time ''; echo one begins; sleep 2; echo one ends) >>$said &
+until grep -q begins $said; do sleep 0.1; done
+(one_at_a_time ''; echo other begins) >>$said
+wait
+cat $said
+rm $said
+"""
+    try:
+        assert machine.run(COMMON + turns).stdout == "one begins\none ends\nother begins\n"
+    finally:
+        machine.run(f"rm -f {HOME}/stopping.lock")
+
+
 def test_workers_restart_though_a_task_keeps_the_turn_to_itself(machine: Machine) -> None:
     lock = f"{HOME}/stopping.lock"
     text = COMMON.replace("patience=600", "patience=1")
