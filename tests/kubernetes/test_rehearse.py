@@ -1,17 +1,40 @@
 """`make rehearse`: a stack's whole life on one computer."""
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
 from life import lived
+
+from rehearsal.kubernetes.supervisor import SYSCTLS
+from tests.kubernetes.support import Cluster, traces
 
 PHASES = ["from nothing", "pulumi up", "one worker more", "asleep", "awake", "pulumi destroy", "the rest of it goes"]
 
 
 @pytest.mark.timeout(1200)  # a whole life, on a busy machine
 def test_the_shipped_gke_stack_lives_a_whole_life_and_leaves_nothing(tmp_path: Path) -> None:
-    printed = lived("gke", tmp_path, PHASES)
+    before = [Path("/proc/sys", name).read_text() for name in SYSCTLS]
+    cluster = Cluster(tmp_path / "daskstack" / "rehearsal" / "gke" / "kubernetes")
+    seen, ended = [0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(5):
+            seen.append(len(traces(cluster)))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        printed = lived("gke", tmp_path, PHASES)
+    finally:
+        ended.set()
+        looking.join()
     assert re.search(r"^workers +4 running", printed, re.MULTILINE), printed
     assert "nothing of stack gke is left in project my-project" in printed
     assert list(tmp_path.rglob("kubeconfig")) == []
+
+    # Nor is anything left of the Kubernetes that it ran in: no process, mount, control group, link or setting.
+    assert max(seen) >= 5, "this test looks at the wrong places"
+    assert traces(cluster) == []
+    assert [Path("/proc/sys", name).read_text() for name in SYSCTLS] == before

@@ -1,5 +1,9 @@
-"""A stack with `target: gke` on a real Kubernetes: the program, the engine, helm, pods, and a notebook's way in."""
+"""A stack with `target: gke` on a real Kubernetes: the program, the engine, helm, pods, and a notebook's way in.
 
+Each test asks for the settings that it needs (`Stack.has`): `up` runs only where the last ones were others.
+"""
+
+import base64
 import copy
 import hashlib
 import json
@@ -9,7 +13,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
+import sys
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -20,14 +25,19 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from distributed.security import Security
+from fleet import SUDO
+from tls import accepts
+from work import Work
 
+from components.gke.credentials import tls_identities
 from daskstack import connection, remote
 from daskstack.engine import PROJECT, engine
 from daskstack.ways import wake, way_to
-from rehearsal.kubernetes import network
-from tests.kubernetes.support import Cluster
+from rehearsal.kubernetes import components, network, objects
+from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, pod, server, until
 from tools.rehearse import KEY, Rehearsal
+
+pytestmark = pytest.mark.timeout(1200)  # more than `up` may take, so that what it printed is shown
 
 SMALL = {"cpu": 0.2, "memory": "1 GiB"}
 SETTINGS = {
@@ -36,10 +46,19 @@ SETTINGS = {
     "workers": {"replicas": 2, **SMALL},
     "scheduler": SMALL,
     "jupyter": {**SMALL, "storage": "1Gi"},
-    "wait": 240,
+    "wait": 500,
 }
 STACK = "kubernetes"  # one that has a stack file, which is not changed
 SPACE = f"dask-{STACK}"
+TOKEN = "swordfish's $HOME"
+PASSWORD = "correct horse battery staple"
+PROVIDER = "PasswordIdentityProvider"
+METADATA = "169.254.169.254"
+ALMOST = {"app": "dask", "release": "another"}  # the labels of another release's pods
+SERVICES = {"scheduler": 8786, "webui": 80, "jupyter": 80}
+ELSEWHERE = "203.0.113.7/32"
+# The same with one worker and without Jupyter; workers leave when nothing is computed.
+ASLEEP = {"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}, "limits": {"idle": "1m"}}
 
 
 class Stack(Rehearsal):
@@ -48,26 +67,51 @@ class Stack(Rehearsal):
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         super().__init__(STACK, folder)
         self.cluster = cluster
+        self.printed = ""
+        self.applied: object = None
         self.change({})
 
     def change(self, settings: dict[str, Any], **config: str) -> None:
         """Settings of the next command; a key's value replaces that of SETTINGS."""
-        whole = copy.deepcopy(SETTINGS) | settings
+        whole = copy.deepcopy(SETTINGS) | copy.deepcopy(settings)
         self.set({"config": {KEY: whole, **config}}, str(self.cluster.kubeconfig), "rehearsal")
 
     def run(self, *words: str, succeeds: bool = True) -> str:
         """What `pulumi` printed."""
-        try:
-            done = self.pulumi(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=560)
-        except subprocess.CalledProcessError as error:
-            assert not succeeds, error.stdout
-            return error.stdout
-        assert succeeds, done.stdout
-        return done.stdout
+        if words[0] in ("up", "destroy"):
+            self.applied = None
+        with (self.folder / "printed.log").open("w+") as log:  # also of one that is killed at the time limit
+            try:
+                self.pulumi(*words, stdout=log, stderr=subprocess.STDOUT, text=True, timeout=900)
+                ended = True
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                ended = False
+                assert isinstance(error, subprocess.CalledProcessError), printed(log, error)
+            assert ended == succeeds, printed(log)
+            return printed(log)
 
     def up(self, succeeds: bool = True) -> str:
         self.run("stack", "select", "--create")
         return self.run("up", "--yes", "--skip-preview", succeeds=succeeds)
+
+    def has(self, settings: dict[str, Any], token: str = "", **config: str) -> str:
+        """Brings the stack to these settings, unless it has them; returns what `up` printed when it came to them.
+
+        `token` is a secret variable TOKEN.
+        """
+        wanted = (copy.deepcopy(settings), token, config, self.project)
+        if self.applied != wanted:
+            self.change(settings, **config)
+            if token:
+                self.run("stack", "select", "--create")
+                self.run("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", token)
+            self.printed = self.up()
+            self.applied = wanted
+        return self.printed
+
+    def destroyed(self) -> str:
+        self.run("stack", "select", "--create")
+        return self.run("destroy", "--yes", "--skip-preview")
 
     def outputs(self) -> dict[str, Any]:
         return json.loads(self.run("stack", "output", "--json", "--show-secrets"))
@@ -79,16 +123,25 @@ class Stack(Rehearsal):
         return self.cluster.kubectl("--namespace", SPACE, *words)
 
 
+def printed(log: Any, error: Exception | None = None) -> str:
+    log.seek(0)
+    return log.read() + (str(error) if error else "")
+
+
 @pytest.fixture(scope="module")
 def stack(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{kubernetes.programs}{os.pathsep}{os.environ['PATH']}")
-        yield Stack(tmp_path_factory.mktemp("trial"), kubernetes)
+        stack = Stack(tmp_path_factory.mktemp("trial"), kubernetes)
+        yield stack
+        stack.destroyed()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def built(stack: Stack) -> Stack:
-    stack.printed = stack.up()
+    """With two workers, Jupyter, a secret variable, and a load balancer for this computer alone."""
+    here, *_ = network.addresses(stack.cluster.directory)
+    stack.has({"expose": {"scheduler": {"sources": [f"{here}/32"]}}}, TOKEN)
     return stack
 
 
@@ -98,7 +151,9 @@ def test_up_ends_with_a_table_that_proves_the_cluster(built: Stack) -> None:
 
 
 def test_a_second_up_changes_nothing(built: Stack) -> None:
+    applied = built.applied
     assert re.search(r"Resources:\n +\d+ unchanged\n", built.up())
+    built.applied = applied
 
 
 def test_a_notebook_on_this_computer_reaches_the_cluster_and_its_dashboard(built: Stack) -> None:
@@ -115,21 +170,105 @@ def test_status_and_logs_are_asked_of_the_pods(built: Stack) -> None:
     assert "dask-scheduler-" not in logs
 
 
-def test_who_has_no_certificate_gets_no_answer(built: Stack) -> None:
+def test_the_scheduler_refuses_clients_without_a_certificate_and_with_a_foreign_authoritys(built: Stack) -> None:
     facts = built.outputs()["client"]
+    own = facts["tls"]
+    foreign = tls_identities(STACK, ["client"])["client"]
     with way_to(facts, ["dask-scheduler:8786"]) as way:
-        [port] = way.ports
-        for address, security in (f"tcp://127.0.0.1:{port}", None), (f"tls://127.0.0.1:{port}", Security()):
-            with pytest.raises((OSError, TypeError)):
-                Client(address, security=security, timeout=5)
-    assert "PRIVATE KEY" not in built.kubectl("get", "configmaps,pods,deployments", "--output", "json")
+        for address in (f"tls://127.0.0.1:{way.ports[0]}", balanced(built)):
+            assert accepts(address, own["certificate"], own["key"])
+            assert not accepts(address), "without a certificate"
+            assert not accepts(address, foreign["tls.crt"], foreign["tls.key"]), "with a foreign authority's"
+
+
+def balanced(stack: Stack) -> str:
+    """The scheduler's address at its load balancer."""
+    service = json.loads(stack.kubectl("get", "service", "dask-scheduler", "--output", "json"))
+    [ingress] = service["status"]["loadBalancer"]["ingress"]
+    return f"tls://{ingress['ip']}:8786"
+
+
+def secrets(stack: Stack) -> dict[str, str]:
+    """All values of the release's own Secrets, by Secret and key."""
+    found = json.loads(stack.kubectl("get", "secrets", "--selector", f"dask-stack={STACK}", "--output", "json"))
+    return {
+        f"{each['metadata']['name']} {key}": base64.b64decode(value).decode()
+        for each in found["items"]
+        for key, value in each["data"].items()
+    }
 
 
 def test_no_secret_is_outside_of_secrets_and_encrypted_state(built: Stack) -> None:
-    outputs = built.outputs()
-    seen = built.run("stack", "export") + built.kubectl("get", "configmaps,pods", "--output", "json") + built.printed
-    for secret in (outputs["jupyterPassword"], *outputs["client"]["tls"]["key"].splitlines()[1:-1]):
-        assert secret not in seen
+    outputs, known = built.outputs(), secrets(built)
+    keys = {name: text for name, text in known.items() if name.endswith(" tls.key")}
+    assert sorted(keys) == [f"dask-tls-{part} tls.key" for part in ("client", "scheduler", "worker")]
+    assert outputs["client"]["tls"]["key"] in keys.values() and known["dask-env TOKEN"] == TOKEN
+    words = [outputs["jupyterPassword"], TOKEN, "swordfish", hashlib.sha256(TOKEN.encode()).hexdigest()]
+    words += [json.loads(known["dask-jupyter-password jupyter_server_config.json"])[PROVIDER]["hashed_password"]]
+    words += [line for text in keys.values() for line in text.splitlines()[1:-1]]
+    kinds = "configmaps,pods,deployments,replicasets,jobs,events"
+    seen = built.printed + built.run("stack", "export") + built.kubectl("get", kinds, "--output", "json")
+    assert not [word for word in words if word in seen]
+
+
+def test_tasks_see_secret_variables(built: Stack) -> None:
+    for kind in ("scheduler", "worker", "jupyter"):
+        assert built.kubectl("exec", f"deploy/dask-{kind}", "--", "printenv", "TOKEN") == TOKEN + "\n"
+
+
+@pytest.fixture
+def strangers(built: Stack) -> Iterator[Stack]:
+    """A pod of another namespace, one of the release's that is not the release's, and a server that both reach."""
+    cluster = built.cluster
+    cluster.kubectl("create", "namespace", "strangers")
+    node = network.name(cluster.directory)
+    cluster.apply(pod("stranger", "sleep", "900"), server("server"), namespace="strangers")
+    cluster.apply(pod("neighbour", "sleep", "900", security=RESTRICTED, labels=ALMOST), namespace=SPACE)
+    inside = [*SUDO, "ip", "netns", "exec", node]
+    subprocess.run([*inside, "ip", "address", "replace", f"{METADATA}/32", "dev", "lo"], check=True)
+    listen = [*inside, sys.executable, "-m", "http.server", "--bind", METADATA, "80"]
+    try:
+        with subprocess.Popen(
+            listen, cwd=built.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as metadata:
+            try:
+                yield built
+            finally:
+                metadata.terminate()
+    finally:
+        subprocess.run([*inside, "ip", "address", "delete", f"{METADATA}/32", "dev", "lo"], check=True)
+        cluster.kubectl("delete", "namespace", "strangers", "--wait=false")
+        cluster.kubectl("delete", "pod", "neighbour", f"--namespace={SPACE}")
+
+
+def test_network_policies_close_the_release_to_other_pods_and_private_networks_to_it(strangers: Stack) -> None:
+    cluster = strangers.cluster
+    [server_address, _] = cluster.ready("strangers", "server", "stranger")
+    cluster.ready(SPACE, "neighbour")
+    found = json.loads(strangers.kubectl("get", "pods", "--selector", "release=dask", "--output", "json"))["items"]
+    pods = {each["metadata"]["labels"]["component"]: each["metadata"]["name"] for each in found}
+    addresses = {each["metadata"]["labels"]["component"]: each["status"]["podIP"] for each in found}
+    with strangers.connect() as client:
+        workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    comms = [each.removeprefix("tls://") for each in (*workers, *(each["nanny"] for each in workers.values()))]
+    assert len(comms) == 4
+    doors = [f"{addresses['scheduler']}:8786", f"{addresses['scheduler']}:8787", f"{addresses['jupyter']}:8888"]
+    doors += [f"{addresses['worker']}:8790", *comms]
+    doors += [f"dask-{name}.{SPACE}.svc.cluster.local:{port}" for name, port in SERVICES.items()]
+    every = dict.fromkeys(doors, "open")
+    for component in ("scheduler", "worker", "jupyter"):
+        assert cluster.reach(SPACE, pods[component], *doors) == every
+    closed = dict.fromkeys(doors, FORBIDDEN)
+    assert cluster.reach("strangers", "stranger", *doors) == closed
+    assert cluster.reach(SPACE, "neighbour", *doors) == closed
+
+    _, node, _ = network.addresses(cluster.directory)
+    out = [f"{server_address}:8000", f"{METADATA}:80", f"{network.KUBERNETES}:443", f"{node}:6443"]
+    until(lambda: cluster.reach("strangers", "stranger", *out) == dict.fromkeys(out, "open"))
+    index = f"{network.INNER}:{components.WHEELS}"
+    for component in ("scheduler", "worker", "jupyter"):
+        assert cluster.reach(SPACE, pods[component], *out) == dict.fromkeys(out, FORBIDDEN)
+        assert cluster.reach(SPACE, pods[component], index) == {index: "open"}
 
 
 def log_in(port: int, password: str) -> bool:
@@ -163,99 +302,148 @@ def test_a_notebook_has_the_workers_environment_and_finds_the_scheduler_by_itsel
     assert built.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program).split()[-1] == "45"
 
 
+def test_a_load_balancer_lets_in_the_networks_that_are_named(built: Stack) -> None:
+    credentials = connection.security(built.outputs()["client"]["tls"])
+    with Client(balanced(built), security=credentials, timeout=30) as client:
+        assert client.submit(sum, range(10)).result(timeout=60) == 45
+
+
 def test_the_client_comes_back_when_the_scheduler_moves_to_another_pod(built: Stack) -> None:
     with built.connect() as client:
         built.kubectl("delete", "pod", "--selector", "component=scheduler", "--wait=true")
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
+
+        def answers() -> bool:
             try:
-                assert client.submit(sum, range(10), pure=False).result(timeout=10) == 45
-                break
+                return client.submit(sum, range(10), pure=False).result(timeout=10) == 45
             except Exception:  # whatever Dask raises while it is away
-                time.sleep(1)
-        else:
-            raise AssertionError("no answer within 120 s")
+                return False
+
+        until(answers, 300)
 
 
-def test_changes_of_workers_and_packages_lose_no_running_work_and_are_seen_in_the_preview(built: Stack) -> None:
-    built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}})
+CHANGED = {
+    "workers": {"replicas": 1, **SMALL},
+    "packages": {"pip": ["json5"]},
+    "expose": {"scheduler": {"sources": [ELSEWHERE]}},
+}
+
+
+def test_a_change_of_workers_and_packages_shows_in_the_preview_and_loses_no_result(built: Stack) -> None:
+    built.change(CHANGED)
     assert "~values" in built.run("preview")
-
-    def slow(number: int) -> int:  # inside, so that it travels whole: the cluster does not have this file
-        time.sleep(0.2)
-        return number
-
-    with built.connect() as client, ThreadPoolExecutor() as pool:
-        futures = client.map(slow, range(300), pure=False)
-        total = client.submit(sum, futures)
-        futures[0].result(timeout=60)
-        up = pool.submit(built.up)
-        assert total.result(timeout=300) == sum(range(300))
-        up.result()
+    with ThreadPoolExecutor() as pool:
+        work = Work(built.connect())
+        try:
+            former = set(work.workers())
+            assert len(former) == 2
+            change = pool.submit(built.has, CHANGED, "", **{"dask:jupyterPassword": PASSWORD})
+            until(lambda: work.wrong or change.done() or not former & set(work.workers()), 500)
+            assert not change.done(), "the scheduler did not wait: " + change.result()
+            work.goes_on()
+            assert len(work.workers()) == 1
+        finally:
+            work.end()  # for which the scheduler waits, whose packages change too, and so does `up`
+        change.result()
     with built.connect() as client:
-        assert len(client.sync(client.scheduler.identity, n_workers=-1)["workers"]) == 1
         assert client.submit(lambda: __import__("json5").__name__).result(timeout=60) == "json5"
 
 
-def test_a_load_balancer_lets_in_the_networks_that_are_named_and_nobody_without_a_certificate(built: Stack) -> None:
-    settings = {"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}}
-    credentials = connection.security(built.outputs()["client"]["tls"])
-    here, *_ = network.addresses(built.cluster.directory)
-    for sources, reachable in ([f"{here}/32"], True), (["203.0.113.7/32"], False):
-        built.change(settings | {"expose": {"scheduler": {"sources": sources}}})
-        built.up()
-        service = json.loads(built.kubectl("get", "service", "dask-scheduler", "--output", "json"))
-        [ingress] = service["status"]["loadBalancer"]["ingress"]
-        if reachable:
-            address = f"tls://{ingress['ip']}:8786"
-            with Client(address, security=credentials, timeout=30) as client:
-                assert client.submit(sum, range(10)).result(timeout=60) == 45
-            with pytest.raises((OSError, TypeError)):
-                Client(address, security=Security(), timeout=5)
-        else:
-            with pytest.raises(OSError):
-                socket.create_connection((ingress["ip"], 8786), timeout=5)
+@pytest.fixture
+def changed(stack: Stack) -> Stack:
+    stack.has(CHANGED, **{"dask:jupyterPassword": PASSWORD})
+    return stack
 
 
-def test_a_password_of_the_users_own_takes_effect(built: Stack) -> None:
-    with_password = {"dask:jupyterPassword": "correct horse battery staple"}
-    built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}}, **with_password)
-    built.up()
-    outputs = built.outputs()
+def test_a_load_balancer_lets_no_other_network_in(changed: Stack) -> None:
+    address = balanced(changed).removeprefix("tls://")
+    with pytest.raises(OSError):
+        socket.create_connection(address.split(":"), timeout=5)
+
+
+def test_a_password_of_the_users_own_takes_effect(changed: Stack) -> None:
+    outputs = changed.outputs()
+    assert outputs["jupyterPassword"] == PASSWORD
     with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as way:
-        [port] = way.ports
-        assert log_in(port, "correct horse battery staple")
+        assert log_in(way.ports[0], PASSWORD)
 
 
-def test_tasks_see_secret_variables_which_are_in_a_secret_and_nowhere_else(built: Stack) -> None:
-    text = "swordfish's $HOME"
-    built.change({"workers": {"replicas": 1, **SMALL}, "packages": {"pip": ["json5"]}})
-    built.run("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", text)
-    seen = built.up() + built.run("stack", "export")
-    for kind in ("scheduler", "worker", "jupyter"):
-        assert built.kubectl("exec", f"deploy/dask-{kind}", "--", "printenv", "TOKEN") == text + "\n"
-    seen += built.kubectl("get", "configmaps,pods,deployments,replicasets", "--output", "json")
-    for word in (text, "swordfish", hashlib.sha256(text.encode()).hexdigest()):
-        assert word not in seen
+@pytest.fixture
+def asleep(stack: Stack) -> Stack:
+    stack.has(ASLEEP)
+    return stack
 
 
-def test_workers_go_when_nothing_is_computed_and_come_back_for_who_connects(built: Stack) -> None:
-    built.change({"workers": {"replicas": 1, **SMALL}, "limits": {"idle": "1m"}})
-    built.up()
+def test_a_stack_without_jupyter_has_nothing_of_it(asleep: Stack) -> None:
+    assert "dask-jupyter" not in asleep.kubectl("get", "pods,services,secrets,persistentvolumeclaims")
+
+
+def test_workers_go_when_nothing_is_computed_and_come_back_for_a_client_that_connects(asleep: Stack) -> None:
+    def hurry(dask_scheduler):
+        """The limit that it had; now it is short."""
+        watch = dask_scheduler.idle_watch.callback.__self__
+        before, watch.limit = watch.limit, 3
+        return before
+
+    with asleep.connect() as client:
+        assert client.run_on_scheduler(hurry) == 60
     workers = ("get", "pods", "--selector", "component=worker", "--output", "name")
-    end = time.monotonic() + 150
-    while built.kubectl(*workers):
-        assert time.monotonic() < end, "the workers did not go"
-        time.sleep(1)
-    assert re.search(r"Resources:\n +\d+ unchanged\n", built.up())
-    assert not built.kubectl(*workers), "an `up` that changes nothing woke them"
-    facts = built.outputs()["client"]
+    until(lambda: not asleep.kubectl(*workers), 300)
+    applied = asleep.applied
+    assert re.search(r"Resources:\n +\d+ unchanged\n", asleep.up())
+    assert not asleep.kubectl(*workers), "an `up` that changes nothing woke them"
+    asleep.applied = applied
+    facts = asleep.outputs()["client"]
     assert wake(facts) == 1
     with connection.Client(facts) as client:
         assert client.submit(sum, range(10)).result(timeout=120) == 45
 
 
-def test_a_new_version_of_the_chart_is_an_upgrade_of_the_release(built: Stack, tmp_path: Path) -> None:
+def test_quotas_volumes_images_and_nodes_that_keep_pods_from_starting_are_all_named(asleep: Stack) -> None:
+    groups = [
+        {"name": "costly", "replicas": 1, "resources": {"requests": {"ephemeral-storage": "2Ti"}}},
+        {"name": "large", "replicas": 1, "resources": {"requests": {"cpu": 500}}},
+        {"name": "lost", "replicas": 1, "image": {"repository": "example.invalid/dask", "tag": "1"}},
+    ]
+    asleep.kubectl("create", "quota", "few", "--hard=requests.ephemeral-storage=1Ti")
+    asleep.cluster.kubectl("delete", "storageclass", objects.CLASS)
+    try:
+        # Jupyter is new, and so is its volume.
+        asleep.change({"workers": ASLEEP["workers"], "values": {"additional_worker_groups": groups}, "wait": 30})
+        said = asleep.up(succeeds=False)
+    finally:
+        asleep.kubectl("delete", "quota", "few")
+        asleep.cluster.apply(objects.STORAGE_CLASS)
+    for text in (
+        r"dask-costly gets no pods: .*exceeded quota: few",
+        r"dask-large-\S+ finds no node: .*Insufficient cpu",
+        r"dask-lost-\S+: the image example.invalid/dask:1 cannot be pulled",
+        r"the volume dask-jupyter is not bound; is there a default StorageClass",
+    ):
+        assert re.search(text, said), said
+
+
+def kill_while(stack: Stack, status: str, namespace: str = SPACE) -> None:
+    """An `up` that is killed with all its processes while helm's release has this status."""
+    stack.run("stack", "select", "--create")
+    stack.applied = None
+    command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", STACK, "--config-file", str(stack.settings)]
+    words = ["secrets", "--selector", f"owner=helm,status={status}", "--output", "name", "--request-timeout", "120s"]
+    watch = [stack.cluster.programs / "kubectl", "--kubeconfig", stack.cluster.kubeconfig, "--namespace", namespace]
+    with subprocess.Popen([*watch, "get", "--watch", *words], stdout=subprocess.PIPE) as release:
+        with (stack.folder / "killed.log").open("w+") as log:
+            streams = {"stdout": log, "stderr": log, "start_new_session": True}
+            killed = subprocess.Popen(command, cwd=stack.project, env=stack.environ, **streams)
+            seen = release.stdout.readline()
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.wait()
+        release.kill()
+    assert seen, Path(log.name).read_text()
+    subprocess.run(["python3", "-m", "tools.unlock", STACK], env=stack.environ, check=True)
+
+
+@pytest.fixture
+def newer(stack: Stack, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the project, which has the same stack, with a newer chart."""
     files = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     for file in files.splitlines():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -265,93 +453,61 @@ def test_a_new_version_of_the_chart_is_an_upgrade_of_the_release(built: Stack, t
     text = chart.read_text()
     chart.write_text(re.sub(r"^version: .*", "version: 99.0.0", text, flags=re.MULTILINE))
     assert chart.read_text() != text
-    built.project = tmp_path
-    try:
-        assert re.search(r"Release release updated", built.up())
-    finally:
-        built.project = PROJECT
-    labels = built.kubectl("get", "deployment", "dask-worker", "--output", "jsonpath={.metadata.labels}")
-    assert json.loads(labels)["helm.sh/chart"] == "dask-99.0.0"
+    stack.project = tmp_path
+    yield tmp_path
+    stack.project = PROJECT
 
 
-def test_a_quota_that_leaves_no_room_is_named(built: Stack) -> None:
-    built.kubectl("create", "quota", "few", "--hard=pods=3")
-    try:
-        built.change({"workers": {"replicas": 3, **SMALL}, "wait": 30})
-        assert re.search(r"dask-worker gets no pods: .*exceeded quota: few", built.up(succeeds=False))
-    finally:
-        built.kubectl("delete", "quota", "few")
+def test_an_upgrade_to_a_new_chart_that_is_killed_is_finished_by_the_next_up(asleep: Stack, newer: Path) -> None:
+    asleep.change({})
+    kill_while(asleep, "pending-upgrade")
+    assert re.search(r"Release release updated", asleep.has({}))
+    deployment = json.loads(asleep.kubectl("get", "deployment", "dask-worker", "--output", "json"))
+    assert deployment["metadata"]["labels"]["helm.sh/chart"] == "dask-99.0.0"
+    assert deployment["status"]["readyReplicas"] == 2
 
 
-def test_a_volume_that_does_not_bind_is_named(built: Stack) -> None:
-    built.change({"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}})
-    built.up()
-    assert "dask-jupyter" not in built.kubectl("get", "pods,services,secrets,persistentvolumeclaims")
-    values = {"jupyter": {"storage": {"className": "missing"}}}
-    built.change({"workers": {"replicas": 1, **SMALL}, "values": values, "wait": 30})
-    assert re.search(r"volume dask-jupyter is not bound", built.up(succeeds=False))
-    built.change({"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}})
-    built.up()
-
-
-def test_an_image_that_cannot_be_pulled_is_named(built: Stack) -> None:
-    built.change({"workers": {"replicas": 1, **SMALL}, "image": "example.invalid/dask:1"})
-    printed = built.up(succeeds=False)
-    assert re.search(r"dask-\S+: the image example.invalid/dask:1 cannot be pulled", printed)
-
-
-def test_pods_that_find_no_node_are_named(built: Stack) -> None:
-    built.change({"workers": {"replicas": 1, "cpu": 500, "memory": "1 GiB"}, "wait": 30})
-    assert re.search(r"dask-worker-\S+ finds no node: .*Insufficient cpu", built.up(succeeds=False))
-
-
-def kill_while(built: Stack, status: str) -> None:
-    """An `up` that is killed with all its processes while helm's release has this status."""
-    command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", STACK, "--config-file", str(built.settings)]
-    words = ["secrets", "--selector", f"owner=helm,status={status}", "--output", "name", "--request-timeout", "120s"]
-    watch = [built.cluster.programs / "kubectl", "--kubeconfig", built.cluster.kubeconfig, "--namespace", SPACE]
-    with subprocess.Popen([*watch, "get", "--watch", *words], stdout=subprocess.PIPE) as release:
-        with (built.folder / "killed.log").open("w+") as log:
-            killed = subprocess.Popen(command, env=built.environ, stdout=log, stderr=log, start_new_session=True)
-            seen = release.stdout.readline()
-            os.killpg(killed.pid, signal.SIGKILL)
-            killed.wait()
-        release.kill()
-    assert seen, Path(log.name).read_text()
-    subprocess.run(["python3", "-m", "tools.unlock", STACK], env=built.environ, check=True)
-
-
-def test_an_up_that_is_killed_while_helm_upgrades_is_finished_by_the_next(built: Stack) -> None:
-    built.change({"workers": {"replicas": 3, **SMALL}})
-    kill_while(built, "pending-upgrade")
-    built.up()
-    assert len(built.kubectl("get", "pods", "--selector", "component=worker", "--output", "name").split()) == 3
-
-
-def test_destroy_leaves_nothing_and_the_stack_file_is_as_it_was(built: Stack) -> None:
-    built.destroy()
+def test_destroy_leaves_nothing_and_the_stack_file_is_as_it_was(stack: Stack) -> None:
+    if not (stack.applied and stack.kubectl("get", "persistentvolumeclaims", "--output", "name")):
+        stack.has({})
+    stack.destroyed()
     assert "encryptionsalt" not in (PROJECT / f"Pulumi.{STACK}.yaml").read_text()
-    assert SPACE not in built.cluster.kubectl("get", "namespaces")
-    assert built.cluster.kubectl("get", "persistentvolumes", "--output", "name") == ""
+    assert SPACE not in stack.cluster.kubectl("get", "namespaces")
+    assert SPACE not in stack.cluster.kubectl("get", "persistentvolumes", "--output", "json")
 
 
-def test_a_first_up_that_is_killed_while_helm_installs_is_finished_by_the_next(built: Stack) -> None:
-    built.change({"workers": {"replicas": 1, **SMALL}})
-    kill_while(built, "pending-install")
-    assert "workers" in built.up()
-    built.destroy()
-    assert SPACE not in built.cluster.kubectl("get", "namespaces")
-
-
-def test_notebooks_that_are_kept_outlive_the_stack_which_says_so(built: Stack) -> None:
-    built.cluster.kubectl("create", "namespace", "ours")
+@pytest.fixture
+def plain(stack: Stack) -> Iterator[Stack]:
+    """One worker without TLS in a namespace of the user's own; its first `up` was killed while helm installed."""
+    stack.destroyed()
+    stack.cluster.kubectl("create", "namespace", "ours")
     try:
-        namespace = {"name": "ours", "create": False}
-        built.change({"namespace": namespace, "workers": {"replicas": 0, **SMALL}, "jupyter": {**SMALL, "keep": True}})
-        built.up()
-        said = built.run("destroy", "--yes", "--skip-preview")
-        assert "kept, as jupyter.keep says: 10Gi of notebooks" in said
-        left = built.cluster.kubectl("--namespace", "ours", "get", "deployments,services,pvc,secrets", "-o", "name")
-        assert left.split() == ["persistentvolumeclaim/dask-jupyter"]
+        settings = {
+            "namespace": {"name": "ours", "create": False},
+            "workers": {"replicas": 1, **SMALL},
+            "jupyter": {**SMALL, "keep": True},
+            "dask": {"tls": False},
+        }
+        stack.change(settings)
+        kill_while(stack, "pending-install", "ours")
+        yield stack
     finally:
-        built.cluster.kubectl("delete", "namespace", "ours")
+        stack.destroyed()
+        stack.cluster.kubectl("delete", "namespace", "ours")
+
+
+def test_a_killed_first_up_is_finished_by_the_next_and_kept_notebooks_outlive_the_stack(plain: Stack) -> None:
+    plain.up()
+    outputs, space = plain.outputs(), ("--namespace", "ours")
+    # dask.tls is false: all speak in the clear, a client too, and nothing holds a key.
+    assert [line.split()[0] for line in outputs["check"].splitlines()] == ["workers", "environment", "job"]
+    with plain.connect() as client:
+        assert client.scheduler.address.startswith("tcp://")
+        addresses = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+        assert [each.split(":")[0] for each in addresses] == ["tcp"]
+        assert client.submit(sum, range(10)).result(timeout=60) == 45
+    assert "dask-tls" not in plain.cluster.kubectl(*space, "get", "secrets,deployments,configmaps", "-o", "json")
+
+    assert "kept, as jupyter.keep says: 10Gi of notebooks" in plain.destroyed()
+    left = plain.cluster.kubectl(*space, "get", "deployments,services,pvc,secrets", "-o", "name")
+    assert left.split() == ["persistentvolumeclaim/dask-jupyter"]
