@@ -22,6 +22,7 @@ class Shared(Generic[T]):
     """What tests share because it is dear. After a failed one nobody knows its state: the next test has a new one."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[T]]) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` must clean up, too
         self._make, self._made = make, ExitStack()
         self._shared: T | None = None
 

@@ -3,24 +3,25 @@ becomes of its work. With a network of its own it is rehearsed in test_rehearsed
 """
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from fleet import Machine, Stranger, as_root, until
+from life import Shared, end_processes
 
 from daskstack import compute
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
-from daskstack.tunnel import free_port
 from rehearsal.compute import bridge
 from tools import left
 from tools.rehearse import KEY, Rehearsal
@@ -29,14 +30,13 @@ sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins im
 
 from gcp import cloud
 
-SHIPPED = yaml.safe_load((PROJECT / "Pulumi.vms.yaml").read_text())
+SETTINGS = yaml.safe_load((PROJECT / "Pulumi.vms.yaml").read_text())
 MACHINE = "compute/instance:Instance"
 STRANGER = "198.51.100.1"
-# Each project has this network, with these rules.
-SHIPPED["config"][KEY]["machines"]["network"] = {
-    "name": "default",
-    "subnetwork": "default",
-    "range": "10.128.0.0/20",
+# Each project has this network, with these rules; the disk is another cluster's, which is gone.
+SETTINGS["config"][KEY]["machines"] |= {
+    "network": {"name": "default", "subnetwork": "default", "range": "10.128.0.0/20"},
+    "dataDisk": {"name": "mine"},
 }
 DEFAULT_RULES: dict[str, dict[str, Any]] = {
     "default-allow-ssh": {"allows": [{"protocol": "tcp", "ports": ["22"]}]},
@@ -53,14 +53,26 @@ PORTS = [*range(1, 1025), *range(8000, 10000)]
 class Stack(Rehearsal):
     def __init__(self, folder: Path) -> None:
         super().__init__("vms", folder)
-        self.start(SHIPPED)
+        self.start(SETTINGS)
         self.cloud = cloud.Cloud(folder / "gcp")
         self.make("compute/network:Network", name="default")
         self.make("compute/subnetwork:Subnetwork", name="default", network="default", ipCidrRange="10.128.0.0/20")
         for name, rule in DEFAULT_RULES.items():
             sources = {"sourceRanges": ["0.0.0.0/0"], "direction": "INGRESS", "priority": 65534}
             self.make("compute/firewall:Firewall", **sources | rule, name=name, network="default")
+        self.disk = folder / "gcp" / f"{self.make('compute/disk:Disk', name='mine', size=10)}.img"
+        (folder / "mine").mkdir()
+        (folder / "mine" / "before").write_text("kept")
+        as_root("mke2fs", "-q", "-t", "ext4", "-d", str(folder / "mine"), str(self.disk), "10G")
         self.bridge = bridge(folder / "machines")
+        self.stands = False
+
+    def stand(self) -> None:
+        """As the settings say."""
+        if not self.stands:
+            self.start(SETTINGS)
+            self.up("--refresh")
+        self.stands = True
 
     def client(self) -> dict[str, Any]:
         return self.outputs()["client"]
@@ -83,19 +95,29 @@ class Stack(Rehearsal):
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("stack"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.environ.items():
-            patch.setenv(name, value)
-        try:
-            stack.up()
-            yield stack
-        finally:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Stack]]:
+    @contextmanager
+    def life() -> Iterator[Stack]:
+        folder = tmp_path_factory.mktemp("stack")
+        stack = Stack(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in stack.environ.items():
+                patch.setenv(name, value)
             try:
-                stack.destroy()
+                yield stack
             finally:
+                end_processes(folder)
                 stack.stop()
+
+    with closing(Shared(life)) as shared:
+        yield shared
+
+
+@pytest.fixture
+def stack(shared: Shared[Stack], request: pytest.FixtureRequest) -> Iterator[Stack]:
+    for stack in shared.lend(request):
+        stack.stand()
+        yield stack
 
 
 def opens(address: str, port: int) -> bool:
@@ -106,53 +128,77 @@ def opens(address: str, port: int) -> bool:
 
 def test_a_scan_from_where_the_user_is_finds_the_door_alone(stack: Stack) -> None:
     door = stack.client()["tunnel"]["host"]
-    with ThreadPoolExecutor(256) as pool:
-        assert [port for port, open in zip(PORTS, pool.map(lambda p: opens(door, p), PORTS), strict=True) if open] == [
-            22
-        ]
+    until(lambda: opens(door, 22))
+    with ThreadPoolExecutor(512) as pool:
+        found = pool.map(lambda port: opens(door, port), PORTS)
+        assert {port for port, open in zip(PORTS, found, strict=True) if open} <= {22}
 
 
-def test_a_stranger_finds_nothing_at_all(stack: Stack) -> None:
-    machines = stack.outputs()["admin"]["machines"]
-    stranger = Stranger(stack.bridge, STRANGER)
-    try:
-        ways = [(machine["host"], port) for machine in machines.values() for port in (22, 8786, 8787, 9000)]
-        with ThreadPoolExecutor(len(ways)) as pool:
-            assert not any(pool.map(lambda way: stranger.connects(*way), ways))
-    finally:
-        stranger.remove()
-
-
-def test_a_neighbour_in_the_same_network_finds_nothing_either(stack: Stack) -> None:
+@contextmanager
+def neighbour(stack: Stack) -> Iterator[tuple[Machine, str, str]]:
+    """Somebody else's machine in the same network, its address there, and the one on the internet."""
     identity = stack.make(
         MACHINE,
         name="neighbour",
         machineType="e2-small",
         bootDisk={"initializeParams": {"image": "debian-cloud/debian-12"}},
-        networkInterfaces=[{"subnetwork": "default"}],
+        networkInterfaces=[{"subnetwork": "default", "accessConfigs": [{}]}],
     )
-    folder = stack.folder / "machines" / "neighbour"
-    neighbour = Machine("neighbour", "", "", "", stack.bridge, folder, folder)
-
-    def connects(address: str, port: int) -> bool:
-        words = ("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
-        return as_root("nsenter", "--target", str(neighbour.pid), "--net", *words, check=False).returncode == 0
-
     try:
-        records = {name: record["outputs"] for name, record in stack.cloud.records(MACHINE)}
-        own = records.pop(identity)["networkInterfaces"][0]["networkIp"]
-        until(lambda: connects(own, 22))
-        ways = [
-            (each["networkInterfaces"][0]["networkIp"], port)
-            for each in records.values()
-            for port in (22, 8786, 8787, 9000)
-        ]
-        assert len(ways) == 12
-        with ThreadPoolExecutor(len(ways)) as pool:
-            assert not any(pool.map(lambda way: connects(*way), ways))
+        interface = dict(stack.cloud.records(MACHINE))[identity]["outputs"]["networkInterfaces"][0]
+        folder = stack.folder / "machines" / "neighbour"
+        machine = Machine("neighbour", "", "", "", stack.bridge, folder, folder)
+        yield machine, interface["networkIp"], interface["accessConfigs"][0]["natIp"]
     finally:
         stack.compute("delete", identity)
         stack.cloud.delete(identity)
+
+
+def test_neither_a_stranger_nor_a_neighbour_in_the_same_network_finds_anything(stack: Stack) -> None:
+    ours = [record["outputs"]["networkInterfaces"][0] for _, record in stack.cloud.records(MACHINE)]
+    inside = [each["networkIp"] for each in ours]
+    outside = [config["natIp"] for each in ours for config in each.get("accessConfigs", [])]
+    assert (len(inside), len(outside)) == (3, 1)
+    ports = (22, 8786, 8787, 9000)
+    stranger = Stranger(stack.bridge, STRANGER)
+    try:
+        with neighbour(stack) as (machine, own, public), ThreadPoolExecutor() as pool:
+
+            def connects(address: str, port: int) -> bool:
+                words = ("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
+                return as_root("nsenter", "--target", str(machine.pid), "--net", *words, check=False).returncode == 0
+
+            # Each of them has a way to where a rule lets it in.
+            until(lambda: connects(own, 22))
+            until(lambda: stranger.connects(public, 22))
+            near = [(address, port) for address in inside for port in ports]
+            assert not any(pool.map(lambda way: connects(*way), near))
+            far = [(address, port) for address in inside + outside for port in ports]
+            assert not any(pool.map(lambda way: stranger.connects(*way), far))
+    finally:
+        stranger.remove()
+
+
+def test_data_on_a_disk_of_a_cluster_that_is_gone_is_read_and_more_is_written(stack: Stack) -> None:
+    read, write = tasks()
+    with Client(stack.client()) as dask:
+        dask.wait_for_workers(2, timeout=300)
+        assert dask.submit(read, "before").result(timeout=60) == "kept"
+        for reader, writer in ("worker-1-1", "worker-2-1"), ("worker-2-1", "worker-1-1"):
+            dask.submit(write, f"by-{writer}", workers=writer).result(timeout=60)
+            assert dask.submit(read, f"by-{writer}", workers=reader).result(timeout=60) == "new"
+
+
+def tasks() -> tuple[Callable[[str], str], Callable[[str], None]]:
+    """Made inside a function, so that they travel whole: the cluster does not have this file."""
+
+    def read(name: str) -> str:
+        return Path("/srv/daskdata", name).read_text()
+
+    def write(name: str) -> None:
+        Path("/srv/daskdata", name).write_text("new")
+
+    return read, write
 
 
 def test_a_job_gives_the_right_answer_while_workers_are_preempted_again_and_again(stack: Stack) -> None:
@@ -161,50 +207,55 @@ def test_a_job_gives_the_right_answer_while_workers_are_preempted_again_and_agai
         return number * number
 
     with Client(stack.client()) as dask:
-        dask.wait_for_workers(2, timeout=60)
+        dask.wait_for_workers(2, timeout=300)
         futures = []
         for number, name in enumerate(("worker-1", "worker-2", "worker-1")):
             # Some of this work is under way when the machine goes, however slow this computer is.
             futures += dask.map(slow, range(130 * number, 130 * (number + 1)), pure=False)
             stack.gcloud("simulate-maintenance-event", name)
             stack.gcloud("start", name)
-            dask.wait_for_workers(2, timeout=120)
+            dask.wait_for_workers(2, timeout=300)
         assert dask.submit(sum, futures).result(timeout=300) == sum(number * number for number in range(390))
 
 
-def test_without_any_address_outside_it_is_reached_through_identity_aware_proxy(stack: Stack) -> None:
-    port = free_port()
-    with tunnel(stack, port):
-        told = SHIPPED["config"][KEY]
+@contextmanager
+def tunnel(stack: Stack) -> Iterator[int]:
+    """Its port here."""
+    words = ["gcloud", "compute", "start-iap-tunnel", "dask-vms-scheduler", "22", "--local-host-port=localhost:0"]
+    place = ["--zone", "us-central1-a", "--project", "my-project"]
+    with (stack.folder / "tunnel").open("w+") as said:
+        process = subprocess.Popen([*words, *place], env=stack.environ, stderr=said)
+        try:
+            until(lambda: "]" in (stack.folder / "tunnel").read_text())
+            yield int(re.findall(r"\[(\d+)\]", (stack.folder / "tunnel").read_text())[0])
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def test_it_is_reached_through_identity_aware_proxy_alone_and_goes_without_a_worker_that_was_deleted(
+    stack: Stack,
+) -> None:
+    stack.stands = False
+    with tunnel(stack) as port:
+        told = SETTINGS["config"][KEY]
         machines = told["machines"] | {"iapPort": port}
         stack.start({"config": {KEY: told | {"machines": machines, "firewall": {}}}})
         stack.up("--refresh")
         assert stack.client()["tunnel"]["host"] == "127.0.0.1"
         with Client(stack.client()) as dask:
-            assert dask.submit(sum, range(10)).result(timeout=60) == 45
-    listed = subprocess.run(
-        ["gcloud", "compute", "addresses", "list", "--project", "my-project", "--format", "json"],
-        env=stack.environ, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    assert '"EXTERNAL"' not in listed.stdout
+            dask.submit(tasks()[1], "last").result(timeout=60)
+        listed = subprocess.run(
+            ["gcloud", "compute", "addresses", "list", "--project", "my-project", "--format", "json"],
+            env=stack.environ, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert '"EXTERNAL"' not in listed.stdout
 
-
-@contextmanager
-def tunnel(stack: Stack, port: int) -> Iterator[None]:
-    words = ["gcloud", "compute", "start-iap-tunnel", "dask-vms-scheduler", "22", f"--local-host-port=localhost:{port}"]
-    process = subprocess.Popen([*words, "--zone", "us-central1-a", "--project", "my-project"], env=stack.environ)
-    try:
-        until(lambda: opens("127.0.0.1", port))
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def test_a_worker_that_is_not_there_any_more_does_not_block_destroy_and_the_datas_disk_alone_is_left(
-    stack: Stack,
-) -> None:
     stack.gcloud("delete", "worker-2")
     stack.destroy()
-    assert "disks dask-vms-data" in (report := left.report("vms", "my-project"))
-    assert report.count("gcloud compute") == 1 and "gcloud iam" not in report
+    assert left.report("vms", "my-project") == "nothing of stack vms is left in project my-project"
+    # The disk is not the stack's.
+    assert [as_root("debugfs", "-R", f"cat /{name}", str(stack.disk)).stdout for name in ("before", "last")] == [
+        "kept",
+        "new",
+    ]
