@@ -250,10 +250,10 @@ class Outside:
         as_root("ip", "-n", self.namespace, "route", "add", stack.network, "dev", "link0")
 
     def connects(self, machine: Machine, port: int) -> bool:
-        """Whether a TCP connection to the machine is made within two seconds."""
+        """Whether a TCP connection to the machine is made within 20 seconds. firewalld turns it away at once."""
         self._is_reached_by(machine)
         attempt = f"exec 3<>/dev/tcp/{machine.address}/{port}"
-        command = ("ip", "netns", "exec", self.namespace, "timeout", "2", "bash", "-c", attempt)
+        command = ("ip", "netns", "exec", self.namespace, "timeout", "20", "bash", "-c", attempt)
         return as_root(*command, check=False).returncode == 0
 
     def open_ports(self, machine: Machine) -> list[int]:

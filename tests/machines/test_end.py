@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import pytest
-from fleet import Machine, Stack
+from fleet import Machine, Stack, until
 from killing import kill_at, lines
-from test_steps import Pair, snapshot
+from snapshots import snapshot
+from test_steps import Pair
 
 from components.vms.step import script
 
@@ -133,8 +134,10 @@ def test_a_step_that_is_killed_at_any_of_its_lines_is_finished_and_undone_like_a
 def test_two_runs_of_a_step_wait_for_each_other(alone: Pair) -> None:
     """As when the `up` that began the first was killed: on the machine it goes on."""
     machine = alone.head
-    machine.run("systemd-run -q -u former flock /run/daskstack.lock sleep 3")
+    until_waited_for = "until pgrep -fx 'flock --wait 300 9'; do sleep 0.1; done; sleep 1"
+    machine.run(f'systemd-run -q -u former flock /run/daskstack.lock sh -c "{until_waited_for}"')
+    machine.run("timeout 60 sh -c 'until ! flock --nonblock /run/daskstack.lock true; do sleep 0.1; done'")
     said = data(alone, "/srv/daskdata")
     assert "waiting for a step of an earlier run" in said
-    assert machine.ssh("systemctl is-active former", check=False).stdout == "inactive\n"
+    until(lambda: machine.ssh("systemctl is-active former", check=False).stdout == "inactive\n")
     data(alone, "/srv/daskdata", "undo")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from checkout import Checkout
 from fleet import Machine, Stack, as_root
-from test_steps import snapshot
+from snapshots import snapshot
 
 from components.vms import files
 from components.vms.cluster import STATES

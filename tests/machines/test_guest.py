@@ -1,7 +1,7 @@
 """The cluster as a guest: whatever a machine's owner has beside it, and whatever its tasks leave, a destroy gives the
 machine back as it was. Each step runs by hand on two machines that are full of other people's things."""
 
-import time
+import json
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -9,37 +9,16 @@ from subprocess import CompletedProcess
 
 import pytest
 from fleet import Machine, Stack
+from snapshots import changes, snapshot
 from test_steps import Pair
 
+import lock
 from components.vms import dask, files
-from components.vms.cluster import DRAIN, RELOAD
+from components.vms.cluster import CHECK, DRAIN, RELOAD
 from components.vms.step import script
 from settings import Vms
 
 CLUSTER = Vms.model_validate({"target": "vms", "machines": {"source": "local", "workers": 1}}).completed()
-
-# Modes, owners, contents, access lists, mounts, units, users, firewall. Left out is only what the system itself writes
-# at any time (logs, caches, its own state, copies of the user files before the last change), and what Python compiles
-# while Dask runs.
-LISTING = r"""
-cd /
-listed() {
-  find / /dev/shm -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /var/log -o -path /var/cache \
-    -o -path '/var/lib/systemd/*' ! -path '/var/lib/systemd/linger*' -o -path '*/systemd-private-*' -o -path '/etc/*-' \
-    -o -path /etc/machine -o -path /var/lib/daskstack/home/.cache \) -prune -o "$@"
-}
-listed -printf '%p %y %m %u:%g %l\n' | sort
-listed -path /usr -prune -o -type f -exec md5sum {} + | sort
-find /run /run/lock /dev/mqueue -xdev ! -path '/run/user/*' ! -name daskstack.lock \
-  \( -iname '*dask*' -o -user dask -o -nouser \) 2>&1 | sort
-getfacl -Rp /srv /big /scratch /fast 2>/dev/null
-systemctl list-units --all --no-legend --plain 'dask*' '*data*' ssh.service firewalld.service |
-  awk '/^dask-(authority|credentials)\.service/ {next} {print $1, $3, $1 ~ /timer$/ ? "" : $4}' | sort # at any time
-findmnt -rn -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -Ev '^/(dev|proc|run|sys)' | sort
-ps -o args= -u dask | grep -Ev 'systemd --user|sd-pam|sshd:' || true
-ipcs -m | tail -n +4
-nft list ruleset
-"""
 
 # Other people's things next to every path that a setting can name, and in every place that undo looks into.
 STRANGERS = r"""
@@ -91,14 +70,15 @@ as_dask mkdir /var/tmp/mounted
 as_dask sshfs -F /etc/daskstack/ssh/config "dask@$ADDRESS:/usr" /var/tmp/mounted
 as_dask ipcmk -M 4096
 systemd-run -q --uid=dask sh -c "trap '' TERM; while :; do echo x >>/scratch/new/daskstack/again; sleep 0.1; done"
-systemd-run -q --uid=dask python3 -c '
-import os, time
-for _ in range(20):
-    if os.fork() == 0:
-        while True:  # none of these lives long enough to be named
-            time.sleep(0.05)
-            if os.fork():
-                os._exit(0)
+"""
+
+# None of these lives long enough to be named.
+STORM = r"""
+systemd-run -q --uid=dask perl -e '
+for (1..20) {
+  next if fork;
+  for (;;) { select(undef, undef, undef, 0.05); exit if fork }
+}
 '
 """
 
@@ -125,40 +105,51 @@ BROKEN = {
 }
 
 
-def listing(machine: Machine) -> set[str]:
-    return set(machine.run(LISTING).stdout.splitlines())
+SAME = ("firewall", "keys", "environment")  # on every machine: the first of them is enough
+# Steps that are undone by themselves. Not certificates: undone, the machine's are refused.
+ALONE = (*BROKEN, "members")
+UNDONE = ("check", "members", "idle", "service", "environment", "data", "credentials", "authority", "keys", "firewall")
 
 
-def changes(machine: Machine, before: set[str]) -> set[str]:
-    """What differs from `before` once units had a moment to end."""
-    for _ in range(4):
-        if not (differs := listing(machine) ^ before):
-            break
-        time.sleep(1)
-    return differs
+# Which unit has started again, and which process is another one.
+RUNNING = """
+systemctl show -p Id,InvocationID,MainPID 'dask-worker@1' dask-{scheduler,idle,data,data-watch,metadata} \
+  data-dask.mount firewalld ssh
+pgrep -a -u dask -f 'dask (scheduler|worker)'
+true
+"""
 
 
 class Guest(Pair):
-    """Runs steps as `up` does, but each one fails first on each machine, and leaves nothing then."""
+    """Runs steps as `up` does, but each one fails first, is done, undone, and done again."""
 
     def __init__(self, head: Machine, hand: Machine, network: str) -> None:
         super().__init__(head, hand, network)
-        self.left: dict[str, object] = {}  # by a step that failed, which should be nothing
+        self.left: dict[str, object] = {}  # by a step that failed or was undone, which should be nothing
 
     def first(self, machine: Machine, state: str, **variables: str) -> CompletedProcess[str]:
         return machine.run(script(state, {"IDENTITY": machine.id, **variables}), {}, "first", check=False)
 
     def step(self, machine: Machine, state: str, **variables: str) -> dict[str, str]:
-        if state in BROKEN and (machine.name, state) not in self.variables:
-            before = listing(machine)
+        done = {at for at, each in self.variables if each == state}
+        if state not in ALONE or machine.name in done or (done and state in SAME):
+            return super().step(machine, state, **variables)
+        before = snapshot(machine)
+        if state in BROKEN:
             broken = dict(zip(("PROGRAM", "ARGUMENTS"), BROKEN[state], strict=True))
             machine.run(BREAK, broken)
-            done = self.first(machine, state, **variables)
+            failed = self.first(machine, state, **variables)
             machine.run(MEND, broken)
-            assert done.returncode != 0
-            undone = f"what this step had begun on {machine.name} is undone" in done.stderr
+            assert failed.returncode != 0
+            undone = f"what this step had begun on {machine.name} is undone" in failed.stderr
             if (left := changes(machine, before)) or not undone:
-                self.left[f"{state} on {machine.name}"] = (done.stderr, left)
+                self.left[f"{state} failed on {machine.name}"] = (failed.stderr, left)
+        super().step(machine, state, **variables)
+        self.undo(machine, state)
+        if state == "service":  # it has ended what serves the shared directory, which the next access mounts again
+            machine.run("timeout 60 sh -c 'until ls /data/dask; do sleep 0.2; done'")
+        if left := changes(machine, before):
+            self.left[f"{state} undone on {machine.name}"] = left
         return super().step(machine, state, **variables)
 
     def environment(self, machine: Machine) -> None:
@@ -169,6 +160,18 @@ class Guest(Pair):
 
     def service(self, machine: Machine, spill: str, path: str) -> None:
         self.step(machine, "service", **service_variables(self, machine, spill, path))
+
+    def members(self) -> None:
+        scheduler = f"tls://{self.head.address}:8786"
+        variables = {"DRAIN": DRAIN.read_text(), "SCHEDULER": scheduler, "MEMBERS": "guest-hand-1", "RENEWAL": "1"}
+        self.step(self.head, "members", **variables)
+
+    def check(self, path: str) -> None:
+        expect = {
+            "address": f"tls://{self.head.address}:8786", "workers": ["guest-hand-1"], "python": "3.11",
+            "packages": lock.read(Path("environment.lock"), "3.11").packages, "data": path,
+        }  # fmt: skip
+        self.step(self.head, "check", CHECK=CHECK.read_text(), EXPECT=json.dumps(expect))
 
 
 def connection(machine: Machine) -> dict[str, str]:
@@ -210,7 +213,7 @@ def test_a_path_that_the_machine_uses_is_refused_before_anything_changes(guest: 
     for machine in (guest.head, guest.hand):
         machine.run("ln -s /big /linked; install -d -o alice /srv/read; touch /srv/read/log")
         machine.run("systemd-run -q --uid=ledger -u reader tail -f /srv/read/log")
-    before = {machine.name: listing(machine) for machine in (guest.head, guest.hand)}
+    before = {machine.name: snapshot(machine) for machine in (guest.head, guest.hand)}
     for machine in (guest.head, guest.hand):
         for path, reason in {
             "/data": "is a mount of this machine's own; use a folder below it, such as /data/dask",
@@ -223,15 +226,15 @@ def test_a_path_that_the_machine_uses_is_refused_before_anything_changes(guest: 
             assert done.returncode == 1
             assert reason in done.stderr
     for machine in (guest.head, guest.hand):
-        assert listing(machine) ^ before[machine.name] == set()
-        machine.run("systemctl stop reader")
+        assert snapshot(machine) ^ before[machine.name] == set()
+        machine.run("systemctl stop reader; rm -r /linked /srv/read")
 
 
 def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_that_resist(
     guest: Guest, stack: Stack
 ) -> None:
     machines = (guest.head, guest.hand)
-    before = {machine.name: listing(machine) for machine in machines}
+    before = {machine.name: snapshot(machine) for machine in machines}
     for machine in machines:
         guest.firewall(machine)
         guest.credentials(machine)
@@ -240,6 +243,20 @@ def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_th
         guest.environment(machine)
         guest.service(machine, "/scratch", "/data/dask")
         guest.step(machine, "idle", LIMIT="86400", ADDRESS="" if machine is guest.head else guest.head.address)
+    guest.members()
+    guest.check("/data/dask")
+    assert guest.left == {}
+
+    def everything() -> dict[str, set[str]]:
+        return {machine.name: snapshot(machine) | {machine.run(RUNNING).stdout} for machine in machines}
+
+    once = everything()
+    for (name, state), variables in list(guest.variables.items()):
+        if state != "certificates":  # signs again, on purpose: what a machine has installed is the question
+            guest.step(stack.machines[name], state, **variables)
+    twice = everything()
+    assert [once[name] ^ twice[name] for name in once] == [set(), set()], "a second run changes something"
+
     guest.hand.ssh("sudo -u dask sh -c 'echo kept >/data/dask/kept'")
     assert guest.hand.ssh("sudo ls -A /scratch/daskstack").stdout
 
@@ -262,7 +279,19 @@ def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_th
     for machine in machines:
         machine.run(PLANTED, {"ADDRESS": machine.address})
     for machine in (guest.hand, guest.head):
-        for state in ("idle", "service", "environment", "data", "credentials", "authority", "keys", "firewall"):
+        machine.run(STORM)
+        for state in (
+            "check",
+            "members",
+            "idle",
+            "service",
+            "environment",
+            "data",
+            "credentials",
+            "authority",
+            "keys",
+            "firewall",
+        ):
             if (machine.name, state) in guest.variables:
                 guest.undo(machine, state)
         if machine is guest.head:
@@ -270,7 +299,6 @@ def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_th
         assert machine.run("cat /tmp/of-dask/of-others/thesis; rm -r /tmp/of-dask").stdout == "alice's\n"
         assert changes(machine, before[machine.name]) == set()
     assert guest.hand.ssh("ls /tmp/woken", check=False).returncode != 0
-    assert guest.left == {}
 
     guest.hand.reboot()
     stack.boot(guest.hand.name)

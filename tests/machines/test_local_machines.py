@@ -1,6 +1,5 @@
 """Local machines: what the scripts in rehearsal/machines promise, on real ones."""
 
-import contextlib
 import json
 import os
 import signal
@@ -122,7 +121,7 @@ def test_a_script_gets_its_variables_and_arguments_as_they_are(boot):
     assert machine.run('printf %s "$HARD|$1|$#"', {"HARD": hard}, "a b").stdout == f"{hard}|a b|1"
 
 
-def test_up_again_changes_nothing_and_is_quick(stack, boot):
+def test_up_again_changes_nothing(stack, boot):
     [machine] = boot("one")
 
     def state():
@@ -134,10 +133,8 @@ def test_up_again_changes_nothing_and_is_quick(stack, boot):
         )
 
     before = state()
-    started = time.monotonic()
     stack.up()
     assert boot("one") == [machine]
-    assert time.monotonic() - started < 2
     assert state() == before
 
 
@@ -152,23 +149,51 @@ def test_a_machine_outlives_its_caller_and_does_not_hold_it(stack):
     first = boot_id(stack.boot("orphan")[0])
     os.killpg(caller.pid, signal.SIGKILL)
     # This ends only where no process of the machine holds the pipe.
-    assert caller.communicate(timeout=5)[0] == ""
+    assert caller.communicate(timeout=120)[0] == ""
     [machine] = stack.boot("orphan")
     assert machine.id == printed["id"]
     assert boot_id(machine) == first
 
 
-@pytest.mark.parametrize("milliseconds", [10, 40, 80, 150, 300])
-def test_an_up_that_is_killed_anywhere_is_repaired_by_the_next(stack, milliseconds):
-    name = f"killed-{milliseconds}"
-    caller = subprocess.Popen(
-        ["bash", str(SCRIPTS / "machine.sh"), "up"],
-        env=os.environ | stack.variables(name), stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    time.sleep(milliseconds / 1000)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(caller.pid, signal.SIGKILL)
-    caller.wait()
+# Kills `up` with all processes of its group before its n-th line; lines in which it waits for the machine do not count.
+KILL = """
+if [[ ${1-} == up ]]; then
+  counted=0
+  count() {
+    [[ " ${FUNCNAME[*]} " != *" wait_until "* ]] || return 0
+    ((++counted != KILL_AT)) || kill -KILL 0
+    echo $counted >"$COUNTED"
+  }
+  trap count DEBUG
+  set -o functrace
+fi
+"""
+
+
+def up_killed_at(line, stack, name, folder):
+    """The status of an `up` that is killed at this line, where it has so many, and how many lines it has run."""
+    (folder / "kill").write_text(KILL)
+    variables = stack.variables(name) | {
+        "BASH_ENV": folder / "kill", "COUNTED": folder / "counted", "KILL_AT": line,
+    }  # fmt: skip
+    assignments = [f"{key}={value}" for key, value in variables.items()]
+    command = [*SUDO, "env", *assignments, "bash", str(SCRIPTS / "machine.sh"), "up"]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True, timeout=300)
+    return done.returncode, int((folder / "counted").read_text())
+
+
+@pytest.fixture(scope="module")
+def lines_of_up(stack, tmp_path_factory):
+    status, lines = up_killed_at(0, stack, "counted", tmp_path_factory.mktemp("counted"))
+    assert status == 0
+    stack.remove("counted")
+    return lines
+
+
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9, 1])
+def test_an_up_that_is_killed_anywhere_is_repaired_by_the_next(stack, lines_of_up, part, tmp_path):
+    name, line = f"killed-{int(part * 10)}", int(lines_of_up * part)
+    assert up_killed_at(line, stack, name, tmp_path) == (-signal.SIGKILL, line - 1)
     [machine] = stack.boot(name)
     assert machine.ssh("hostname").stdout.strip() == name
     stack.remove(name)
@@ -240,7 +265,7 @@ def test_two_stacks_do_not_disturb_each_other(stack, boot, make_stack):
     assert other.network != stack.network
     [here], [there] = boot("one"), other.boot("one")
     assert here.id != there.id
-    reach = "timeout 2 bash -c 'exec 3<>/dev/tcp/{}/22'"
+    reach = "timeout 20 bash -c 'exec 3<>/dev/tcp/{}/22'"
     assert here.ssh(reach.format(here.address), check=False).returncode == 0
     assert here.ssh(reach.format(there.address), check=False).returncode != 0
     other.down()
@@ -252,10 +277,8 @@ def test_down_removes_everything_and_is_quiet_when_it_is_gone(make_stack):
     machines = stack.boot("one", "two")
     assert machines[0].ssh("true").returncode == 0
     assert len(traces(stack)) > 4
-    started = time.monotonic()
     stack.down()
-    assert time.monotonic() - started < 7
-    until(lambda: traces(stack) == [], 2)
+    until(lambda: traces(stack) == [])
     stack.down()
     assert traces(stack) == []
 
@@ -307,8 +330,8 @@ def test_default_routes_and_their_halves_are_no_obstacle(tmp_path):
 def test_firewalld_closes_a_machine_to_the_outside_and_not_to_the_cluster(boot, outside):
     [machine, neighbour] = boot("walled", "two")
     machine.run("systemd-run --unit listener python3 -m http.server 8000")
-    reach = f"timeout 2 bash -c 'exec 3<>/dev/tcp/{machine.address}/8000'"
-    until(lambda: neighbour.ssh(reach, check=False).returncode == 0, 5)
+    reach = f"timeout 20 bash -c 'exec 3<>/dev/tcp/{machine.address}/8000'"
+    until(lambda: neighbour.ssh(reach, check=False).returncode == 0)
     assert machine.ssh("systemctl is-active firewalld", check=False).stdout == "inactive\n"
     assert outside.connects(machine, 8000)
 
@@ -346,18 +369,19 @@ def test_a_machine_that_does_not_boot_shows_its_console(stack):
     [machine] = stack.boot("broken")
     machine.run("echo Nonsense yes > /etc/ssh/sshd_config.d/broken.conf; systemctl poweroff", check=False)
     until(lambda: not machine.is_on())
+    console = f"{machine.folder}/console.log"
+    call("machine.sh", "start", **stack.variables("broken"))
+    until(lambda: as_root("grep", "-a", "Failed to start.*ssh", console, check=False).stdout)
     with pytest.raises(RuntimeError) as failure:
-        stack.boot("broken", SECONDS_TO_BOOT="3")
+        stack.boot("broken", SECONDS_TO_BOOT="1")
     assert "Failed to start" in str(failure.value) and "ssh.service" in str(failure.value)
-    assert f"{machine.folder}/console.log" in str(failure.value)
+    assert console in str(failure.value)
     stack.remove("broken")
 
 
 def test_a_machine_that_ends_while_it_boots_is_not_waited_for(stack, tmp_path):
-    started = time.monotonic()
-    with pytest.raises(RuntimeError, match="it ended") as failure:
-        stack.boot("empty", IMAGE=str(tmp_path))
-    assert time.monotonic() - started < 5
+    with pytest.raises(RuntimeError, match="it ended") as failure:  # and not: "does not answer after 3600 s"
+        stack.boot("empty", IMAGE=str(tmp_path), SECONDS_TO_BOOT="3600")
     assert "OS root directory" in str(failure.value)
     stack.remove("empty")
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from checkout import Checkout, stack_dev
 from fleet import Machine, Stack, as_root, until
+from snapshots import snapshot
 from test_change import Work, change, comes_back
-from test_steps import Pair, snapshot, start_sshd
+from test_steps import Pair, start_sshd
 
 import daskstack
 from components.vms.machines.gcp import SPOT_GRACE

@@ -2,12 +2,12 @@
 
 import re
 import shlex
-import time
 from collections.abc import Callable
 
 import pytest
 from fleet import Machine, Stack
-from test_steps import Pair, snapshot
+from snapshots import changes
+from test_steps import Pair
 
 from components.vms.step import script
 
@@ -55,9 +55,12 @@ def test_a_session_of_the_clusters_user_can_gain_no_rights(machine: Machine) -> 
 def test_a_login_and_a_file_transfer_can_gain_no_rights_either(machine: Machine) -> None:
     typed = f"echo {shlex.quote(NO_NEW_PRIVILEGES)} | sudo -iu dask ssh {machine.address}"
     assert "NoNewPrivs:\t1\n" in machine.ssh(typed).stdout
-    ask = "for p in $(pgrep -u dask sftp-server); do grep NoNewPrivs /proc/$p/status; done"
-    transfer = f"(echo pwd; sleep 3) | sudo -iu dask sftp -S /etc/daskstack/ssh/ssh {machine.address}"
-    seen = machine.run(f"{transfer} & for _ in $(seq 20); do sleep 0.1; {ask}; done; wait").stdout
+    # The transfer goes on until its server was looked at.
+    transfer = f"sudo -iu dask sftp -S /etc/daskstack/ssh/ssh {machine.address}"
+    seen = machine.run(
+        f"(echo pwd; timeout 60 sh -c 'until pgrep -u dask sftp-server; do sleep 0.1; done' >/run/server\n"
+        f"grep NoNewPrivs /proc/$(head -n 1 /run/server)/status >&2) 2>/run/seen | {transfer}; cat /run/seen"
+    ).stdout
     assert "NoNewPrivs:\t1\n" in seen
     assert "Remote working directory: " + HOME in seen
 
@@ -188,7 +191,8 @@ def test_workers_restart_though_a_task_keeps_the_turn_to_itself(machine: Machine
     lock = f"{HOME}/stopping.lock"
     text = COMMON.replace("patience=600", "patience=1")
     assert text != COMMON
-    machine.run(f"systemd-run -q --collect --uid=dask -u holder flock {lock} sleep 60; sleep 0.5")
+    machine.run(f"systemd-run -q --collect --uid=dask -u holder flock {lock} sleep 60")
+    machine.run(f"timeout 60 sh -c 'until ! flock --nonblock {lock} true; do sleep 0.1; done'")
     try:
         done = machine.run(f"{text}\none_at_a_time ''\necho went on")
     finally:
@@ -225,15 +229,11 @@ bash -c 'trap : TERM HUP INT; while :; do (sleep 1000 & sleep 1000) & sleep 0.05
 
 
 def test_traps_that_tasks_leave_stop_no_undo(fresh: Pair, machine: Machine) -> None:
-    """The last test here: it takes the machine's credentials away."""
     fresh.variables[machine.name, "service"] = UNITS
     run = f"systemd-run -q --collect --uid=dask -p KillMode=none -p Type=forking -E HOME={HOME}"
     machine.run(f"{run} bash -c {shlex.quote(TRAPS)}")
-    machine.run("timeout 30 sh -c 'until pgrep -u dask sleep; do sleep 0.1; done'")
+    machine.run("timeout 120 sh -c 'until pgrep -u dask sleep; do sleep 0.1; done'")
     for state in ("service", "credentials", "authority", "keys"):
         fresh.undo(machine, state)
-    for _ in range(5):  # units take a moment to end
-        if not (left := snapshot(machine) ^ fresh.fresh[machine.name]):
-            break
-        time.sleep(1)
-    assert left == set()
+    assert changes(machine, fresh.fresh[machine.name]) == set()
+    fresh.credentials(machine)

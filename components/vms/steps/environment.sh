@@ -66,10 +66,10 @@ install_uv() {
 
 # The machine's own package index is named in uv's configuration there: /etc/uv/uv.toml.
 uv() {
-  local configured=() status=0
+  local configured=(UV_SYSTEM_CERTS=1) status=0 # without any it fails, even where it fetches nothing
   [ "$SOURCE" = index ] || configured=(UV_NO_CONFIG=1)
   timeout $UV_LIMIT env "${configured[@]}" UV_CACHE_DIR=$OPT/cache UV_PYTHON_INSTALL_DIR=$OPT/python UV_NO_PROGRESS=1 \
-    UV_SYSTEM_CERTS=1 UV_HTTP_TIMEOUT=$UV_SILENCE "$UV_BIN" "$@" || status=$?
+    UV_HTTP_TIMEOUT=$UV_SILENCE "$UV_BIN" "$@" || status=$?
   [ $status != 124 ] || note "uv had not ended after $UV_LIMIT s on $(hostname)"
   return $status
 }

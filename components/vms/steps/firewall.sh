@@ -365,7 +365,12 @@ main() {
 undo() {
   disarm
   rm -rf $FORMER $FORMER.sh $FORMER.new $KEPT.new
-  if [ -e $KEPT ]; then put_back $KEPT; fi
+  # An installation that was killed.
+  if [ "$(systemctl is-enabled firewalld 2>/dev/null)" = masked-runtime ]; then
+    systemctl -q unmask --runtime firewalld
+    systemctl -q disable firewalld 2>/dev/null || true
+  fi
+  if [ -e $KEPT ]; then put_back $KEPT; else tidy; fi
 }
 
 # The steps that follow run already: a confirmation must not wait for them.

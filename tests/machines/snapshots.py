@@ -1,0 +1,108 @@
+"""What a step could leave behind on a machine: files, users, units, processes, mounts, memory, firewall."""
+
+import sys
+import time
+
+from fleet import Machine, as_root
+
+# A machine's files are those of the image and, above them, a folder with all that was ever changed. That folder is
+# small, so this looks at everything in it; what is again as in the image does not count. Left out is only what the
+# system itself writes at any time (logs, caches, its own state, copies of the user files before the last change), and
+# what Python compiles while Dask runs. Installed packages are known by size and time, other files by their contents.
+FILES = r"""
+import hashlib, os, re, stat, sys
+
+LEFT_OUT = re.compile(r"/(proc|sys|dev|run)|/var/(log|cache)|/var/lib/systemd/(?!linger).*|.*/systemd-private-[^/]*"
+                      r"|/etc/[^/]*-|/etc/machine|/var/backups/dpkg.*|/etc/daskstack/fetched/new"
+                      r"|/var/lib/daskstack/home/\.cache|.*/\.sudo_as_admin_successful")
+
+def is_whiteout(found):
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+def lstat(path):
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+def content(name, path, found):
+    if stat.S_ISLNK(found.st_mode):
+        return os.readlink(path)
+    if not stat.S_ISREG(found.st_mode):
+        return ""
+    if name.startswith("/opt/daskstack/environment/"):
+        return f"{found.st_size} {found.st_mtime_ns}"
+    with open(path, "rb") as file:
+        return hashlib.md5(file.read()).hexdigest()
+
+def described(name, path, found):
+    attributes = {each: os.getxattr(path, each, follow_symlinks=False).hex()
+                  for each in os.listxattr(path, follow_symlinks=False) if not each.startswith("trusted.overlay")}
+    mode, owner = oct(found.st_mode), f"{found.st_uid}:{found.st_gid}"
+    return " ".join((name, mode, owner, content(name, path, found), *map(str, attributes.items())))
+
+def opaque(path):
+    return "trusted.overlay.opaque" in os.listxattr(path)
+
+def compare(name, upper, lower):
+    names = os.listdir(upper)
+    if lower and opaque(upper):
+        for each in set(os.listdir(lower)) - set(names):
+            print(f"{name}/{each} is deleted")
+    for each in names:
+        inside, path, below = f"{name}/{each}", f"{upper}/{each}", lower and f"{lower}/{each}"
+        found, old = lstat(path), lstat(below) if below else None
+        if found is None or LEFT_OUT.fullmatch(inside):
+            continue
+        if is_whiteout(found):
+            if old:
+                print(f"{inside} is deleted")
+            continue
+        try:
+            said = described(inside, path, found)
+            if not old or said != described(inside, below, old):
+                print(said)
+            if stat.S_ISDIR(found.st_mode):
+                compare(inside, path, below if old and stat.S_ISDIR(old.st_mode) else None)
+        except FileNotFoundError:
+            pass  # it went meanwhile
+
+compare("", sys.argv[1], sys.argv[2])
+"""
+
+# What is no file, and files in memory.
+STATE = r"""
+cd /
+find /dev/shm /dev/mqueue -mindepth 1 -printf '%p %y %m %u:%g %s\n'
+listed() {
+  find /run /run/lock -xdev ! -path '/run/user/*' ! -path '/run/systemd/units/*' ! -name daskstack.lock "$@"
+}
+listed \( -iname '*dask*' -o -nouser \)
+listed -user dask 2>/dev/null
+systemctl list-units --all --no-legend --plain 'dask*' '*data*' ssh.service firewalld.service |
+  awk '/^dask-(authority|credentials)\.service/ {next} {print $1, $3, $1 ~ /timer$/ ? "" : $4}' # they run at any time
+findmnt -rn -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -Ev '^/(dev|proc|run|sys)' | sed 's/,fd=.*pipe_ino=[0-9]*//'
+ps -o args= -u dask 2>/dev/null | grep -Ev 'systemd --user|sd-pam|sshd:'
+ipcs -m | tail -n +4
+nft list ruleset
+true
+"""
+
+
+def files(machine: Machine) -> set[str]:
+    """The machine's files that differ from the image's: a line each, with all that makes a difference."""
+    image = (machine.folder / "image").read_text().strip()
+    program = (sys.executable, "-I", "-c", FILES)
+    return set(as_root(*program, str(machine.folder / "upper"), image).stdout.splitlines())
+
+
+def changes(machine: Machine, before: set[str]) -> set[str]:
+    """What differs from the snapshot `before` once units had time to end."""
+    end = time.monotonic() + 60
+    while (differs := snapshot(machine) ^ before) and time.monotonic() < end:
+        time.sleep(0.5)
+    return differs
+
+
+def snapshot(machine: Machine) -> set[str]:
+    return files(machine) | set(machine.run(STATE).stdout.splitlines())
