@@ -194,6 +194,39 @@ DATA = [
         "echo held",
         "tests/machines/test_session.py::test_workers_of_one_machine_restart_at_a_time",
     ),
+    Mutation(
+        "half-written",
+        "A step that was killed is undone whole, also what it had begun to write.",
+        "components/vms/steps/common.sh",
+        'rm -f "$file" "$file.new"',
+        'rm -f "$file"',
+        "tests/machines/test_end.py::test_a_step_that_is_killed_at_any_of_its_lines_is_finished_and_undone_like_any_other",
+    ),
+    Mutation(
+        "second-run-restarts",
+        "A second run of a step changes nothing, and no process of Dask is another one afterwards.",
+        "components/vms/steps/service.sh",
+        'if outdated dask-scheduler "${files[@]}"; then systemctl stop dask-scheduler; fi',
+        "systemctl stop dask-scheduler",
+        "tests/machines/test_guest.py::"
+        "test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_that_resist",
+    ),
+    Mutation(
+        "mount-in-a-circle",
+        "The shared directory is there after a boot: its units need each other in no circle.",
+        "components/vms/steps/data.sh",
+        "DefaultDependencies=no\n",
+        "",
+        "tests/machines/test_steps.py::test_the_units_need_each_other_in_no_circle",
+    ),
+    Mutation(
+        "package-not-installed",
+        "A step installs each package that it needs where a machine lacks it.",
+        "components/vms/steps/data.sh",
+        "need sshfs sshfs fuse-sshfs",
+        "need sshfs fuse-sshfs",
+        "tests/machines/test_bare.py::test_every_package_that_a_step_needs_is_installed_where_it_is_missing",
+    ),
 ]
 
 TASKS = [
@@ -415,6 +448,14 @@ COMPUTER = [
         'if answer.strip().lower() in ("y", "yes"):',
         "if True:",
         "tests/unit/test_own_address.py::test_the_address_is_written_only_for_who_says_yes",
+    ),
+    Mutation(
+        "killed-boot",
+        "An `up` that was killed while it made a local machine is repaired by the next one.",
+        "rehearsal/machines/machine.sh",
+        '    rm -rf "$DIRECTORY/.$NAME"\n    [[ -d $state ]] || create\n',
+        "    [[ -d $state ]] || create\n",
+        "tests/machines/test_local_machines.py::test_an_up_that_is_killed_anywhere_is_repaired_by_the_next",
     ),
 ]
 
