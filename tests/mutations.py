@@ -263,14 +263,6 @@ TASKS = [
         "tests/machines/test_steps.py::test_a_disk_brings_no_set_user_id_program_along",
     ),
     Mutation(
-        "metadata-of-machines",
-        "Tasks cannot reach the cloud's metadata server.",
-        "components/vms/steps/keys.sh",
-        "    meta skuid $CLUSTER_USER ip daddr 169.254.169.254 reject with icmpx type admin-prohibited\n",
-        "",
-        "tests/machines/test_steps.py::test_tasks_reach_the_metadata_server_only_where_they_may_use_the_machines_account",
-    ),
-    Mutation(
         "metadata-of-pods",
         "Pods reach no metadata server of a cloud.",
         "charts/dask/templates/config.yaml",
@@ -357,14 +349,6 @@ TASKS = [
         'exec /usr/bin/setpriv --no-new-privs "\\$@"',
         'exec "\\$@"',
         "tests/machines/test_session.py::test_a_session_of_the_clusters_user_can_gain_no_rights",
-    ),
-    Mutation(
-        "unchecked-wheels",
-        "Root installs only what it has checked, whatever the scheduler's machine hands out.",
-        "components/vms/steps/environment.sh",
-        '  [ "$(sha256sum <"$OWN/$1" | cut -d\' \' -f1)" = "$2" ] ||',
-        "  true ||",
-        "tests/machines/test_steps.py::test_what_the_clusters_user_hands_out_instead_is_refused_before_it_is_used",
     ),
     Mutation(
         "steps-print-controls",
@@ -725,14 +709,6 @@ KEYS = [
         "tests/unit/test_gke_settings.py::test_no_certificate_but_the_authoritys_can_sign_others",
     ),
     Mutation(
-        "weak-tls-keys",
-        "The authority signs no TLS key but those on P-256.",
-        "components/vms/steps/certificates.sh",
-        '  check_tls "$work/request.pem"\n',
-        "",
-        "tests/machines/test_steps.py::test_weak_keys_are_not_signed",
-    ),
-    Mutation(
         "certificates-for-all-users",
         "A certificate of the cluster opens no other user's door.",
         "components/vms/steps/credentials.sh",
@@ -747,14 +723,6 @@ KEYS = [
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysFile none\n    AuthorizedKeysCommand",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysCommand",
         "tests/machines/test_session.py::test_the_clusters_user_may_open_no_more_than_sessions",
-    ),
-    Mutation(
-        "certificates-from-anywhere",
-        "SSH certificates work from the cluster's addresses alone.",
-        "components/vms/steps/authority.sh",
-        ' -O "source-address=$SOURCES"',
-        "",
-        "tests/machines/test_steps.py::test_ssh_certificates_have_serials_and_source_addresses_and_allow_nothing_else",
     ),
     Mutation(
         "removed-machine-stays",
@@ -1100,14 +1068,6 @@ SUPPLY = [
         'if uv is None or sha256(uv) not in re.findall(r"--hash=sha256:([0-9a-f]{64})", UV.read_text()):',
         "if uv is None:",
         "tests/unit/test_files.py::test_what_somebody_changed_in_the_cache_is_made_again",
-    ),
-    Mutation(
-        "source-packages",
-        "Root builds no source package.",
-        "components/vms/steps/environment.sh",
-        'sync "$@" --no-build --require-hashes',
-        'sync "$@" --require-hashes',
-        "tests/machines/test_steps.py::test_root_builds_no_source_package",
     ),
     Mutation(
         "preview-of-forks",
