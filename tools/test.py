@@ -39,12 +39,12 @@ LONGEST = (
     *("machines/test_gcp_machines.py", "kubernetes/test_node.py"),
 )
 FOLDERS = ("machines", "kubernetes", "engine")
-# Not seen to pass in random order yet: their tests may build on each other.
+# Not known to pass in random order yet: their tests may build on each other.
 IN_ORDER = {
     *(f"tests/engine/test_{name}.py" for name in ("command_plugin", "gcp_plugin", "kubernetes_plugin", "stalls")),
     *(f"tests/kubernetes/test_{name}.py" for name in ("chart", "node", "release")),
     *(f"tests/machines/test_{name}.py" for name in ("change", "end", "existing", "failure", "firewall")),
-    *(f"tests/machines/test_{name}.py" for name in ("gcp_machines", "gcp_stack", "guest", "local_machines")),
+    *(f"tests/machines/test_{name}.py" for name in ("gcp_machines", "guest", "local_machines")),
     *(f"tests/machines/test_{name}.py" for name in ("power_off", "session", "steps")),
 }
 
