@@ -249,7 +249,7 @@ def test_a_check_without_end_says_who_does_not_answer():
 # What a step installs from
 
 
-@pytest.mark.parametrize(("waited", "status"), [(1, "1"), (PATIENCE, "0")], ids=["for ever", "for a while"])
+@pytest.mark.parametrize(("waited", "status"), [(5, "1"), (PATIENCE, "0")], ids=["for ever", "for a while"])
 def test_a_held_lock_of_the_package_lists_is_waited_for_and_named(tmp_path, waited, status):
     """As a new cloud machine holds it in its first minutes. apt-get is real, its lists are in a folder of the test."""
     lists = tmp_path / "lists"

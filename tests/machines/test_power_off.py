@@ -56,28 +56,30 @@ def worked(pair: Pair, workers: int) -> None:
     pair.head.run(f"cd {home} && {file}")
 
 
-def watch(pair: Pair, machine: Machine, limit: int) -> None:
-    machine.run(script("idle", {"LIMIT": str(limit), "ADDRESS": "" if machine is pair.head else pair.head.address}))
+def watch(pair: Pair, machine: Machine, limit: int, then: str = "") -> None:
+    """Runs the step, and at once, before the limit can be over, what follows."""
+    told = {"LIMIT": str(limit), "ADDRESS": "" if machine is pair.head else pair.head.address}
+    machine.run(f"{script('idle', told)}\n{then}\n")
+
+
+def moments(machine: Machine, words: str) -> list[float]:
+    """When its watch said so, on the clock of time.monotonic(), as the machine's journal has it."""
+    journal = ("journalctl", "--directory", str(machine.folder / "upper/var/log/journal"), "--unit", "dask-idle")
+    entries = [json.loads(line) for line in as_root(*journal, "--output", "json").stdout.splitlines()]
+    return [int(each["__MONOTONIC_TIMESTAMP"]) / 1e6 for each in entries if words in str(each["MESSAGE"])]
 
 
 def outlives(machine: Machine, limit: int) -> None:
-    """It is on when it looked more than once since the limit was over."""
+    """It has not begun to power off when it looked more than once since the limit was over."""
     time.sleep(limit + 2 * (limit // 4) + 1)
     assert machine.is_on()
+    assert max(moments(machine, "powering off"), default=0) < max(moments(machine, "Started "))
 
 
 def has_gone(machine: Machine) -> tuple[float, float]:
-    """Once it is off: when its watch started and when it powered the machine off, on the clock of time.monotonic(), as
-    the machine's journal has them.
-    """
+    """Once it is off: when its watch started, and when it powered the machine off."""
     until(lambda: not machine.is_on(), 200)
-    journal = ("journalctl", "--directory", str(machine.folder / "upper/var/log/journal"), "--unit", "dask-idle")
-    entries = [json.loads(line) for line in as_root(*journal, "--output", "json").stdout.splitlines()]
-
-    def last(words: str) -> float:
-        return max(int(each["__MONOTONIC_TIMESTAMP"]) for each in entries if words in each["MESSAGE"]) / 1e6
-
-    return last("Started "), last("powering off")
+    return max(moments(machine, "Started ")), max(moments(machine, "powering off"))
 
 
 # When the watch ends is in tests/unit/test_idle_watch.py, on a clock of its own. Here is what it needs of machines. It
@@ -101,8 +103,8 @@ def test_the_schedulers_machine_waits_until_the_workers_have_gone(pair: Pair) ->
 
 
 def test_a_machine_stays_on_while_a_step_is_at_work_on_it(pair: Pair) -> None:
-    watch(pair, pair.hand, 4)
-    pair.hand.run("systemd-run --quiet --unit step flock /run/daskstack.lock sleep infinity")
+    holds = "systemd-run --quiet --unit step flock /run/daskstack.lock sleep infinity"
+    watch(pair, pair.hand, 4, then=holds)
     outlives(pair.hand, 4)
     pair.hand.run("systemctl stop step")
     has_gone(pair.hand)

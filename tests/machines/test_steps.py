@@ -789,11 +789,12 @@ def test_what_the_clusters_user_hands_out_instead_is_refused_before_it_is_used(h
 
 def test_root_builds_no_source_package(house: House, tmp_path: Path) -> None:
     """Not even one that the lock names: building it runs its code."""
-    for name, text in {"setup.py": OWNED, "pyproject.toml": "[build-system]\nrequires = []\n"}.items():
-        (tmp_path / name).write_text(text)
+    # What builds it is in the package itself, so no index is needed.
+    built = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     wheels = house.folder / "wheels"
     with tarfile.open(wheels / "source-1.0.tar.gz", "w:gz") as archive:
-        for name in ("setup.py", "pyproject.toml"):
+        for name, text in {"backend.py": OWNED, "pyproject.toml": built}.items():
+            (tmp_path / name).write_text(text)
             archive.add(tmp_path / name, f"source-1.0/{name}")
     lock = house.folder / "environment.lock"
     lock.write_text(f"source==1.0 --hash=sha256:{files.sha256(wheels / 'source-1.0.tar.gz')}\n")
