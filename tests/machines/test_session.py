@@ -107,7 +107,7 @@ def test_a_key_that_a_task_plants_opens_no_door(machine: Machine) -> None:
     options = ("IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null")
     plain = f"ssh -F none -i bare {' '.join(f'-o {each}' for each in options)}"
     done = machine.run(
-        "cd $(mktemp -d) && ssh-keygen -q -t ed25519 -N '' -f bare\n"
+        "folder=$(mktemp -d) && cd $folder && trap 'rm -r $folder' EXIT && ssh-keygen -q -t ed25519 -N '' -f bare\n"
         f"for file in {HOME}/.ssh/authorized_keys {HOME}/authorized_keys; do cp bare.pub $file; done\n"
         f"{plain} dask@{machine.address} true; code=$?; rm -f {HOME}/.ssh/authorized_keys {HOME}/authorized_keys\n"
         "exit $code",

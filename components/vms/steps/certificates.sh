@@ -32,7 +32,7 @@ main() {
     return
   fi
   [ -s $AUTHORITY/tls.pem ] || fatal "the authority has no keys; run up again to make them"
-  work=$(mktemp -d)
+  work=$(mktemp -d "$AUTHORITY/request.XXXXXX") # there it goes with the authority if this is killed
   at_exit="rm -rf $work"
   printf '%s' "$ADDRESS" >"$work/address"
   printf '%s\n' "$REQUEST" >"$work/request.pem"
