@@ -25,7 +25,7 @@ class Checkout:
         self.folder = folder / "checkout"
         self.stack = stack
         self.file = self.folder / f"Pulumi.{stack}.yaml"
-        ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", "tests")
+        ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", ".hypothesis", "tests")
         shutil.copytree(PROJECT, self.folder, ignore=ignored)
         self.folder.joinpath(".venv").symlink_to(sys.prefix)
         # Where keys are put for a moment: other runs on this computer have a place of their own.
