@@ -75,8 +75,8 @@ def test_dask_does_not_start_without_the_rule_that_keeps_tasks_from_the_metadata
 def secrets(key: str) -> set[str]:
     """What gives a private key away: its lines, as they are and in base64 of whatever has them in it."""
     begin, *lines, _end = key.strip().splitlines()
-    # Of OpenSSH's ed25519 keys only the fourth line is about the private half alone: the third, but for a random byte, is
-    # in certificates. The last lines of others hold the public half alone.
+    # Of OpenSSH's ed25519 keys only the fourth line is about the private half alone: the third is in certificates, too,
+    # but for a random byte. The last lines of others hold the public half alone.
     lines = lines[3:4] if "OPENSSH" in begin else lines[:2]
     assert lines, begin
     found = set()
