@@ -227,6 +227,15 @@ DATA = [
         "need sshfs fuse-sshfs",
         "tests/machines/test_bare.py::test_every_package_that_a_step_needs_is_installed_where_it_is_missing",
     ),
+    Mutation(
+        "lost-actors",
+        "Taking a worker off the list is refused while it holds what cannot move.",
+        "components/vms/steps/members.sh",
+        '      fatal "workers could not be taken out',
+        '      note "workers could not be taken out',
+        "tests/machines/test_change.py"
+        "::test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what_runs",
+    ),
 ]
 
 TASKS = [

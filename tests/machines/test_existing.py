@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,13 +16,15 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from checkout import Checkout
-from fleet import Machine, Stack, as_root
+from fleet import Machine, Stack, as_root, run
 from snapshots import snapshot
 
 from components.vms import files
 from components.vms.cluster import STATES
+from daskstack import engine
 from settings import HOST_KEY
 
+pytestmark = pytest.mark.timeout(1800)
 PORT = 2222
 INDEX_PORT = 8080
 TOKEN = 'swordfish\'s "$HOME" `id` \\ %h #1'
@@ -65,20 +68,23 @@ def index(lan: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         server.wait()
 
 
+def prepare(machine: Machine, index: str) -> Machine:
+    """Gives a machine an sshd of its own mind."""
+    machine.run(
+        f"echo Port {PORT} >/etc/ssh/sshd_config.d/10-own.conf\n"
+        "echo PermitRootLogin prohibit-password >>/etc/ssh/sshd_config.d/10-own.conf\n"
+        "install -D -m 0600 /etc/machine/authorized_keys.admin /root/.ssh/authorized_keys\n"
+        f"mkdir /etc/uv && printf '[[index]]\\nurl = \"{index}\"\\ndefault = true\\n' >/etc/uv/uv.toml\n"
+        "systemctl restart ssh"
+    )
+    return replace(machine, port=PORT)
+
+
 @pytest.fixture(scope="module")
-def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def place(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Three machines with an sshd of their own mind, one reached through a fourth, one as root; and a user's clone."""
     head, hand, spare, gate = lan.boot("head", "hand", "spare", "gate")
-    machines = {}
-    for machine in (head, hand, spare):
-        machine.run(
-            f"echo Port {PORT} >/etc/ssh/sshd_config.d/10-own.conf\n"
-            "echo PermitRootLogin prohibit-password >>/etc/ssh/sshd_config.d/10-own.conf\n"
-            "install -D -m 0600 /etc/machine/authorized_keys.admin /root/.ssh/authorized_keys\n"
-            f"mkdir /etc/uv && printf '[[index]]\\nurl = \"{index}\"\\ndefault = true\\n' >/etc/uv/uv.toml\n"
-            "systemctl restart ssh"
-        )
-        machines[machine.name] = replace(machine, port=PORT)
+    machines = {machine.name: prepare(machine, index) for machine in (head, hand, spare)}
     before = {machine.name: snapshot(machine) for machine in machines.values()}
 
     checkout = Checkout(tmp_path_factory.mktemp("user"), "mine")
@@ -101,21 +107,51 @@ def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPath
     }
     checkout.pulumi("stack", "init")
     checkout.pulumi("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", TOKEN)
-    office = SimpleNamespace(
-        checkout=checkout, cluster=cluster, machines=machines, gate=gate, before=before,
-        sessions=len(sessions(machines["hand"])),
+    place = SimpleNamespace(
+        checkout=checkout, settings=cluster, cluster=cluster, machines=machines, gate=gate, before=before,
+        sessions=len(sessions(machines["hand"])), first_up="", is_up_with=None,
     )  # fmt: skip
-    try:
-        yield office
-    finally:
-        office.cluster = cluster
-        subprocess.run(["make", "destroy"], cwd=checkout.folder, env=checkout.environ, capture_output=True, timeout=300)
+    return place
+
+
+@pytest.fixture
+def whole(place: SimpleNamespace, lan: Stack, index: str) -> SimpleNamespace:
+    """A cluster of all three machines, the first of which is the scheduler's; some settings may be others than ours."""
+    there = place.is_up_with or {}
+    machines = there.get("machines", {})
+    if len(machines.get("hosts", [])) == 3 and "scheduler" not in machines:
+        place.cluster = {name: value for name, value in there.items() if name != "up"}
+        return place
+    if not place.machines["spare"].is_on():
+        place.machines["spare"] = prepare(*lan.boot("spare"), index)
+    place.cluster = {}
+    # Neither moves back without the word.
+    printed = up(place, **place.settings, **({"moves": ["scheduler", "data"]} if there else {}))
+    place.cluster.pop("moves", None)
+    place.is_up_with = dict(place.cluster)
+    if not place.first_up:
+        place.first_up = printed
+        place.first_sessions = sessions(place.machines["hand"])[place.sessions :]
+    return place
+
+
+@pytest.fixture
+def office(whole: SimpleNamespace) -> SimpleNamespace:
+    """The same, with our settings."""
+    whole.cluster = dict(whole.settings)
+    if whole.is_up_with != whole.settings:
+        up(whole)
+    return whole
 
 
 def up(office: SimpleNamespace, succeeds: bool = True, **changes) -> str:
     """Runs `make up` on the office's machines with these changes of the settings, which stay."""
     write(office, **changes)
-    return office.checkout.make("up", succeeds=succeeds)
+    office.is_up_with = {**(office.is_up_with or office.settings), "up": "failed"}
+    printed = office.checkout.make("up", succeeds=succeeds)
+    if succeeds:
+        office.is_up_with = dict(office.cluster)
+    return printed
 
 
 def write(office: SimpleNamespace, **changes) -> None:
@@ -134,7 +170,7 @@ def sessions(machine: Machine) -> list[str]:
 
 
 def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: SimpleNamespace) -> None:
-    printed = up(office)
+    printed = office.first_up
     assert "workers      3 running" in printed, "the scheduler's machine works too"
     assert "right for 26 names" in printed
     for machine in office.machines.values():
@@ -143,7 +179,7 @@ def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: SimpleNam
 
 
 def test_a_machine_behind_a_bastion_is_reached_through_it_alone(office: SimpleNamespace) -> None:
-    *of_up, look = sessions(office.machines["hand"])[office.sessions :]
+    *of_up, look = office.first_sessions
     assert set(of_up) == {office.gate.address} != {look}
 
 
@@ -203,14 +239,15 @@ def test_a_changed_host_key_fails_with_both_fingerprints_and_what_to_do(office: 
             "-c",
             f"mv {key}.old {key} && systemctl reload ssh",
         )
-        office.cluster.pop("credentials")
     assert len(set(re.findall("SHA256:[A-Za-z0-9+/]{43}", printed))) == 2
     assert "give its new host key" in printed
 
 
-def test_neither_scheduler_nor_data_moves_without_a_word(office: SimpleNamespace) -> None:
+def test_neither_scheduler_nor_data_moves_without_a_word_and_with_it_both_do_and_tls_can_be_off(
+    whole: SimpleNamespace,
+) -> None:
+    office, elsewhere = whole, {**whole.settings["machines"], "scheduler": "hand"}
     before = {name: len(sessions(machine)) for name, machine in office.machines.items()}
-    elsewhere = {**office.cluster["machines"], "scheduler": "hand"}
     printed = up(office, succeeds=False, machines=elsewhere)
     assert "scheduler would move from head to hand: running work ends" in printed
     assert "data would move from head to hand: the files stay on the old machine's disk and are not copied" in printed
@@ -218,25 +255,49 @@ def test_neither_scheduler_nor_data_moves_without_a_word(office: SimpleNamespace
     assert "Traceback" not in printed
     assert {name: len(sessions(machine)) - 1 for name, machine in office.machines.items()} == before
 
-
-def test_with_a_word_both_move(office: SimpleNamespace) -> None:
     head, hand = office.machines["head"], office.machines["hand"]
-    head.ssh("echo mine >/srv/daskdata/mine")
-    printed = up(office, moves=["scheduler", "data"])
-    assert f"scheduler    tls://{hand.address}:8786" in printed
+    head.ssh("echo old >/srv/daskdata/old")
+    printed = up(office, moves=["scheduler", "data"], dask={"tls": False})
+    assert f"scheduler    tcp://{hand.address}:8786" in printed
     assert "workers      3 running" in printed
+    assert "right for 26 names" in printed
+    assert not re.search("^tls ", printed, re.MULTILINE)
     assert hand.ssh("ls /srv/daskdata").stdout == ""
     head.ssh("echo new >/srv/daskdata/new")
     assert hand.ssh("cat /srv/daskdata/new").stdout == "new\n"
     assert head.ssh("systemctl is-active dask-scheduler", check=False).stdout == "inactive\n"
     assert head.ssh("sudo ls -d /etc/daskstack/authority", check=False).returncode
+    # Nobody needs a certificate now, and whoever is no machine of the cluster still gets in through SSH alone.
+    program = "import daskstack; print(daskstack.connect('mine').submit(sum, [1, 2]).result(120))"
+    environ = office.checkout.environ | engine.variables("mine", office.checkout.environ)
+    run_there = {"cwd": office.checkout.folder, "env": environ, "seconds": 200}
+    assert run([".venv/bin/python", "-c", program], **run_there).stdout == "3\n"
+    ask = "import sys; from distributed import Client; print(Client(sys.argv[1]).submit(sum, [3, 4]).result(120))"
+    python = f"cd / && sudo -u dask env -i /opt/daskstack/environment/bin/python -c {shlex.quote(ask)}"
+    assert head.ssh(f"{python} tcp://{hand.address}:8786").stdout == "7\n"
+    assert re.search(
+        rf"^scheduler +tcp://{hand.address}:8786, 3 workers$", office.checkout.make("status"), re.MULTILINE
+    )
     office.cluster.pop("moves")
     assert re.search(r"Resources:\n +\d+ unchanged\n", up(office)), "without the word they stay"
 
 
+@pytest.fixture
+def known(place: SimpleNamespace, request: pytest.FixtureRequest) -> SimpleNamespace:
+    """A cluster that includes all three machines, with whatever settings."""
+    there = (place.is_up_with or {}).get("machines", {})
+    if len(there.get("hosts", [])) < 3:
+        return request.getfixturevalue("whole")
+    place.cluster = dict(place.is_up_with)
+    place.cluster.pop("up", None)
+    return place
+
+
 def test_a_machine_that_is_gone_blocks_neither_up_nor_its_removal_nor_destroy(
-    office: SimpleNamespace, lan: Stack
+    known: SimpleNamespace, lan: Stack
 ) -> None:
+    office = known
+    office.cluster.pop("dask", None)  # and all have certificates again
     lan.remove("spare")
     machines = office.cluster["machines"]
     *others, spare = machines["hosts"]
@@ -248,11 +309,19 @@ def test_a_machine_that_is_gone_blocks_neither_up_nor_its_removal_nor_destroy(
     assert "spare" not in office.checkout.pulumi("stack", "export")
 
 
-def test_destroy_leaves_machines_as_they_were_and_keeps_the_files(office: SimpleNamespace) -> None:
-    head, hand = office.machines["head"], office.machines["hand"]
-    office.checkout.make("destroy")
-    assert head.ssh("cat /srv/daskdata/mine").stdout == "mine\n", "the login user's own again"
-    assert hand.ssh("cat /srv/daskdata/new").stdout == "new\n"
+def test_destroy_leaves_machines_as_they_were_and_keeps_the_files(
+    place: SimpleNamespace, request: pytest.FixtureRequest
+) -> None:
+    if not place.is_up_with:
+        request.getfixturevalue("whole")
+    head, hand = place.machines["head"], place.machines["hand"]
+    head.ssh("echo mine >/srv/daskdata/mine")
+    moved = "scheduler" in place.is_up_with["machines"]
+    place.checkout.make("destroy")
+    place.is_up_with = None
+    assert (hand if moved else head).ssh("cat /srv/daskdata/mine").stdout == "mine\n", "the login user's own again"
+    if moved:
+        assert head.ssh("cat /srv/daskdata/old").stdout == "old\n"
     for machine in (head, hand):
-        machine.ssh("rm -r /srv/daskdata/* && sudo rmdir /srv/daskdata")
-        assert snapshot(machine) ^ office.before[machine.name] == set()
+        machine.ssh("rm -rf /srv/daskdata/* && sudo rmdir /srv/daskdata")
+        assert snapshot(machine) ^ place.before[machine.name] == set()

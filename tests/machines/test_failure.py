@@ -9,7 +9,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import distributed
@@ -19,13 +19,16 @@ from fleet import SUDO, Machine, as_root, run, until
 
 import daskstack
 
+pytestmark = pytest.mark.timeout(1800)
 KILLS = int(os.environ.get("KILLS", "4"))
 NAMES = ("scheduler", "worker-1", "worker-2")
-# What a machine makes once, by its place on the machine: another one would mean another machine or another cluster.
-MADE_ONCE = (
-    "etc/machine-id", "etc/ssh/ssh_host_ed25519_key.pub", "etc/daskstack/ssh/id_ed25519.pub",
-    "etc/daskstack/authority/host.pub", "etc/daskstack/authority/user.pub", "etc/daskstack/authority/tls.pem",
-)  # fmt: skip
+# What is made once by each step, by its place in the machine's folder: another one would mean another machine or
+# another cluster.
+MADE_ONCE = {
+    "machine": ["id", "upper/etc/machine-id", "upper/etc/ssh/ssh_host_ed25519_key.pub"],
+    "keys": ["upper/etc/daskstack/ssh/id_ed25519.pub"],
+    "authority": [f"upper/etc/daskstack/authority/{name}" for name in ("host.pub", "user.pub", "tls.pem")],
+}
 
 
 def processes() -> dict[int, tuple[int, int]]:
@@ -58,33 +61,49 @@ class Cluster:
     def __init__(self, checkout: Checkout) -> None:
         self.checkout = checkout
         self.data = Path(checkout.environ["XDG_DATA_HOME"], "daskstack")
+        self.last = ""
 
     def locked(self) -> bool:
         return any(self.data.glob("state/.pulumi/locks/organization/dask/dev/*.json"))
 
-    def made(self) -> dict[str, str]:
-        """What has been made once up to now."""
-        folders = [self.data / "machines/dev" / name for name in NAMES]
-        files = [folder / "id" for folder in folders] + [f / "upper" / path for f in folders for path in MADE_ONCE]
-        return {str(file): as_root("cat", str(file)).stdout for file in files if file.exists()}
+    def resources(self) -> dict[str, dict]:
+        """What the state knows, of which there is none where `up` was killed before it began one."""
+        if not list(self.data.glob("state/.pulumi/stacks/dask/dev.json*")):
+            return {}
+        return self.checkout.resources()
 
-    def killed_up(self, seconds: float, with_commands: bool) -> bool:
-        """An `up` that is killed after some seconds, False where it was faster."""
-        output = self.checkout.folder / "up.log"
+    def finished(self) -> dict[str, tuple[str, str]]:
+        """When each Command that has ended was begun for the first time, and when it ran last."""
+        known = self.resources().items()
+        return {name: (each["created"], each["modified"]) for name, each in known if ":Command" in each["type"]}
+
+    def made(self) -> dict[str, str]:
+        """What has been made once up to now, by commands that have ended."""
+        known, found = self.resources(), {}
+        for name in NAMES:
+            for step, paths in MADE_ONCE.items():
+                folder = self.data / "machines/dev" / name
+                if f"{name}-{step}" in known:
+                    found |= {(name, path): as_root("cat", str(folder / path)).stdout for path in paths}
+        return found
+
+    def killed_up(self, created: int, seconds: float, with_commands: bool) -> None:
+        """An `up` that is killed some seconds after it has made so many resources."""
+        output = self.checkout.folder.parent / "up.log"
         with output.open("w") as log:
             make = subprocess.Popen(
                 ["make", "up"], cwd=self.checkout.folder, env=self.checkout.environ, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
-            make.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return True
+            ended = make.poll
+            until(lambda: ended() is not None or output.read_text().count(" created (") >= created, LIMIT)
+            with suppress(subprocess.TimeoutExpired):
+                make.wait(seconds)
+            assert make.poll() is None, f"it ended before it could be killed\n{output.read_text()}"
         finally:
             kill(make, with_commands)
             self.last = output.read_text()
-        assert make.returncode == 0, self.last
-        return False
 
     def works(self) -> None:
         """All workers are there and a job gives the right answer."""
@@ -93,63 +112,59 @@ class Cluster:
             try:
                 with daskstack.connect("dev") as client:
                     client.wait_for_workers(2, timeout=30)
-                    return client.submit(sum, range(100)).result(timeout=30)
+                    return client.submit(sum, range(100), pure=False).result(timeout=30)
             except (OSError, ValueError, RuntimeError):
                 return None  # it is still on its way back
 
         until(lambda: answer() == 4950, 240)
 
-
-@pytest.fixture(scope="module")
-def cluster(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with stack_dev(tmp_path_factory.mktemp("user")) as checkout:
-        yield Cluster(checkout)
-
-
-def traces(cluster: Cluster) -> list[str]:
-    """What of the stack can be seen on this computer."""
-    folder = cluster.data / "machines/dev"
-    digest = subprocess.run(["sha256sum"], input=str(folder), capture_output=True, text=True).stdout
-    words = (f"dask-{digest[:8]}", str(folder))
-    found = as_root("ip", "-o", "link").stdout + as_root("ip", "netns").stdout + Path("/proc/mounts").read_text()
-    # Others' groups come and go while it looks.
-    groups = as_root("find", "/sys/fs/cgroup", "-maxdepth", "2", check=False)
-    found += as_root("ps", "-eo", "args").stdout + groups.stdout
-    found += "\n".join(str(path) for path in cluster.data.glob("machines/*"))
-    return [line for line in found.splitlines() if any(word in line for word in words)]
+    def traces(self) -> list[str]:
+        """What of the stack can be seen on this computer."""
+        folder = self.data / "machines/dev"
+        digest = subprocess.run(["sha256sum"], input=str(folder), capture_output=True, text=True).stdout
+        words = (f"dask-{digest[:8]}", str(folder))
+        found = as_root("ip", "-o", "link").stdout + as_root("ip", "netns").stdout + Path("/proc/mounts").read_text()
+        # Others' groups come and go while it looks.
+        groups = as_root("find", "/sys/fs/cgroup", "-maxdepth", "2", check=False)
+        found += as_root("ps", "-eo", "args").stdout + groups.stdout
+        found += "\n".join(str(path) for path in self.data.glob("machines/*"))
+        return [line for line in found.splitlines() if any(word in line for word in words)]
 
 
-def test_an_up_that_is_killed_at_any_moment_is_finished_by_the_next(cluster: Cluster) -> None:
+def test_an_up_that_is_killed_at_any_moment_is_resumed_by_the_next(image: str, tmp_path: Path) -> None:
+    """What a killed run had finished is not run again, and what it had made stays; destroy then leaves nothing."""
     chance = random.Random(KILLS)
-    killed, moments, made = 0, [], {}
-    while killed < KILLS:
-        # As many at the beginning of a stack as at its end.
-        seconds = chance.uniform(0.5, 25)
-        locked = cluster.locked()
-        was_killed = cluster.killed_up(seconds, with_commands=chance.random() < 0.5)
-        if locked and seconds > 5:
-            assert "Cleared the lock of a run that is dead" in cluster.last
-        killed += was_killed
-        now = cluster.made()
-        assert {file: now.get(file) for file in made} == made, f"after {moments}"
-        made = now
-        moments.append(f"{seconds:.1f} {was_killed}")
-        print(moments[-1], len(made))
-        if not was_killed or killed % 4 == 0:
-            cluster.checkout.make("destroy")
-            assert traces(cluster) == []
-            made = {}
-    cluster.checkout.make("up")
-    now = cluster.made()
-    assert {file: now[file] for file in made} == made
-    assert re.search(r"Resources:\n +\d+ unchanged\n", cluster.checkout.make("up"))
-    cluster.works()
+    with stack_dev(tmp_path) as checkout:
+        cluster = Cluster(checkout)
+        for _ in range(max(1, KILLS // 4)):
+            finished: dict[str, tuple[str, str]] = {}
+            made: dict[tuple[str, str], str] = {}
+            locked = False
+            # As many at the beginning of a stack as at its end. The last kill lets up finish most of it.
+            for moment, most in enumerate((0, 12, 24, 36)):
+                more = max(1, most - len(cluster.resources())) if moment else 0
+                cluster.killed_up(chance.randint((more + 1) // 2, more), chance.uniform(0.3, 2), moment % 2 == 0)
+                assert ("Cleared the lock of a run that is dead" in cluster.last) == locked
+                locked = cluster.locked()
+                assert locked or moment == 0
+                # Also what the commands do that were not killed with it does not disturb what had ended.
+                assert finished.items() <= cluster.finished().items()
+                assert made.items() <= cluster.made().items()
+                finished, made = cluster.finished(), cluster.made()
+                print(most, len(finished), len(made))
+            assert len(finished) > 10 and made
+            checkout.make("up")
+            assert finished.items() <= cluster.finished().items()
+            assert made.items() <= cluster.made().items()
+            assert re.search(r"Resources:\n +\d+ unchanged\n", checkout.make("up"))
+            cluster.works()
+            checkout.make("destroy")
+            until(lambda: cluster.traces() == [])
 
 
-@pytest.fixture(scope="module")
-def machines(cluster: Cluster) -> Mapping[str, Machine]:
-    cluster.checkout.make("up")
-    return cluster.checkout.machines()
+@pytest.fixture
+def cluster(checkout: Checkout) -> Cluster:
+    return Cluster(checkout)
 
 
 def group(machine: Machine) -> Path:

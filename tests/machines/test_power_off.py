@@ -9,8 +9,9 @@ import pytest
 from checkout import Checkout, stack_dev
 from fleet import Machine, Stack, as_root, until
 from snapshots import snapshot
-from test_change import Work, change, comes_back
+from test_change import comes_back
 from test_steps import Pair, start_sshd
+from work import Work
 
 import daskstack
 from components.vms.machines.gcp import SPOT_GRACE
@@ -158,8 +159,8 @@ LIMIT = 60  # seconds, the least that a stack may say
 @pytest.fixture(scope="module")
 def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     with stack_dev(tmp_path_factory.mktemp("user")) as checkout:
-        change(checkout, "components/vms/step.py", "grace: int = 80", f"grace: int = {SPOT_GRACE}")
-        change(checkout, "Pulumi.dev.yaml", r"^( +)target: vms\n", rf"\g<0>\1limits: {{idle: {LIMIT}s}}\n")
+        checkout.change("components/vms/step.py", "grace: int = 80", f"grace: int = {SPOT_GRACE}")
+        checkout.change("Pulumi.dev.yaml", r"^( +)target: vms\n", rf"\g<0>\1limits: {{idle: {LIMIT}s}}\n")
         yield checkout
 
 
