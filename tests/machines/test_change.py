@@ -75,12 +75,14 @@ def full(client: distributed.Client, *names: str) -> Iterator[None]:
         workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"].values()
         return {worker["name"] for worker in workers if worker["status"] == "paused"}
 
-    client.run(set_limit, 1e-6, workers=list(names))
+    workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    addresses = [address for address, worker in workers.items() if worker["name"] in names]
+    client.run(set_limit, 1e-6, workers=addresses)
     try:
         until(lambda: paused() == set(names))
         yield
     finally:
-        client.run(set_limit, 0.8, workers=list(names))
+        client.run(set_limit, 0.8, workers=addresses)
         until(lambda: paused() == set())
 
 

@@ -27,6 +27,7 @@ async def leave(names, all_but, within, dask_scheduler):
     """Runs in the scheduler. Returns the addresses of workers that may stop now, and the names of those that cannot."""
     scheduler, start = dask_scheduler, time.monotonic()
     leaving = {address: worker for address, worker in scheduler.workers.items() if (worker.name in names) != all_but}
+    before = {address: worker.status for address, worker in leaving.items()}
     ready, idle = {}, False
     begun_until = within / 4
     alone_until = min(ALONE, begun_until)
@@ -52,7 +53,13 @@ async def leave(names, all_but, within, dask_scheduler):
             await asyncio.sleep(0.2)
     for address in ready:
         hand_back(scheduler, leaving[address], ())
-    return list(ready), [worker.name for address, worker in leaving.items() if address not in ready]
+    kept = [address for address in leaving if address not in ready]
+    for address in kept:
+        # Dask takes back its retirement, too; but to what it found, which may be what the try before had begun.
+        message = {"op": "worker-status-change", "status": before[address].name, "stimulus_id": f"drain-{time.time()}"}
+        if address in scheduler.stream_comms:
+            scheduler.stream_comms[address].send(message)
+    return list(ready), [leaving[address].name for address in kept]
 
 
 async def idle(seconds, dask_scheduler):
