@@ -16,15 +16,15 @@ dev = $(filter dev,$(STACK))
 yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
 file = Pulumi.$(notdir $(STACK)).yaml
 # Between a key and its value may be blanks and a quote.
-cloud = $(shell grep -qsE 'target:[^a-z]*gke|source:[^a-z]*gcp' $(file) && echo cloud)
+cloud = $(shell grep -qsE 'target:[^a-z]*kubernetes|source:[^a-z]*compute' $(file) && echo cloud)
 # In Google Cloud, where machines that were switched off, preempted or deleted are only seen by looking.
-google = $(shell grep -qs 'source:[^a-z]*gcp' $(file) && echo google)
-compute = $(if $(google),$(shell grep -qs 'target:[^a-z]*vms' $(file) && echo compute))
+google = $(shell grep -qsE 'source:[^a-z]*(compute|gke)' $(file) && echo google)
+compute = $(shell grep -qs 'source:[^a-z]*compute' $(file) && echo compute)
 machines = $(shell grep -qs 'source:[^a-z]*local' $(file) && echo machines)
 # The engine cannot tell a machine that is dead for good from one that is away.
 dead = If a machine that did not answer is dead for good: write `gone: true` beside its name in $(file), and make up; \
 	nothing is run on it any more, and make destroy passes it by, too.
-theirs = $(and $(shell grep -s 'target:[^a-z]*vms' $(file)),$(shell grep -s 'source:[^a-z]*existing' $(file)))
+theirs = $(and $(shell grep -s 'target:[^a-z]*machines' $(file)),$(shell grep -s 'source:[^a-z]*existing' $(file)))
 hint = $(if $(theirs),|| { echo '$(dead)' >&2; exit 1; })
 
 known = test -f $(file) || { echo 'error: no $(file): copy one of $(wildcard Pulumi.*.yaml), and edit it' >&2; exit 1; }
@@ -32,7 +32,7 @@ install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "err
 	expected 3.11 or newer: make PYTHON=python3.11" % sys.version_info[:2])' && $(PYTHON) -m tools.install
 # What a killed first `up` made and could not note down.
 sweep = DIRECTORY=$${XDG_DATA_HOME:-$$HOME/.local/share}/daskstack/machines/$(notdir $(STACK)) NAME=$(STACK) \
-	bash rehearsal/machines/network.sh sweep
+	bash on_this_computer/local_machines/network.sh sweep
 variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
 # Where this is set, every program would compile Pulumi's and Dask's packages anew: seconds of processor each.
@@ -59,7 +59,7 @@ up:
 	@$(known)
 	@$(install) program $(machines) $(cloud)
 	@$(PYTHON) -m tools.unlock $(STACK)
-	@$(if $(compute),$(python) -m tools.own_address $(STACK))
+	@$(if $(compute),$(python) -m tools.allow_my_address $(STACK))
 	@$(variables) && pulumi stack select --create $(STACK) && \
 		pulumi up --stack $(STACK) $(yes) $(if $(compute),--refresh) $(hint)
 	@$(python) -m daskstack summary $(STACK)
@@ -67,22 +67,22 @@ up:
 preview:
 	@$(known)
 	@$(install) program $(machines) $(cloud)
-	@$(variables) && eval "$$($(PYTHON) -m daskstack.google)" && pulumi stack select --create $(STACK) && \
+	@$(variables) && eval "$$($(PYTHON) -m on_this_computer.google_credentials)" && pulumi stack select --create $(STACK) && \
 		pulumi preview --stack $(STACK)
 
 # The stack of this computer leaves nothing behind, not even its state.
 destroy:
 	@$(install) program $(machines) $(cloud)
 	@$(PYTHON) -m tools.unlock $(STACK)
-	@$(PYTHON) -m tools.adopt $(STACK)
+	@$(PYTHON) -m tools.undo_unfinished $(STACK)
 	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes) $(hint)
 	@$(if $(machines),$(sweep))
-	-@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.left $(STACK))
+	-@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.cloud_leftovers $(STACK))
 	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
 
 left:
 	@$(install) program
-	@$(python) -m tools.left $(STACK)
+	@$(python) -m tools.cloud_leftovers $(STACK)
 
 rehearse:
 	@$(known)
@@ -104,7 +104,7 @@ env:
 test:
 	@$(install) program machines rehearsal kubernetes test
 	@.venv/bin/ruff check
-	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!components/vms/steps' | xargs -0 .venv/bin/shellcheck -x
+	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!on_the_cluster/steps' | xargs -0 .venv/bin/shellcheck -x
 	@$(if $(PYTEST),,$(python) -m tools.mutants --sample 5)
 	@$(python) -m tools.test $(PYTEST)
 
@@ -127,10 +127,10 @@ compile = uv pip compile --quiet --universal --python-version 3.11 --generate-ha
 
 lock:
 	$(compile) environment.in -o environment.lock
-	uv pip compile --quiet --python-version 3.10 --generate-hashes --no-emit-index-url official.in -o official.lock
-	$(compile) jupyter.in -c environment.lock -o jupyter.lock
+	uv pip compile --quiet --python-version 3.10 --generate-hashes --no-emit-index-url charts/official.in -o charts/official.lock
+	$(compile) charts/jupyter.in -c environment.lock -o charts/jupyter.lock
 	$(compile) pyproject.toml environment.in -c environment.lock -o requirements.txt
-	$(compile) --group test -c requirements.txt -o requirements-dev.txt
-	$(compile) --group bench -o requirements-bench.txt
+	$(compile) --group test -c requirements.txt -o tests/requirements.txt
+	$(compile) --group bench -o bench/requirements.txt
 	$(compile) rehearsal/plugins/requirements.in -o rehearsal/plugins/requirements.txt
 	$(compile) tools/uv.in -o tools/uv.txt

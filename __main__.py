@@ -4,17 +4,18 @@ import pulumi
 
 import settings
 from settings import cost, secret_env
+from settings import stack as stack_settings
 
-cluster = settings.load()
+cluster = stack_settings.load()
 secrets = {name: pulumi.Output.secret(value) for name, value in secret_env.load().items()}
 stack = pulumi.get_stack()
 config = pulumi.Config("dask")
 
 # Each target's SDK is imported where it is used: together they take seconds.
-if isinstance(cluster, settings.Gke):
-    from components.gke.release import DaskRelease
+if isinstance(cluster, settings.KubernetesTarget):
+    from components.kubernetes.dask_on_kubernetes import DaskOnKubernetes
 
-    if isinstance(cluster.cluster, settings.GoogleCluster):
+    if isinstance(cluster.cluster, settings.GkeSource):
         from components.gke.cluster import GkeCluster
 
         registry = "pkg.dev/" in (cluster.image or "")
@@ -25,11 +26,11 @@ if isinstance(cluster, settings.Gke):
     else:
         import pulumi_kubernetes as kubernetes
 
-        from components.gke.context import kept
+        from components.kubernetes.kubeconfig_context import kept
 
         access = {"kubeconfig": str(cluster.cluster.path), "context": kept(cluster.cluster)}
         provider = kubernetes.Provider("kubernetes", **access)
-    dask = DaskRelease(
+    dask = DaskOnKubernetes(
         stack,
         {
             "cluster": access,
@@ -41,23 +42,23 @@ if isinstance(cluster, settings.Gke):
     )
     pulumi.export("jupyterPassword", dask.password)
 else:
-    from components.vms.cluster import DaskVms
-    from components.vms.machines.existing import ExistingMachines
-    from components.vms.machines.local import LocalMachines
+    from components.machines.dask_on_machines import DaskOnMachines
+    from components.machines.sources.existing import ExistingMachines
+    from components.machines.sources.local import LocalMachines
 
     more = {}
-    if isinstance(cluster.machines, settings.Local):
+    if isinstance(cluster.machines, settings.LocalSource):
         machines = LocalMachines("machines", {"stack": stack, "names": list(cluster.machines.machine_names)})
-    elif isinstance(cluster.machines, settings.GoogleMachines):
-        from components.vms.machines.gcp import GcpMachines
+    elif isinstance(cluster.machines, settings.ComputeSource):
+        from components.machines.sources.compute import ComputeMachines
 
-        machines = GcpMachines("machines", {"stack": stack, "settings": cluster})
+        machines = ComputeMachines("machines", {"stack": stack, "settings": cluster})
         more = {"google": machines.google}
         pulumi.export("cost", cost.table(cluster.bill()))
     else:
         machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
     arguments = {"hosts": machines.hosts, "network": machines.network, "settings": cluster, "secret_env": secrets}
-    dask = DaskVms(stack, arguments | more)
+    dask = DaskOnMachines(stack, arguments | more)
     pulumi.export("data", cluster.data.path)
     pulumi.export("admin", dask.admin)
 

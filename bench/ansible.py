@@ -16,8 +16,8 @@ from fleet import Machine
 
 from bench.figures import Operation
 from bench.rig import ADMIN, Rig, Run, inside, run
-from components.vms import files
 from daskstack.engine import PROJECT
+from on_this_computer import send_environment
 from tools.install import bench_venv
 
 HERE = Path(__file__).parent
@@ -77,7 +77,7 @@ def play(
     work = rig.scratch()
     for name in ("playbook.yml", "ansible.cfg"):
         shutil.copy(HERE / name, work)
-    wheels = files.collect(PROJECT / "environment.lock", "3.11", "wheelhouse")
+    wheels = send_environment.collect(PROJECT / "environment.lock", "3.11", "wheelhouse")
     known = "".join(f"{machine.address} {machine.host_key}\n" for machine in machines)
     work.joinpath("known_hosts").write_text(known)
     common = {

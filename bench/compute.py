@@ -15,7 +15,7 @@ from rehearsal.compute import bridge
 from tools.rehearse import KEY, Rehearsal
 
 SIZES = (1, 2, 4)  # workers beside the scheduler's machine
-GOOGLE = {"source": "gcp", "project": "my-project", "zone": "us-central1-a"}
+GOOGLE = {"source": "compute", "project": "my-project", "zone": "us-central1-a"}
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def up(folder: Path, machines: dict[str, Any]) -> tuple[float, str]:
     cloud = machines["source"] == "gcp"
     trial = Rehearsal("vms", folder)
     trial.environ["XDG_DATA_HOME"] = str(folder)
-    config = {"target": "vms", "machines": machines, "firewall": {"ssh": ["203.0.113.7/32"]}}
+    config = {"target": "machines", "machines": machines, "firewall": {"ssh": ["203.0.113.7/32"]}}
     if cloud:
         trial.start({"config": {KEY: config}})
     else:

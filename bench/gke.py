@@ -12,7 +12,7 @@ from daskstack import engine
 from daskstack.engine import PROJECT
 from tools.rehearse import KEY, Rehearsal
 
-CLUSTER = {"source": "gcp", "project": "my-project", "location": "us-central1-a"}
+CLUSTER = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
 
 
 def measure(repeats: int) -> dict[str, Any]:

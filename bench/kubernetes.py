@@ -11,15 +11,15 @@ from typing import Any
 import yaml
 from distributed import Client
 
-import lock
 import settings
 from bench.figures import Comparison
 from bench.job import seconds_of, series
 from bench.rig import run
-from components.gke.credentials import jupyter_hash, jupyter_secret, tls_identities
-from components.gke.release import CHART, CHECK, JUPYTER_LOCK, PARTS, UV, jupyter_config, values
+from components.kubernetes.dask_on_kubernetes import CHART, CHECK, JUPYTER_LOCK, PARTS, UV, chart_values, jupyter_config
+from components.kubernetes.identities import jupyter_hash, jupyter_secret, tls_identities
 from daskstack import connection, engine
 from daskstack.engine import PROJECT
+from settings import lock
 from tools.rehearse import KEY, Rehearsal
 
 SMALL = {"cpu": 0.1, "memory": "1 GiB"}
@@ -58,7 +58,7 @@ def _kubernetes(folder: Path) -> Iterator[Rehearsal]:
 
 def config(workers: int, **dask: Any) -> dict[str, Any]:
     cluster = {
-        "target": "gke",
+        "target": "kubernetes",
         "cluster": {"source": "existing"},
         "workers": {"replicas": workers, **SMALL},
         "scheduler": SMALL,
@@ -117,18 +117,18 @@ class ByHand:
             "CHECK": CHECK.read_text(),
             "EXPECT": json.dumps(expect),
         }
-        check = [PROJECT / ".venv/bin/python", "-m", "components.gke.check"]
+        check = [PROJECT / ".venv/bin/python", "-m", "on_this_computer.check_release"]
         return seconds + run(check, env=self.environ | told, cwd=PROJECT).seconds
 
     @staticmethod
-    def _locks(cluster: settings.Gke) -> dict[str, lock.Lock]:
+    def _locks(cluster: settings.KubernetesTarget) -> dict[str, lock.Lock]:
         python = cluster.environment.python
         return {
             "environment": lock.read(PROJECT / cluster.environment.lock, python),
             "jupyter": lock.read(PROJECT / JUPYTER_LOCK, python, dask=False),
         }
 
-    def _install(self, cluster: settings.Gke) -> float:
+    def _install(self, cluster: settings.KubernetesTarget) -> float:
         identities, made = tls_identities("by-hand", list(PARTS)), jupyter_secret()
         password = jupyter_config(jupyter_hash(made["password"], made["salt"]))
         secrets = {f"dask-tls-{part}": identities[part] for part in PARTS}
@@ -137,8 +137,8 @@ class ByHand:
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
             for name, data in secrets.items()
         ]
-        names = values.Names(*(f"dask-tls-{part}" for part in PARTS), password="dask-jupyter-password")
-        told = values.own(cluster, names, self._locks(cluster), UV.read_text(), "")
+        names = chart_values.Names(*(f"dask-tls-{part}" for part in PARTS), password="dask-jupyter-password")
+        told = chart_values.own(cluster, names, self._locks(cluster), UV.read_text(), "")
         kept = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         return sum(
             [

@@ -67,7 +67,7 @@ def many(size: int, host_key: str) -> dict[str, Any]:
     ]
     machines = {"source": "existing", "hosts": hosts, "network": NETWORK}
     return {
-        "target": "vms", "machines": machines, "data": {"machine": "m-0"}, "environment": {"source": "wheelhouse"},
+        "target": "machines", "machines": machines, "data": {"machine": "m-0"}, "environment": {"source": "wheelhouse"},
     }  # fmt: skip
 
 

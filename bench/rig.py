@@ -191,7 +191,7 @@ def cluster(machines: Sequence[Machine], network: str, **more: Any) -> dict[str,
     hosts = [{"name": m.name, "address": m.address, "user": ADMIN, "hostKey": m.host_key} for m in machines]
     source = {"source": "existing", "hosts": hosts, "network": network, "schedulerWorks": len(hosts) == 1}
     # The machines of the bench have no way to a package index.
-    return {"target": "vms", "machines": source, "environment": {"source": "wheelhouse"}, **more}
+    return {"target": "machines", "machines": source, "environment": {"source": "wheelhouse"}, **more}
 
 
 def ssh_connections(machines: Sequence[Machine]) -> int:

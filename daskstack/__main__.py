@@ -3,10 +3,10 @@
 import sys
 import time
 
-from daskstack import engine, remote
+from daskstack import engine, status_and_logs
 from daskstack.printable import printable
+from daskstack.route import wake, way_to
 from daskstack.tunnel import TunnelError
-from daskstack.ways import wake, way_to
 
 PYTHON = ".venv/bin/python"
 
@@ -33,7 +33,7 @@ def summary(stack: str) -> None:
 def status(stack: str) -> None:
     """What runs now, by the scheduler's own account, of which only text arrives here."""
     outputs = engine.cluster(stack)
-    workers = remote.status(outputs).workers
+    workers = status_and_logs.status(outputs).workers
     print(f"{'scheduler':<12} {outputs['scheduler']}, {len(workers)} workers")
     for worker in sorted(workers, key=lambda worker: worker.name):
         load = f"{worker.used / 2**30:.1f} of {worker.limit / 2**30:.1f} GiB, {worker.cpu:.0f} % CPU"
@@ -45,7 +45,7 @@ def logs(stack: str, machine: str | None = None) -> None:
     outputs = engine.cluster(stack)
     client = outputs["client"]
     if "kubernetes" in client:
-        print(printable(remote.pod_logs(client, machine)))
+        print(printable(status_and_logs.pod_logs(client, machine)))
         return
     machines = outputs["admin"]["machines"]
     if machine and machine not in machines:
@@ -54,12 +54,12 @@ def logs(stack: str, machine: str | None = None) -> None:
     for name in [machine] if machine else machines:
         print(f"== {name}", flush=True)
         try:
-            print(printable(remote.journal(machines[name])), flush=True)
-        except remote.RemoteError as error:
+            print(printable(status_and_logs.journal(machines[name])), flush=True)
+        except status_and_logs.RemoteError as error:
             failed.append(name)
             print(printable(str(error)), file=sys.stderr)
     if failed:
-        raise remote.RemoteError(f"no logs of {', '.join(failed)}; what was said is above")
+        raise status_and_logs.RemoteError(f"no logs of {', '.join(failed)}; what was said is above")
 
 
 def dashboard(stack: str) -> None:
@@ -95,7 +95,7 @@ def main() -> None:
         sys.exit(__doc__)
     try:
         commands[words[0]](*words[1:])
-    except (engine.EngineError, TunnelError, remote.RemoteError) as error:
+    except (engine.EngineError, TunnelError, status_and_logs.RemoteError) as error:
         sys.exit(f"error: {printable(str(error))}")
     except KeyboardInterrupt:
         print()

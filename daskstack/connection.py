@@ -16,8 +16,8 @@ from distributed.comm.core import FatalCommClosedError
 from distributed.security import Security
 
 from daskstack import engine
+from daskstack.route import wake, way_to
 from daskstack.tunnel import TunnelError
-from daskstack.ways import wake, way_to
 
 # Where client and workers differ in these, tasks fail or, worse, give other results.
 MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", "numpy", "pandas", "pyarrow")

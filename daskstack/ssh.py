@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from daskstack import private
+from daskstack import private_folder
 
 OPTIONS = {
     "BatchMode": "yes",
@@ -35,7 +35,7 @@ def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
     (else the user's agent is asked) with its `certificate`, and `proxy` (the same again, for a bastion). Keys are on
     disk only inside the context, in a folder that only the caller's user can read.
     """
-    with private.folder() as folder:
+    with private_folder.folder() as folder:
         config = folder / "config"
         config.write_text(_config("machine", connection, folder))
         yield ["ssh", "-F", str(config), "machine"]

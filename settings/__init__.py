@@ -8,24 +8,21 @@ from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import pulumi
-import yaml
-from pulumi.runtime.config import is_config_secret
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from settings.common import KEY, Place, Section, line, shown
-from settings.compute import GoogleMachines
-from settings.gke import Gke
-from settings.google import GoogleCluster
-from settings.vms import HOST_KEY, Bastion, Existing, Local, Machine, Vms
+from settings.compute import ComputeSource
+from settings.gke import GkeSource
+from settings.kubernetes import KubernetesTarget
+from settings.machines import HOST_KEY, Bastion, ExistingSource, Host, LocalSource, MachinesTarget
 
 __all__ = [
-    "HOST_KEY", "Bastion", "Existing", "Gke", "GoogleCluster", "GoogleMachines", "Local", "Machine", "SettingsError",
-    "Vms", "load", "parse",
+    "HOST_KEY", "Bastion", "ComputeSource", "ExistingSource", "GkeSource", "Host", "KubernetesTarget", "LocalSource",
+    "MachinesTarget", "SettingsError", "parse",
 ]  # fmt: skip
 
-MINIMAL = {"target": "vms", "machines": {"source": "local", "workers": 2}}
+MINIMAL = {"target": "machines", "machines": {"source": "local", "workers": 2}}
 
 
 class SettingsError(ValueError):
@@ -36,29 +33,16 @@ class SettingsError(ValueError):
         self.problems = problems
 
 
-Cluster = Annotated[Vms | Gke, Field(discriminator="target")]
+Cluster = Annotated[MachinesTarget | KubernetesTarget, Field(discriminator="target")]
 
 
-def load() -> Vms | Gke:
-    """The stack's settings; all that is wrong with them in one `pulumi.RunError`."""
-    project = Path(__file__).parents[1]
-    try:
-        value = pulumi.Config("dask").get_object("cluster")
-    except pulumi.ConfigTypeError:
-        value = pulumi.Config("dask").get("cluster")
-    try:
-        refuse_secrets(project)
-        if value is None:
-            raise SettingsError(
-                [line((), f"is missing; write under `config:` in the stack's file {KEY}: {shown(MINIMAL)}")]
-            )
-        cluster = parse(value, project)
-        refuse_a_borrowed_passphrase(cluster, pulumi.get_stack())
-    except SettingsError as error:
-        raise pulumi.RunError(str(error)) from None
-    warn_of_plain_secrets()
-    return cluster
-
+# Former words of targets and sources, and what they are called now.
+RENAMED: dict[Place, str] = {
+    ("target", "vms"): "machines",
+    ("target", "gke"): "kubernetes",
+    ("machines", "source", "gcp"): "compute",
+    ("cluster", "source", "gcp"): "gke",
+}
 
 # Secrets that the stack has beside its settings, and the commands that set them.
 SECRETS = {
@@ -68,54 +52,7 @@ SECRETS = {
 }
 
 
-def refuse_secrets(project: Path) -> None:
-    """Pulumi hands the program a nested secret as plain text, which would be in the state, in previews and on disks."""
-    if not is_config_secret(KEY):
-        return
-    file = project / f"Pulumi.{pulumi.get_stack()}.yaml"
-    try:
-        said = yaml.safe_load(file.read_text())["config"][KEY]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):  # the settings come from elsewhere
-        said = None
-    environment, password, key = SECRETS.values()
-    remedy = (
-        "is a secret, which would become plain text in the stack's state and on the cluster. Take it out, and set it"
-        f" where it stays a secret: what tasks need by {environment}, the notebooks' password by {password}, an SSH key"
-        f" by {key}"
-    )
-    found = [line(place, remedy) for place in secret_places(said)]
-    raise SettingsError(found or [line((), f"some value in it {remedy}")])
-
-
-def secret_places(said: Any) -> list[Place]:
-    """Where a stack file's value has encrypted ones."""
-    if isinstance(said, dict) and said.keys() == {"secure"}:
-        return [()]
-    inner = said.items() if isinstance(said, dict) else enumerate(said) if isinstance(said, list) else ()
-    return [(key, *place) for key, value in inner for place in secret_places(value)]
-
-
-def refuse_a_borrowed_passphrase(cluster: Vms | Gke, stack: str) -> None:
-    """Anybody can decrypt the secrets of stack dev, whose passphrase is empty."""
-    if stack != "dev" or (isinstance(cluster, Vms) and isinstance(cluster.machines, Local)):
-        return
-    place: Place = ("machines", "source") if isinstance(cluster, Vms) else ("target",)
-    text = (
-        "stack dev is for machines on this computer alone, because its secrets are encrypted under an empty passphrase;"
-        " copy these settings to Pulumi.NAME.yaml, without encryptionsalt, restore Pulumi.dev.yaml, and run make up"
-        " STACK=NAME"
-    )
-    raise SettingsError([line(place, text)])
-
-
-def warn_of_plain_secrets() -> None:
-    for key, command in SECRETS.items():
-        namespace, name = key.split(":")
-        if pulumi.Config(namespace).get(name) and not is_config_secret(key):
-            pulumi.log.warn(f"{key} is plain text in the stack's file; choose a new one if others read it: {command}")
-
-
-def parse(value: dict[str, Any], folder: Path) -> Vms | Gke:
+def parse(value: dict[str, Any], folder: Path) -> MachinesTarget | KubernetesTarget:
     """The settings in `value`, checked against each other and against the lock in the project's `folder`.
 
     What is wrong is noted and replaced with something right, until the rest can be judged too. Conflicts with
@@ -188,7 +125,7 @@ _SENTENCES = {
     "value_error": "{error}",
 }
 _ELSE = "{found} cannot be used here; write e.g. {right}"
-_ROOT = FieldInfo(annotation=Vms | Gke, discriminator="target", examples=[MINIMAL])
+_ROOT = FieldInfo(annotation=MachinesTarget | KubernetesTarget, discriminator="target", examples=[MINIMAL])
 
 
 # Keys that people look for here.
@@ -224,6 +161,8 @@ def _explain(error: dict[str, Any], whole: dict[str, Any]) -> tuple[Place, str, 
         tag = str(field.discriminator)
         right = _guess(field, reduce(getitem, place, whole[KEY]))
         place = (*place, tag)
+        if renamed := RENAMED.get((*place, context.get("tag", ""))):
+            return place, f"{context['tag']} is called {renamed} now; write {renamed}", renamed
     elif place and isinstance(place[-1], int):
         right = right[0]
     elif kind == "string_type" and right is None:  # under a key of the user's own
@@ -251,7 +190,7 @@ def _guess(field: FieldInfo, section: dict[str, Any]) -> str:
 def _look_up(location: Place) -> tuple[Place, type[Section], FieldInfo]:
     """A pydantic location without the tags of unions, the section of its last key, and that key's field."""
     place: Place = ()
-    section, field = Vms, _ROOT
+    section, field = MachinesTarget, _ROOT
     for part in location:
         if field.discriminator and (tagged := [kind for kind in _sections(field) if part in _tags(kind, field)]):
             section, field = tagged[0], Field()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic.alias_generators import to_camel
 
-import lock
+from settings import lock
 
 KEY = "dask:cluster"
 Place = tuple[str | int, ...]
@@ -105,9 +105,7 @@ _VARIABLES = (
     r"|DASK_((ROOT_)?CONFIG|INTERNAL_INHERIT_CONFIG|SCHEDULER_ADDRESS)"
 )
 # Those that Dask reads as settings of its encryption, or as whole sections with these in them.
-_ENCRYPTION = (
-    r"distributed|distributed\.comm|(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)"
-)
+_ENCRYPTION = r"distributed|distributed\.comm|(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)"
 
 
 def valid_variable(name: str) -> str:

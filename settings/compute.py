@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from settings import cost
 from settings.common import Conflict, Limits, Listed, Numbered, Place, Section, valid_duration
-from settings.google import NAME, Accelerators, Machine, Name, Private, Project, matching
+from settings.gke import NAME, Accelerators, Machine, Name, Private, Project, matching
 
 IAP = "35.235.240.0/20"  # where Google's IAP connects from
 
@@ -73,10 +73,10 @@ class MachineLimits(Limits):
     max_age: Annotated[str, AfterValidator(valid_duration)] | None = Field(None, examples=["7d"])
 
 
-class GoogleMachines(Numbered):
+class ComputeSource(Numbered):
     """Compute Engine machines, of which the scheduler's alone can be reached from outside."""
 
-    source: Literal["gcp"] = Field(examples=["gcp"])
+    source: Literal["compute"] = Field(examples=["compute"])
     project: Project = Field(examples=["my-project"])
     zone: Zone = Field(examples=["us-central1-a"])
     scheduler: Instance = Instance()

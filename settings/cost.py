@@ -22,7 +22,7 @@ def prices() -> dict[str, Any]:
     return yaml.safe_load((Path(__file__).parent / "prices.yaml").read_text())
 
 
-class Machine(NamedTuple):
+class MachineType(NamedTuple):
     cpus: int
     memory: float
     """GB"""
@@ -50,7 +50,7 @@ class Item:
         return self.up if self.most is None else self.most
 
 
-def machine(name: str) -> Machine | None:
+def machine(name: str) -> MachineType | None:
     """A machine type's size, None where it is not one that prices.yaml can tell."""
     found = re.fullmatch(r"(\w+)-(\w+)-(\d+)", name)
     if not found:
@@ -58,7 +58,7 @@ def machine(name: str) -> Machine | None:
     family, shape, cpus = found.groups()
     shapes = prices()["shapes"]
     each = shapes.get(f"{family}-{shape}", shapes.get(shape))
-    return Machine(int(cpus), int(cpus) * each) if each and family in prices()["families"] else None
+    return MachineType(int(cpus), int(cpus) * each) if each and family in prices()["families"] else None
 
 
 def misspelt(name: str) -> str | None:
@@ -98,7 +98,7 @@ def machine_price(name: str, spot: bool, own: Mapping[str, float]) -> float | No
     return (size.cpus * cpu + size.memory * gb) * (prices()["spot"] if spot else 1)
 
 
-def allocatable(size: Machine) -> tuple[float, float]:
+def allocatable(size: MachineType) -> tuple[float, float]:
     """Processors and GiB that pods of ours can have of a GKE node: less what Google reserves, and its own pods."""
     reserved = sum(share for number, share in zip(range(size.cpus), (0.06, 0.01, 0.005, 0.005), strict=False))
     reserved += max(0, size.cpus - 4) * 0.0025
@@ -109,7 +109,7 @@ def allocatable(size: Machine) -> tuple[float, float]:
     return size.cpus - reserved - SYSTEM_CPU, size.memory - kept - SYSTEM_MEMORY
 
 
-def nodes(count: int, cpu: float, gib: float, size: Machine | None, gpus: int | None = None) -> int | None:
+def nodes(count: int, cpu: float, gib: float, size: MachineType | None, gpus: int | None = None) -> int | None:
     """Nodes for so many pods of this size: one each where the node's is not known, None where no pod fits.
 
     Where a node has `gpus`, each pod takes one.

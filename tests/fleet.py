@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-SCRIPTS = Path(__file__).parents[1] / "rehearsal" / "machines"
+SCRIPTS = Path(__file__).parents[1] / "on_this_computer" / "local_machines"
 SCAN = Path(__file__).parent / "scan.py"
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 OUTSIDE_ADDRESS = "198.51.100.1"  # set aside for examples (RFC 5737): in no cluster's network
@@ -70,7 +70,7 @@ def as_root(*command: str, check: bool = True) -> subprocess.CompletedProcess[st
 
 
 def call(script: str, *arguments: str, **variables: str) -> str:
-    """What a script of rehearsal/machines prints. Raises with its messages where it fails."""
+    """What a script of on_this_computer/local_machines prints. Raises with its messages where it fails."""
     done = run(["bash", SCRIPTS / script, *arguments], env=os.environ | variables, seconds=500, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -21,7 +21,7 @@ DATA = [
     Mutation(
         "system-folders",
         "Folders that the system needs are refused as `data.path`.",
-        "settings/vms.py",
+        "settings/machines.py",
         "_NO_DATA = _NO_FOLDER | {",
         "_NO_DATA = {",
         "tests/unit/test_settings.py::test_a_data_path_that_cannot_work_is_refused",
@@ -29,7 +29,7 @@ DATA = [
     Mutation(
         "services-folders",
         "Folders in which services keep their data are refused as `data.path`.",
-        "settings/vms.py",
+        "settings/machines.py",
         '    r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib|opt|www))(/.*)?": _SERVICE,\n',
         "",
         "tests/unit/test_settings.py::test_a_data_path_that_cannot_work_is_refused",
@@ -37,7 +37,7 @@ DATA = [
     Mutation(
         "spill-anywhere",
         "Workers spill to a folder on a disk that nobody else needs.",
-        "settings/vms.py",
+        "settings/machines.py",
         "_NO_SPILL = _NO_FOLDER | {",
         "_NO_SPILL = {",
         "tests/unit/test_settings.py::test_spill_goes_to_a_disk",
@@ -45,7 +45,7 @@ DATA = [
     Mutation(
         "destroy-deletes-files",
         "The files of the shared directory stay after `destroy` unless `data.delete` is set.",
-        "components/vms/steps/data.sh",
+        "on_the_cluster/steps/data.sh",
         'if [ "$HOLDS" = yes ] && [ "$DELETE" = yes ]; then',
         'if [ "$HOLDS" = yes ]; then',
         "tests/machines/test_end.py::test_files_stay_and_are_the_login_users",
@@ -53,7 +53,7 @@ DATA = [
     Mutation(
         "format-disk",
         "A disk with anything on it is never formatted.",
-        "components/vms/steps/data.sh",
+        "on_the_cluster/steps/data.sh",
         'if blkid -p "$DEVICE" >&2 || ! cmp -s -n 1048576 "$DEVICE" /dev/zero; then',
         'if blkid -p "$DEVICE" >&2; then',
         "tests/machines/test_steps.py::test_a_disk_with_anything_else_on_it_is_left_alone",
@@ -61,7 +61,7 @@ DATA = [
     Mutation(
         "data-in-memory",
         "A shared directory in memory, which a restart would lose, is refused.",
-        "components/vms/steps/data.sh",
+        "on_the_cluster/steps/data.sh",
         'elif [ "$HOLDS" = yes ]; then refuse_tmpfs; fi',
         "fi",
         "tests/machines/test_steps.py::test_data_in_memory_is_refused",
@@ -69,7 +69,7 @@ DATA = [
     Mutation(
         "hidden-files",
         "Files that the mount would hide stop the step.",
-        "components/vms/steps/data.sh",
+        "on_the_cluster/steps/data.sh",
         "  refuse_to_hide_files\n  leave_former_path",
         "  leave_former_path",
         "tests/machines/test_steps.py::test_files_that_the_mount_would_hide_stop_the_step",
@@ -77,7 +77,7 @@ DATA = [
     Mutation(
         "cloud-disk-goes",
         "In Google Cloud the disk with the data stays when the stack goes, unless `data.delete` is set.",
-        "components/vms/machines/gcp.py",
+        "components/machines/sources/compute.py",
         "retain_on_delete=not self.settings.data.delete",
         "retain_on_delete=False",
         "tests/engine/test_gcp_program.py::test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise",
@@ -85,15 +85,15 @@ DATA = [
     Mutation(
         "namespace-of-others",
         "A namespace that the stack did not make is not taken over, so `destroy` cannot delete it.",
-        "components/gke/answers.py",
+        "on_this_computer/check_namespace.py",
         'if create and found["metadata"].get("labels", {}).get("dask-stack") != stack:',
         "if False:",
-        "tests/unit/test_gke_settings.py::test_a_namespace_of_somebody_else_is_not_taken_over",
+        "tests/unit/test_kubernetes_settings.py::test_a_namespace_of_somebody_else_is_not_taken_over",
     ),
     Mutation(
         "another-context",
         "A stack stays on the Kubernetes of its first `up`, whichever context is current.",
-        "components/gke/context.py",
+        "components/kubernetes/kubeconfig_context.py",
         "    return first.apply(tell)",
         "    return current",
         "tests/engine/test_gke_program.py::test_a_stack_stays_on_the_context_that_was_current_at_its_first_up",
@@ -109,18 +109,18 @@ DATA = [
     Mutation(
         "left-of-others",
         "`make left` prints commands that delete what is the stack's, and nothing of others.",
-        "tools/left.py",
+        "tools/cloud_leftovers.py",
         'last(found.get("network", "")) == name',
         'name in found.get("network", "")',
-        "tests/unit/test_left.py::test_all_of_the_stacks_is_found_and_nothing_of_others",
+        "tests/unit/test_cloud_leftovers.py::test_all_of_the_stacks_is_found_and_nothing_of_others",
     ),
     Mutation(
         "left-of-other-services",
         "`make left` takes no load balancer of another stack for this one's.",
-        "tools/left.py",
+        "tools/cloud_leftovers.py",
         "or f'\"{name}/' in found.get",
         'or f"{name}/" in found.get',
-        "tests/unit/test_left.py::test_all_of_the_stacks_is_found_and_nothing_of_others",
+        "tests/unit/test_cloud_leftovers.py::test_all_of_the_stacks_is_found_and_nothing_of_others",
     ),
     Mutation(
         "lock-of-another-computer",
@@ -141,7 +141,7 @@ DATA = [
     Mutation(
         "user-of-others",
         "A user `dask` of somebody else is not taken over, so that no undo removes it.",
-        "components/vms/steps/keys.sh",
+        "on_the_cluster/steps/keys.sh",
         "    cluster_user_is_ours ||\n      fatal",
         "    true ||\n      fatal",
         "tests/machines/test_steps.py::test_another_users_account_is_not_taken_over",
@@ -149,7 +149,7 @@ DATA = [
     Mutation(
         "move-unasked",
         "The data does not move to another machine, which would have none, without a word in `moves`.",
-        "components/vms/placement.py",
+        "components/machines/moves.py",
         "if old[what] != new[what] and what not in moves]",
         "if old[what] != new[what] and not moves]",
         "tests/unit/test_moves.py::test_a_move_has_to_be_allowed_by_its_name",
@@ -157,7 +157,7 @@ DATA = [
     Mutation(
         "killed-step-stays",
         "What a killed `up` had begun is undone by `destroy`.",
-        "tools/adopt.py",
+        "tools/undo_unfinished.py",
         "    for resource in begun:\n",
         "    for resource in []:\n",
         "tests/engine/test_killed.py::test_a_command_that_a_killed_up_had_begun_is_undone",
@@ -189,7 +189,7 @@ DATA = [
     Mutation(
         "all-restart-at-once",
         "Workers restart on one machine at a time.",
-        "components/vms/steps/common.sh",
+        "on_the_cluster/steps/common.sh",
         "flock -w $patience 9 && echo held",
         "echo held",
         "tests/machines/test_session.py::test_workers_of_one_machine_restart_at_a_time",
@@ -197,7 +197,7 @@ DATA = [
     Mutation(
         "half-written",
         "A step that was killed is undone whole, also what it had begun to write.",
-        "components/vms/steps/common.sh",
+        "on_the_cluster/steps/common.sh",
         'rm -f "$file" "$file.new"',
         'rm -f "$file"',
         "tests/machines/test_end.py::test_a_step_that_is_killed_at_any_of_its_lines_is_finished_and_undone_like_any_other",
@@ -205,7 +205,7 @@ DATA = [
     Mutation(
         "second-run-restarts",
         "A second run of a step changes nothing, and no process of Dask is another one afterwards.",
-        "components/vms/steps/service.sh",
+        "on_the_cluster/steps/service.sh",
         'if outdated dask-scheduler "${files[@]}"; then systemctl stop dask-scheduler; fi',
         "systemctl stop dask-scheduler",
         "tests/machines/test_guest.py::"
@@ -214,7 +214,7 @@ DATA = [
     Mutation(
         "mount-in-a-circle",
         "The shared directory is there after a boot: its units need each other in no circle.",
-        "components/vms/steps/data.sh",
+        "on_the_cluster/steps/data.sh",
         "DefaultDependencies=no\n",
         "",
         "tests/machines/test_steps.py::test_the_units_need_each_other_in_no_circle",
@@ -222,7 +222,7 @@ DATA = [
     Mutation(
         "package-not-installed",
         "A step installs each package that it needs where a machine lacks it.",
-        "components/vms/steps/data.sh",
+        "on_the_cluster/steps/data.sh",
         "need sshfs sshfs fuse-sshfs",
         "need sshfs fuse-sshfs",
         "tests/machines/test_bare.py::test_every_package_that_a_step_needs_is_installed_where_it_is_missing",
@@ -230,7 +230,7 @@ DATA = [
     Mutation(
         "lost-actors",
         "Taking a worker off the list is refused while it holds what cannot move.",
-        "components/vms/steps/members.sh",
+        "on_the_cluster/steps/members.sh",
         '      fatal "workers could not be taken out',
         '      note "workers could not be taken out',
         "tests/machines/test_change.py"
@@ -242,7 +242,7 @@ TASKS = [
     Mutation(
         "mount-options",
         "Options of the mount, which root's ssh reads, are those of speed alone.",
-        "settings/vms.py",
+        "settings/machines.py",
         "    if name not in MOUNT_OPTIONS:",
         "    if False:",
         "tests/unit/test_settings.py::test_only_options_of_speed_are_taken_for_the_mount",
@@ -250,23 +250,23 @@ TASKS = [
     Mutation(
         "quoting",
         "A value of the settings cannot become a command on a machine.",
-        "components/vms/step.py",
+        "components/machines/step.py",
         "{name}={shlex.quote(value)}",
         "{name}={value}",
-        "tests/unit/test_dask.py::test_a_value_cannot_become_a_command",
+        "tests/unit/test_dask_options.py::test_a_value_cannot_become_a_command",
     ),
     Mutation(
         "systemd-variables",
         "An argument reaches Dask as it is written, whatever it means to systemd.",
-        "components/vms/dask.py",
+        "components/machines/dask_options.py",
         ', "$": "$$"',
         "",
-        "tests/unit/test_dask.py::test_arguments_reach_systemd_as_they_are",
+        "tests/unit/test_dask_options.py::test_arguments_reach_systemd_as_they_are",
     ),
     Mutation(
         "set-user-id",
         "The data disk brings no set-user-id programs and no devices along.",
-        "components/vms/steps/data.sh",
+        "on_the_cluster/steps/data.sh",
         "mount -o nosuid,nodev $DEVICE",
         "mount $DEVICE",
         "tests/machines/test_steps.py::test_a_disk_brings_no_set_user_id_program_along",
@@ -282,10 +282,10 @@ TASKS = [
     Mutation(
         "metadata-by-egress",
         "No `egress` opens the way to a metadata server.",
-        "settings/gke.py",
+        "settings/kubernetes.py",
         'if ipaddress.ip_network(network).overlaps(LINK_LOCAL[6 if ":" in network else 4]):',
         "if False:",
-        "tests/unit/test_gke_settings.py::test_what_is_wrong_is_named_with_what_would_be_right",
+        "tests/unit/test_kubernetes_settings.py::test_what_is_wrong_is_named_with_what_would_be_right",
     ),
     Mutation(
         "tokens-for-all-pods",
@@ -314,7 +314,7 @@ TASKS = [
     Mutation(
         "unrestricted-namespace",
         "The namespace enforces Kubernetes' restricted standard.",
-        "components/gke/release.py",
+        "components/kubernetes/dask_on_kubernetes.py",
         '**(RESTRICTED if self.settings.chart == "own" else {})',
         "",
         "tests/engine/test_gke_program.py::test_a_preview_needs_no_cluster_and_shows_everything",
@@ -346,7 +346,7 @@ TASKS = [
     Mutation(
         "roles-unasked",
         "The machines' account has no roles that the stack does not name.",
-        "components/google.py",
+        "components/google_cloud.py",
         "        for role in roles:",
         '        for role in [*roles, "roles/viewer"]:',
         "tests/engine/test_gcp_program.py::test_the_machines_account_has_no_rights_but_those_that_are_asked_for",
@@ -354,7 +354,7 @@ TASKS = [
     Mutation(
         "session-gains-rights",
         "No session of the cluster's user over SSH can gain rights.",
-        "components/vms/steps/credentials.sh",
+        "on_the_cluster/steps/credentials.sh",
         'exec /usr/bin/setpriv --no-new-privs "\\$@"',
         'exec "\\$@"',
         "tests/machines/test_session.py::test_a_session_of_the_clusters_user_can_gain_no_rights",
@@ -362,7 +362,7 @@ TASKS = [
     Mutation(
         "steps-print-controls",
         "Text that tasks choose reaches the terminal of `up` without control characters.",
-        "components/vms/steps/common.sh",
+        "on_the_cluster/steps/common.sh",
         "printable() { LC_ALL=C tr -dc '\\11\\12\\40-\\176'; }",
         "printable() { cat; }",
         "tests/machines/test_session.py::test_what_tasks_choose_reaches_no_terminal_as_control_characters",
@@ -370,7 +370,7 @@ TASKS = [
     Mutation(
         "gone-at-boot",
         "A machine is on for the idle limit after each boot.",
-        "components/vms/steps/idle.sh",
+        "on_the_cluster/steps/idle.sh",
         '    [ "$age" -le $((now - began)) ] || age=$((now - began))\n',
         "",
         "tests/unit/test_idle_watch.py::test_without_work_a_machine_goes_when_it_was_on_for_the_limit",
@@ -378,7 +378,7 @@ TASKS = [
     Mutation(
         "gone-during-steps",
         "A step on a machine counts as work.",
-        "components/vms/steps/idle.sh",
+        "on_the_cluster/steps/idle.sh",
         '    [ "$age" -le $stepped ] || age=$stepped\n',
         "",
         "tests/unit/test_idle_watch.py::test_a_step_on_the_machine_itself_counts_as_work",
@@ -389,18 +389,18 @@ COMPUTER = [
     Mutation(
         "dask-in-make",
         "Nothing that `make` runs on a cluster loads Dask, which would unpickle what the cluster answers.",
-        "daskstack/remote.py",
+        "daskstack/status_and_logs.py",
         "import tempfile\n",
         "import tempfile\n\nimport distributed\n",
-        "tests/unit/test_remote.py::test_nothing_that_make_runs_on_a_stack_loads_dask",
+        "tests/unit/test_status_and_logs.py::test_nothing_that_make_runs_on_a_stack_loads_dask",
     ),
     Mutation(
         "any-answer",
         "An answer of a cluster that is no status report is refused.",
-        "daskstack/remote.py",
+        "daskstack/status_and_logs.py",
         'strict=True, extra="forbid", allow_inf_nan=False',
         "allow_inf_nan=False",
-        "tests/unit/test_remote.py::test_an_answer_that_is_no_report_is_refused",
+        "tests/unit/test_status_and_logs.py::test_an_answer_that_is_no_report_is_refused",
     ),
     Mutation(
         "terminal-obeys",
@@ -408,7 +408,7 @@ COMPUTER = [
         "daskstack/printable.py",
         '.startswith("C")',
         '.startswith("Cs")',
-        "tests/unit/test_remote.py::test_a_terminal_gets_nothing_to_obey",
+        "tests/unit/test_status_and_logs.py::test_a_terminal_gets_nothing_to_obey",
     ),
     Mutation(
         "port-of-others",
@@ -429,7 +429,7 @@ COMPUTER = [
     Mutation(
         "address-as-command",
         "An address in the settings holds no command.",
-        "settings/vms.py",
+        "settings/machines.py",
         'if "%" in text and not re.fullmatch(r"[^%]+%[A-Za-z0-9_.-]+", text):',
         "if False:",
         "tests/unit/test_settings.py::test_an_address_holds_no_command",
@@ -437,15 +437,15 @@ COMPUTER = [
     Mutation(
         "own-address-unasked",
         "`make up` writes your address into the stack's file only if you say yes.",
-        "tools/own_address.py",
+        "tools/allow_my_address.py",
         'if answer.strip().lower() in ("y", "yes"):',
         "if True:",
-        "tests/unit/test_own_address.py::test_the_address_is_written_only_for_who_says_yes",
+        "tests/unit/test_allow_my_address.py::test_the_address_is_written_only_for_who_says_yes",
     ),
     Mutation(
         "killed-boot",
         "An `up` that was killed while it made a local machine is repaired by the next one.",
-        "rehearsal/machines/machine.sh",
+        "on_this_computer/local_machines/machine.sh",
         '    rm -rf "$DIRECTORY/.$NAME"\n    [[ -d $state ]] || create\n',
         "    [[ -d $state ]] || create\n",
         "tests/machines/test_local_machines.py::test_an_up_that_is_killed_anywhere_is_repaired_by_the_next",
@@ -472,7 +472,7 @@ DOORS = [
     Mutation(
         "dashboard-routes",
         "Dashboards get no routes that act on the cluster.",
-        "settings/vms.py",
+        "settings/machines.py",
         "    **OPEN_CONFIG,\n",
         "",
         "tests/unit/test_settings.py::test_dashboards_get_no_routes_that_act_on_the_cluster",
@@ -480,7 +480,7 @@ DOORS = [
     Mutation(
         "notebooks-on-dashboard",
         "Dashboards get no notebook server.",
-        "settings/vms.py",
+        "settings/machines.py",
         "    **OPEN_ARGUMENTS,\n",
         "",
         "tests/unit/test_settings.py::test_an_argument_that_the_cluster_sets_is_answered_with_its_setting",
@@ -488,23 +488,23 @@ DOORS = [
     Mutation(
         "exposed-without-tls",
         "What has no TLS is exposed inside a private network at most.",
-        "settings/gke.py",
+        "settings/kubernetes.py",
         "if exposure and not exposure.internal:",
         "if False:",
-        "tests/unit/test_gke_settings.py::test_nothing_gets_round_the_closed_door",
+        "tests/unit/test_kubernetes_settings.py::test_nothing_gets_round_the_closed_door",
     ),
     Mutation(
         "values-open-doors",
         "The chart's values cannot get round a setting that closes a door.",
-        "settings/gke.py",
+        "settings/kubernetes.py",
         "            if re.fullmatch(pattern, name):\n                yield here",
         "            if False:\n                yield here",
-        "tests/unit/test_gke_settings.py::test_nothing_gets_round_the_closed_door",
+        "tests/unit/test_kubernetes_settings.py::test_nothing_gets_round_the_closed_door",
     ),
     Mutation(
         "door-for-all",
         "Only the networks of `firewall.ssh` reach SSH in Google Cloud.",
-        "components/vms/machines/gcp.py",
+        "components/machines/sources/compute.py",
         "source_ranges=[*self.settings.firewall.ssh, ",
         'source_ranges=["0.0.0.0/0", ',
         "tests/engine/test_gcp_program.py::test_the_door_lets_the_named_networks_in_to_ssh_and_to_the_schedulers_machine",
@@ -512,7 +512,7 @@ DOORS = [
     Mutation(
         "neighbours-inside",
         "Inside a network in Google Cloud, Dask's ports are open to the cluster's own accounts alone.",
-        "components/vms/machines/gcp.py",
+        "components/machines/sources/compute.py",
         "                source_service_accounts=accounts,\n",
         '                source_ranges=["10.0.0.0/8"],\n',
         "tests/engine/test_gcp_program.py::test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alone",
@@ -520,7 +520,7 @@ DOORS = [
     Mutation(
         "others-rules",
         "What other rules of a network in Google Cloud let in is denied to the cluster's machines.",
-        "components/vms/machines/gcp.py",
+        "components/machines/sources/compute.py",
         "ALLOW, DENY = 1000, 1001",
         "ALLOW, DENY = 1000, 999",
         "tests/engine/test_gcp_program.py::test_whatever_else_a_network_lets_in_is_denied_to_the_clusters_machines",
@@ -528,7 +528,7 @@ DOORS = [
     Mutation(
         "workers-on-the-internet",
         "Only the scheduler's machine has an address on the internet.",
-        "components/vms/machines/gcp.py",
+        "components/machines/sources/compute.py",
         '[{"nat_ip": outside.address}] if outside else None',
         '[{"nat_ip": outside.address}] if outside else [{}]',
         "tests/engine/test_gcp_program.py::test_the_schedulers_machine_alone_has_an_address_on_the_internet",
@@ -576,7 +576,7 @@ DOORS = [
     Mutation(
         "firewall-sources",
         "A port that the firewall opens is open to its sources alone.",
-        "components/vms/steps/firewall.sh",
+        "on_the_cluster/steps/firewall.sh",
         '<source address=\\"$2\\"/><port',
         "<port",
         "tests/machines/test_firewall.py::test_the_firewall_lets_the_cluster_in_and_nobody_else_but_to_ssh_from_where_it_may",
@@ -584,7 +584,7 @@ DOORS = [
     Mutation(
         "shut-out",
         "The firewall does not begin where your own address would be shut out.",
-        "components/vms/steps/firewall.sh",
+        "on_the_cluster/steps/firewall.sh",
         '  overlap "$address" "$NETWORK $SSH_SOURCES" ||',
         "  true ||",
         "tests/machines/test_firewall.py::test_an_address_that_would_be_shut_out_is_told_before_anything_changes",
@@ -592,7 +592,7 @@ DOORS = [
     Mutation(
         "beside-other-firewalls",
         "The firewall changes nothing beside another one.",
-        "components/vms/steps/firewall.sh",
+        "on_the_cluster/steps/firewall.sh",
         '  [ -z "$found" ] || fatal "another firewall is at work:',
         '  true || fatal "another firewall is at work:',
         "tests/machines/test_firewall.py::test_beside_another_firewall_it_changes_nothing_and_says_what_to_do",
@@ -600,7 +600,7 @@ DOORS = [
     Mutation(
         "services-closed",
         "A service that listens now is not closed unless the settings say so.",
-        "components/vms/steps/firewall.sh",
+        "on_the_cluster/steps/firewall.sh",
         "    check_services\n",
         "    :\n",
         "tests/machines/test_firewall.py::test_a_service_that_would_be_closed_stops_it_with_the_line_that_opens_it",
@@ -608,7 +608,7 @@ DOORS = [
     Mutation(
         "no-rollback",
         "A change of the firewall that no new connection confirms takes itself back.",
-        "components/vms/steps/firewall.sh",
+        "on_the_cluster/steps/firewall.sh",
         "  arm\n  apply\n",
         "  apply\n",
         "tests/machines/test_firewall.py::test_a_change_that_nobody_confirms_takes_itself_back",
@@ -616,7 +616,7 @@ DOORS = [
     Mutation(
         "check-of-tls",
         "The check fails if the scheduler accepts a client without a certificate.",
-        "components/check.py",
+        "on_the_cluster/check.py",
         '    raise Failure(f"{address} answers a client without a certificate: {answer!r}")',
         '    return "who has no certificate is refused"',
         "tests/unit/test_check_tls.py::test_a_scheduler_that_demands_no_certificate_fails_the_check",
@@ -624,7 +624,7 @@ DOORS = [
     Mutation(
         "dashboard-to-all",
         "From outside the cluster's network no port of any machine answers.",
-        "components/vms/steps/firewall.sh",
+        "on_the_cluster/steps/firewall.sh",
         "  echo '  <short>Outside the Dask cluster</short>'",
         '  echo \'  <short>Outside the Dask cluster</short><port port="8787" protocol="tcp"/>\'',
         "tests/machines/test_stack.py::test_from_outside_every_port_of_every_machine_is_closed",
@@ -635,18 +635,18 @@ KEYS = [
     Mutation(
         "authoritys-key-kept",
         "The key of the authority that signs the certificates of a cluster in Kubernetes is kept nowhere.",
-        "components/gke/credentials.py",
+        "components/kubernetes/identities.py",
         '"tls.key": key.private_bytes(PEM,',
         '"tls.key": authority.private_bytes(PEM,',
-        "tests/unit/test_gke_settings.py::test_the_authoritys_key_is_kept_nowhere",
+        "tests/unit/test_kubernetes_settings.py::test_the_authoritys_key_is_kept_nowhere",
     ),
     Mutation(
         "tls-optional",
         "Dask on machines demands TLS.",
-        "components/vms/dask.py",
+        "components/machines/dask_options.py",
         '"require-encryption": True,',
         '"require-encryption": False,',
-        "tests/unit/test_dask.py::test_the_users_dask_config_stands_beside_tls",
+        "tests/unit/test_dask_options.py::test_the_users_dask_config_stands_beside_tls",
     ),
     Mutation(
         "tls-off-by-variable",
@@ -654,7 +654,7 @@ KEYS = [
         "settings/common.py",
         'if name.startswith("DASK_") and re.fullmatch(_ENCRYPTION, path):',
         "if False:",
-        "tests/unit/test_gke_settings.py::test_nothing_gets_round_the_closed_door",
+        "tests/unit/test_kubernetes_settings.py::test_nothing_gets_round_the_closed_door",
     ),
     Mutation(
         "any-host-key",
@@ -667,7 +667,7 @@ KEYS = [
     Mutation(
         "any-host-key-inside",
         "Machines verify each other's host keys.",
-        "components/vms/steps/credentials.sh",
+        "on_the_cluster/steps/credentials.sh",
         """    StrictHostKeyChecking yes
     UserKnownHostsFile $SSH/known_hosts
     RevokedHostKeys $SSH/revoked
@@ -680,7 +680,7 @@ KEYS = [
     Mutation(
         "keys-stay-on-disk",
         "Keys are on your computer's disk only while they are needed.",
-        "daskstack/private.py",
+        "daskstack/private_folder.py",
         "        finally:\n            shutil.rmtree(path, ignore_errors=True)",
         "        finally:\n            pass",
         "tests/unit/test_ssh.py::test_a_key_is_for_its_user_alone_and_gone_afterwards",
@@ -688,7 +688,7 @@ KEYS = [
     Mutation(
         "shared-key-folder",
         "Keys are put where no other user can enter.",
-        "daskstack/private.py",
+        "daskstack/private_folder.py",
         " and not found.st_mode & 0o077",
         "",
         "tests/unit/test_ssh.py::test_a_runtime_folder_that_others_can_enter_gets_no_keys",
@@ -696,7 +696,7 @@ KEYS = [
     Mutation(
         "project-keys",
         "Machines in Google Cloud take no key but the stack's.",
-        "components/vms/machines/gcp.py",
+        "components/machines/sources/compute.py",
         '"block-project-ssh-keys": "TRUE"',
         '"block-project-ssh-keys": "FALSE"',
         "tests/engine/test_gcp_program.py::test_machines_are_shielded_and_take_no_keys_but_the_stacks",
@@ -704,7 +704,7 @@ KEYS = [
     Mutation(
         "login-in-state",
         "The key that logs in to machines in Google Cloud is kept encrypted.",
-        "components/vms/machines/gcp.py",
+        "components/machines/sources/compute.py",
         "input=Output.secret(ssh_identity()),",
         "input=ssh_identity(),",
         "tests/engine/test_gcp_program.py::test_nobodys_private_key_is_outside_encrypted_state",
@@ -712,15 +712,15 @@ KEYS = [
     Mutation(
         "everybody-signs",
         "No certificate but the authority's signs others.",
-        "components/gke/credentials.py",
+        "components/kubernetes/identities.py",
         "key.public_key(), False),",
         "key.public_key(), True),",
-        "tests/unit/test_gke_settings.py::test_no_certificate_but_the_authoritys_can_sign_others",
+        "tests/unit/test_kubernetes_settings.py::test_no_certificate_but_the_authoritys_can_sign_others",
     ),
     Mutation(
         "certificates-for-all-users",
         "A certificate of the cluster opens no other user's door.",
-        "components/vms/steps/credentials.sh",
+        "on_the_cluster/steps/credentials.sh",
         "Match User $CLUSTER_USER\n",
         "Match all\n",
         "tests/machines/test_session.py::test_the_clusters_user_may_open_no_more_than_sessions",
@@ -728,7 +728,7 @@ KEYS = [
     Mutation(
         "planted-keys",
         "A key that a task plants opens no door.",
-        "components/vms/steps/credentials.sh",
+        "on_the_cluster/steps/credentials.sh",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysFile none\n    AuthorizedKeysCommand",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysCommand",
         "tests/machines/test_session.py::test_the_clusters_user_may_open_no_more_than_sessions",
@@ -736,7 +736,7 @@ KEYS = [
     Mutation(
         "removed-machine-stays",
         "The keys of a removed machine open no door within minutes.",
-        "components/vms/steps/authority.sh",
+        "on_the_cluster/steps/authority.sh",
         'cat "$key" >>revoked',
         "true",
         "tests/machines/test_steps.py::test_keys_of_a_removed_machine_open_no_door",
@@ -744,15 +744,15 @@ KEYS = [
     Mutation(
         "first-key-unchecked",
         "A machine whose host key Google's API does not know stops `up`.",
-        "components/vms/ready.py",
+        "on_this_computer/wait_for_boot.py",
         "if known and known != key:",
         "if False:",
-        "tests/unit/test_ready.py::test_a_machine_whose_key_googles_api_does_not_know_it_by_stops_up",
+        "tests/unit/test_wait_for_boot.py::test_a_machine_whose_key_googles_api_does_not_know_it_by_stops_up",
     ),
     Mutation(
         "key-in-a-log",
         "No machine's private key is in state, outputs or logs.",
-        "components/vms/steps/keys.sh",
+        "on_the_cluster/steps/keys.sh",
         '-C "$CLUSTER_USER@$NAME" -f "$key.new"\n',
         '-C "$CLUSTER_USER@$NAME" -f "$key.new" && cat "$key.new" >&2\n',
         "tests/machines/test_stack.py::test_no_machines_private_key_is_in_state_outputs_or_logs_even_encrypted",
@@ -763,7 +763,7 @@ SECRETS = [
     Mutation(
         "secret-in-settings",
         "A secret within the settings, which would become plain text, is refused.",
-        "settings/__init__.py",
+        "settings/stack.py",
         "    if not is_config_secret(KEY):\n        return",
         "    if True:\n        return",
         "tests/engine/test_program.py::test_a_secret_within_the_settings_is_refused_and_its_text_is_nowhere",
@@ -771,7 +771,7 @@ SECRETS = [
     Mutation(
         "dev-for-other-machines",
         "Stack `dev`, whose passphrase is empty, is for machines on this computer alone.",
-        "settings/__init__.py",
+        "settings/stack.py",
         '    if stack != "dev" or (',
         '    if stack == "dev" or (',
         "tests/engine/test_program.py::test_stack_dev_is_for_machines_on_this_computer_alone",
@@ -779,7 +779,7 @@ SECRETS = [
     Mutation(
         "plain-password",
         "A password in plain text is reported with the command that encrypts it.",
-        "settings/__init__.py",
+        "settings/stack.py",
         "and not is_config_secret(key):",
         "and False:",
         "tests/engine/test_program.py::test_a_password_in_plain_text_is_told_with_the_command_that_encrypts_it",
@@ -806,15 +806,15 @@ SECRETS = [
         "settings/secret_env.py",
         'is not a set of names and values; remove it, and set each: {COMMAND}"]',
         'is not a set of names and values: {value}; remove it, and set each: {COMMAND}"]',
-        "tests/unit/test_gke_settings.py::test_secret_variables_are_checked_and_never_repeated",
+        "tests/unit/test_kubernetes_settings.py::test_secret_variables_are_checked_and_never_repeated",
     ),
     Mutation(
         "secret-env-as-text",
         "`dask:secretEnv` reaches pods from a Secret, also with the official chart.",
-        "components/gke/values.py",
+        "components/kubernetes/chart_values.py",
         '"valueFrom": {"secretKeyRef": {"name": secret.secret, "key": name}}',
         '"value": secret.secret',
-        "tests/unit/test_gke_settings.py::test_the_official_chart_is_told_nothing_that_it_does_not_know",
+        "tests/unit/test_kubernetes_settings.py::test_the_official_chart_is_told_nothing_that_it_does_not_know",
     ),
     Mutation(
         "secret-env-in-config-map",
@@ -851,7 +851,7 @@ SECRETS = [
     Mutation(
         "script-on-command-line",
         "Neither a step's script nor its variables are on a command line.",
-        "components/vms/step.py",
+        "components/machines/step.py",
         'create=f"{privilege}bash -s first",',
         'create=stdin.apply(lambda text: f"{privilege}bash -c {shlex.quote(text)} - first"),',
         "tests/engine/test_program.py::test_only_a_step_that_no_destroy_would_undo_undoes_itself",
@@ -859,7 +859,7 @@ SECRETS = [
     Mutation(
         "client-in-state",
         "The client's key for a cluster on machines is kept encrypted.",
-        "components/vms/cluster.py",
+        "components/machines/dask_on_machines.py",
         "input=Output.secret(client_identity()),",
         "input=client_identity(),",
         "tests/engine/test_gcp_program.py::test_nobodys_private_key_is_outside_encrypted_state",
@@ -867,7 +867,7 @@ SECRETS = [
     Mutation(
         "kubernetes-keys-in-state",
         "Keys and passwords for a cluster in Kubernetes are kept encrypted.",
-        "components/gke/release.py",
+        "components/kubernetes/dask_on_kubernetes.py",
         "input=Output.secret(value), opts",
         "input=value, opts",
         "tests/engine/test_gke_program.py::test_nobodys_private_key_or_password_is_outside_encrypted_state",
@@ -902,26 +902,26 @@ MONEY = [
     Mutation(
         "idle-workers-stay",
         "Idle workers in Kubernetes are scaled to none.",
-        "charts/dask/files/idle.py",
+        "charts/dask/files/scale_to_zero.py",
         "if not workers or now - since < self.limit:",
         "if not workers or now - since < 100 * self.limit:",
-        "tests/unit/test_idle.py::test_workers_go_after_the_limit_without_work",
+        "tests/unit/test_scale_to_zero.py::test_workers_go_after_the_limit_without_work",
     ),
     Mutation(
         "working-workers-go",
         "Workers at work are not taken for idle ones.",
-        "charts/dask/files/idle.py",
+        "charts/dask/files/scale_to_zero.py",
         "since = max(self.scheduler.idle_since or now, self.changed)",
         "since = self.changed",
-        "tests/unit/test_idle.py::test_workers_go_after_the_limit_without_work",
+        "tests/unit/test_scale_to_zero.py::test_workers_go_after_the_limit_without_work",
     ),
     Mutation(
         "waiting-keeps-awake",
         "Tasks that wait for a worker keep no machine awake.",
-        "components/vms/worked.py",
+        "on_the_cluster/record_last_work.py",
         "        elif workers:  #",
         "        else:  #",
-        "tests/unit/test_worked.py::test_the_last_work_is_the_files_time",
+        "tests/unit/test_record_last_work.py::test_the_last_work_is_the_files_time",
     ),
     Mutation(
         "nodes-kept",
@@ -934,7 +934,7 @@ MONEY = [
     Mutation(
         "apis-disabled",
         "APIs of the project, which others may use, stay enabled when the stack goes.",
-        "components/google.py",
+        "components/google_cloud.py",
         "disable_on_destroy=False,",
         "disable_on_destroy=True,",
         "tests/engine/test_gcp_program.py::test_apis_stay_enabled_when_the_stack_goes",
@@ -942,10 +942,10 @@ MONEY = [
     Mutation(
         "volumes-left",
         "`destroy` waits until Kubernetes has deleted the stack's volumes.",
-        "components/gke/cleared.py",
+        "on_this_computer/wait_for_deletion.py",
         'if "deletionTimestamp" not in claim["metadata"]}',
         "}",
-        "tests/unit/test_gke_check.py::test_only_volumes_that_kubernetes_will_delete_are_waited_for",
+        "tests/unit/test_check_release.py::test_only_volumes_that_kubernetes_will_delete_are_waited_for",
     ),
     Mutation(
         "no-question",
@@ -959,7 +959,7 @@ MONEY = [
         "nothing-named-as-left",
         "After a destroy, what is left in Google Cloud is named.",
         "Makefile",
-        "\t-@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.left $(STACK))\n",
+        "\t-@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.cloud_leftovers $(STACK))\n",
         "",
         "tests/unit/test_make_cloud.py::test_after_a_destroy_what_is_left_in_google_cloud_is_named_with_what_deletes_it",
     ),
@@ -974,7 +974,7 @@ MONEY = [
     Mutation(
         "data-disk-stays",
         "With `data.delete` the stack's data disk goes with it.",
-        "components/vms/machines/gcp.py",
+        "components/machines/sources/compute.py",
         "retain_on_delete=not self.settings.data.delete",
         "retain_on_delete=True",
         "tests/engine/test_gcp_program.py::test_with_data_delete_the_datas_disk_goes_with_the_stack",
@@ -982,7 +982,7 @@ MONEY = [
     Mutation(
         "cannot-ask-for-ever",
         "A machine that cannot ask the scheduler's goes the limit after it last could.",
-        "components/vms/steps/idle.sh",
+        "on_the_cluster/steps/idle.sh",
         "age=$((now - heard)) workers=0",
         "age=0 workers=0",
         "tests/unit/test_idle_watch.py::test_a_machine_that_cannot_ask_goes_the_limit_after_it_last_could",
@@ -990,7 +990,7 @@ MONEY = [
     Mutation(
         "waits-for-stuck-workers",
         "The scheduler's machine does not wait for a stuck worker for ever.",
-        "components/vms/steps/idle.sh",
+        "on_the_cluster/steps/idle.sh",
         ' || [ "$age" -ge $((LIMIT + PATIENCE)) ]',
         "",
         "tests/unit/test_idle_watch.py::test_the_schedulers_machine_does_not_wait_for_a_stuck_worker_for_ever",
@@ -1073,10 +1073,10 @@ SUPPLY = [
     Mutation(
         "changed-uv",
         "A uv that was changed in the cache is downloaded again, never installed.",
-        "components/vms/files.py",
+        "on_this_computer/send_environment.py",
         'if uv is None or sha256(uv) not in re.findall(r"--hash=sha256:([0-9a-f]{64})", UV.read_text()):',
         "if uv is None:",
-        "tests/unit/test_files.py::test_what_somebody_changed_in_the_cache_is_made_again",
+        "tests/unit/test_send_environment.py::test_what_somebody_changed_in_the_cache_is_made_again",
     ),
     Mutation(
         "preview-of-forks",

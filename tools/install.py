@@ -42,7 +42,7 @@ MACHINES = {
 }
 # Without these keys nobody could tell Debian's own packages from others; it is a file, not a command.
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-BENCH = PROJECT / "requirements-bench.txt"
+BENCH = PROJECT / "bench/requirements.txt"
 TEST = {"sshd": "openssh-server", "git": "git"}
 KUBERNETES = {
     "etcd": "etcd-server",
@@ -90,7 +90,7 @@ def test() -> None:
 
 
 def unit() -> None:
-    install_venv("requirements.txt", "requirements-dev.txt")
+    install_venv("requirements.txt", "tests/requirements.txt")
 
 
 def compute() -> None:

@@ -19,13 +19,13 @@ from typing import Any
 
 import yaml
 
-from components.vms.files import collect
-from daskstack import compute, engine, kubernetes
+from daskstack import engine, kubectl, wake_machines
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
-from daskstack.ways import wake
+from daskstack.route import wake
+from on_this_computer.send_environment import collect
 from settings import SettingsError, parse
-from tools import left
+from tools import cloud_leftovers
 from tools.running import say
 from tools.told import stack_file, told
 
@@ -47,11 +47,11 @@ class Rehearsal:
     def start(self, config: dict[str, Any]) -> None:
         """What the stack runs on: a Kubernetes, or a Google Cloud that makes one, or machines, when it is asked for."""
         cluster = config["config"][KEY]
-        if cluster["target"] == "vms":
+        if cluster["target"] == "machines":
             self._google(config)
             self._machines(cluster)
             return
-        locks = [cluster.get("environment", {}).get("lock", "environment.lock"), "jupyter.lock"]
+        locks = [cluster.get("environment", {}).get("lock", "environment.lock"), "charts/jupyter.lock"]
         words = ["up", *(word for lock in locks for word in ("--lock", str(PROJECT / lock)))]
         if cluster["cluster"]["source"] == "existing":
             found = json.loads(self.kubernetes(*words))
@@ -85,7 +85,7 @@ class Rehearsal:
         wheels = collect(
             PROJECT / environment.get("lock", "environment.lock"), environment.get("python", "3.11"), "wheelhouse"
         )
-        image = ["bash", str(PROJECT / "rehearsal" / "machines" / "image.sh")]
+        image = ["bash", str(PROJECT / "on_this_computer" / "local_machines" / "image.sh")]
         cache = os.environ | {"CACHE": str(engine.cache_folder())}
         machines = {
             "command": [sys.executable, "-m", "rehearsal.compute"],
@@ -161,7 +161,7 @@ PATIENCE = 180  # seconds for workers to go or to come
 def workers(client: Mapping[str, Any]) -> list[str]:
     """The pods of workers, those that are about to go, too."""
     which = ["get", "pods", "--selector", "component=worker", "--output", "name"]
-    with kubernetes.kubectl(client["kubernetes"]) as command:
+    with kubectl.kubectl(client["kubernetes"]) as command:
         words = [*command, "--namespace", client["namespace"], *which]
         return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
@@ -197,7 +197,7 @@ def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> 
     machines = settings["machines"]
 
     def befalls(machine: str, what: str) -> None:
-        compute.gcloud(google, what, machine)
+        wake_machines.gcloud(google, what, machine)
         rehearsal.up("--refresh")
 
     if machines.get("worker", {}).get("spot"):
@@ -217,7 +217,7 @@ def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> 
     with phase("asleep: nothing was computed"):
         until(
             "the machines did not switch themselves off",
-            lambda: set(compute.statuses(client["google"]).values()) == {"TERMINATED"},
+            lambda: set(wake_machines.statuses(client["google"]).values()) == {"TERMINATED"},
         )
     awake(client, phase)
 
@@ -242,9 +242,11 @@ def refuse_mistakes(settings: dict[str, Any]) -> None:
 def main(stack: str) -> None:
     file = stack_file(stack)
     settings = told(file)
-    google = settings.get("machines" if settings.get("target") == "vms" else "cluster") or {}
-    if settings.get("target") != "gke" and google.get("source") != "gcp":
-        sys.exit(f"error: {file.name} is neither `target: gke` nor machines of Google Cloud, which can be rehearsed")
+    google = settings.get("machines" if settings.get("target") == "machines" else "cluster") or {}
+    if settings.get("target") != "kubernetes" and google.get("source") != "compute":
+        sys.exit(
+            f"error: {file.name} is neither `target: kubernetes` nor machines of Google Cloud, which can be rehearsed"
+        )
     refuse_mistakes(settings)
     config = yaml.safe_load(file.read_text())
     rehearsal, phase = Rehearsal(stack, engine.data_folder() / "rehearsal" / stack), Phases()
@@ -256,11 +258,11 @@ def main(stack: str) -> None:
         with phase("pulumi up"):
             rehearsal.up()
         table = rehearsal.outputs()["check"]
-        (in_kubernetes if settings["target"] == "gke" else on_machines)(rehearsal, config, phase)
+        (in_kubernetes if settings["target"] == "kubernetes" else on_machines)(rehearsal, config, phase)
         with phase("pulumi destroy"):
             rehearsal.destroy()
-        if google.get("source") == "gcp":
-            say(left.report(stack, google["project"]))
+        if google.get("source") in ("compute", "gke"):
+            say(cloud_leftovers.report(stack, google["project"]))
     finally:
         with phase("the rest of it goes"):
             rehearsal.stop()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from daskstack import engine, kubernetes
+from daskstack import engine, kubectl
 
 WAIT = 60  # seconds for kubectl
 
@@ -57,8 +57,10 @@ def clear_release(exported: Mapping) -> None:
     resources = (exported["deployment"] or {}).get("resources", [])
     known = any(each["type"] == "kubernetes:helm.sh/v3:Release" for each in resources)
     unfinished = ",status in (pending-install,pending-upgrade,pending-rollback)" if known else ""
-    for environment in (each["inputs"]["environment"] for each in resources if each["urn"].endswith("::answers")):
-        with kubernetes.kubectl(json.loads(environment["CLUSTER"])) as command:
+    for environment in (
+        each["inputs"]["environment"] for each in resources if each["urn"].endswith("::check-namespace")
+    ):
+        with kubectl.kubectl(json.loads(environment["CLUSTER"])) as command:
             words = ["--namespace", environment["NAMESPACE"], "--request-timeout", "20s", "delete", "secrets"]
             selector = f"owner=helm,name=dask{unfinished}"
             try:

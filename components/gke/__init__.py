@@ -1,1 +1,1 @@
-"""Dask in Kubernetes. What runs on its own, such as `check`, imports nothing of Pulumi."""
+"""A GKE cluster."""

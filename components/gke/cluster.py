@@ -9,9 +9,9 @@ import pulumi_kubernetes as kubernetes
 import yaml
 from pulumi import ComponentResource, CustomTimeouts, Output, ResourceOptions
 
-from components.gke.placement import SYSTEM, TAINT, WORKERS, label
-from components.google import SCOPE, Home, require
-from settings.google import GoogleCluster, Pool
+from components.gke.node_pools import SYSTEM, TAINT, WORKERS, label
+from components.google_cloud import SCOPE, Home, require
+from settings.gke import GkeSource, Pool
 
 APIS = ("compute", "container", "iam")
 # What a node needs to say how it is, and no more.
@@ -26,7 +26,7 @@ EXEC = {
 
 
 class GkeClusterArgs(TypedDict):
-    settings: GoogleCluster
+    settings: GkeSource
     """What the stack says about the cluster."""
     nodes: int
     """Workers' nodes at most."""

@@ -31,11 +31,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
 from rehearsal.compute.rules import Machine, ruleset
 from rehearsal.compute.tunnel import forward
 
-SCRIPTS = Path(__file__).parents[1] / "machines"
+SCRIPTS = PROJECT / "on_this_computer" / "local_machines"
 INSTANCE, FIREWALL = "compute/instance:Instance", "compute/firewall:Firewall"
 RANGE = "10.128.0.0/20"  # of a network that makes its subnetworks itself
 CALLER = "203.0.113.7"

@@ -11,8 +11,8 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
-from components.vms.files import UV, collect
 from daskstack.engine import PROJECT, digest, kubernetes_programs
+from on_this_computer.send_environment import UV, collect
 from rehearsal.kubernetes.network import INNER
 from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run
 
@@ -57,7 +57,7 @@ def template(python: str) -> Path:
 
 def machine_image() -> Path:
     """The system of local machines, which has Python."""
-    script = PROJECT / "rehearsal" / "machines" / "image.sh"
+    script = PROJECT / "on_this_computer" / "local_machines" / "image.sh"
     done = subprocess.run(["bash", script], env={**os.environ, "CACHE": str(CACHE)}, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise InstallError("the machines' system could not be built; why is told above")

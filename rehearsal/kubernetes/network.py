@@ -37,7 +37,7 @@ def up(directory: Path) -> None:
     """Makes what is missing; keeps the network in DIRECTORY/network, so that addresses outlive a restart."""
     link, record = name(directory), directory / "network"
     # Two clusters, or a cluster and a stack's machines, must not choose the same network.
-    # Who can open the file can hold its lock, so it is root's alone; rehearsal/machines/network.sh has it too.
+    # Who can open the file can hold its lock, so it is root's alone. local_machines/network.sh locks it too.
     lock = Path("/run/daskstack-network.lock")
     lock.touch(mode=0o600)
     lock.chmod(0o600)

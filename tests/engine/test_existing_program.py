@@ -10,7 +10,7 @@ import pytest
 import yaml
 from checkout import Checkout
 
-from components.vms.cluster import STATES
+from components.machines.dask_on_machines import STATES
 from settings import HOST_KEY
 
 HOSTS = [
@@ -26,7 +26,7 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
     """A clone whose stack is on such machines; an agent seems to be there."""
     checkout = Checkout(tmp_path, "mine")
     stack = yaml.safe_load(checkout.file.read_text())
-    stack["config"]["dask:cluster"] = {"target": "vms", "machines": MACHINES}
+    stack["config"]["dask:cluster"] = {"target": "machines", "machines": MACHINES}
     checkout.file.write_text(yaml.safe_dump(stack))
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind(str(tmp_path / "agent"))

@@ -181,7 +181,12 @@ def test_with_data_delete_the_datas_disk_goes_with_the_stack(stack: Stack) -> No
 
     stack.start({"config": {KEY: stack.shipped | {"data": {"delete": True}}}})
     # The disk alone, with what it needs: no machine runs.
-    kinds = ("gcp:compute/disk:Disk", "gcp:projects/service:Service", "dask:index:DaskVms", "dask:index:GcpMachines")
+    kinds = (
+        "gcp:compute/disk:Disk",
+        "gcp:projects/service:Service",
+        "dask:index:DaskOnMachines",
+        "dask:index:ComputeMachines",
+    )
     stack.pulumi("up", "--yes", "--skip-preview", *(f"--target=**{kind}::*" for kind in kinds))
     assert disks() == ["dask-vms-data"]
     stack.destroy()

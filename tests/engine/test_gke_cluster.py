@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from daskstack.engine import PROJECT
-from settings.google import GoogleCluster, Hardening
+from settings.gke import GkeSource, Hardening
 from tests.engine.previews import Previews
 
 sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
@@ -155,7 +155,7 @@ def test_every_setting_that_the_hardening_page_names_is_one_and_every_hardening_
     settings = {f"hardening.{field.alias}" for field in Hardening.model_fields.values()}
     assert set(re.findall(r"`(hardening\.\w+)", docs)) == settings
     for name in ("authorizedNetworks", "securityGroup", "releaseChannel"):
-        assert name in {field.alias for field in GoogleCluster.model_fields.values()} and f"`{name}" in docs
+        assert name in {field.alias for field in GkeSource.model_fields.values()} and f"`{name}" in docs
 
 
 CIS = {2: {1: 1}, 3: {1: 0, 2: 0}, 4: {1: 10, 2: 1, 3: 2, 4: 2, 5: 1, 6: 4}}

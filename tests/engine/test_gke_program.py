@@ -1,4 +1,4 @@
-"""The program with `target: gke` in the real engine, without a cluster."""
+"""The program with `target: kubernetes` in the real engine, without a cluster."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ UNREACHABLE = {
     "contexts": [{"name": "none", "context": {"cluster": "c", "user": "u"}}],
     "current-context": "none",
 }
-SETTINGS = {"target": "gke", "cluster": {"source": "existing"}}
+SETTINGS = {"target": "kubernetes", "cluster": {"source": "existing"}}
 
 
 class Stack(Rehearsal):
@@ -53,14 +53,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
 def test_a_preview_needs_no_cluster_and_shows_everything(stack: Stack) -> None:
     found = stack.resources()
     assert {
-        "answers",
+        "check-namespace",
         "namespace",
         "tls-scheduler",
         "tls-worker",
         "tls-client",
         "jupyter-password",
         "release",
-        "check",
+        "check-release",
     } <= set(found)
     labels = found["namespace"]["inputs"]["metadata"]["labels"]
     for mode in ("enforce", "audit", "warn"):
@@ -103,7 +103,7 @@ def test_a_stack_stays_on_the_context_that_was_current_at_its_first_up(tmp_path:
     done = stack.pulumi("preview", "--json", capture_output=True, text=True)
     steps = {step["urn"].split("::")[-1]: step["newState"] for step in json.loads(done.stdout)["steps"]}
     assert "kubernetes" not in steps, "its provider is unchanged"
-    assert json.loads(steps["answers"]["inputs"]["environment"]["CLUSTER"])["context"] == "none"
+    assert json.loads(steps["check-namespace"]["inputs"]["environment"]["CLUSTER"])["context"] == "none"
     assert "current context is other, and this stack stays on none" in done.stdout + done.stderr
 
 

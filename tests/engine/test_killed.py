@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.engine.support import Project, descendants, wait_for
-from tools import adopt, unlock
+from tools import undo_unfinished, unlock
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_command_that_a_killed_up_had_begun_is_undone(project: Project, made: 
     project.run("cancel", "--yes")
 
     state = json.loads(project.run("stack", "export"))
-    assert adopt.adopt(state["deployment"]) == ["second"]
+    assert undo_unfinished.adopt(state["deployment"]) == ["second"]
     (tmp_path / "state").write_text(json.dumps(state))
     project.run("stack", "import", "--file", str(tmp_path / "state"))
     project.run("destroy", "--yes", "--skip-preview")
@@ -55,5 +55,5 @@ def test_a_run_that_ended_leaves_nothing_to_adopt(project: Project) -> None:
     project.up("local.Command('it', create='true')")
     state = json.loads(project.run("stack", "export"))
     before = json.dumps(state)
-    assert adopt.adopt(state["deployment"]) == []
+    assert undo_unfinished.adopt(state["deployment"]) == []
     assert json.dumps(state) == before

@@ -35,7 +35,7 @@ def preview(checkout: Checkout) -> dict[str, dict]:
     return {step["urn"].rsplit("::", 1)[1]: step["newState"] for step in steps}
 
 
-LOCAL = {"target": "vms", "machines": {"source": "local", "workers": 3}}
+LOCAL = {"target": "machines", "machines": {"source": "local", "workers": 3}}
 
 
 def test_a_newcomer_reads_machine_by_machine_and_step_by_step_what_is_made(checkout: Checkout, say) -> None:
@@ -45,7 +45,7 @@ def test_a_newcomer_reads_machine_by_machine_and_step_by_step_what_is_made(check
     for machine in ("scheduler", "worker-1", "worker-2", "worker-3"):
         for state in states:
             assert f"::{machine}" in planned[f"{machine}-{state}"]["parent"]
-    assert planned["check"]["parent"].endswith("DaskVms::dev")
+    assert planned["check"]["parent"].endswith("DaskOnMachines::dev")
 
 
 def test_a_preview_changes_nothing_on_this_computer(checkout: Checkout, say) -> None:
@@ -56,7 +56,12 @@ def test_a_preview_changes_nothing_on_this_computer(checkout: Checkout, say) -> 
 
 def test_all_mistakes_are_told_at_once_before_anything_is_registered(checkout: Checkout, say) -> None:
     say(
-        {"target": "vms", "machines": {"source": "local"}, "data": {"path": "/etc"}, "firewall": {"ssh": ["0.0.0.0/0"]}}
+        {
+            "target": "machines",
+            "machines": {"source": "local"},
+            "data": {"path": "/etc"},
+            "firewall": {"ssh": ["0.0.0.0/0"]},
+        }
     )
     with pytest.raises(AssertionError) as failure:
         preview(checkout)
@@ -92,12 +97,12 @@ def test_a_secret_within_the_settings_is_refused_and_its_text_is_nowhere(checkou
 def test_stack_dev_is_for_machines_on_this_computer_alone(checkout: Checkout, say) -> None:
     """Its passphrase is empty: an SSH key among its secrets would be everybody's who reads the file."""
     hosts = [{"name": name, "address": f"10.1.0.{number}"} for number, name in enumerate(("a", "b"), 5)]
-    say({"target": "vms", "machines": {"source": "existing", "hosts": hosts}})
+    say({"target": "machines", "machines": {"source": "existing", "hosts": hosts}})
     said = refused(checkout)
     assert "dask:cluster.machines.source: stack dev is for machines on this computer alone" in said
     assert "make up STACK=NAME" in said
     (checkout.folder / "kubeconfig").touch()
-    say({"target": "gke", "cluster": {"source": "existing", "kubeconfig": str(checkout.folder / "kubeconfig")}})
+    say({"target": "kubernetes", "cluster": {"source": "existing", "kubeconfig": str(checkout.folder / "kubeconfig")}})
     assert "dask:cluster.target: stack dev is for machines on this computer alone" in refused(checkout)
 
 

@@ -21,12 +21,18 @@ from pathlib import Path
 import pytest
 from distributed.security import Security
 
-from components.gke import answers, check, cleared
-from components.vms import files, host_key, reachable
-from components.vms.step import script
-from daskstack import connection, kubernetes, remote, ssh
+from components.machines.step import script
+from daskstack import connection, kubectl, ssh, status_and_logs
 from daskstack.engine import PROJECT
 from daskstack.tunnel import Way
+from on_this_computer import (
+    check_namespace,
+    check_release,
+    confirm_ssh_access,
+    read_host_key,
+    send_environment,
+    wait_for_deletion,
+)
 from tests.engine.support import wait_for
 
 PATIENCE = 60  # seconds: far more than any limit here, for a busy computer
@@ -63,8 +69,9 @@ def test_an_up_whose_login_is_refused_ends_with_what_ssh_said(project, sshd, key
         "SOURCE": "wheelhouse",
         "CONNECTION": json.dumps(refused),
     }
+    create = f"{sys.executable} -m on_this_computer.send_environment"
     said = project.fails(f"""
-local.Command("files", create="{sys.executable} -m components.vms.files", dir="{PROJECT}", environment={environment})
+local.Command("files", create="{create}", dir="{PROJECT}", environment={environment})
 """)
     assert "Permission denied" in said
     assert "lock and wheels could not be copied to /opt/daskstack on 127.0.0.1" in said
@@ -85,30 +92,32 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
 
 
 def test_a_machine_that_accepts_and_stays_silent_ends_each_program_of_up(silent, monkeypatch, tmp_path, capfd):
-    folder = tmp_path / files.FOLDER
+    folder = tmp_path / send_environment.FOLDER
     folder.mkdir()
     (folder / "wheel").write_bytes(bytes(1 << 20))
     assert "lock and wheels could not be copied to /opt/daskstack on 127.0.0.1" in ends(
-        lambda: files.send(folder, silent)
+        lambda: send_environment.send(folder, silent)
     )
     assert "timed out" in capfd.readouterr().err
 
-    monkeypatch.setattr(host_key, "ATTEMPTS", 1)
-    monkeypatch.setattr(host_key, "ANSWER", 1)
+    monkeypatch.setattr(read_host_key, "ATTEMPTS", 1)
+    monkeypatch.setattr(read_host_key, "ANSWER", 1)
     port = str(silent["port"])
-    assert f"no ed25519 host key from 127.0.0.1 port {port}" in ends(lambda: host_key.read("127.0.0.1", port, None))
+    assert f"no ed25519 host key from 127.0.0.1 port {port}" in ends(
+        lambda: read_host_key.read("127.0.0.1", port, None)
+    )
 
-    monkeypatch.setattr(reachable, "WAIT", 1)
+    monkeypatch.setattr(confirm_ssh_access, "WAIT", 1)
     monkeypatch.setenv("CONNECTION", json.dumps(silent))
     monkeypatch.setenv("COMMAND", "true")
     monkeypatch.setattr(sys, "stdin", io.StringIO("true"))
-    assert "no new SSH connection to 127.0.0.1" in ends(reachable.main)
+    assert "no new SSH connection to 127.0.0.1" in ends(confirm_ssh_access.main)
 
 
 def test_a_machine_that_accepts_and_stays_silent_ends_status_and_logs(silent):
     client = {"scheduler": "tls://10.1.0.1:8786", "head": "head"}
     outputs = {"client": client, "admin": {"machines": {"head": silent}}}
-    for ask in (lambda: remote.status(outputs), lambda: remote.journal(silent)):
+    for ask in (lambda: status_and_logs.status(outputs), lambda: status_and_logs.journal(silent)):
         assert re.search("`ssh` ended with status 255: .*timed out", ends(ask), re.DOTALL)
 
 
@@ -116,12 +125,15 @@ def test_a_machine_that_takes_the_files_for_ever_ends_up(monkeypatch, tmp_path):
     """Its sshd lives, but whatever root runs there stands still."""
     program(tmp_path, "ssh", "exec sleep 600")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(files, "WAIT", 1)
-    folder = tmp_path / files.FOLDER
+    monkeypatch.setattr(send_environment, "WAIT", 1)
+    folder = tmp_path / send_environment.FOLDER
     folder.mkdir()
     (folder / "wheel").write_bytes(bytes(1 << 20))
     machine = {"host": "10.1.0.1", "user": "admin", "host_key": "ssh-ed25519 AAAA"}
-    assert ends(lambda: files.send(folder, machine)) == "error: 10.1.0.1 had not taken lock and wheels after 1 s"
+    assert (
+        ends(lambda: send_environment.send(folder, machine))
+        == "error: 10.1.0.1 had not taken lock and wheels after 1 s"
+    )
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -130,7 +142,7 @@ def program(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-@pytest.mark.parametrize("text", [files.TAKE, files.REMOVE])
+@pytest.mark.parametrize("text", [send_environment.TAKE, send_environment.REMOVE])
 def test_what_a_login_shell_is_given_means_the_same_to_every_shell(text):
     """One word in single quotes: csh reads ! and line ends even there, fish a backslash."""
     assert not set(text) & set("'\\!\n")
@@ -147,9 +159,14 @@ def dumb_kubectl(tmp_path, monkeypatch) -> None:
     told = {"NAMESPACE": "dask", "CREATE": "yes", "STACK": "test", "RELEASE": "dask", "WAIT": "600", "CHECK": ""}
     for name, value in (told | {"EXPECT": "", "CLUSTER": json.dumps(CLUSTER)}).items():
         monkeypatch.setenv(name, value)
-    for module, limit in ((answers, "WAIT"), (cleared, "ANSWER"), (check, "ANSWER"), (kubernetes, "ANSWER")):
+    for module, limit in (
+        (check_namespace, "WAIT"),
+        (wait_for_deletion, "ANSWER"),
+        (check_release, "ANSWER"),
+        (kubectl, "ANSWER"),
+    ):
         monkeypatch.setattr(module, limit, 1)
-    monkeypatch.setattr(kubernetes, "WAIT", 1)
+    monkeypatch.setattr(kubectl, "WAIT", 1)
 
 
 CLUSTER = {"kubeconfig": "/nowhere", "context": ""}
@@ -158,12 +175,18 @@ CLUSTER = {"kubeconfig": "/nowhere", "context": ""}
 @pytest.mark.parametrize(
     ("call", "culprit"),
     [
-        (answers.main, "the cluster does not answer `kubectl version --output json`: kubectl said nothing within 1 s"),
-        (check.main, "`kubectl get deployments` said nothing within 1 s"),
-        (cleared.main, "what is left in the cluster cannot be seen: `kubectl get persistentvolumeclaims` said nothing"),
-        (lambda: kubernetes.wake(CLUSTER, "dask"), "had no answer within 1 s"),
-        (lambda: kubernetes.forward(CLUSTER, "dask", ["x:1"]).__enter__(), "the port-forward did not open within 1 s"),
-        (lambda: remote.ask(["kubectl", "logs"], wait=1), "`kubectl` had no whole answer after 1 s"),
+        (
+            check_namespace.main,
+            "the cluster does not answer `kubectl version --output json`: kubectl said nothing within 1 s",
+        ),
+        (check_release.main, "`kubectl get deployments` said nothing within 1 s"),
+        (
+            wait_for_deletion.main,
+            "what is left in the cluster cannot be seen: `kubectl get persistentvolumeclaims` said nothing",
+        ),
+        (lambda: kubectl.wake(CLUSTER, "dask"), "had no answer within 1 s"),
+        (lambda: kubectl.forward(CLUSTER, "dask", ["x:1"]).__enter__(), "the port-forward did not open within 1 s"),
+        (lambda: status_and_logs.ask(["kubectl", "logs"], wait=1), "`kubectl` had no whole answer after 1 s"),
     ],
     ids=["up's first look", "up's check", "destroy", "connect, which wakes", "connect", "status and logs"],
 )
@@ -200,7 +223,7 @@ def stopped(request, tmp_path, monkeypatch) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("path", "limit", "arguments"),
     [
-        ("components/check.py", "timeout=30", lambda address: [json.dumps({"address": address})]),
+        ("on_the_cluster/check.py", "timeout=30", lambda address: [json.dumps({"address": address})]),
         ("daskstack/report_status.py", "timeout=20", lambda address: [address]),
         ("charts/dask/files/drain.py", "timeout=60", lambda address: [address, "--all-but", "worker-1-0"]),
     ],
@@ -281,12 +304,12 @@ def test_a_package_index_that_accepts_and_stays_silent_is_named(tmp_path):
     """The step's own lines, with the folder of the test in the place of /opt."""
     handed_out = tmp_path / "files"
     handed_out.mkdir()
-    collected = files.collect(PROJECT / "environment.lock", "3.11", "wheelhouse")
+    collected = send_environment.collect(PROJECT / "environment.lock", "3.11", "wheelhouse")
     [uv] = collected.glob("uv-*.whl")
     (handed_out / uv.name).symlink_to(uv)
     (handed_out / "environment.lock").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")
-    variables = {"SOURCE": "index", "UV": uv.name, "UV_SHA256": files.sha256(uv), "PYTHON": "3.11"}
-    variables |= {"LOCK_SHA256": files.sha256(handed_out / "environment.lock"), "AUTHORITY_ADDRESS": ""}
+    variables = {"SOURCE": "index", "UV": uv.name, "UV_SHA256": send_environment.sha256(uv), "PYTHON": "3.11"}
+    variables |= {"LOCK_SHA256": send_environment.sha256(handed_out / "environment.lock"), "AUTHORITY_ADDRESS": ""}
     step = script("environment", variables).partition("\nmain()")[0]
     step = step.replace("OPT=/opt/daskstack", f"OPT={tmp_path}").replace("UV_SILENCE=30", "UV_SILENCE=1")
     step += '\ntake environment.lock "$LOCK_SHA256"; install_uv; make_environment; install_packages\n'

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daskstack import __main__ as command_line
-from daskstack import kubernetes, tunnel
+from daskstack import kubectl, tunnel
 from daskstack.tunnel import TunnelError
 from tests.engine.support import Keys, Sshd, wait_for
 
@@ -128,8 +128,8 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
 def test_a_port_forward_comes_back_at_the_port_that_kubectl_chose(
     started: Callable[[], list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "PAUSE", 0.1)
-    with kubernetes.forward({"kubeconfig": "/x"}, "n", ["dask-webui:80"]) as way:
+    monkeypatch.setattr(kubectl, "PAUSE", 0.1)
+    with kubectl.forward({"kubeconfig": "/x"}, "n", ["dask-webui:80"]) as way:
         [(pid, asked)] = started()
         assert asked == 0
         os.kill(pid, 9)
@@ -142,8 +142,8 @@ def test_a_port_forward_comes_back_at_the_port_that_kubectl_chose(
 def test_a_port_forward_does_not_come_back_where_another_program_has_taken_its_port(
     started: Callable[[], list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "PAUSE", 0.5)
-    with kubernetes.forward({"kubeconfig": "/x"}, "n", ["dask-webui:80"]) as way:
+    monkeypatch.setattr(kubectl, "PAUSE", 0.5)
+    with kubectl.forward({"kubeconfig": "/x"}, "n", ["dask-webui:80"]) as way:
         os.kill(started()[0][0], 9)
         wait_for("the port is free", lambda: not tunnel.opens(way.ports[0]))
         with another_program(way.ports[0]):

@@ -5,16 +5,16 @@ from typing import Any
 
 import yaml
 
-import lock
-from components.gke import values
+from components.kubernetes import chart_values
 from daskstack.engine import PROJECT, kubernetes_programs
+from settings import lock
 
 CHART = PROJECT / "charts" / "dask"
 LOCKS = {
     "environment": lock.read(PROJECT / "environment.lock", "3.11"),
-    "jupyter": lock.read(PROJECT / "jupyter.lock", "3.11", dask=False),
+    "jupyter": lock.read(PROJECT / "charts/jupyter.lock", "3.11", dask=False),
 }
-NAMES = values.Names("dask-tls-scheduler", "dask-tls-worker", "dask-tls-client", "dask-jupyter-password")
+NAMES = chart_values.Names("dask-tls-scheduler", "dask-tls-worker", "dask-tls-client", "dask-jupyter-password")
 
 
 def helm(*words: str, given: dict[str, Any], check: bool = True) -> subprocess.CompletedProcess[str]:

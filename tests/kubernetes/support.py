@@ -62,7 +62,15 @@ class Cluster:
         self.call("down")
 
     def call(self, word: str) -> str:
-        command = [sys.executable, "-m", "rehearsal.kubernetes", word, str(self.directory), "--lock", "jupyter.lock"]
+        command = [
+            sys.executable,
+            "-m",
+            "rehearsal.kubernetes",
+            word,
+            str(self.directory),
+            "--lock",
+            "charts/jupyter.lock",
+        ]
         done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=500)
         assert done.returncode == 0, f"{word} ended with status {done.returncode}"
         return done.stdout

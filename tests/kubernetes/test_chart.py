@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import settings
-from components.gke import values
+from components.kubernetes import chart_values
 from daskstack.engine import PROJECT
 from tests.kubernetes.chart import CHART, LOCKS, NAMES, helm, rendered
 
-GOOGLE = {"source": "gcp", "project": "my-project", "location": "us-central1-a"}
+GOOGLE = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
 
 
 def test_the_chart_is_clean_to_helm_lint() -> None:
@@ -82,8 +82,8 @@ def test_pods_reach_dns_and_the_internet_but_no_metadata_server_and_no_private_n
 
 
 def test_a_private_network_that_is_named_is_reached() -> None:
-    said = {"egress": ["10.2.0.0/24"], "target": "gke", "cluster": GOOGLE, "limits": {"idle": "30m"}}
-    given = values.own(settings.parse(said, PROJECT), NAMES, LOCKS, "uv==1", "r")
+    said = {"egress": ["10.2.0.0/24"], "target": "kubernetes", "cluster": GOOGLE, "limits": {"idle": "30m"}}
+    given = chart_values.own(settings.parse(said, PROJECT), NAMES, LOCKS, "uv==1", "r")
     policies = of_kind("NetworkPolicy", rendered(**given))
     assert reached(policies, "worker", "10.2.0.7", 3141)
     assert not reached(policies, "worker", "10.3.0.7", 3141)

@@ -20,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import settings
-from components.gke import values
+from components.kubernetes import chart_values
 from daskstack.engine import PROJECT, kubernetes_programs
 from rehearsal.kubernetes import components, network
 from rehearsal.kubernetes import node as node_files
@@ -300,8 +300,8 @@ def test_whatever_settings_accept_the_api_server_accepts(kubernetes: Cluster, sa
     if "cluster" in said:  # where no node's size is known, every pod is accepted; nodes have ranges for all of them
         big = {"system": {"machine": "a3-mega"}, "workers": {"machine": "a3-mega"}, "ranges": {"pods": "10.64.0.0/14"}}
         said["cluster"] = big | said["cluster"]
-    cluster = settings.parse({"target": "gke", "cluster": access} | said, PROJECT)
-    given = values.own(cluster, NAMES, LOCKS, "uv==1", "r")
+    cluster = settings.parse({"target": "kubernetes", "cluster": access} | said, PROJECT)
+    given = chart_values.own(cluster, NAMES, LOCKS, "uv==1", "r")
     manifests = yaml.safe_dump_all(rendered(**given))
     kubernetes.kubectl("apply", "--dry-run=server", "--filename=-", input=manifests)
 
@@ -337,7 +337,15 @@ EXEC = {
 def rehearsal(kubernetes, tmp_path, monkeypatch):
     """A rehearsal's folder and programs."""
     (tmp_path / "kubernetes").symlink_to(kubernetes.directory)
-    command = [sys.executable, "-m", "rehearsal.kubernetes", "up", str(kubernetes.directory), "--lock", "jupyter.lock"]
+    command = [
+        sys.executable,
+        "-m",
+        "rehearsal.kubernetes",
+        "up",
+        str(kubernetes.directory),
+        "--lock",
+        "charts/jupyter.lock",
+    ]
     settings = {"command": command, "down": ["false"], "cwd": str(PROJECT)}
     path = f"{PROJECT / 'rehearsal' / 'cloud'}:{kubernetes_programs()}:{os.environ['PATH']}"
     monkeypatch.setenv("DASKSTACK_REHEARSAL", str(tmp_path))

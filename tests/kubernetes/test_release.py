@@ -1,4 +1,4 @@
-"""A stack with `target: gke` on a real Kubernetes: the program, the engine, helm, pods, and a notebook's way in.
+"""A stack with `target: kubernetes` on a real Kubernetes: the program, the engine, helm, pods, and a notebook's way in.
 
 Each test asks for the settings that it needs (`Stack.has`): `up` runs only where the last ones were others.
 """
@@ -29,10 +29,10 @@ from fleet import SUDO
 from tls import accepts
 from work import Work
 
-from components.gke.credentials import tls_identities
-from daskstack import connection, remote
+from components.kubernetes.identities import tls_identities
+from daskstack import connection, status_and_logs
 from daskstack.engine import PROJECT, engine
-from daskstack.ways import wake, way_to
+from daskstack.route import wake, way_to
 from rehearsal.kubernetes import components, network, objects
 from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, pod, server, until
 from tools.rehearse import KEY, Rehearsal
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.timeout(1200)  # more than `up` may take, so that what 
 
 SMALL = {"cpu": 0.2, "memory": "1 GiB"}
 SETTINGS = {
-    "target": "gke",
+    "target": "kubernetes",
     "cluster": {"source": "existing"},
     "workers": {"replicas": 2, **SMALL},
     "scheduler": SMALL,
@@ -164,8 +164,8 @@ def test_a_notebook_on_this_computer_reaches_the_cluster_and_its_dashboard(built
 
 def test_status_and_logs_are_asked_of_the_pods(built: Stack) -> None:
     outputs = built.outputs()
-    assert [worker.status for worker in remote.status(outputs).workers] == ["running", "running"]
-    logs = remote.pod_logs(outputs["client"], "worker")
+    assert [worker.status for worker in status_and_logs.status(outputs).workers] == ["running", "running"]
+    logs = status_and_logs.pod_logs(outputs["client"], "worker")
     assert "[pod/dask-worker-" in logs
     assert "dask-scheduler-" not in logs
 

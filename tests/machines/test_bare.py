@@ -9,7 +9,7 @@ import pytest
 from fleet import Machine, Stack, as_root
 from test_steps import DEVICE, Disk, Pair, wheel
 
-from components.vms import files
+from on_this_computer import send_environment
 
 # Commands that steps need, and Debian's packages with them: not read from the steps, which could forget one.
 NEEDED = {
@@ -103,12 +103,12 @@ def disk(bare: Bare, tmp_path: Path) -> Iterator[Disk]:
 @pytest.fixture
 def house(bare: Bare, tmp_path: Path) -> Path:
     """What the machine installs its environment from: a package of one module."""
-    folder = tmp_path / files.FOLDER
+    folder = tmp_path / send_environment.FOLDER
     (folder / "wheels").mkdir(parents=True)
-    shutil.copy(next(files.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("uv-*.whl")), folder)
+    shutil.copy(next(send_environment.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("uv-*.whl")), folder)
     (folder / "environment.lock").write_text(wheel(folder / "wheels", "value = 1\n"))
     connection = {"host": bare.head.address, "user": "admin", "host_key": bare.head.host_key}
-    files.send(folder, connection | {"private_key": bare.head.key.read_text()})
+    send_environment.send(folder, connection | {"private_key": bare.head.key.read_text()})
     return folder
 
 
@@ -124,8 +124,8 @@ def test_every_package_that_a_step_needs_is_installed_where_it_is_missing(bare: 
     bare.step(bare.head, "data", **variables)
     [uv] = house.glob("uv-*.whl")
     bare.step(
-        bare.head, "environment", LOCK_SHA256=files.sha256(house / "environment.lock"), PYTHON="3.11",
-        SOURCE="wheelhouse", UV=uv.name, UV_SHA256=files.sha256(uv), AUTHORITY_ADDRESS="",
+        bare.head, "environment", LOCK_SHA256=send_environment.sha256(house / "environment.lock"), PYTHON="3.11",
+        SOURCE="wheelhouse", UV=uv.name, UV_SHA256=send_environment.sha256(uv), AUTHORITY_ADDRESS="",
     )  # fmt: skip
     assert bare.installed == {
         ("keys", "nftables"), ("keys", "openssl"), ("data", "e2fsprogs"), ("data", "sshfs"), ("environment", "python3"),

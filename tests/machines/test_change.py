@@ -239,7 +239,7 @@ def test_a_package_that_goes_restarts_workers_one_by_one_and_the_scheduler_not(c
 def test_a_setting_of_the_workers_touches_their_services_alone(checkout: Checkout, work: Work) -> None:
     head = checkout.machines()["scheduler"]
     scheduler_began = began(head, "dask-scheduler")
-    checkout.change("Pulumi.dev.yaml", "^    target: vms", "    target: vms\n    workers: {threads: 3}")
+    checkout.change("Pulumi.dev.yaml", "^    target: machines", "    target: machines\n    workers: {threads: 3}")
     printed = checkout.make("up")
     services = {f"{name}-service" for name in ("scheduler", "worker-1", "worker-2")}
     assert touched(printed) == {*services, "check"}
@@ -290,7 +290,9 @@ def test_a_raised_renewal_refuses_the_former_keys_and_what_runs_keeps_its_proces
         before, stolen = processes(), pair(former)
         assert [accepts(door, *stolen) for door in doors] == [True] * len(doors)
 
-        checkout.change("Pulumi.dev.yaml", "^    target: vms", "    target: vms\n    credentials: {renewal: 2}")
+        checkout.change(
+            "Pulumi.dev.yaml", "^    target: machines", "    target: machines\n    credentials: {renewal: 2}"
+        )
         printed = checkout.make("up")
         assert not [each for each in touched(printed) if each.endswith(("data", "environment", "service"))]
         assert [sum(part) for part in former.gather(parts)] == sums

@@ -8,7 +8,7 @@ from killing import kill_at, lines
 from snapshots import snapshot
 from test_steps import Pair
 
-from components.vms.step import script
+from components.machines.step import script
 
 
 @pytest.fixture(scope="module")

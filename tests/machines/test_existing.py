@@ -19,9 +19,9 @@ from checkout import Checkout
 from fleet import Machine, Stack, as_root, run
 from snapshots import snapshot
 
-from components.vms import files
-from components.vms.cluster import STATES
+from components.machines.dask_on_machines import STATES
 from daskstack import engine
+from on_this_computer import send_environment
 from settings import HOST_KEY
 
 pytestmark = pytest.mark.timeout(1800)
@@ -55,7 +55,7 @@ def lan(make_stack: Callable[[str], Stack]) -> Stack:
 def index(lan: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A package index that the machines reach: its URL."""
     root = tmp_path_factory.mktemp("index")
-    for wheel in files.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("wheels/*.whl"):
+    for wheel in send_environment.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("wheels/*.whl"):
         project = root / "simple" / wheel.name.split("-")[0].lower().replace("_", "-")
         project.mkdir(parents=True, exist_ok=True)
         (project / wheel.name).symlink_to(wheel)
@@ -92,7 +92,7 @@ def place(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPathF
     host = {"user": "admin", "port": PORT}
     root = {"user": "root", "port": PORT}
     cluster = {
-        "target": "vms",
+        "target": "machines",
         "machines": {
             "source": "existing",
             "hosts": [

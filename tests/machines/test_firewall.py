@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from fleet import Machine, Outside, Stack, until
 
-from components.vms import reachable
-from components.vms.step import script
+from components.machines.step import script
+from on_this_computer import confirm_ssh_access
 
 # All that the step may change, with what makes a difference.
 STATE = r"""
@@ -282,8 +282,8 @@ def prove(guest: Guest, **more: str) -> subprocess.CompletedProcess[str]:
         "host": machine.address, "user": "admin", "host_key": machine.host_key, "private_key": machine.key.read_text(),
     }  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-m", "components.vms.reachable"],
-        cwd=Path(reachable.__file__).parents[2],
+        [sys.executable, "-m", "on_this_computer.confirm_ssh_access"],
+        cwd=Path(confirm_ssh_access.__file__).parents[2],
         env=os.environ | {"CONNECTION": json.dumps(connection | more), "COMMAND": "sudo -n bash -s"},
         input=guest.text(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -305,9 +305,9 @@ def test_a_machine_that_lets_nobody_in_again_fails_the_up(guest: Guest, monkeypa
     monkeypatch.setenv("CONNECTION", json.dumps(closed))
     monkeypatch.setenv("COMMAND", "bash -s")
     monkeypatch.setattr("sys.stdin", StringIO(guest.text()))
-    monkeypatch.setattr(reachable, "WAIT", 1)
+    monkeypatch.setattr(confirm_ssh_access, "WAIT", 1)
     with pytest.raises(SystemExit, match=r"no new SSH connection to .* takes itself back"):
-        reachable.main()
+        confirm_ssh_access.main()
 
 
 # firewalld as others have set it up

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fleet import Machine
 
-from components.vms import files
+from on_this_computer import send_environment
 
 
 @pytest.fixture(scope="module")
@@ -18,16 +18,16 @@ def machine(boot: Callable[..., list[Machine]]) -> Machine:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """uv, and a lock of one package that is nowhere."""
-    folder = tmp_path / files.FOLDER
+    folder = tmp_path / send_environment.FOLDER
     folder.mkdir()
-    shutil.copy(next(files.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("uv-*.whl")), folder)
+    shutil.copy(next(send_environment.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("uv-*.whl")), folder)
     (folder / "environment.lock").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")
     return folder
 
 
 def send(folder: Path, machine: Machine) -> None:
     connection = {"host": machine.address, "user": "admin", "host_key": machine.host_key}
-    files.send(folder, connection | {"private_key": machine.key.read_text()})
+    send_environment.send(folder, connection | {"private_key": machine.key.read_text()})
 
 
 def test_a_full_disk_ends_the_sending_with_its_name_and_leaves_nothing(

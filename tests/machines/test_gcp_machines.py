@@ -19,9 +19,9 @@ import pytest
 from fleet import Machine, Stranger, as_root, until
 from life import Shared, end_processes
 
-from components.vms.files import collect
 from daskstack import engine
 from daskstack.engine import PROJECT
+from on_this_computer.send_environment import collect
 from rehearsal.compute import bridge
 from tests.engine.support import PROGRAMS, Cloud, Project, descendants, processes, wait_for
 
@@ -275,7 +275,7 @@ def first_contact(rehearsal: Rehearsal, asked: str, path: str) -> subprocess.Com
     connection = {"host": head.address, "port": 22, "user": "admin", "private_key": rehearsal.key.read_text()}
     keys = f"gcloud compute instances get-guest-attributes {asked} --query-path=hostkeys/ --zone us-central1-a"
     told = {"NAME": "head", "CONNECTION": json.dumps(connection), "WAIT": "120", "CONSOLE": "", "TUNNEL": ""}
-    command = [sys.executable, "-m", "components.vms.ready"]
+    command = [sys.executable, "-m", "on_this_computer.wait_for_boot"]
     environ = rehearsal.project.environment | told | {"HOST_KEYS": keys, "PATH": path}
     return subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, timeout=300)
 

@@ -19,11 +19,11 @@ import yaml
 from fleet import Machine, Stranger, as_root, until
 from life import Shared, end_processes
 
-from daskstack import compute
+from daskstack import wake_machines
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
-from tools import left
+from tools import cloud_leftovers
 from tools.rehearse import KEY, Rehearsal
 
 sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
@@ -91,7 +91,7 @@ class Stack(Rehearsal):
         subprocess.run(command, cwd=PROJECT, env=self.environ, input=stdin, text=True, check=True)
 
     def gcloud(self, what: str, machine: str) -> None:
-        compute.gcloud(self.client()["google"], what, machine)
+        wake_machines.gcloud(self.client()["google"], what, machine)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_it_is_reached_through_identity_aware_proxy_alone_and_goes_without_a_wor
 
     stack.gcloud("delete", "worker-2")
     stack.destroy()
-    assert left.report("vms", "my-project") == "nothing of stack vms is left in project my-project"
+    assert cloud_leftovers.report("vms", "my-project") == "nothing of stack vms is left in project my-project"
     # The disk is not the stack's.
     assert [as_root("debugfs", "-R", f"cat /{name}", str(stack.disk)).stdout for name in ("before", "last")] == [
         "kept",

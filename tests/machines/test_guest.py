@@ -12,13 +12,15 @@ from fleet import Machine, Stack
 from snapshots import changes, snapshot
 from test_steps import Pair
 
-import lock
-from components.vms import dask, files
-from components.vms.cluster import CHECK, DRAIN, RELOAD
-from components.vms.step import script
-from settings import Vms
+from components.machines import dask_options
+from components.machines.dask_on_machines import CHECK, DRAIN, RELOAD
+from components.machines.step import script
+from on_this_computer import send_environment
+from settings import MachinesTarget, lock
 
-CLUSTER = Vms.model_validate({"target": "vms", "machines": {"source": "local", "workers": 1}}).completed()
+CLUSTER = MachinesTarget.model_validate(
+    {"target": "machines", "machines": {"source": "local", "workers": 1}}
+).completed()
 
 # Other people's things next to every path that a setting can name, and in every place that undo looks into.
 STRANGERS = r"""
@@ -114,7 +116,7 @@ UNDONE = ("check", "members", "idle", "service", "environment", "data", "credent
 # Which unit has started again, and which process is another one.
 RUNNING = """
 systemctl show -p Id,InvocationID,MainPID 'dask-worker@1' dask-{scheduler,idle,data,data-watch,metadata} \
-  data-dask.mount firewalld ssh
+  data-dask_options.mount firewalld ssh
 pgrep -a -u dask -f 'dask (scheduler|worker)'
 true
 """
@@ -153,9 +155,9 @@ class Guest(Pair):
         return super().step(machine, state, **variables)
 
     def environment(self, machine: Machine) -> None:
-        folder = files.collect(Path("environment.lock"), "3.11", "wheelhouse")
+        folder = send_environment.collect(Path("environment.lock"), "3.11", "wheelhouse")
         if machine is self.head:
-            files.send(folder, connection(machine))
+            send_environment.send(folder, connection(machine))
         self.step(machine, "environment", **environment_variables(self, machine, folder))
 
     def service(self, machine: Machine, spill: str, path: str) -> None:
@@ -194,7 +196,8 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "ROLES": "scheduler" if at_head else "worker", "NAME": machine.name, "ADDRESS": machine.address,
         "SCHEDULER": f"tls://{pair.head.address}:8786", "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787",
         "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "DATA_PATH": path,
-        "CONFIG": dask.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no", "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
+        "CONFIG": dask_options.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no", "SCHEDULER_ARGS": "",
+        "WORKER_ARGS": "",
         "DRAIN": DRAIN.read_text(), "RELOAD": RELOAD.read_text(), "GRACE": "20", "WORKED": "", "CREDENTIALS": "1",
         "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
     }  # fmt: skip
@@ -295,7 +298,7 @@ def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_th
             if (machine.name, state) in guest.variables:
                 guest.undo(machine, state)
         if machine is guest.head:
-            files.as_root(connection(machine), files.REMOVE)
+            send_environment.as_root(connection(machine), send_environment.REMOVE)
         assert machine.run("cat /tmp/of-dask/of-others/thesis; rm -r /tmp/of-dask").stdout == "alice's\n"
         assert changes(machine, before[machine.name]) == set()
     assert guest.hand.ssh("ls /tmp/woken", check=False).returncode != 0

@@ -1,4 +1,4 @@
-"""Local machines: what the scripts in rehearsal/machines promise, on real ones."""
+"""Local machines: what the scripts in on_this_computer/local_machines promise, on real ones."""
 
 import json
 import os

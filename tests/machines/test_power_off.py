@@ -14,8 +14,8 @@ from test_steps import Pair, start_sshd
 from work import Work
 
 import daskstack
-from components.vms.machines.gcp import SPOT_GRACE
-from components.vms.step import script
+from components.machines.sources.compute import SPOT_GRACE
+from components.machines.step import script
 
 # The step
 
@@ -159,8 +159,8 @@ LIMIT = 60  # seconds, the least that a stack may say
 @pytest.fixture(scope="module")
 def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     with stack_dev(tmp_path_factory.mktemp("user")) as checkout:
-        checkout.change("components/vms/step.py", "grace: int = 80", f"grace: int = {SPOT_GRACE}")
-        checkout.change("Pulumi.dev.yaml", r"^( +)target: vms\n", rf"\g<0>\1limits: {{idle: {LIMIT}s}}\n")
+        checkout.change("components/machines/step.py", "grace: int = 80", f"grace: int = {SPOT_GRACE}")
+        checkout.change("Pulumi.dev.yaml", r"^( +)target: machines\n", rf"\g<0>\1limits: {{idle: {LIMIT}s}}\n")
         yield checkout
 
 

@@ -9,7 +9,7 @@ from fleet import Machine, Stack
 from snapshots import changes
 from test_steps import Pair
 
-from components.vms.step import script
+from components.machines.step import script
 
 HOME = "/var/lib/daskstack/home"
 NO_NEW_PRIVILEGES = "grep NoNewPrivs /proc/self/status"

@@ -24,9 +24,9 @@ from fleet import Machine, Outside, run, until
 from tls import accepts, imitated
 
 import daskstack
-from components import check
-from components.vms.step import script
-from daskstack import connection, engine, private, ssh
+from components.machines.step import script
+from daskstack import connection, engine, private_folder, ssh
+from on_the_cluster import check
 
 NAMES = ("scheduler", "worker-1", "worker-2")
 pytestmark = pytest.mark.timeout(1800)
@@ -161,14 +161,14 @@ def test_connect_gives_a_client_that_leaves_nothing_behind(checkout: Checkout) -
     def tunnels() -> list[psutil.Process]:
         return [child for child in psutil.Process().children() if child.name() == "ssh"]
 
-    keys, before = set(private.place().iterdir()), tunnels()
+    keys, before = set(private_folder.place().iterdir()), tunnels()
     with daskstack.connect("dev") as client:
         assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
         assert client.dashboard_link.startswith("http://127.0.0.1:")
         assert urllib.request.urlopen(client.dashboard_link, timeout=60).status == 200
         assert len(tunnels()) == len(before) + 1
     assert tunnels() == before
-    assert set(private.place().iterdir()) == keys
+    assert set(private_folder.place().iterdir()) == keys
 
 
 class Poison:

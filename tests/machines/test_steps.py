@@ -18,9 +18,9 @@ from cryptography import x509
 from fleet import Machine, Stack, as_root, until
 from snapshots import snapshot
 
-from components.vms import files
-from components.vms.cluster import DAYS
-from components.vms.step import script
+from components.machines.dask_on_machines import DAYS
+from components.machines.step import script
+from on_this_computer import send_environment
 
 
 class Pair:
@@ -328,7 +328,7 @@ def test_a_raised_renewal_brings_new_keys_and_authorities_and_the_former_are_ref
     machines, old = (mesh.head, mesh.hand), "/var/lib/daskstack/home/old"
 
     def read(*files: str) -> list[str]:
-        return [machine.run(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in files]
+        return [machine.run(f"cat /etc/daskstack/{file}").stdout for machine in machines for file in send_environment]
 
     def opened(certificates: list[str], options: str = "") -> set[bool]:
         """Whether each machine accepts each one's SSH key and TLS certificate."""
@@ -697,7 +697,7 @@ def wheel(folder: Path, code: str, name: str = "tiny") -> str:
             f"{info}/RECORD": f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n",
         }.items():
             archive.writestr(zipfile.ZipInfo(path), text)
-    return f"{name}==1.0 --hash=sha256:{files.sha256(folder / f'{name}-1.0-py3-none-any.whl')}\n"
+    return f"{name}==1.0 --hash=sha256:{send_environment.sha256(folder / f'{name}-1.0-py3-none-any.whl')}\n"
 
 
 @dataclass
@@ -710,7 +710,7 @@ class House:
     def send(self) -> None:
         head = self.pair.head
         connection = {"host": head.address, "user": "admin", "host_key": head.host_key}
-        files.send(self.folder, connection | {"private_key": head.key.read_text()})
+        send_environment.send(self.folder, connection | {"private_key": head.key.read_text()})
 
     def install(
         self, machine: Machine, *arguments: str, before: str = "", check: bool = True, **changes: str
@@ -718,8 +718,9 @@ class House:
         head = self.pair.head
         [uv] = self.folder.glob("uv-*.whl")
         variables = {
-            "IDENTITY": machine.id, "LOCK_SHA256": files.sha256(self.folder / "environment.lock"), "PYTHON": "3.11",
-            "SOURCE": "wheelhouse", "UV": uv.name, "UV_SHA256": files.sha256(uv),
+            "IDENTITY": machine.id, "LOCK_SHA256": send_environment.sha256(self.folder / "environment.lock"),
+            "PYTHON": "3.11",
+            "SOURCE": "wheelhouse", "UV": uv.name, "UV_SHA256": send_environment.sha256(uv),
             "AUTHORITY_ADDRESS": "" if machine is head else head.address,
         }  # fmt: skip
         return machine.run(before + script("environment", variables | changes), {}, *arguments, check=check)
@@ -727,9 +728,9 @@ class House:
 
 @pytest.fixture
 def house(mesh: Pair, tmp_path: Path) -> Iterator[House]:
-    folder = tmp_path / files.FOLDER
+    folder = tmp_path / send_environment.FOLDER
     (folder / "wheels").mkdir(parents=True)
-    collected = files.collect(Path("environment.lock"), "3.11", "wheelhouse")
+    collected = send_environment.collect(Path("environment.lock"), "3.11", "wheelhouse")
     shutil.copy(next(collected.glob("uv-*.whl")), folder)
     (folder / "environment.lock").write_text(wheel(folder / "wheels", "value = 'honest'\n"))
     house = House(mesh, folder)
@@ -737,7 +738,7 @@ def house(mesh: Pair, tmp_path: Path) -> Iterator[House]:
     yield house
     for machine in (mesh.head, mesh.hand):
         house.install(machine, "undo")
-    mesh.head.run(files.REMOVE)
+    mesh.head.run(send_environment.REMOVE)
 
 
 OWNED = "import os; os.system('id >/owned')"
@@ -757,7 +758,9 @@ def test_root_installs_only_what_it_has_checked_whatever_the_clusters_user_serve
             (tmp_path / name).write_text(text)
             archive.add(tmp_path / name, f"source-1.0/{name}")
     source = "source @ file:///var/lib/daskstack/home/evil/source-1.0.tar.gz"
-    (evil / "environment.lock").write_text(f"{source} --hash=sha256:{files.sha256(evil / 'source-1.0.tar.gz')}\n")
+    (evil / "environment.lock").write_text(
+        f"{source} --hash=sha256:{send_environment.sha256(evil / 'source-1.0.tar.gz')}\n"
+    )
     [uv] = house.folder.glob("uv-*.whl")
     with zipfile.ZipFile(evil / uv.name, "w") as archive:
         archive.writestr("uv-1.data/scripts/uv", "#!/bin/sh\nid >/owned\n")
@@ -767,7 +770,7 @@ def test_root_installs_only_what_it_has_checked_whatever_the_clusters_user_serve
     plant += "".join(f"echo {text} | base64 -d >evil/{name}\n" for name, text in evil_files.items())
     plant += f"echo {server} | base64 -d >server.py\nchown -R dask: evil server.py\n"
     session = "/etc/daskstack/ssh/session"
-    shell = f'#!/bin/sh\ncase $SSH_ORIGINAL_COMMAND in *sftp*) exec python3 -I ~/server.py ;; esac\nexec {session}.kept'
+    shell = f"#!/bin/sh\ncase $SSH_ORIGINAL_COMMAND in *sftp*) exec python3 -I ~/server.py ;; esac\nexec {session}.kept"
     head.run(f"{plant}mv {session} {session}.kept\ncat >{session} <<'END'\n{shell}\nEND\nchmod 755 {session}")
     try:
         said = house.install(hand, check=False)
@@ -797,7 +800,7 @@ def test_root_builds_no_source_package(house: House, tmp_path: Path) -> None:
             (tmp_path / name).write_text(text)
             archive.add(tmp_path / name, f"source-1.0/{name}")
     lock = house.folder / "environment.lock"
-    lock.write_text(f"source==1.0 --hash=sha256:{files.sha256(wheels / 'source-1.0.tar.gz')}\n")
+    lock.write_text(f"source==1.0 --hash=sha256:{send_environment.sha256(wheels / 'source-1.0.tar.gz')}\n")
     house.send()
     done = house.install(house.pair.head, check=False)
     assert done.returncode == 1

@@ -12,28 +12,27 @@ from hypothesis import HealthCheck, Phase, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import lock
 import settings
-from components.gke import values
+from components.kubernetes import chart_values
 from daskstack.engine import PROJECT
-from settings import cost
+from settings import cost, lock
 from settings.common import Section, is_world, valid_variable
 
 SCHEMA = jsonschema.Draft7Validator(json.loads((PROJECT / "charts" / "dask" / "values.schema.json").read_text()))
 LOCKS = {"environment": lock.read(PROJECT / "environment.lock", "3.11")}
-NAMES = values.Names("scheduler", "worker", "client", "password")
+NAMES = chart_values.Names("scheduler", "worker", "client", "password")
 EXISTING = {"source": "existing", "kubeconfig": __file__}  # a file, which nobody reads here
-OFFICIAL = {"chart": "official", "environment": {"lock": "official.lock", "python": "3.10"}}
-GOOGLE = {"source": "gcp", "project": "my-project", "location": "us-central1-a"}
-MACHINES = {"source": "gcp", "project": "my-project", "zone": "us-central1-a"}
+OFFICIAL = {"chart": "official", "environment": {"lock": "charts/official.lock", "python": "3.10"}}
+GOOGLE = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
+MACHINES = {"source": "compute", "project": "my-project", "zone": "us-central1-a"}
 HOSTS = [{"name": name, "address": f"10.1.0.{number}"} for number, name in enumerate(("head", "hand"), 5)]
 STACKS: list[dict[str, Any]] = [
-    {"target": "gke", "cluster": EXISTING},
-    {"target": "gke", "cluster": GOOGLE, "limits": {"hourlyCost": 2}},
-    {"target": "gke", "cluster": EXISTING, **OFFICIAL},
-    {"target": "vms", "machines": {"source": "local"}},
-    {"target": "vms", "machines": {"source": "existing", "hosts": HOSTS}},
-    {"target": "vms", "machines": MACHINES, "firewall": {"ssh": ["203.0.113.7/32"]}, "limits": {"hourlyCost": 1}},
+    {"target": "kubernetes", "cluster": EXISTING},
+    {"target": "kubernetes", "cluster": GOOGLE, "limits": {"hourlyCost": 2}},
+    {"target": "kubernetes", "cluster": EXISTING, **OFFICIAL},
+    {"target": "machines", "machines": {"source": "local"}},
+    {"target": "machines", "machines": {"source": "existing", "hosts": HOSTS}},
+    {"target": "machines", "machines": MACHINES, "firewall": {"ssh": ["203.0.113.7/32"]}, "limits": {"hourlyCost": 1}},
 ]
 WORLD = ["0.0.0.0/1", "128.0.0.0/1"]
 NETWORKS = [["203.0.113.0/24"], ["0.0.0.0/0"], ["::/0"], WORLD, ["10.1.0.0/16", "2001:db8::/48"]]
@@ -61,7 +60,10 @@ def places(section: type[Section], place: tuple[str, ...] = ()) -> Iterator[tupl
             yield from places(inner, here)
 
 
-PLACES = {target: sorted(set(places(kind))) for target, kind in (("gke", settings.Gke), ("vms", settings.Vms))}
+PLACES = {
+    target: sorted(set(places(kind)))
+    for target, kind in (("kubernetes", settings.KubernetesTarget), ("machines", settings.MachinesTarget))
+}
 
 
 @st.composite
@@ -132,11 +134,13 @@ def test_what_is_accepted_is_closed_valid_and_within_its_limit(
     if where is EXISTING:
         said.get("limits", {}).pop("hourlyCost", None)
     try:
-        cluster = settings.parse({"target": "gke", **said, "cluster": where | pools, "values": given_values}, PROJECT)
+        cluster = settings.parse(
+            {"target": "kubernetes", **said, "cluster": where | pools, "values": given_values}, PROJECT
+        )
     except settings.SettingsError:
         return
-    closed(values.own(cluster, NAMES, LOCKS, "uv==1", "r"))
-    if isinstance(cluster.cluster, settings.GoogleCluster):
+    closed(chart_values.own(cluster, NAMES, LOCKS, "uv==1", "r"))
+    if isinstance(cluster.cluster, settings.GkeSource):
         within_limit(cluster)
 
 
@@ -161,7 +165,7 @@ def closed(given: dict[str, Any]) -> None:
             valid_variable(variable["name"])
 
 
-def within_limit(cluster: settings.Gke) -> None:
+def within_limit(cluster: settings.KubernetesTarget) -> None:
     """Counted from the machines alone: what else there is can only add to it."""
     spent, system, workers = 0.0, cluster.cluster.system, cluster.cluster.workers
     for kind, count in (workers, cluster.most_nodes), (system, system.most):

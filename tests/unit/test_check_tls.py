@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from distributed import Security
 
-from components import check
+from on_the_cluster import check
 
 
 @contextmanager

@@ -12,10 +12,10 @@ PROJECT = Path(__file__).parents[2]
 ALLOWED = {"ssh": ["203.0.113.7/32"]}
 
 
-def stack(machines: dict[str, Any] | None = None, **changed: Any) -> settings.Vms:
-    where = {"source": "gcp", "project": "my-project", "zone": "us-central1-a"}
+def stack(machines: dict[str, Any] | None = None, **changed: Any) -> settings.MachinesTarget:
+    where = {"source": "compute", "project": "my-project", "zone": "us-central1-a"}
     return settings.parse(
-        {"target": "vms", "firewall": ALLOWED, **changed, "machines": where | (machines or {})}, PROJECT
+        {"target": "machines", "firewall": ALLOWED, **changed, "machines": where | (machines or {})}, PROJECT
     )
 
 
@@ -80,7 +80,7 @@ def test_narrow_roles_and_roles_of_the_users_own_are_taken() -> None:
 )
 def test_what_is_for_machines_in_google_cloud_is_refused_for_others(source: dict[str, Any]) -> None:
     with pytest.raises(settings.SettingsError) as raised:
-        settings.parse({"target": "vms", "machines": source, "limits": {"maxAge": "2h", "hourlyCost": 1}}, PROJECT)
+        settings.parse({"target": "machines", "machines": source, "limits": {"maxAge": "2h", "hourlyCost": 1}}, PROJECT)
     text = str(raised.value)
     assert "limits.maxAge: is for machines in Google Cloud alone" in text and "limits.hourlyCost: is for" in text
 
@@ -122,5 +122,5 @@ KEPT = 30 * GB + 100 * GB + 0.005  # the scheduler's disk, the data's, and the a
     ],
     ids=["plain", "spot", "given"],
 )
-def test_the_cost_is_what_the_price_lists_give_by_hand(found: settings.Vms, up: float, idle: float) -> None:
+def test_the_cost_is_what_the_price_lists_give_by_hand(found: settings.MachinesTarget, up: float, idle: float) -> None:
     assert cost.total(found.bill()) == pytest.approx((up, idle))

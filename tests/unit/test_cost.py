@@ -17,9 +17,9 @@ N1 = 4 * 0.031611 + 15 * 0.004237  # n1-standard-4
 NOTEBOOKS = 10 * DISK
 
 
-def stack(cluster: dict[str, Any] | None = None, **changed: Any) -> settings.Gke:
-    where = {"source": "gcp", "project": "my-project", "location": "us-central1-a"}
-    return settings.parse({"target": "gke", "cluster": where | (cluster or {}), **changed}, PROJECT)
+def stack(cluster: dict[str, Any] | None = None, **changed: Any) -> settings.KubernetesTarget:
+    where = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
+    return settings.parse({"target": "kubernetes", "cluster": where | (cluster or {}), **changed}, PROJECT)
 
 
 # Three workers of one processor fit on one node. The fee; NAT for two nodes, and its address.
@@ -57,7 +57,9 @@ GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
     ],
     ids=["plain", "spot", "gpu"],
 )
-def test_the_cost_is_what_the_price_lists_give_by_hand(found: settings.Gke, up: float, idle: float) -> None:
+def test_the_cost_is_what_the_price_lists_give_by_hand(
+    found: settings.KubernetesTarget, up: float, idle: float
+) -> None:
     assert cost.total(found.bill()) == pytest.approx((up, idle))
 
 

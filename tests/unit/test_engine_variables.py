@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daskstack import engine
-from tools import adopt
+from tools import undo_unfinished
 
 LOGINS = [
     {"PULUMI_BACKEND_URL": "gs://team-state"},
@@ -174,7 +174,7 @@ def test_exports_survive_a_shell(environ):
     assert done.stdout == odd["PATH"]
 
 
-@pytest.mark.parametrize("program", [engine.outputs, adopt.main])
+@pytest.mark.parametrize("program", [engine.outputs, undo_unfinished.main])
 def test_a_backend_that_does_not_answer_is_named_in_time(environ, program, monkeypatch):
     executable(Path(environ["PATH"]) / "pulumi", '[ "$1" = version ] && echo v3.300.0 || exec sleep 60')
     monkeypatch.setattr(engine, "STATE_LIMIT", 0.1)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from daskstack import compute
+from daskstack import wake_machines
 from daskstack.engine import PROJECT
 from tests.google_json import SHAPES, kind_of, wrong
+from tests.unit.test_cloud_leftovers import OTHERS, OURS
 from tests.unit.test_gcp_inputs import CONFIG, RIGHT
-from tests.unit.test_left import OTHERS, OURS
-from tools import left
+from tools import cloud_leftovers
 
 from gcp import cloud  # isort: skip  (test_gcp_inputs knows where that is)
 
@@ -110,8 +110,8 @@ LEFT = {
 
 def test_what_make_left_reads_is_what_google_answers() -> None:
     names: set[str] = set()
-    listed = {kind.group: [Read(each, names) for each in OURS[kind.group]] for kind in left.KINDS}
-    assert len(list(left.left("gke", "p", listed))) == len(left.KINDS)
+    listed = {kind.group: [Read(each, names) for each in OURS[kind.group]] for kind in cloud_leftovers.KINDS}
+    assert len(list(cloud_leftovers.left("gke", "p", listed))) == len(cloud_leftovers.KINDS)
     read = {name for name in names if not name.startswith(("labels.", "resourceLabels."))}
     assert read == LEFT.keys()
     for name, (group, kind) in LEFT.items():
@@ -119,7 +119,7 @@ def test_what_make_left_reads_is_what_google_answers() -> None:
 
 
 def test_the_states_of_a_machine_that_wake_starts_are_googles() -> None:
-    assert set(compute.OFF) <= set(kind_of("compute instances", "status").split("|"))
+    assert set(wake_machines.OFF) <= set(kind_of("compute instances", "status").split("|"))
     assert kind_of("compute instances", "name") == "string"
 
 

@@ -222,7 +222,7 @@ def test_a_notebook_has_exactly_the_clusters_versions() -> None:
     names = {name for name, _ in cluster}
     assert names >= {"dask", "distributed", "numpy", "pandas", "cloudpickle"}
     assert {pin for pin in pins("requirements.txt") if pin[0] in names} == cluster
-    server = {pin for pin in pins("jupyter.lock") if pin[0] in names}
+    server = {pin for pin in pins("charts/jupyter.lock") if pin[0] in names}
     assert server and server <= cluster
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from components.vms.placement import refusal
+from components.machines.moves import refusal
 
 HERE = {"scheduler": "head", "data": "head"}
 

@@ -13,11 +13,12 @@ import pytest
 import yaml
 from dask.utils import parse_bytes
 
-import lock
 import settings
+from settings import lock
+from settings import stack as stack_settings
 
 DOCUMENTED = """
-target: vms
+target: machines
 machines: {source: local, workers: 2, schedulerWorks: false}
 workers:
   perMachine: 1
@@ -75,12 +76,13 @@ Sorted_Containers==2.4.0 \\
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "environment.lock").write_text(LOCK)
+    (tmp_path / "charts").mkdir()
     return tmp_path
 
 
 def stack(**changes: Any) -> dict[str, Any]:
     """A small stack; a key such as `data__path` is set at data.path."""
-    value: dict[str, Any] = {"target": "vms", "machines": {"source": "local", "workers": 2}}
+    value: dict[str, Any] = {"target": "machines", "machines": {"source": "local", "workers": 2}}
     for key, new in changes.items():
         *path, last = key.split("__")
         section = value
@@ -112,14 +114,14 @@ def one(folder: Path, value: Any = None, **changes: Any) -> str:
 
 
 def test_the_smallest_stack_gets_the_documented_defaults(folder: Path) -> None:
-    smallest = settings.parse({"target": "vms", "machines": {"source": "local"}}, folder)
+    smallest = settings.parse({"target": "machines", "machines": {"source": "local"}}, folder)
     assert smallest == settings.parse(yaml.safe_load(DOCUMENTED), folder)
     assert smallest.model_dump(by_alias=True, mode="json") == yaml.safe_load(DOCUMENTED)
 
 
 def test_every_documented_key_round_trips_with_a_value_of_its_own(folder: Path) -> None:
     value = yaml.safe_load("""
-target: vms
+target: machines
 machines: {source: local, workers: 3, schedulerWorks: true}
 workers: {perMachine: 4, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill}
 firewall:
@@ -162,7 +164,7 @@ def test_machines_are_named_scheduler_and_workers_from_one(folder: Path) -> None
 
 def test_what_an_error_shows_as_right_is_right() -> None:
     """parse() goes on with it, and finds nothing more where it is wrong itself."""
-    for section in (*settings.Section.__subclasses__(), settings.Machine):
+    for section in (*settings.Section.__subclasses__(), settings.Host):
         fields = section.model_fields.values()
         right = {field.alias: field.examples[0] if field.examples else field.default for field in fields}
         section.model_validate(right)
@@ -204,7 +206,7 @@ def test_an_unknown_key_like_no_other_is_answered_with_all_keys(folder: Path) ->
 
 
 def test_what_is_wrong_below_a_misspelt_key_is_found_as_well(folder: Path) -> None:
-    found = problems(folder, {"target": "vms", "machine": {"source": "local", "worker": 0}})
+    found = problems(folder, {"target": "machines", "machine": {"source": "local", "worker": 0}})
     assert [line.split(": ")[0] for line in found] == [
         "dask:cluster.machine",
         "dask:cluster.machines.worker",
@@ -241,7 +243,7 @@ def test_a_wrong_value_is_told_with_a_right_one(folder: Path, place: str, wrong:
 
 
 def test_a_stack_without_machines_is_refused(folder: Path) -> None:
-    assert one(folder, {"target": "vms"}).startswith("machines: is missing; write e.g. {")
+    assert one(folder, {"target": "machines"}).startswith("machines: is missing; write e.g. {")
     assert one(folder, machines={"source": "local", "workers": 0}).startswith("machines.workers: 0 is too small")
     assert one(folder, machines={}) == 'machines.source: is missing; write e.g. "local"'
 
@@ -260,12 +262,23 @@ def test_a_list_whose_items_are_wrong_is_not_called_empty(folder: Path) -> None:
 
 
 def test_an_unknown_target_or_source_is_answered_with_the_known_ones(folder: Path) -> None:
-    assert one(folder, target="vm") == "target: vm is not known here; write 'vms', 'gke'"
-    assert one(folder, machines__source="locl").endswith("locl is not known here; write 'local', 'existing', 'gcp'")
-    assert one(folder, {"machines": {"source": "local"}}) == 'target: is missing; write e.g. "vms"'
+    assert one(folder, target="vm") == "target: vm is not known here; write 'machines', 'kubernetes'"
+    assert one(folder, machines__source="locl").endswith("locl is not known here; write 'local', 'existing', 'compute'")
+    assert one(folder, {"machines": {"source": "local"}}) == 'target: is missing; write e.g. "machines"'
 
 
-@pytest.mark.parametrize("value", [5, "vms", [], True])
+def test_a_former_word_is_answered_with_the_new_one(folder: Path) -> None:
+    assert one(folder, target="vms") == "target: vms is called machines now; write machines"
+    assert one(folder, machines_in_google_cloud(source="gcp")).startswith("machines.source: gcp is called compute now;")
+    write_lock(folder, LOCK)
+    (folder / "charts/jupyter.lock").write_text(LOCK)
+    assert one(folder, GOOGLE | {"target": "gke"}).startswith("target: gke is called kubernetes now;")
+    assert one(folder, GOOGLE | {"cluster": GOOGLE["cluster"] | {"source": "gcp"}}).startswith(
+        "cluster.source: gcp is called gke now;"
+    )
+
+
+@pytest.mark.parametrize("value", [5, "machines", [], True])
 def test_what_is_no_stack_at_all_is_one_problem(folder: Path, value: Any) -> None:
     assert "is not a set of keys; write some of target, machines" in one(folder, value)
 
@@ -367,7 +380,7 @@ def test_local_machines_have_no_index(folder: Path) -> None:
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + 43 * "A"
 EXISTING = f"""
-target: vms
+target: machines
 machines:
   source: existing
   hosts:
@@ -835,8 +848,8 @@ def test_every_key_of_dask_config_that_is_ours_is_told(folder: Path) -> None:
 
 # Settings that once got a traceback, or an answer that helped nobody.
 
-CLOUD = {"source": "gcp", "project": "my-project", "zone": "us-central1-a"}
-GOOGLE = {"target": "gke", "cluster": {"source": "gcp", "project": "my-project", "location": "us-central1"}}
+CLOUD = {"source": "compute", "project": "my-project", "zone": "us-central1-a"}
+GOOGLE = {"target": "kubernetes", "cluster": {"source": "gke", "project": "my-project", "location": "us-central1"}}
 
 
 def machines_in_google_cloud(**more: Any) -> dict[str, Any]:
@@ -844,7 +857,7 @@ def machines_in_google_cloud(**more: Any) -> dict[str, Any]:
 
 
 def in_kubernetes(**cluster: Any) -> dict[str, Any]:
-    return {"target": "gke", "cluster": {"source": "existing"} | cluster}
+    return {"target": "kubernetes", "cluster": {"source": "existing"} | cluster}
 
 
 @pytest.mark.parametrize(
@@ -867,7 +880,7 @@ def in_kubernetes(**cluster: Any) -> dict[str, Any]:
         (GOOGLE | {"workers": {"nodeSelector": {"gpu": True}}}, "workers.nodeSelector.gpu: true is not text; write"),
         # A target or source that is not known: one line, and none on keys that belong to what was meant.
         (GOOGLE | {"target": "GKE"}, "target: GKE is not known here; write"),
-        ({"cluster": GOOGLE["cluster"]}, 'target: is missing; write e.g. "gke"'),
+        ({"cluster": GOOGLE["cluster"]}, 'target: is missing; write e.g. "kubernetes"'),
         (machines_in_google_cloud(source="GCP"), "machines.source: GCP is not known here; write"),
         (stack(machines={"source": "aws", "region": "eu-west-1"}), "machines.source: aws is not known"),
         (existing(source="exsiting"), "machines.source: exsiting is not known here; write"),
@@ -879,7 +892,7 @@ def in_kubernetes(**cluster: Any) -> dict[str, Any]:
 )
 def test_a_mistake_that_people_make_gets_one_sentence(folder: Path, value: dict[str, Any], sentence: str) -> None:
     write_lock(folder, LOCK)
-    (folder / "jupyter.lock").write_text(LOCK)
+    (folder / "charts/jupyter.lock").write_text(LOCK)
     text = one(folder, value)
     assert text.startswith(sentence)
     assert len(text) < 700
@@ -905,17 +918,17 @@ def test_a_remedy_is_never_refused_itself(folder: Path) -> None:
 
 
 def test_every_number_of_processors_in_thousandths_is_taken(folder: Path) -> None:
-    (folder / "jupyter.lock").write_text(LOCK)
+    (folder / "charts/jupyter.lock").write_text(LOCK)
     for thousandths in range(100, 64_000, 100):
         cpu = thousandths / 1000
-        assert settings.gke.valid_cpu(cpu) == cpu
+        assert settings.kubernetes.valid_cpu(cpu) == cpu
 
 
 def test_the_notebooks_lock_must_be_for_the_python_of_the_stack(folder: Path) -> None:
-    """jupyter.lock is read while pods are described, long after the settings."""
-    (folder / "official.lock").write_text(LOCK.replace("--python-version 3.11", "--python-version 3.10"))
-    (folder / "jupyter.lock").write_text(LOCK)
-    value = GOOGLE | {"environment": {"lock": "official.lock", "python": "3.10"}}
+    """charts/jupyter.lock is read while pods are described, long after the settings."""
+    (folder / "charts/official.lock").write_text(LOCK.replace("--python-version 3.11", "--python-version 3.10"))
+    (folder / "charts/jupyter.lock").write_text(LOCK)
+    value = GOOGLE | {"environment": {"lock": "charts/official.lock", "python": "3.10"}}
     assert one(folder, value).startswith("environment.python: jupyter.lock is for Python 3.11 and newer, not 3.10")
     assert not problems(folder, value | {"jupyter": {"enabled": False}})
 
@@ -1073,13 +1086,13 @@ def configured(folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_load_reads_the_one_key(configured: Any) -> None:
     configured({"dask:cluster": json.dumps(stack(machines__workers=7))})
-    assert settings.load().machines.workers == 7
+    assert stack_settings.load().machines.workers == 7
 
 
 def test_a_stack_without_the_key_is_shown_one_that_works(configured: Any, folder: Path) -> None:
     configured({})
     with pytest.raises(pulumi.RunError) as caught:
-        settings.load()
+        stack_settings.load()
     example = str(caught.value).split("in the stack's file ")[1]
     settings.parse(yaml.safe_load(example)["dask:cluster"], folder)
 
@@ -1088,13 +1101,13 @@ def test_a_stack_without_the_key_is_shown_one_that_works(configured: Any, folder
 def test_a_key_that_is_no_mapping_ends_in_a_sentence(configured: Any, value: str) -> None:
     configured({"dask:cluster": value})
     with pytest.raises(pulumi.RunError, match="dask:cluster: "):
-        settings.load()
+        stack_settings.load()
 
 
 def test_load_ends_in_one_error_with_all_problems_and_no_traceback(configured: Any) -> None:
     configured({"dask:cluster": json.dumps(stack(data__path="x", machines__workers=0, firewall__ssh=["::/0"]))})
     with pytest.raises(pulumi.RunError) as caught:
-        settings.load()
+        stack_settings.load()
     assert str(caught.value).count("\n  dask:cluster.") == 3
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
 

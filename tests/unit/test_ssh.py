@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from daskstack import engine, kubernetes, private, ssh
+from daskstack import engine, kubectl, private_folder, ssh
 
 CONNECTION = {"host": "192.0.2.1", "user": "admin", "host_key": "ssh-ed25519 AAAA", "private_key": "a key"}
-HOLD = "import time; from daskstack import private\nwith private.folder() as f: print(f, flush=True); time.sleep(600)"
+HOLD = (
+    "import time; from daskstack import private_folder\n"
+    "with private_folder.folder() as f: print(f, flush=True); time.sleep(600)"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where folders with keys are, during a test."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return private.place()
+    return private_folder.place()
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def test_a_key_is_for_its_user_alone_and_gone_afterwards(place: Path) -> None:
 
 
 def test_a_kubeconfig_is_for_its_user_alone_and_gone_afterwards(place: Path) -> None:
-    with kubernetes.kubectl({"kubeconfig": "a:\n  kubeconfig\n"}) as command:
+    with kubectl.kubectl({"kubeconfig": "a:\n  kubeconfig\n"}) as command:
         file = Path(command[command.index("--kubeconfig") + 1])
         assert file.read_text() == "a:\n  kubeconfig\n"
         assert file.is_relative_to(place)
@@ -128,14 +131,14 @@ def test_a_runtime_folder_that_others_can_enter_gets_no_keys(
     elif fault == "owner":
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         with pytest.raises(engine.EngineError, match="belongs to you"):
-            private.place({"XDG_RUNTIME_DIR": str(given), "XDG_CACHE_HOME": str(place.parent.parent)})
+            private_folder.place({"XDG_RUNTIME_DIR": str(given), "XDG_CACHE_HOME": str(place.parent.parent)})
         return
-    assert private.place({"XDG_RUNTIME_DIR": str(given), "XDG_CACHE_HOME": str(place.parent.parent)}) == place
+    assert private_folder.place({"XDG_RUNTIME_DIR": str(given), "XDG_CACHE_HOME": str(place.parent.parent)}) == place
 
 
 def test_a_runtime_folder_of_the_users_own_keeps_keys_off_the_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
     runtime = tmp_path_factory.mktemp("runtime")
     runtime.chmod(0o700)
-    found = private.place({"XDG_RUNTIME_DIR": str(runtime)})
+    found = private_folder.place({"XDG_RUNTIME_DIR": str(runtime)})
     assert found == runtime / "daskstack"
     assert found.stat().st_mode & 0o777 == 0o700

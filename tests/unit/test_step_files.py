@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.vms.step import STEPS, script
+from components.machines.step import STEPS, script
 
 STATES = sorted(path.stem for path in STEPS.glob("*.sh") if path.stem != "common")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from daskstack.engine import PROJECT
-from tools import left, own_address, rehearse, told
+from tools import allow_my_address, cloud_leftovers, rehearse, told
 
 
 @pytest.mark.parametrize(
@@ -20,16 +20,16 @@ def test_a_file_that_is_no_stack_file_gets_a_sentence(
     file = tmp_path / "Pulumi.mine.yaml"
     file.write_text(text)
     monkeypatch.setattr(told, "PROJECT", tmp_path)
-    for program in (left.project_of, rehearse.main):
+    for program in (cloud_leftovers.project_of, rehearse.main):
         with pytest.raises(RuntimeError, match=r"^Pulumi\.mine\.yaml"):
             program("mine")
-    assert not own_address.is_closed(text)
+    assert not allow_my_address.is_closed(text)
 
 
 def test_a_rehearsal_starts_nothing_where_the_settings_are_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = "{target: gke, cluster: {source: existing, kubeconfig: /none}, workers: {replica: 3}}"
+    cluster = "{target: kubernetes, cluster: {source: existing, kubeconfig: /none}, workers: {replica: 3}}"
     (tmp_path / "Pulumi.mine.yaml").write_text(f"config: {{dask:cluster: {cluster}}}")
     monkeypatch.setattr(told, "PROJECT", tmp_path)
     monkeypatch.setattr(rehearse, "Rehearsal", lambda *_: pytest.fail("something was started"))
@@ -46,21 +46,21 @@ def test_a_file_without_settings_has_none(text: str | None, tmp_path: Path) -> N
 
 
 def test_what_a_stack_named_with_its_organization_left_is_looked_for_in_its_own_project() -> None:
-    assert left.project_of("me/dask/vms") == left.project_of("vms")
+    assert cloud_leftovers.project_of("me/dask/vms") == cloud_leftovers.project_of("vms")
 
 
 @pytest.mark.parametrize(("source", "advice"), [("existing", 1), ("'existing'", 1), ("local", 0)])
-@pytest.mark.parametrize("target", ["vms", '"vms"', "gke"])
+@pytest.mark.parametrize("target", ["machines", '"machines"', "kubernetes"])
 def test_only_machines_that_the_user_has_are_called_gone(source: str, advice: int, target: str, tmp_path: Path) -> None:
     (tmp_path / "Pulumi.mine.yaml").write_text(f"target: {target}\nsource: {source}\n")
     command = ["make", "-n", "-f", PROJECT / "Makefile", "destroy", "STACK=mine"]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert said.count("gone: true") == (advice if target != "gke" else 0)
+    assert said.count("gone: true") == (advice if target != "kubernetes" else 0)
 
 
-@pytest.mark.parametrize("source", ["gcp", '"gcp"', "'gcp'"])
+@pytest.mark.parametrize("source", ["compute", '"compute"', "'compute'"])
 def test_a_value_in_quotes_is_seen(source: str, tmp_path: Path) -> None:
-    (tmp_path / "Pulumi.mine.yaml").write_text(f"target: 'vms'\nsource: {source}\n")
+    (tmp_path / "Pulumi.mine.yaml").write_text(f"target: 'machines'\nsource: {source}\n")
     command = ["make", "-n", "-f", PROJECT / "Makefile", "up", "STACK=mine"]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "--refresh" in said and "tools.own_address" in said
+    assert "--refresh" in said and "tools.allow_my_address" in said

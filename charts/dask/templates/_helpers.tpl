@@ -88,7 +88,7 @@ metadata:
     {{- include "dask.selector" (list $root .component) | nindent 4 }}
   annotations:
     checksum/environment: {{ list $environment (ternary $root.Values.jupyter.lock "" (hasKey . "jupyter")) ($root.Files.Get "files/install.sh") | toJson | sha256sum }}
-    checksum/config: {{ list (include "dask.config" $root) ($root.Files.Get "files/drain.py") (ternary ($root.Files.Get "files/idle.py") "" (eq .component "scheduler")) | toJson | sha256sum }}
+    checksum/config: {{ list (include "dask.config" $root) ($root.Files.Get "files/drain.py") (ternary ($root.Files.Get "files/scale_to_zero.py") "" (eq .component "scheduler")) | toJson | sha256sum }}
     checksum/restart: {{ $root.Values.restart | sha256sum }}
     {{- with $values.annotations }}
     {{- toYaml . | nindent 4 }}

@@ -1,0 +1,112 @@
+"""What every stack in Google Cloud has: its names, the APIs that it needs, a network with a way out, an account."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pulumi
+import pulumi_gcp as gcp
+from pulumi import Resource, ResourceOptions, RunError
+
+from on_this_computer.google_credentials import has_credentials
+from settings.gke import NAME
+
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # narrowed by the account's roles
+ACCOUNT = "an account: run `gcloud auth application-default login`"
+
+
+def require(stack: str, lacking: Sequence[str] = ()) -> None:
+    """Ends before anything is made where the name cannot be used, or where something is missing on this computer.
+
+    `lacking` is what is, each with its remedy; a preview needs nothing.
+    """
+    if len(stack) > 35 or not re.fullmatch(NAME, stack):
+        raise RunError(
+            f"the stack's name {stack} cannot be part of names in Google Cloud: use up to 35 of a-z, 0-9 and -"
+        )
+    lacking = [*([] if has_credentials() else [ACCOUNT]), *lacking]
+    if lacking and not pulumi.runtime.is_dry_run():
+        raise RunError("\n  ".join([f"nothing was made; missing on this computer: {len(lacking)}", *lacking]))
+
+
+def account_id(name: str) -> str:
+    """A service account's id has 30 characters at most; a longer name ends in a hash so that it stays unique."""
+    if len(name) <= 30:
+        return name
+    return f"{name[:21].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+class Home:
+    """Where a stack is in Google Cloud, and what its things are called there; all that it makes are `parent`'s."""
+
+    def __init__(self, parent: Resource, stack: str, project: str, region: str, apis: Sequence[str]) -> None:
+        self.stack, self.name = stack, f"dask-{stack}"
+        self.labels = {"dask-stack": stack}
+        self.description = f"dask-stack: {stack}"  # of what has no labels
+        self.project = {"project": project}
+        self.region = {"project": project, "region": region}
+        self.child = ResourceOptions(parent=parent)
+        self.apis = [
+            gcp.projects.Service(
+                api,
+                service=f"{api}.googleapis.com",
+                disable_on_destroy=False,  # others in the project may use it
+                opts=self.child,
+                **self.project,
+            )
+            for api in apis
+        ]
+        self.first = ResourceOptions(parent=parent, depends_on=self.apis)
+
+    def network(
+        self, cidr: str, *, way_out: bool, **subnetwork: Any
+    ) -> tuple[gcp.compute.Network, gcp.compute.Subnetwork, list[Resource]]:
+        """A network, its subnetwork, and the way out of it for machines without an address on the internet."""
+        network = gcp.compute.Network(
+            "network",
+            name=self.name,
+            auto_create_subnetworks=False,
+            description=self.description,
+            opts=self.first,
+            **self.project,
+        )
+        made = gcp.compute.Subnetwork(
+            "subnetwork",
+            name=self.name,
+            network=network.id,
+            ip_cidr_range=cidr,
+            private_ip_google_access=True,
+            opts=self.child,
+            **subnetwork,
+            **self.region,
+        )
+        if not way_out:
+            return network, made, []
+        router = gcp.compute.Router("router", name=self.name, network=network.id, opts=self.child, **self.region)
+        nat = gcp.compute.RouterNat(
+            "nat",
+            name=self.name,
+            router=router.name,
+            nat_ip_allocate_option="AUTO_ONLY",
+            source_subnetwork_ip_ranges_to_nat="ALL_SUBNETWORKS_ALL_IP_RANGES",
+            log_config={"enable": True, "filter": "ERRORS_ONLY"},
+            opts=self.child,
+            **self.region,
+        )
+        return network, made, [nat]
+
+    def account(self, name: str, roles: Sequence[str], *, prefix: str = "") -> gcp.serviceaccount.Account:
+        """A service account with these roles in the project and no others; `prefix` tells apart those of one stack."""
+        account = gcp.serviceaccount.Account(
+            name,
+            account_id=account_id(prefix + self.name),
+            display_name=f"{name.capitalize()} of Dask stack {self.stack}",
+            description=self.description,
+            opts=self.first,
+            **self.project,
+        )
+        for role in roles:
+            short = prefix + role.rpartition("roles/")[2]
+            gcp.projects.IAMMember(short, role=role, member=account.member, opts=self.child, **self.project)
+        return account

@@ -1,0 +1,192 @@
+"""What the Helm release is told: pure functions of the settings."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.gke.node_pools import GPU, SYSTEM, WORKERS, placement
+from settings.common import memory, seconds
+from settings.gke import GkeSource
+from settings.kubernetes import Exposure, KubernetesTarget, Pod
+from settings.lock import Lock
+
+# Each cloud has its own word for a load balancer without an address on the internet, and ignores the others'.
+INTERNAL = {
+    "networking.gke.io/load-balancer-type": "Internal",
+    "service.beta.kubernetes.io/aws-load-balancer-internal": "true",
+    "service.beta.kubernetes.io/aws-load-balancer-scheme": "internal",
+    "service.beta.kubernetes.io/azure-load-balancer-internal": "true",
+}
+# Where each thing that can be exposed is in the chart's values.
+SERVICES = {"scheduler": "scheduler", "dashboard": "webUI", "jupyter": "jupyter"}
+
+
+@dataclass(frozen=True)
+class Names:
+    """The Secrets that the release reads; empty where there is none."""
+
+    scheduler: str
+    worker: str
+    client: str
+    password: str
+    secret_env: str = ""
+
+
+@dataclass(frozen=True)
+class SecretEnv:
+    """For the official chart: a Secret's name, its keys, and a text that changes where Secrets do."""
+
+    secret: str
+    names: list[str]
+    restart: str
+
+
+def own(settings: KubernetesTarget, names: Names, locks: Mapping[str, Lock], uv: str, restart: str) -> dict[str, Any]:
+    """Values of charts/dask. `locks` has `environment` and `jupyter`; `restart` changes where Secrets do."""
+    image = _image(settings.image or f"python:{settings.environment.python}-slim")
+    lock = {} if settings.image else {name: "\n".join(each.requirements) for name, each in locks.items()}
+    environment = [{"name": name, "value": value} for name, value in settings.dask.env.items()]
+    values = {
+        "environment": {"lock": lock.get("environment", ""), "uv": uv, "extra": list(settings.packages.pip)},
+        "config": settings.dask.config,
+        "tls": {"scheduler": names.scheduler, "worker": names.worker, "client": names.client},
+        "restart": restart,
+        "secretEnv": names.secret_env,
+        "networkPolicy": {"egress": {"to": [{"ipBlock": {"cidr": network}} for network in settings.egress]}},
+        "idleTimeout": seconds(settings.limits.idle) if settings.limits.idle else None,
+        "scheduler": {
+            **_pod(settings.scheduler),
+            "image": image,
+            "env": environment,
+            "extraArgs": list(settings.dask.scheduler_args),
+        },
+        "worker": {
+            **_pod(settings.workers),
+            "image": image,
+            "env": environment,
+            "extraArgs": list(settings.dask.worker_args),
+            "replicas": settings.workers.replicas,
+            "threads_per_worker": settings.workers.threads_each,
+            "gracePeriod": settings.workers.grace_period,
+        },
+        "jupyter": {
+            **_pod(settings.jupyter),
+            "image": image,
+            "env": environment,
+            "enabled": settings.jupyter.enabled,
+            "lock": lock.get("jupyter", ""),
+            "passwordSecret": names.password,
+            "storage": {"size": settings.jupyter.storage, "keep": settings.jupyter.keep},
+        },
+    }
+    for name, section in SERVICES.items():
+        if exposure := getattr(settings.expose, name):
+            values = merged(values, {section: _exposed(exposure)})
+    return merged(_placed(values, settings), settings.values)
+
+
+def _placed(values: dict[str, Any], settings: KubernetesTarget) -> dict[str, Any]:
+    """On a GKE cluster of the stack's own, each kind of pod on its pool's nodes."""
+    if not isinstance(settings.cluster, GkeSource):
+        return values
+    for name, pool in (("scheduler", SYSTEM), ("jupyter", SYSTEM), ("worker", WORKERS)):
+        section, own = values[name], placement(pool)
+        tolerations = [*own["tolerations"], *section["tolerations"]]
+        values = merged(values, {name: {"nodeSelector": own["nodeSelector"], "tolerations": tolerations}})
+    if settings.cluster.workers.accelerators:
+        values = merged(values, {"worker": {"resources": {"limits": {GPU: 1}}}})
+    return values
+
+
+def _pod(pod: Pod) -> dict[str, Any]:
+    amount = {"memory": str(memory(pod.memory))}
+    account = {"serviceAccountName": pod.service_account} if pod.service_account else {}
+    return {
+        # No limit of processors: what nobody else uses makes starts and bursts faster.
+        "resources": {"requests": {"cpu": f"{round(pod.cpu * 1000)}m", **amount}, "limits": amount},
+        "nodeSelector": pod.node_selector,
+        "tolerations": list(pod.tolerations),
+        **account,
+    }
+
+
+def _image(name: str) -> dict[str, str]:
+    repository, _, tag = name.rpartition(":")
+    return {"repository": repository, "tag": tag}
+
+
+def _exposed(exposure: Exposure) -> dict[str, Any]:
+    return {
+        "serviceType": "LoadBalancer",
+        "sourceRanges": list(exposure.sources),
+        "serviceAnnotations": INTERNAL if exposure.internal else {},
+    }
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` wins, key by key; lists as a whole, as Helm does."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def official(settings: KubernetesTarget, lock: Lock, password: str, secret: SecretEnv) -> dict[str, Any]:
+    """Values of the official chart; `password` is a hash as its Jupyter takes it ("sha1:salt:digest")."""
+    pins = [f"{name}=={version}" for name, version in lock.packages.items()]
+    installed = {"PIP": [*pins, *settings.packages.pip], "CONDA": settings.packages.conda, "APT": settings.packages.apt}
+    variables = {
+        **settings.dask.env,
+        **{f"EXTRA_{kind}_PACKAGES": " ".join(words) for kind, words in installed.items() if words},
+        **{f"DASK_{'__'.join(path).upper().replace('-', '_')}": value for path, value in leaves(settings.dask.config)},
+    }
+    environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in variables.items()]
+    if secret.names:
+        environment += [
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.secret, "key": name}}} for name in secret.names
+        ]
+        environment.append({"name": "RESTART", "value": secret.restart})
+    image = {"image": _image(settings.image)} if settings.image else {}
+    values = {
+        "scheduler": {
+            **_pod(settings.scheduler),
+            **image,
+            "env": environment,
+            "extraArgs": list(settings.dask.scheduler_args),
+        },
+        "worker": {
+            **_pod(settings.workers),
+            **image,
+            "env": environment,
+            "extraArgs": list(settings.dask.worker_args),
+            "replicas": settings.workers.replicas,
+            "threads_per_worker": settings.workers.threads_each,
+        },
+        "jupyter": {
+            **_pod(settings.jupyter),
+            "env": [*environment, {"name": "JUPYTERLAB_ARGS", "value": JUPYTER_CONFIG}],
+            "enabled": settings.jupyter.enabled,
+            "password": password,
+            "passwordHint": "",
+        },
+    }
+    if exposure := settings.expose.scheduler:
+        annotations = {SOURCES: ",".join(exposure.sources)} | (INTERNAL if exposure.internal else {})
+        service = {"serviceType": "LoadBalancer", "serviceAnnotations": annotations}
+        values = merged(values, {"scheduler": service})
+    return merged(_placed(values, settings), settings.values)
+
+
+# The official notebook image reads its chart's password only where it is told to.
+JUPYTER_CONFIG = "--config /usr/local/etc/jupyter/jupyter_notebook_config.py"
+SOURCES = "service.beta.kubernetes.io/load-balancer-source-ranges"
+
+
+def leaves(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each setting of a Dask configuration with its keys, as text that Dask reads back from a variable."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value if isinstance(value, str) else repr(value)

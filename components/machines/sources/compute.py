@@ -1,0 +1,277 @@
+"""Machines in Google Cloud's Compute Engine, with a network and an account of their own."""
+
+from typing import Any, TypedDict
+
+import pulumi
+import pulumi_gcp as gcp
+from pulumi import ComponentResource, CustomTimeouts, Input, Output, ResourceOptions, Stash
+from pulumi_command import local
+
+from components.google_cloud import SCOPE, Home, require
+from components.machines.client_keys import ssh_identity
+from components.machines.dask_options import cluster_ports
+from components.machines.step import Host
+from settings import MachinesTarget
+from settings.common import seconds
+from settings.compute import IAP, Instance, WorkerInstance
+
+APIS = ("compute", "iam")
+USER = "admin"  # Google's guest agent makes it on the machine, with sudo
+DATA = "dask-data"  # the disk's name on the machine
+WAIT = 600  # seconds for a machine to have started up
+ALLOW, DENY = 1000, 1001  # priorities of our firewall rules; smaller ones come first
+SPOT_GRACE = 20  # seconds; Google cuts the power 30 after its notice
+
+
+class ComputeMachinesArgs(TypedDict):
+    stack: str
+    """The stack's name, which is part of all names and labels."""
+    settings: MachinesTarget
+    """What the stack says; its `machines` are those in Google Cloud."""
+
+
+class ComputeMachines(ComponentResource):
+    """A scheduler's machine, the only door from outside, and workers behind it without an address on the internet."""
+
+    hosts: list[Host]
+    network: str
+    """The network in which they reach each other, in CIDR notation."""
+    google: dict[str, Any]
+    """Where they are: `project`, `zone`, and `machines`, the names there by names here."""
+
+    def __init__(self, name: str, args: ComputeMachinesArgs, opts: ResourceOptions | None = None):
+        stack, settings = args["stack"], args["settings"]
+        require(stack)
+        super().__init__("dask:index:ComputeMachines", name, {}, opts)
+        self.settings, self.machines = settings, settings.machines
+        self.home = Home(self, stack, self.machines.project, self.machines.region, APIS)
+        self.labels = {**self.machines.labels, **self.home.labels}
+        self.zone = {**self.home.project, "zone": self.machines.zone}
+        self.login = Stash(
+            f"{name}-login",
+            input=Output.secret(ssh_identity()),
+            opts=ResourceOptions(parent=self, ignore_changes=["input"]),
+        ).output
+
+        self._network()
+        self.account = self.home.account("machines", self.machines.roles)
+        # The scheduler's machine has its own: firewall rules tell it apart by that. Tags would do, too, but whoever may
+        # set the tags of any machine could open it.
+        self.door_account = self.home.account("door", self.machines.roles, prefix="door-")
+        self.rules = self._rules()
+        self.before = [*self.way_out, *self.rules]
+        self.disk = self._data_disk()
+        self.door: dict[str, Input[Any]] = {}
+        self.hosts = [self._host(machine) for machine in self.machines.machine_names]
+        self.network = self.machines.cidr
+        machines = {machine: f"{self.home.name}-{machine}" for machine in self.machines.machine_names}
+        self.google = {**self.zone, "machines": machines}
+        self.register_outputs({"network": self.network})
+
+    def _network(self) -> None:
+        given, project, region = self.machines.network, self.machines.project, self.machines.region
+        if given:
+            self.network_id: Input[str] = f"projects/{project}/global/networks/{given.name}"
+            self.subnetwork_id: Input[str] = f"projects/{project}/regions/{region}/subnetworks/{given.subnetwork}"
+            self.way_out: list[pulumi.Resource] = []
+        else:
+            network, subnetwork, self.way_out = self.home.network(self.machines.range, way_out=True)
+            self.network_id, self.subnetwork_id = network.id, subnetwork.id
+
+    def _host(self, name: str) -> Host:
+        """A machine that has started up; the first is the door, through which the others are reached."""
+        first = not self.door
+        kind = self.machines.scheduler if first else self.machines.worker
+        inside = self._address(name, {"address_type": "INTERNAL", "subnetwork": self.subnetwork_id})
+        outside = self._address("door", {"address_type": "EXTERNAL"}) if first and not self.machines.iap_port else None
+        instance = self._instance(name, kind, inside, outside)
+        connection: dict[str, Input[Any]] = {
+            "host": outside.address if outside else inside.address,
+            "port": 22,
+            "user": USER,
+            "private_key": self.login["private"],
+        }
+        if not first:
+            connection["proxy"] = self.door
+        elif self.machines.iap_port:
+            connection |= {"host": "127.0.0.1", "port": self.machines.iap_port}
+        connection = {**connection, "host_key": self._ready(name, instance, connection)}
+        self.door = self.door or connection
+        holds = name == self.settings.data.machine
+        return Host(
+            name=name,
+            address=inside.address,
+            identity=instance.instance_id,
+            connection=connection,
+            deleted_with=instance,
+            guarded=True,
+            metadata=bool(self.machines.roles),
+            grace=SPOT_GRACE if isinstance(kind, WorkerInstance) and kind.spot else Host.grace,
+            disk=f"/dev/disk/by-id/google-{DATA}" if holds else "",
+            disk_size=self.machines.data_disk.size if holds else 0,
+        )
+
+    def _rules(self) -> list[gcp.compute.Firewall]:
+        """Lets the listed networks reach the door, and the machines each other; nothing else comes in.
+
+        In a network that exists already, other rules hold for our machines as well: `default` has one that opens SSH
+        to the world. Ours come first, and the last of them denies the rest.
+        """
+        accounts = [self.door_account.email, self.account.email]
+
+        def rule(name: str, **arguments: Any) -> gcp.compute.Firewall:
+            return gcp.compute.Firewall(
+                name,
+                name=f"{self.home.name}-{name.partition('-')[0]}",
+                description=self.home.description,
+                network=self.network_id,
+                opts=self.home.child,
+                **arguments,
+                **self.home.project,
+            )
+
+        return [
+            rule(
+                "door-open",
+                priority=ALLOW,
+                source_ranges=[*self.settings.firewall.ssh, *([IAP] if self.machines.iap_port else [])],
+                target_service_accounts=accounts[:1],
+                allows=[{"protocol": "tcp", "ports": ["22"]}],
+            ),
+            rule(
+                "inside-open",
+                priority=ALLOW,
+                source_service_accounts=accounts,
+                target_service_accounts=accounts,
+                allows=[
+                    {"protocol": "tcp", "ports": ["22", *cluster_ports(self.settings).split()]},
+                    {"protocol": "icmp"},
+                ],
+            ),
+            rule(
+                "others-closed",
+                priority=DENY,
+                source_ranges=["0.0.0.0/0"],
+                target_service_accounts=accounts,
+                denies=[{"protocol": "all"}],
+            ),
+        ]
+
+    def _data_disk(self) -> Input[str]:
+        disk = self.machines.data_disk
+        if disk.name:
+            return f"projects/{self.machines.project}/zones/{self.machines.zone}/disks/{disk.name}"
+        return gcp.compute.Disk(
+            "data",
+            name=f"{self.home.name}-data",
+            type=disk.type,
+            size=disk.size,
+            labels=self.labels,
+            # The user's files stay, as on machines of any other source.
+            opts=ResourceOptions(
+                parent=self, depends_on=self.home.apis, retain_on_delete=not self.settings.data.delete
+            ),
+            **self.zone,
+        ).id
+
+    def _address(self, name: str, kind: dict[str, Input[str]]) -> gcp.compute.Address:
+        """One that stays while the machine is switched off, and when it is made anew."""
+        return gcp.compute.Address(
+            f"{name}-address",
+            name=f"{self.home.name}-{name}",
+            labels=self.labels,
+            opts=self.home.first,
+            **kind,
+            **self.home.region,
+        )
+
+    def _instance(
+        self, name: str, kind: Instance, inside: gcp.compute.Address, outside: gcp.compute.Address | None
+    ) -> gcp.compute.Instance:
+        accelerators = kind.accelerators if isinstance(kind, WorkerInstance) else None
+        account = self.door_account if name == self.machines.scheduler_name else self.account
+        return gcp.compute.Instance(
+            f"{name}-machine",
+            name=f"{self.home.name}-{name}",
+            machine_type=kind.machine,
+            boot_disk={
+                "initialize_params": {
+                    "image": self.machines.image,
+                    "size": kind.disk,
+                    "type": "pd-balanced",
+                    "labels": self.labels,
+                }
+            },
+            attached_disks=(
+                [{"source": self.disk, "device_name": DATA}] if name == self.settings.data.machine else None
+            ),
+            network_interfaces=[
+                {
+                    "subnetwork": self.subnetwork_id,
+                    "network_ip": inside.address,
+                    "access_configs": [{"nat_ip": outside.address}] if outside else None,
+                }
+            ],
+            labels=self.labels,
+            metadata={
+                "ssh-keys": Output.format("{}:{}", USER, Output.unsecret(self.login)["public"]),
+                "block-project-ssh-keys": "TRUE",
+                "enable-oslogin": "FALSE",
+                # Where the machine writes its host keys down, which are compared at the first contact.
+                "enable-guest-attributes": "TRUE",
+            },
+            service_account={"email": account.email, "scopes": [SCOPE]},
+            shielded_instance_config={
+                "enable_secure_boot": self.machines.secure_boot,
+                "enable_vtpm": True,
+                "enable_integrity_monitoring": True,
+            },
+            guest_accelerators=([{"type": accelerators.type, "count": accelerators.count}] if accelerators else None),
+            scheduling=scheduling(kind, self.settings.limits.max_age),
+            desired_status="RUNNING",  # where it has switched itself off, a refresh sees it and `up` starts it
+            allow_stopping_for_update=True,
+            opts=ResourceOptions(
+                parent=self,
+                depends_on=self.rules,  # a machine is never up without them
+                delete_before_replace=True,  # the new one has the old one's name and address
+                custom_timeouts=CustomTimeouts(create="10m", delete="10m"),
+            ),
+            **self.zone,
+        )
+
+    def _ready(self, name: str, instance: gcp.compute.Instance, connection: dict[str, Input[Any]]) -> Output[str]:
+        """Waits until the machine has started up; the host key that it showed at the first contact."""
+        machine, place = f"{self.home.name}-{name}", f"--zone {self.machines.zone} --project {self.machines.project}"
+        tunnel = f"start-iap-tunnel {machine} 22 --local-host-port=localhost:{connection['port']}"
+        command = local.Command(
+            f"{name}-ready",
+            create=".venv/bin/python -m on_this_computer.wait_for_boot",
+            # Another way to the same machine is no first contact: the key that was read stays.
+            update='printf %s "$PULUMI_COMMAND_STDOUT"',
+            triggers=[instance.instance_id],
+            environment={
+                "NAME": name,
+                "CONNECTION": Output.json_dumps(connection),
+                "WAIT": str(WAIT),
+                "CONSOLE": f"gcloud compute instances get-serial-port-output {machine} {place}",
+                "HOST_KEYS": f"gcloud compute instances get-guest-attributes {machine} --query-path=hostkeys/ {place}",
+                "TUNNEL": f"gcloud compute {tunnel} {place}" if connection["host"] == "127.0.0.1" else "",
+            },
+            logging=local.Logging.STDERR,
+            opts=ResourceOptions(parent=self, depends_on=self.before, deleted_with=instance),
+        )
+        return Output.unsecret(command.stdout)
+
+
+def scheduling(kind: Instance, max_age: str | None) -> dict[str, Any]:
+    """When Google may stop a machine, and what becomes of it then."""
+    spot = isinstance(kind, WorkerInstance) and kind.spot
+    moves = not spot and not (isinstance(kind, WorkerInstance) and kind.accelerators)
+    return {
+        "provisioning_model": "SPOT" if spot else "STANDARD",
+        "preemptible": spot,
+        "automatic_restart": not spot,
+        "on_host_maintenance": "MIGRATE" if moves else "TERMINATE",
+        "instance_termination_action": "DELETE" if max_age else "STOP" if spot else None,
+        "max_run_duration": {"seconds": seconds(max_age)} if max_age else None,
+    }

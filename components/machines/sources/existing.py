@@ -1,0 +1,116 @@
+"""Machines that the user has already."""
+
+import os
+from pathlib import Path
+from typing import Any, TypedDict
+
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
+from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError
+from pulumi_command import local
+
+from components.machines.step import Host
+from settings import Bastion, ExistingSource
+from settings import Host as HostSettings
+
+AGENT = "start one and load your key (eval $(ssh-agent); ssh-add)"
+SECRET = "pulumi config set --secret dask:sshKey < ~/.ssh/id_ed25519"
+
+
+class ExistingMachinesArgs(TypedDict):
+    settings: ExistingSource
+    """What the stack says about its machines."""
+    key: Output[str] | None
+    """The private SSH key to log in with, in OpenSSH's or PEM format, secret. Default: what the user's agent has."""
+
+
+class ExistingMachines(ComponentResource):
+    """Makes nothing: looks at each machine's host key once, and hands the machines over."""
+
+    hosts: list[Host]
+    """The scheduler's first; those that are gone are among them."""
+    network: str
+    """The machines' network in CIDR notation, or their addresses, separated by blanks."""
+
+    def __init__(self, name: str, args: ExistingMachinesArgs, opts: ResourceOptions | None = None):
+        settings, key = args["settings"], args["key"]
+        if key is None and not Path(os.environ.get("SSH_AUTH_SOCK") or "none").is_socket():
+            raise RunError(
+                f"no SSH key to reach the machines with: there is no SSH agent (SSH_AUTH_SOCK); {AGENT}. Or give the"
+                f" stack a key of its own, which is kept encrypted: {SECRET}"
+            )
+        super().__init__("dask:index:ExistingMachines", name, {}, opts)
+        # The secret wins over an agent: else what a step was made with would depend on who runs `up`.
+        self._key = key and key.apply(usable)
+
+        there = [host for host in settings.hosts if not host.gone]
+        passed = {each.name: each for each in (*settings.bastions, *there)}
+        direct = {each: self._connection(passed[each]) for each in passed if each in {host.bastion for host in there}}
+        hosts = []
+        for host in settings.hosts:
+            connection: dict[str, Input[Any]] = {}
+            if not host.gone:
+                bastion = direct[host.bastion] if host.bastion else None
+                connection = direct.get(host.name) or self._connection(host, bastion)
+            hosts.append(
+                Host(
+                    name=host.name,
+                    address=host.inside,
+                    # A machine that is made anew has a new one.
+                    identity=connection.get("host_key", ""),
+                    connection=connection,
+                    port=settings.inner_port,
+                    gone=host.gone,
+                )
+            )
+        self.hosts = sorted(hosts, key=lambda host: host.name != settings.scheduler_name)
+        self.network = settings.network or " ".join(host.inside for host in there)
+        self.register_outputs({"network": self.network})
+
+    def _connection(
+        self, machine: Bastion | HostSettings, proxy: dict[str, Input[Any]] | None = None
+    ) -> dict[str, Input[Any]]:
+        """How to reach a machine; its key is read where the settings have none."""
+        connection: dict[str, Input[Any]] = {
+            "host": machine.address,
+            "port": machine.port,
+            "user": machine.user,
+            "host_key": machine.host_key or self._first_contact(machine, proxy),
+        }
+        if self._key:
+            connection["private_key"] = self._key
+        if proxy:
+            connection["proxy"] = proxy
+        return connection
+
+    def _first_contact(self, machine: Bastion | HostSettings, proxy: dict[str, Input[Any]] | None) -> Output[str]:
+        command = local.Command(
+            f"{machine.name}-host-key",
+            create=".venv/bin/python -m on_this_computer.read_host_key",
+            # Another way to the same address is no first contact: the key that was read stays.
+            update='printf %s "$PULUMI_COMMAND_STDOUT"',
+            triggers=[machine.address, machine.port],
+            environment={
+                "ADDRESS": machine.address,
+                "PORT": str(machine.port),
+                "BASTION": Output.json_dumps(proxy) if proxy else "",
+            },
+            logging=local.Logging.STDERR,
+            opts=ResourceOptions(parent=self),
+        )
+        return Output.unsecret(command.stdout)
+
+
+def usable(key: str) -> str:
+    """The private key as programs want it. Raises RunError where it cannot be used."""
+    key = key.replace("\r\n", "\n").strip() + "\n"
+    load = load_ssh_private_key if "BEGIN OPENSSH" in key else load_pem_private_key
+    try:
+        load(key.encode(), None)
+    except TypeError:
+        raise RunError(
+            f"dask:sshKey has a passphrase, which nobody could be asked for: keep it in an SSH agent, {AGENT}, and"
+            " take it out of the stack: pulumi config rm dask:sshKey"
+        ) from None
+    except ValueError:
+        raise RunError(f"dask:sshKey is not a private key; set it again: {SECRET}") from None
+    return key

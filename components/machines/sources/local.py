@@ -1,0 +1,141 @@
+"""Machines on this computer, for trying a cluster out."""
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TypedDict
+
+from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash, log
+from pulumi.runtime import is_dry_run
+from pulumi_command import local
+
+from components.machines.client_keys import ssh_identity
+from components.machines.step import Host
+from daskstack.engine import cache_folder, data_folder
+
+FIRST_NUMBER = 10  # the scheduler's host number; worker-1 has the next
+
+
+class LocalMachinesArgs(TypedDict):
+    stack: str
+    """The stack's name; machines of different stacks are apart."""
+    names: list[str]
+    """Machines to have, the scheduler's first."""
+
+
+class LocalMachines(ComponentResource):
+    """Debian machines with systemd, sshd and a user `admin` with sudo, on a private network of their own."""
+
+    hosts: list[Host]
+    network: Output[str]
+    """The network of the machines, and of this computer as they see it, in CIDR notation."""
+
+    def __init__(self, name: str, args: LocalMachinesArgs, opts: ResourceOptions | None = None):
+        if problem := unable():
+            raise RunError(
+                f"this computer cannot run local machines: {problem}. Use a Linux computer or VM on which you are root,"
+                " or machines that you have already (machines.source: existing)"
+            )
+        super().__init__("dask:index:LocalMachines", name, {}, opts)
+        folder = data_folder() / "machines" / args["stack"]
+        # A restart of this computer ends machines and network; the next up finds the id changed and starts them.
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        before = folder / "boot"  # of network.sh
+        if not before.exists() and not is_dry_run():
+            log.info(
+                "local machines are for trying the cluster out: root in one of them can become root of this computer"
+                " (README.md, What is kept where)",
+                self,
+            )
+        if before.exists() and before.read_text().strip() != boot:
+            log.warn("this computer was restarted, which ended the stack's machines: up starts them again", self)
+
+        login = Stash(
+            f"{name}-login",
+            input=Output.secret(ssh_identity()),
+            opts=ResourceOptions(parent=self, ignore_changes=["input"]),
+        )
+        image = self._command(f"{name}-image", "image.sh", {"CACHE": str(cache_folder())}, undo=False)
+        network = self._command(
+            f"{name}-network",
+            "network.sh",
+            {"DIRECTORY": str(folder), "NAME": args["stack"], "BOOT_ID": boot},
+        )
+        network_facts = network.stdout.apply(json.loads)
+
+        self.network = network_facts["network"]
+        self.hosts = []
+        for number, machine in numbered(args["names"]):
+            command = self._command(
+                f"{machine}-machine",
+                "machine.sh",
+                {
+                    "DIRECTORY": str(folder),
+                    "NAME": machine,
+                    "IMAGE": image.stdout,
+                    "BRIDGE": network_facts["bridge"],
+                    "NETWORK": network_facts["network"],
+                    "NUMBER": str(number),
+                    "AUTHORIZED_KEY": Output.unsecret(login.output)["public"],
+                    "STARTED": started(folder / machine),
+                },
+            )
+            facts = command.stdout.apply(json.loads)
+            self.hosts.append(
+                Host(
+                    name=machine,
+                    address=facts["address"],
+                    identity=facts["id"],
+                    connection={
+                        "host": facts["address"],
+                        "user": "admin",
+                        "private_key": login.output["private"],
+                        "host_key": facts["hostKey"],
+                    },
+                    deleted_with=command,
+                )
+            )
+        self.register_outputs({"network": self.network})
+
+    def _command(self, name: str, script: str, environment: dict[str, Input[str]], undo: bool = True) -> local.Command:
+        run = f"bash on_this_computer/local_machines/{script}"
+        return local.Command(
+            name,
+            create=f"{run} up",
+            delete=f"{run} down" if undo else None,
+            environment=environment,
+            add_previous_output_in_env=False,
+            logging=local.Logging.STDERR,
+            # A machine that is to be made anew has the old one's folder and address.
+            opts=ResourceOptions(parent=self, delete_before_replace=True),
+        )
+
+
+def numbered(names: list[str]) -> list[tuple[int, str]]:
+    """Each machine with the host part of its address, which it keeps whatever machines come and go beside it."""
+    return [(FIRST_NUMBER + int(name.rpartition("-")[2] if "-" in name else 0), name) for name in names]
+
+
+def started(machine: Path) -> str:
+    """What `machine.sh up` was told when it last ran; something new where the machine is off, so that it runs again."""
+    import fcntl  # Windows has none, and `unable` says so
+
+    try:
+        with (machine / "running").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # its supervisor holds it
+        return (machine / "started").read_text().strip()
+    except FileNotFoundError:
+        pass
+    return secrets.token_hex(4)
+
+
+def unable() -> str | None:
+    """Why this computer cannot run such machines, None when it can."""
+    if not Path("/proc/sys/kernel/random/boot_id").exists():
+        return "this computer does not run Linux"
+    if os.geteuid() != 0 and shutil.which("sudo") is None:
+        return "you are not root here and there is no sudo"
+    return None

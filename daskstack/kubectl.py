@@ -1,0 +1,137 @@
+"""kubectl for a stack in Kubernetes, and port-forwards that are made again when they die."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from daskstack import private_folder
+from daskstack.tunnel import TunnelError, Way
+
+WAIT = 30  # seconds for a port-forward to open
+ANSWER = 60  # seconds for kubectl
+PAUSE = 1  # seconds until one that died is tried again
+
+
+@contextlib.contextmanager
+def kubectl(cluster: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The words of a command that reaches the cluster: its `kubeconfig` is a path, or the text of such a file.
+
+    `context` may be empty. A text is in a file of the user's own inside the context.
+    """
+    with contextlib.ExitStack() as stack:
+        path = os.path.expanduser(cluster["kubeconfig"])
+        if "\n" in path:
+            file = stack.enter_context(private_folder.folder()) / "kubeconfig"
+            file.touch(mode=0o600)
+            file.write_text(path)
+            path = str(file)
+        context = ["--context", cluster["context"]] if cluster.get("context") else []
+        yield ["kubectl", "--kubeconfig", path, *context]
+
+
+def wake(cluster: Mapping[str, Any], namespace: str) -> int:
+    """Brings back the workers that went when nothing was computed. Returns how many; they take a while to come."""
+    with kubectl(cluster) as command:
+
+        def run(*words: str) -> str:
+            words = ("--namespace", namespace, *words)
+            try:
+                done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=ANSWER)
+            except subprocess.TimeoutExpired:
+                raise TunnelError(f"`kubectl {' '.join(words)}` had no answer within {ANSWER} s") from None
+            if done.returncode:
+                raise TunnelError(f"`kubectl {' '.join(words)}` failed: {done.stderr.strip()}")
+            return done.stdout
+
+        woken = 0
+        for each in json.loads(run("get", "deployments", "--selector", "release=dask", "--output", "json"))["items"]:
+            wanted = int(each["metadata"].get("annotations", {}).get("dask/replicas", 0))
+            if wanted and not each["spec"]["replicas"]:
+                run("scale", f"deployment/{each['metadata']['name']}", f"--replicas={wanted}")
+                woken += wanted
+        return woken
+
+
+@contextlib.contextmanager
+def forward(cluster: Mapping[str, Any], namespace: str, targets: Sequence[str]) -> Iterator[Way]:
+    """A port of this computer's loopback for each of `targets` ("service:port"), open inside the context."""
+    with kubectl(cluster) as command, contextlib.ExitStack() as stack:
+        forwarders = []
+        for target in targets:
+            service, _, there = target.rpartition(":")
+            words = [*command, "--namespace", namespace, "port-forward", "--address", "127.0.0.1"]
+            forwarders.append(Forwarder([*words, f"service/{service}"], there))
+            stack.callback(forwarders[-1].close)
+        ports = [forwarder.wait() for forwarder in forwarders]
+        yield Way(ports, lambda: next((each.fault for each in forwarders if each.fault), ""))
+
+
+class Forwarder:
+    """A `kubectl port-forward` that is started again at the same port whenever it ends, until it is closed.
+
+    kubectl chooses the port, and is asked which one it holds: any user of this computer can listen at a port that is
+    free. It is not started again where another program has taken its port; then `fault` says so.
+    """
+
+    def __init__(self, command: Sequence[str], there: str) -> None:
+        self._command, self._there = command, there
+        self._here = ""
+        # Files, for kubectl says something at each connection and would stand still once a pipe is full.
+        self._files = contextlib.ExitStack()
+        self._said = self._files.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
+        self._complained = self._files.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
+        self._closing = threading.Event()
+        self.fault = ""
+        self._process = self._start()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def _start(self) -> subprocess.Popen:
+        for file in (self._said, self._complained):
+            file.seek(0)
+            file.truncate()
+        return subprocess.Popen(
+            [*self._command, f"{self._here}:{self._there}"],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._complained,
+        )
+
+    def _keep(self) -> None:
+        while True:
+            self._process.wait()
+            if self._here and "unable to listen" in (said := _read(self._complained)):
+                self.fault = f"another program has taken port {self._here} of the port-forward: {said}"
+                return
+            if self._closing.wait(PAUSE):
+                return
+            self._process = self._start()
+
+    def wait(self) -> int:
+        """The port, once kubectl listens there; TunnelError with kubectl's own words where that takes too long."""
+        deadline = time.monotonic() + WAIT
+        while not (match := re.search(r"^Forwarding from 127\.0\.0\.1:(\d+) ", _read(self._said), re.MULTILINE)):
+            if time.monotonic() > deadline:
+                raise TunnelError(f"the port-forward did not open within {WAIT} s: {_read(self._complained)}")
+            time.sleep(0.1)
+        self._here = match[1]
+        return int(match[1])
+
+    def close(self) -> None:
+        self._closing.set()
+        while self._keeper.is_alive():  # it may just be starting another one
+            self._process.kill()
+            self._keeper.join(0.1)
+        self._files.close()
+
+
+def _read(file: IO[str]) -> str:
+    """All that a process has written; where it writes next stays as it is."""
+    return os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace").strip()

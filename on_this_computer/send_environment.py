@@ -1,0 +1,136 @@
+"""Puts the lock, uv and, for `wheelhouse`, the lock's wheels on the authority's machine; run by the resource `files`.
+
+Variables: LOCK, PYTHON, SOURCE as in the settings, CONNECTION (JSON, as daskstack.ssh takes it). The wheels are
+downloaded once, into the user's cache folder. Prints what the step `environment` needs to know, as a JSON object.
+With the argument `undo` it removes what it put there.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from daskstack import ssh
+from daskstack.engine import PROJECT, cache_folder, digest
+from settings import lock
+
+UV = PROJECT / "tools" / "uv.txt"
+FOLDER = "daskstack-files"
+OPT = "/opt/daskstack"  # as in steps/common.sh
+WAIT = 3600  # seconds: 120 MB over a line of 300 kbit/s
+# What the oldest system that we support, with glibc 2.34, can load.
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(34, 4, -1)] + ["manylinux2014_x86_64"]
+
+
+def collect(path: Path, python: str, source: str) -> Path:
+    """The folder to hand out, from the cache or made there."""
+    kept = cache_folder() / "files" / digest(path, UV, python, source) / FOLDER
+    if kept.exists():
+        if not (changed := difference(kept, path)):
+            return kept
+        print(f"{changed}: making {kept.parent} again", file=sys.stderr)
+        shutil.rmtree(kept.parent)
+    kept.parent.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent.parent) as temporary:
+        new = Path(temporary) / "new" / FOLDER
+        new.mkdir(parents=True)
+        shutil.copy(path, new / "environment.lock")
+        download(["--requirement", str(UV)], python, new)
+        if source == "wheelhouse":
+            print("downloading the lock's wheels (about 120 MB, once)", file=sys.stderr)
+            pinned = Path(temporary) / "pinned.txt"
+            pinned.write_text("\n".join(lock.read(path, python).requirements))
+            download(["--requirement", str(pinned)], python, new / "wheels")
+        if not kept.parent.exists():  # another run may have been faster
+            new.parent.rename(kept.parent)
+    return kept
+
+
+def difference(kept: Path, lock: Path) -> str:
+    """What in a folder of the cache is not what the lock and tools/uv.txt name; empty where nothing is.
+
+    Machines install it as root. They check the wheels themselves, against the lock.
+    """
+    if (kept / "environment.lock").read_bytes() != lock.read_bytes():
+        return f"{kept / 'environment.lock'} differs from {lock}"
+    uv = next(kept.glob("uv-*.whl"), None)
+    if uv is None or sha256(uv) not in re.findall(r"--hash=sha256:([0-9a-f]{64})", UV.read_text()):
+        return f"{uv or kept / 'uv-*.whl'} has none of the checksums in {UV}"
+    return ""
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def download(what: list[str], python: str, folder: Path) -> None:
+    """The named wheels, checked against their hashes, for machines with this Python."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--require-hashes", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
+    command += [f"--platform={each}" for each in PLATFORMS]
+    try:
+        done = subprocess.run([*command, *what, "--dest", str(folder)], stdout=sys.stderr, timeout=WAIT)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"error: pip had not downloaded the wheels after {WAIT} s; is its package index slow?")
+    if done.returncode:
+        sys.exit("error: the wheels could not be downloaded; pip's own words are above")
+
+
+# The machine's part: bash, in one line without single quotes, so that every login shell passes it on. Whole or not at
+# all: the step that uses it must not meet what a killed run is still sending.
+TAKE = (
+    f"set -eu; umask 022; cd /; install -d -m 0755 {OPT}; rm -rf {OPT}/files.??????;"
+    f" new=$(mktemp -d {OPT}/files.XXXXXX);"
+    f' trap "rm -rf $new; rmdir --ignore-fail-on-non-empty {OPT}" EXIT;'
+    f" timeout {WAIT} tar --extract --no-same-owner --directory=$new; chmod -R u=rwX,go=rX $new/{FOLDER};"
+    f" rm -rf {OPT}/files; mv $new/{FOLDER} {OPT}/files"
+)
+REMOVE = f"cd /; rm -rf {OPT}/files {OPT}/files.??????; rmdir {OPT} 2>/dev/null || true"
+
+
+def send(folder: Path, connection: dict) -> None:
+    """Copies the folder to where only root can write."""
+    tar = ["tar", "--create", "--directory", folder.parent, FOLDER]
+    # Leaving the context closes this side of the pipe, so that tar ends when ssh has ended without reading it all.
+    with subprocess.Popen(tar, stdout=subprocess.PIPE) as sender:
+        status = as_root(connection, TAKE, sender.stdout)
+    if status or sender.returncode:
+        sys.exit(
+            f"error: lock and wheels could not be copied to {OPT} on {connection['host']};"
+            " the words of ssh and tar are above"
+        )
+
+
+def as_root(connection: dict, script: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> int:
+    """The status of a bash script on the machine; ends the program where it takes too long."""
+    privilege = [] if connection["user"] == "root" else ["sudo", "-n"]
+    with ssh.command(connection) as command:
+        try:
+            run = [*command, shlex.join([*privilege, "bash", "-c", script])]
+            return subprocess.run(run, stdin=stdin, timeout=WAIT).returncode
+        except subprocess.TimeoutExpired:
+            sys.exit(f"error: {connection['host']} had not taken lock and wheels after {WAIT} s")
+
+
+def main(undo: bool) -> None:
+    if platform.system() == "Windows":
+        sys.exit("error: run this on Linux, macOS or in WSL: it needs tar and ssh")
+    connection = json.loads(os.environ["CONNECTION"])
+    if undo:
+        sys.exit(as_root(connection, REMOVE))
+    folder = collect(Path(os.environ["LOCK"]), os.environ["PYTHON"], os.environ["SOURCE"])
+    send(folder, connection)
+    uv = next(folder.glob("uv-*.whl"))
+    print(json.dumps({"uv": uv.name, "uvSha256": sha256(uv)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] == ["undo"])

@@ -1,0 +1,77 @@
+"""Runs when all else of a release was deleted, before a cluster is: waits until load balancers and volumes are gone.
+
+Kubernetes removes what costs money after it has said that a Service or a claim is deleted; a cluster that goes too soon
+leaves it behind. Says what stays. Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, RELEASE.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+from daskstack.kubectl import kubectl
+
+WAIT = 300  # seconds
+ANSWER = 60  # seconds for kubectl
+
+
+def main() -> None:
+    namespace, release = os.environ["NAMESPACE"], os.environ["RELEASE"]
+    end, said = time.monotonic() + WAIT, ""
+    with kubectl(json.loads(os.environ["CLUSTER"])) as command:
+
+        def all_of(kind: str, *words: str) -> list[dict]:
+            try:
+                done = subprocess.run(
+                    [*command, "--request-timeout", "20s", "get", kind, *words, "--output", "json"],
+                    capture_output=True,
+                    text=True,
+                    stdin=subprocess.DEVNULL,
+                    timeout=ANSWER,
+                )
+            except subprocess.TimeoutExpired:
+                sys.exit(
+                    "error: what is left in the cluster cannot be seen:"
+                    f" `kubectl get {kind}` said nothing within {ANSWER} s"
+                )
+            if done.returncode:
+                sys.exit(f"error: what is left in the cluster cannot be seen: {done.stderr.strip()}")
+            return json.loads(done.stdout)["items"]
+
+        while True:
+            claims = all_of("persistentvolumeclaims", "--namespace", namespace)
+            services = all_of("services", "--namespace", namespace, "--selector", f"release={release}")
+            waiting = [f"Service {each['metadata']['name']}" for each in services]
+            waiting += [f"volume {name}" for name in going(all_of("persistentvolumes"), claims, namespace)]
+            if not waiting:
+                break
+            if time.monotonic() > end:
+                sys.exit(f"error: not gone after {WAIT} s: {', '.join(waiting)}; look at it with kubectl describe")
+            if (now := f"waiting until it is gone: {', '.join(waiting)}") != said:
+                print(said := now, file=sys.stderr, flush=True)
+            time.sleep(1)
+    for claim in claims:
+        if claim["metadata"].get("labels", {}).get("release") == release:
+            name, size = claim["metadata"]["name"], claim["spec"]["resources"]["requests"]["storage"]
+            print(
+                f"kept, as jupyter.keep says: {size} of notebooks; to delete them:"
+                f" kubectl --namespace {namespace} delete persistentvolumeclaim {name}",
+                file=sys.stderr,
+            )
+
+
+def going(volumes: list[dict], claims: list[dict], namespace: str) -> list[str]:
+    """Names of the namespace's volumes that no claim holds any more, and that Kubernetes therefore deletes."""
+    held = {claim["metadata"]["uid"] for claim in claims if "deletionTimestamp" not in claim["metadata"]}
+    return [
+        each["metadata"]["name"]
+        for each in volumes
+        if each["spec"].get("persistentVolumeReclaimPolicy") == "Delete"
+        and (claim := each["spec"].get("claimRef", {})).get("namespace") == namespace
+        and claim.get("uid") not in held
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What the check says of a release that does not become ready."""
+
+import re
+from typing import Any
+
+import pytest
+
+from on_this_computer import wait_for_deletion
+from on_this_computer.check_release import behind, manifest, problems
+
+
+def deployment(wanted: int = 2, **status: Any) -> dict[str, Any]:
+    done = {"observedGeneration": 3, "updatedReplicas": wanted, "availableReplicas": wanted, "replicas": wanted}
+    return {
+        "metadata": {"name": "dask-worker", "generation": 3},
+        "spec": {"replicas": wanted},
+        "status": done | status,
+    }
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "dask-worker-x"}, "status": status}
+
+
+def container(reason: str) -> dict[str, Any]:
+    return {"name": "worker", "image": "example.org/dask:1", "state": {"waiting": {"reason": reason}}}
+
+
+def test_a_release_is_done_when_every_pod_is_new_and_ready_and_none_is_left_over() -> None:
+    assert behind(deployment()) == ""
+    assert behind(deployment(wanted=0)) == ""
+    assert behind(deployment(availableReplicas=1)) == "dask-worker: 1 of 2 pods ready"
+    assert behind(deployment(updatedReplicas=0))
+    assert behind(deployment(replicas=3))
+    assert behind(deployment(observedGeneration=2)), "the change has not been looked at yet"
+
+
+FAILED_QUOTA = {"type": "ReplicaFailure", "status": "True", "message": "pods are forbidden: exceeded quota"}
+UNSCHEDULED = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: Insufficient cpu."}
+
+
+@pytest.mark.parametrize(
+    ("deployments", "pods", "final", "text"),
+    [
+        ([deployment(conditions=[FAILED_QUOTA])], [], True, "dask-worker gets no pods: pods are forbidden: exceeded"),
+        ([], [pod(conditions=[UNSCHEDULED])], False, "dask-worker-x finds no node: 0/1 nodes are available"),
+        ([], [pod(containerStatuses=[container("ImagePullBackOff")])], True, "the image example.org/dask:1 cannot be"),
+        ([], [pod(initContainerStatuses=[container("CrashLoopBackOff")])], True, "worker is in CrashLoopBackOff"),
+    ],
+)  # fmt: skip
+def test_what_keeps_a_pod_is_named_and_whether_waiting_is_in_vain(
+    deployments: list[dict], pods: list[dict], final: bool, text: str
+) -> None:
+    [(found, words)] = problems(deployments, pods)
+    assert found is final
+    assert re.search(re.escape(text), words)
+
+
+def test_a_pod_that_just_starts_is_no_problem() -> None:
+    assert not list(problems([deployment()], [pod(containerStatuses=[container("ContainerCreating")])]))
+
+
+def test_an_image_that_is_tried_again_and_again_stays_one_problem() -> None:
+    """Kubernetes changes the word; the time that we give it must not begin anew."""
+    first, then = (list(problems([], [pod(containerStatuses=[container(each)])])) for each in
+                   ("ErrImagePull", "ImagePullBackOff"))  # fmt: skip
+    assert first == then
+
+
+def test_the_job_is_like_a_worker_but_for_what_it_runs() -> None:
+    spec = {
+        "initContainers": [{"name": "environment"}],
+        "containers": [{"name": "worker", "image": "i", "lifecycle": {}, "livenessProbe": {}, "env": [1], "args": []}],
+    }
+    labels = {"app": "dask", "release": "dask", "component": "worker"}
+    like = {"spec": {"template": {"metadata": {"labels": labels}, "spec": spec}}}
+    made = manifest(like, "print(1)", "{}")["spec"]["template"]
+    [container] = made["spec"]["containers"]
+    assert container["command"] == ["python", "-c", "print(1)", "{}"]
+    assert not container.keys() & {"args", "lifecycle", "livenessProbe"}
+    assert container["env"] == [1] and made["spec"]["initContainers"] == spec["initContainers"]
+    # Else the workers' Deployment would take it for one of its own.
+    assert made["metadata"]["labels"]["component"] == "check"
+
+
+def test_only_volumes_that_kubernetes_will_delete_are_waited_for() -> None:
+    def volume(name: str, namespace: str, claim: str, policy: str = "Delete") -> dict:
+        spec = {"persistentVolumeReclaimPolicy": policy, "claimRef": {"namespace": namespace, "uid": claim}}
+        return {"metadata": {"name": name}, "spec": spec}
+
+    volumes = [
+        volume("gone", "dask", "1"),
+        volume("kept", "dask", "2"),
+        volume("going", "dask", "3"),
+        volume("retained", "dask", "4", "Retain"),
+        volume("others", "other", "5"),
+        {"metadata": {"name": "free"}, "spec": {"persistentVolumeReclaimPolicy": "Delete"}},
+    ]
+    claims = [{"metadata": {"uid": "2"}}, {"metadata": {"uid": "3", "deletionTimestamp": "now"}}]
+    assert wait_for_deletion.going(volumes, claims, "dask") == ["gone", "going"]

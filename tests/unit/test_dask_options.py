@@ -1,0 +1,62 @@
+"""What Dask is told, and what is said about certificates."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from components.machines import dask_options
+from components.machines.client_keys import notice
+from components.machines.sources.local import numbered
+from components.machines.step import script
+from settings import MachinesTarget, parse
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(**more) -> MachinesTarget:
+    return parse({"target": "machines", "machines": {"source": "local"}, **more}, ROOT)
+
+
+def test_every_worker_process_has_three_ports_of_its_own() -> None:
+    two = settings(workers={"perMachine": 2})
+    assert list(dask_options.worker_ports(two)) == [9000, 9001, 9002, 9003, 9004, 9005]
+    assert dask_options.cluster_ports(two) == "8786 8787 9000-9005"
+
+
+def test_without_tls_nothing_is_said_about_it() -> None:
+    assert json.loads(dask_options.config(settings(dask={"tls": False}))) == {}
+    assert dask_options.protocol(settings(dask={"tls": False})) == "tcp"
+
+
+def test_the_users_dask_config_stands_beside_tls() -> None:
+    config = json.loads(
+        dask_options.config(settings(dask={"config": {"distributed": {"comm": {"timeouts": {"connect": "9s"}}}}}))
+    )
+    comm = config["distributed"]["comm"]
+    assert comm["timeouts"] == {"connect": "9s"}
+    assert comm["require-encryption"] is True
+    assert comm["tls"]["worker"]["key"] == "/etc/daskstack/tls/key.pem"
+
+
+def test_arguments_reach_systemd_as_they_are() -> None:
+    assert dask_options.quoted(["--preload", "a b.py", '"', "$HOME", "100%", "\\"]) == (
+        r'"--preload" "a b.py" "\"" "$$HOME" "100%%" "\\"'
+    )
+
+
+@pytest.mark.parametrize(("today", "said"), [("2026-01-01", False), ("2026-11-01", False), ("2026-11-02", True)])
+def test_up_warns_sixty_days_before_certificates_end(today: str, said: bool) -> None:
+    text = notice("worker-1", "2027-01-01", date.fromisoformat(today))
+    assert (text is not None) == said
+    if text:
+        assert "worker-1 end on 2027-01-01, in 60 days: raise credentials.renewal" in text
+
+
+def test_a_machine_keeps_its_address_when_others_come_and_go() -> None:
+    assert numbered(["scheduler", "worker-1", "worker-3"]) == [(10, "scheduler"), (11, "worker-1"), (13, "worker-3")]
+
+
+def test_a_value_cannot_become_a_command() -> None:
+    assert "X='$(touch it); a'\"'\"'b'\n" in script("check", {"X": "$(touch it); a'b"})

@@ -1,0 +1,42 @@
+"""How an account is found without using it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from components.google_cloud import account_id
+from on_this_computer import google_credentials
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(google_credentials, "PRODUCT", tmp_path / "product_name")
+
+
+@pytest.mark.parametrize("name", google_credentials.VARIABLES)
+def test_a_variable_is_an_account(tmp_path: Path, name: str) -> None:
+    assert google_credentials.has_credentials({"HOME": str(tmp_path), name: "x"})
+    assert not google_credentials.has_credentials({"HOME": str(tmp_path), name: ""})
+
+
+@pytest.mark.parametrize(("variable", "folder"), [("HOME", ".config/gcloud"), ("CLOUDSDK_CONFIG", "")])
+def test_what_gcloud_keeps_is_an_account(tmp_path: Path, variable: str, folder: str) -> None:
+    environ = {"HOME": str(tmp_path / "none"), variable: str(tmp_path)}
+    assert not google_credentials.has_credentials(environ)
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder / "application_default_credentials.json").touch()
+    assert google_credentials.has_credentials(environ)
+
+
+def test_a_machine_of_googles_has_an_account(tmp_path: Path) -> None:
+    google_credentials.PRODUCT.write_text("Google Compute Engine\n")
+    assert google_credentials.has_credentials({"HOME": str(tmp_path)})
+
+
+def test_an_account_of_a_long_name_is_not_that_of_another() -> None:
+    assert account_id("dask-vms") == "dask-vms"
+    same = "dask-the-same-beginning-and-then-"
+    ids = {account_id(same + end) for end in ("one", "other")}
+    assert len(ids) == 2
+    assert all(re.fullmatch("[a-z][a-z0-9-]{4,28}[a-z0-9]", each) for each in ids)

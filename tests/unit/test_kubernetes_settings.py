@@ -1,0 +1,426 @@
+"""What a stack with `target: kubernetes` may say, and what the chart is told."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import settings.secret_env
+from components.kubernetes import chart_values
+from components.kubernetes.identities import jupyter_hash, tls_identities
+from on_this_computer.check_namespace import refusal
+from settings import lock
+from settings.common import KEY, memory
+from settings.kubernetes import CHARTS, default_values
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Path:
+    file = tmp_path / "kubeconfig"
+    file.touch()
+    return file
+
+
+def parse(kubeconfig: Path, **changed: Any) -> settings.KubernetesTarget:
+    cluster = {"source": "existing", "kubeconfig": str(kubeconfig)}
+    return settings.parse({"target": "kubernetes", "cluster": cluster} | changed, ROOT)
+
+
+def problem(kubeconfig: Path, **changed: Any) -> str:
+    with pytest.raises(settings.SettingsError) as raised:
+        parse(kubeconfig, **changed)
+    [only] = raised.value.problems
+    return only.removeprefix(f"{KEY}.")
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"workers": {"replicas": -1}}, "workers.replicas: -1 is too small; write 0 or more"),
+    ({"workers": {"replica": 3}}, "workers.replica: is not a key that is known here; did you mean replicas?"),
+    ({"workers": {"cpu": 0}}, "workers.cpu: 0.0 is not a number of processors; write e.g. 1 or 0.5"),
+    ({"workers": {"memory": "4"}}, 'workers.memory: "4" is not an amount of memory'),
+    ({"jupyter": {"storage": "10"}}, "jupyter.storage: '10' is not a volume's size; write e.g. 10Gi"),
+    ({"image": "python"}, "image: 'python' is not an image with its tag"),
+    ({"packages": {"pip": ["-r x"]}}, "packages.pip[0]: '-r x' is not a requirement"),
+    ({"packages": {"apt": ["libgomp1"]}}, "packages.apt: our chart's pods are not root"),
+    ({"namespace": {"name": "Dask"}}, "namespace.name: 'Dask' cannot be a name in Kubernetes"),
+    ({"expose": {"scheduler": {"sources": ["0.0.0.0/0"]}}}, "expose.scheduler.sources[0]: 0.0.0.0/0 is open to the"),
+    (
+        {"expose": {"jupyter": {"sources": ["0.0.0.0/2", "64.0.0.0/2"], "internal": True}}},
+        "expose.jupyter.sources: these cover half of the world or more together",
+    ),
+    (
+        {"expose": {"jupyter": {"sources": ["10.1.0.0/24"], "internal": True}}, "jupyter": {"enabled": False}},
+        "expose.jupyter: there is no Jupyter",
+    ),
+    (
+        {"dask": {"workerArgs": ["--nthreads", "2"]}},
+        "dask.workerArgs[0]: --nthreads is set by the cluster; use workers",
+    ),
+    ({"dask": {"config": {"distributed": {"comm": {"tls": {"ciphers": "x"}}}}}}, "dask.config.distributed.comm.tls"),
+    ({"dask": {"schedulerArgs": ["--jupyter"]}}, "dask.schedulerArgs[0]: --jupyter is set by the cluster; leave"),
+    (
+        {"dask": {"config": {"distributed": {"scheduler": {"http": {"routes": []}}}}}},
+        "dask.config.distributed.scheduler.http.routes: is set by the cluster; leave it out",
+    ),
+    (
+        {"values": {"worker": {"replicaCount": 3}}},
+        "values.worker.replicaCount: is not a key of the chart; did you mean",
+    ),
+    ({"values": {"workers": {}}}, "values.workers: is not a key of the chart; did you mean worker?"),
+    (
+        {"values": {"additional_worker_groups": [{"name": "gpu", "replica": 1}]}},
+        "values.additional_worker_groups[0].replica: is not a key of the chart; did you mean replicas?",
+    ),
+    (
+        {"values": {"additional_worker_groups": [{"name": "gpu", "replicas": "2"}]}},
+        'values.additional_worker_groups[0].replicas: "2" is not what the chart takes here',
+    ),
+    ({"values": {"jupyter": {"storage": 5}}}, "values.jupyter.storage: 5 is not what the chart takes here"),
+    ({"workers": {"cpu": True}}, "workers.cpu: true is not a number"),
+    ({"workers": {"cpu": float("inf")}}, "workers.cpu: inf is not a number of processors"),
+    ({"workers": {"memory": "0.5 B"}}, 'workers.memory: "0.5 B" is not an amount of memory'),
+    ({"workers": {"memory": "1" * 400 + " GB"}}, "workers.memory: "),
+    ({"jupyter": {"storage": "1" * 400 + "Gi"}}, "jupyter.storage: "),
+    ({"packages": {"pip": ["dask==2020.1.0"]}}, "packages.pip[0]: dask==2020.1.0 contradicts environment.lock"),
+    (
+        {"environment": {"lock": "charts/official.lock", "python": "3.10"}},
+        "environment.python: jupyter.lock is for Python",
+    ),
+    ({"egress": ["169.254.169.254/32"]}, "egress[0]: 169.254.169.254/32 has the metadata servers of clouds in it"),
+    ({"egress": ["0.0.0.0/0"]}, "egress[0]: 0.0.0.0/0 is open to the whole world"),
+]
+
+
+@pytest.mark.parametrize(("changed", "text"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_wrong_is_named_with_what_would_be_right(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+    assert problem(kubeconfig, **changed).startswith(text)
+
+
+# Each of these opened a door, or turned encryption or a login off, when it was merged into what the settings say.
+SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
+    ({"values": {"scheduler": {"serviceType": "LoadBalancer"}}}, "values.scheduler.serviceType: is set by the cluster"),
+    ({"values": {"webUI": {"serviceType": "NodePort"}}}, "values.webUI.serviceType: is set by the cluster; use expose"),
+    ({"values": {"scheduler": {"sourceRanges": ["10.0.0.0/8"]}}}, "values.scheduler.sourceRanges: is set by the"),
+    ({"values": {"networkPolicy": {"sources": ["0.0.0.0/0"]}}}, "values.networkPolicy.sources: 0.0.0.0/0 is open to"),
+    ({"values": {"networkPolicy": {"sources": ["0.0.0.0/2", "64.0.0.0/2"]}}}, "values.networkPolicy.sources: these"),
+    ({"values": {"networkPolicy": {"sources": ["all"]}}}, "values.networkPolicy.sources: all is not a network"),
+    (
+        {"values": {"networkPolicy": {"egress": {"to": [{"ipBlock": {"cidr": "::/0"}}]}}}},
+        "values.networkPolicy.egress.to[0].ipBlock.cidr: ::/0 is open to the whole world",
+    ),
+    (
+        {"values": {"scheduler": {"serviceAnnotations": {"ranges": "10.0.0.0/8,0.0.0.0/0"}}}},
+        "values.scheduler.serviceAnnotations.ranges: 0.0.0.0/0 is open to the whole world",
+    ),
+    ({"values": {"webUI": {"ingress": {"enabled": True}}}}, "values.webUI.ingress.enabled: is set by the cluster; the"),
+    ({"values": {"jupyter": {"ingress": {"enabled": True}}}}, "values.jupyter.ingress: has no TLS"),
+    ({"values": {"tls": {"scheduler": ""}}}, "values.tls"),
+    ({"values": {"config": {"distributed": {}}}}, "values.config: is set by the cluster; use dask.config"),
+    ({"values": {"fullnameOverride": "x"}}, "values.fullnameOverride: is set by the cluster; leave it out"),
+    ({"values": {"worker": {"replicas": 9}}}, "values.worker.replicas: is set by the cluster; use workers.replicas"),
+    ({"values": {"worker": {"extraArgs": ["--no-x"]}}}, "values.worker.extraArgs: is set by the cluster; use dask"),
+    (
+        {"values": {"additional_worker_groups": [{"name": "a", "extraArgs": ["--tls-cert=x"]}]}},
+        "values.additional_worker_groups[0].extraArgs[0]: --tls-cert is set by the cluster; use dask.tls",
+    ),
+    (
+        {"values": {"scheduler": {"env": [{"name": "DASK_CONFIG", "value": "/tmp"}]}}},
+        "values.scheduler.env[0].name: DASK_CONFIG is set by the cluster; leave it out",
+    ),
+    (
+        {"dask": {"env": {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "False"}}},
+        "dask.env.DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION: ",
+    ),
+    ({"dask": {"env": {"DASK_distributed__comm": "{}"}}}, "dask.env.DASK_distributed__comm: DASK_distributed__comm is"),
+    ({"dask": {"env": {"DASK_INTERNAL_INHERIT_CONFIG": ""}}}, "dask.env.DASK_INTERNAL_INHERIT_CONFIG: "),
+    ({"dask": {"env": {"MY VAR": "x"}}}, 'dask.env.MY VAR: "MY VAR" is not a variable\'s name'),
+    ({"dask": {"config": {"default-scheme": "tcp"}}}, "dask.config.default-scheme: is set by the cluster"),
+    ({"values": {"jupyter": {"args": ["--IdentityProvider.token="]}}}, "values.jupyter.args[0]: is about Jupyter's"),
+    ({"values": {"jupyter": {"extraConfig": "c.ServerApp.password = ''"}}}, "values.jupyter.extraConfig: is about"),
+    ({"values": {"jupyter": {"passwordSecret": "mine"}}}, "values.jupyter.passwordSecret: is set by the cluster"),
+    ({"expose": {"dashboard": {"sources": ["203.0.113.0/24"]}}}, "expose.dashboard: has neither a login nor TLS"),
+    ({"expose": {"jupyter": {"sources": ["203.0.113.0/24"]}}}, "expose.jupyter: has no TLS, so its password would"),
+    (
+        {"expose": {"scheduler": {"sources": ["203.0.113.0/24"]}}, "dask": {"tls": False}},
+        "expose.scheduler: has no TLS, so whoever listens can run code; write internal: true",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "text"), SIDE_DOORS, ids=lambda value: value if isinstance(value, str) else "")
+def test_nothing_gets_round_the_closed_door(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+    assert problem(kubeconfig, **changed).startswith(text)
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300, "none"])
+def test_a_kubeconfig_that_is_not_there_is_named(path: str) -> None:
+    assert problem(Path(path)).startswith("cluster.kubeconfig: ")
+
+
+def test_a_requirement_with_blanks_stays_one(kubeconfig: Path) -> None:
+    wanted = ["dask-ml >= 2025.1; os_name == 'posix'", "json5"]
+    assert own(parse(kubeconfig, packages={"pip": wanted}))["environment"]["extra"] == wanted
+
+
+def test_objects_of_kubernetes_are_left_to_it(kubeconfig: Path) -> None:
+    assert parse(kubeconfig, values={"worker": {"affinity": {"nodeAffinity": {}}, "resources": {"x": 1}}})
+
+
+LOCKS = {"environment": lock.read(ROOT / "environment.lock", "3.11")}
+NAMES = chart_values.Names("s", "w", "c", "p")
+
+
+def own(cluster: settings.KubernetesTarget) -> dict[str, Any]:
+    return chart_values.own(cluster, NAMES, LOCKS, "uv==1", "r")
+
+
+@pytest.mark.parametrize("name", ["python@sha256:" + "a" * 64, "ghcr.io/me/dask:1.4@sha256:" + "0" * 64])
+def test_an_image_can_be_named_by_its_digest(kubeconfig: Path, name: str) -> None:
+    """Charts write repository:tag, and the name has to be in there whole."""
+    image = own(parse(kubeconfig, image=name))["worker"]["image"]
+    assert f"{image['repository']}:{image['tag']}" == name
+
+
+def test_every_value_that_we_set_is_a_key_of_the_chart(kubeconfig: Path) -> None:
+    exposure = {"sources": ["203.0.113.7/32"], "internal": True}
+    found = own(parse(kubeconfig, expose=dict.fromkeys(("scheduler", "dashboard", "jupyter"), exposure)))
+    assert not list(settings.kubernetes.unknown_values(found, default_values("own"), ()))
+
+
+def test_values_of_the_users_own_win(kubeconfig: Path) -> None:
+    cluster = parse(kubeconfig, values={"worker": {"gracePeriod": 7, "strategy": {"type": "Recreate"}}})
+    assert own(cluster)["worker"]["gracePeriod"] == 7
+    assert own(cluster)["worker"]["image"] == {"repository": "python", "tag": "3.11-slim"}
+
+
+def test_an_image_of_the_users_own_installs_nothing(kubeconfig: Path) -> None:
+    found = own(parse(kubeconfig, image="ghcr.io/me/dask:1.4"))
+    assert found["environment"]["lock"] == found["jupyter"]["lock"] == ""
+    assert found["scheduler"]["image"] == {"repository": "ghcr.io/me/dask", "tag": "1.4"}
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"), [("2 GiB", 2**31), ("1.5GB", 1_500_000_000), ("500 MB", 500_000_000), ("64k", 64_000)]
+)
+def test_memory_means_the_same_to_dask_and_to_kubernetes(text: str, amount: int) -> None:
+    assert memory(text) == amount
+
+
+def test_the_schema_of_the_chart_knows_its_values_and_no_others() -> None:
+    schema = json.loads((CHARTS / "dask" / "values.schema.json").read_text())
+
+    def keys(known: dict[str, Any], place: str = "") -> set[str]:
+        inner = known.get("properties", {})
+        return {place}.union(*(keys(each, f"{place}.{name}") for name, each in inner.items()))
+
+    def paths(found: Any, place: str = "") -> set[str]:
+        free = place.rsplit(".", 1)[-1] in settings.kubernetes.FREE
+        inner = found if isinstance(found, dict) and not free else {}
+        return {place}.union(*(paths(each, f"{place}.{name}") for name, each in inner.items()))
+
+    assert keys(schema) - {".global"} == paths(yaml.safe_load((CHARTS / "dask" / "values.yaml").read_text()))
+
+
+def test_a_namespace_of_somebody_else_is_not_taken_over() -> None:
+    ours, theirs = ({"metadata": {"labels": {"dask-stack": name}}} for name in ("mine", "other"))
+    assert refusal("n", None, True, "mine") is None
+    assert refusal("n", ours, True, "mine") is None
+    assert "already, which this stack did not make" in (refusal("n", theirs, True, "mine") or "")
+    assert refusal("n", theirs, False, "mine") is None
+    assert "there is no namespace n" in (refusal("n", None, False, "mine") or "")
+
+
+def test_the_authoritys_key_is_kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, generated = ec.generate_private_key, []
+
+    def record(curve: ec.EllipticCurve) -> ec.EllipticCurvePrivateKey:
+        generated.append(generate(curve))
+        return generated[-1]
+
+    monkeypatch.setattr(ec, "generate_private_key", record)
+    made = tls_identities("trial", ["scheduler", "client"])
+    by_public = {key.public_key().public_numbers(): key for key in generated}
+    assert len(by_public) == 3
+
+    def key_of(certificate: str) -> ec.EllipticCurvePrivateKey:
+        return by_public[x509.load_pem_x509_certificate(certificate.encode()).public_key().public_numbers()]
+
+    for subject in ("scheduler", "client"):
+        kept = serialization.load_pem_private_key(made[subject]["tls.key"].encode(), None)
+        assert kept.private_numbers() == key_of(made[subject]["tls.crt"]).private_numbers()
+    authority = key_of(made["client"]["ca.crt"])
+    assert made["scheduler"]["ca.crt"] == made["client"]["ca.crt"]
+    assert held(made, key_of(made["client"]["tls.crt"])), "this test does not see a key that is kept"
+    assert not held(made, authority)
+
+
+def held(made: Any, key: ec.EllipticCurvePrivateKey) -> bool:
+    """Whether the secret number of this key is in there, as PEM, base64, hexadecimal or decimal text."""
+    number = key.private_numbers().private_value
+    secret, text = number.to_bytes(32, "big"), json.dumps(made, default=repr).replace("\\n", "")
+    if str(number) in text or secret.hex() in text.lower():
+        return True
+    runs = re.findall(r"[A-Za-z0-9+/]{40,}", text)
+    # Base64 can begin anywhere in a run of such characters.
+    decoded = [base64.b64decode(run[at : at + (len(run) - at) // 4 * 4]) for run in runs for at in range(4)]
+    return any(secret in each for each in decoded)
+
+
+def test_no_certificate_but_the_authoritys_can_sign_others() -> None:
+    made = tls_identities("trial", ["scheduler", "client"])
+    authority = x509.load_pem_x509_certificate(made["client"]["ca.crt"].encode())
+    for subject in ("scheduler", "client"):
+        own = x509.load_pem_x509_certificate(made[subject]["tls.crt"].encode())
+        own.verify_directly_issued_by(authority)
+        assert not own.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        assert not own.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+
+
+def test_a_password_has_the_same_hash_at_every_up_and_another_with_another_salt() -> None:
+    one, other = "00" * 16, "11" * 16
+    assert jupyter_hash("secret", one) == jupyter_hash("secret", one) != jupyter_hash("secret", other)
+    assert jupyter_hash("secret", one).startswith("argon2:$argon2id$")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"TOKEN": "x", "b_1": "y\nz"}, None),
+        ({"MY VAR": "x"}, 'dask:secretEnv.MY VAR: "MY VAR" is not a variable\'s name'),
+        ({"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "False"}, "dask:secretEnv.DASK_DISTRIBUTED__COMM__REQUIRE"),
+        ({"PATH": "x"}, "dask:secretEnv.PATH: PATH is set by the cluster"),
+        ({"TOKEN": {"secure": "v1"}}, "dask:secretEnv.TOKEN: is not text; set it anew: pulumi config set --secret"),
+        ({"TOKEN": "a\0b"}, "dask:secretEnv.TOKEN: is longer than 100,000 bytes or has control characters"),
+        ("swordfish", "dask:secretEnv: is not a set of names and values; remove it"),
+    ],
+)
+def test_secret_variables_are_checked_and_never_repeated(value: Any, text: str | None) -> None:
+    found = settings.secret_env.problems(value)
+    assert len(found) == (text is not None)
+    assert all(each.startswith(text) and "swordfish" not in each for each in found)
+
+
+OLDER = {"chart": "official", "environment": {"lock": "charts/official.lock", "python": "3.10"}}
+
+
+def test_the_official_chart_is_told_nothing_that_it_does_not_know(kubeconfig: Path) -> None:
+    exposure = {"sources": ["203.0.113.7/32"], "internal": True}
+    workers = {"replicas": 4, "cpu": 1, "memory": "4 GB", "nodeSelector": {"pool": "dask"}, "serviceAccount": "dask"}
+    cluster = parse(kubeconfig, **OLDER, workers=workers, expose={"scheduler": exposure}, image="ghcr.io/me/dask:1")
+    secret = chart_values.SecretEnv("dask-env", ["TOKEN"], "r")
+    found = chart_values.official(cluster, lock.read(ROOT / "charts/official.lock", "3.10"), "sha1:s:d", secret)
+    for part in ("scheduler", "worker", "jupyter"):
+        key = {"secretKeyRef": {"name": "dask-env", "key": "TOKEN"}}
+        assert {"name": "TOKEN", "valueFrom": key} in found[part]["env"]
+    assert not list(settings.kubernetes.unknown_values(found, default_values("official"), ()))
+    assert found["worker"]["replicas"] == 4
+    assert found["worker"]["resources"]["limits"] == {"memory": "4000000000"}
+    assert found["scheduler"]["serviceAnnotations"][chart_values.SOURCES] == "203.0.113.7/32"
+
+
+def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Path) -> None:
+    cluster = parse(kubeconfig, **OLDER, packages={"pip": ["dask-ml"], "conda": ["shap"], "apt": ["libgomp1"]})
+    none = chart_values.SecretEnv("", [], "r")
+    found = chart_values.official(cluster, lock.read(ROOT / "charts/official.lock", "3.10"), "sha1:s:d", none)
+    for part in ("scheduler", "worker", "jupyter"):
+        variables = {each["name"]: each["value"] for each in found[part]["env"]}
+        assert "dask==2024.1.0" in variables["EXTRA_PIP_PACKAGES"].split()
+        assert variables["EXTRA_PIP_PACKAGES"].endswith(" dask-ml")
+        assert (variables["EXTRA_CONDA_PACKAGES"], variables["EXTRA_APT_PACKAGES"]) == ("shap", "libgomp1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"environment": {}}, "environment.lock: has dask 2026"),
+        ({"dask": {"tls": True}}, "dask.tls: the official chart has no TLS of its own; write chart: own"),
+        (
+            {"expose": {"jupyter": {"sources": ["10.1.0.0/24"], "internal": True}}},
+            "expose.jupyter: the official chart has no source",
+        ),
+        ({"values": {"tls": {}}}, "values.tls: is not a key of the chart"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_official_chart_cannot_do_is_refused(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+    assert problem(kubeconfig, **(OLDER | changed)).startswith(text)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("Pulumi.*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_stack_file_is_accepted(kubeconfig: Path, file: Path) -> None:
+    cluster = yaml.safe_load(file.read_text())["config"][KEY]
+    if cluster.get("cluster", {}).get("source") == "existing":
+        cluster["cluster"]["kubeconfig"] = str(kubeconfig)
+    assert settings.parse(cluster, ROOT)
+
+
+OWN = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
+WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
+    ({"project": "My Project"}, "cluster.project: 'My Project' is not a project's id; write e.g. my-project"),
+    ({"location": "iowa"}, "cluster.location: 'iowa' is not a zone or region; write e.g. us-central1-a"),
+    ({"version": "v2"}, "cluster.version: 'v2' is not a version"),
+    ({"admins": ["me"]}, "cluster.admins[0]: 'me' is not an e-mail address; write e.g. me@example.com"),
+    ({"authorizedNetworks": ["0.0.0.0/0"]}, "cluster.authorizedNetworks[0]: 0.0.0.0/0 is open to the whole world"),
+    ({"ranges": {"pods": "8.8.0.0/16"}}, "cluster.ranges.pods: 8.8.0.0/16 is not a private network"),
+    ({"ranges": {"pods": "127.0.0.0/17"}}, "cluster.ranges.pods: 127.0.0.0/17 is not a private network"),
+    ({"ranges": {"pods": "169.254.0.0/17"}}, "cluster.ranges.pods: 169.254.0.0/17 is not a private network"),
+    ({"ranges": {"pods": "192.0.2.0/24"}}, "cluster.ranges.pods: 192.0.2.0/24 is not a private network"),
+    (
+        {"ranges": {"nodes": "10.8.0.0/29"}, "workers": {"maxNodes": 5}},
+        "cluster.ranges.nodes: 10.8.0.0/29 is too small for 8 nodes, write a /28 or larger",
+    ),
+    (
+        {"ranges": {"pods": "10.12.0.0/22"}, "workers": {"maxNodes": 5}},
+        "cluster.ranges.pods: 10.12.0.0/22 is too small for 8 nodes, write a /21 or larger",
+    ),
+    ({"ranges": {"services": "10.9.0.0/29"}}, "cluster.ranges.services: 10.9.0.0/29 is too small"),
+    ({"ranges": {"services": "10.8.0.0/24"}}, "cluster.ranges.services: 10.8.0.0/24 overlaps nodes, 10.8.0.0/22"),
+    (
+        {"network": {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}, "ranges": {"pods": "10.1.0.0/17"}},
+        "cluster.ranges: are those of a network of its own",
+    ),
+    ({"workers": {"minNodes": 3, "maxNodes": 2}}, "cluster.workers.maxNodes: 2 is less than minNodes, 3"),
+    ({"workers": {"machine": "big"}}, "cluster.workers.machine: 'big' is not a machine type"),
+    ({"hardening": {"shieldedNodes": False}}, "cluster.hardening.secureBoot: needs shielded nodes"),
+    ({"hardening": {"databaseKey": "key"}}, "cluster.hardening.databaseKey: 'key' is not a key; write e.g. projects/"),
+    (
+        {"hardening": {"sandbox": True}, "workers": {"accelerators": {"type": "nvidia-tesla-t4"}}},
+        "cluster.hardening.sandbox: has no GPUs",
+    ),
+    ({"kubeconfig": "x"}, "cluster.kubeconfig: is not a key that is known here"),
+]
+
+
+@pytest.mark.parametrize(("changed", "text"), WRONG_CLUSTERS, ids=lambda v: v if isinstance(v, str) else "")
+def test_what_is_wrong_with_a_cluster_of_its_own_is_named(changed: dict[str, Any], text: str) -> None:
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.parse({"target": "kubernetes", "cluster": OWN | changed}, ROOT)
+    [only] = raised.value.problems
+    assert only.removeprefix(f"{KEY}.").startswith(text)
+
+
+@pytest.mark.parametrize("text", ["30", "59s", "0m", "1.5h", "m"])
+def test_a_limit_that_is_no_duration_is_refused(kubeconfig: Path, text: str) -> None:
+    assert problem(kubeconfig, limits={"idle": text}).startswith(f"limits.idle: '{text}' is not a duration of a minute")
+
+
+def test_workers_of_a_cluster_of_its_own_are_where_their_pool_is_and_get_its_gpus() -> None:
+    gpus = {"workers": {"accelerators": {"type": "nvidia-tesla-t4"}}}
+    own = {"nodeSelector": {"team": "a"}, "tolerations": [{"operator": "Exists"}]}
+    cluster = settings.parse({"target": "kubernetes", "cluster": OWN | gpus, "workers": own}, ROOT)
+    names = chart_values.Names("s", "w", "c", "p")
+    locks = {name: lock.read(ROOT / "environment.lock", "3.11") for name in ("environment", "jupyter")}
+    found = chart_values.own(cluster, names, locks, "", "")
+    assert found["worker"]["nodeSelector"] == {"team": "a", "dask-workers": "yes"}
+    assert [each.get("key") for each in found["worker"]["tolerations"]] == ["dask", None]
+    assert found["worker"]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert found["scheduler"]["nodeSelector"] == {"dask-system": "yes"} and not found["scheduler"]["tolerations"]
