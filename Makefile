@@ -38,7 +38,7 @@ variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$vari
 # Where this is set, every program would compile Pulumi's and Dask's packages anew: seconds of processor each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up preview destroy left rehearse status logs env test unit mutants bench lock
+.PHONY: help up preview destroy left rehearse status logs env test unit mutants bench lock docs
 
 help:
 	@echo 'make up        build or change the cluster of stack $(STACK)'
@@ -53,6 +53,7 @@ help:
 	@echo 'make unit      the quick ones: in a minute, without root, nothing is built or started'
 	@echo 'make mutants   break each promise once, and see its test fail (20 minutes; ONLY=name for one)'
 	@echo 'make bench     figures beside those of other ways, into bench/results.md (100 minutes)'
+	@echo 'make docs      write the pages that are generated: settings, and what the tests prove'
 	@echo 'make lock      renew the locks of Python packages'
 
 up:
@@ -121,6 +122,11 @@ mutants:
 bench:
 	@$(install) program machines rehearsal kubernetes bench
 	@$(python) -m bench $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
+
+docs:
+	@$(install) unit
+	@$(python) -m settings.reference
+	@$(python) -m tools.mutants --table
 
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	$(if $(UPGRADE),--upgrade)

@@ -1,17 +1,15 @@
 """What a stack may say; every error at once, each with its remedy."""
 
 import difflib
-import itertools
 import json
-from functools import reduce
-from operator import getitem
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from settings.common import KEY, Place, Section, line, shown
+from settings.common import Place, Section, line, shown
 from settings.compute import ComputeSource
 from settings.gke import GkeSource
 from settings.kubernetes import KubernetesTarget
@@ -55,54 +53,30 @@ SECRETS = {
 def parse(value: dict[str, Any], folder: Path) -> MachinesTarget | KubernetesTarget:
     """The settings in `value`, checked against each other and against the lock in the project's `folder`.
 
-    What is wrong is noted and replaced with something right, until the rest can be judged too. Conflicts with
-    such a replacement are not reported. Raises SettingsError.
+    First each value is judged alone; where all are right, what they mean together. Raises SettingsError with everything
+    that is wrong in that phase.
     """
-    whole = {KEY: json.loads(json.dumps(value, default=str))}
-    problems: list[str] = []
-    replaced: list[Place] = []
-    guessed: list[Place] = []  # sections of which it is not known which kind they are
-    for _ in range(20):  # a wrong tag or key hides what is wrong below it: each round uncovers one level
-        try:
-            cluster = TypeAdapter(Cluster).validate_python(whole[KEY])
-            break
-        except ValidationError as invalid:
-            errors = invalid.errors()
-        # A list all of whose items are wrong is not an empty one.
-        inside = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
-        errors = [error for error in errors if error["type"] != "too_short" or error["loc"] not in inside]
-        misspelt = [error for error in errors if error["type"] == "extra_forbidden"]
-        # Names come after the values that they stand for: a value must not bring a removed name back.
-        for error in misspelt or sorted(errors, key=_is_of_a_name):
-            place, text, right = _explain(error, whole)
-            *path, last = (KEY, *place)
-            parent = reduce(getitem, path, whole)
-            # What belongs into a section cannot be known where its kind was only guessed.
-            unknown = error["type"] == "missing" or (error["type"] == "extra_forbidden" and not right)
-            if not (unknown and place[:-1] in guessed):
-                problems.append(line(place, text))
-            if error["type"].startswith("union_tag"):
-                guessed.append(place[:-1])
-            if misspelt:
-                wrong = parent.pop(last)
-                if right:
-                    parent.setdefault(right, wrong)
-            elif _is_of_a_name(error):
-                parent.pop(last)
-                replaced.append(place)
-            else:
-                parent[last] = right
-                replaced.append(place)
-    else:
-        raise SettingsError(problems)
-
-    for place, grounds, text in cluster.conflicts(folder):
-        pairs = itertools.product(replaced, grounds)
-        if not any(old == ground[: len(old)] or ground == old[: len(ground)] for old, ground in pairs):
-            problems.append(line(place, text))
-    if problems:
+    try:
+        cluster = TypeAdapter(Cluster).validate_python(value)
+    except ValidationError as invalid:
+        raise SettingsError(list(_shape_problems(invalid.errors()))) from None
+    if problems := [line(place, text) for place, text in cluster.conflicts(folder)]:
         raise SettingsError(problems)
     return cluster.completed()
+
+
+def _shape_problems(errors: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for each mistake, though pydantic may have several errors for it."""
+    inside = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
+    explained = [
+        (error, *_explain(error))
+        for error in errors
+        if error["type"] != "too_short" or error["loc"] not in inside  # a list all of whose items are wrong
+    ]
+    meant = {(*place[:-1], right) for error, place, _, right in explained if error["type"] == "extra_forbidden"}
+    for error, place, text, _ in explained:
+        if error["type"] != "missing" or place not in meant:  # a misspelt key is one mistake
+            yield line(place, text)
 
 
 # From pydantic's errors to sentences of ours.
@@ -142,8 +116,8 @@ def _is_of_a_name(error: dict[str, Any]) -> bool:
     return len(error["loc"]) > 1 and error["loc"][-1] == "[key]" and error["input"] == error["loc"][-2]
 
 
-def _explain(error: dict[str, Any], whole: dict[str, Any]) -> tuple[Place, str, Any]:
-    """Where an error in `whole` is, a sentence about it, and what would be right: a key for a key, else a value."""
+def _explain(error: dict[str, Any]) -> tuple[Place, str, Any]:
+    """Where an error is, a sentence about it, and what would be right: a key for a key, else a value."""
     kind, context = error["type"], error.get("ctx", {})
     place, section, field = _look_up(error["loc"][:-1] if _is_of_a_name(error) else error["loc"])
     keys = [str(known.alias) for known in section.model_fields.values()]
@@ -159,7 +133,7 @@ def _explain(error: dict[str, Any], whole: dict[str, Any]) -> tuple[Place, str, 
         right = right.model_dump(by_alias=True, mode="json")
     if kind.startswith("union_tag"):
         tag = str(field.discriminator)
-        right = _guess(field, reduce(getitem, place, whole[KEY]))
+        right = _guess(field, error["input"])
         place = (*place, tag)
         if renamed := RENAMED.get((*place, context.get("tag", ""))):
             return place, f"{context['tag']} is called {renamed} now; write {renamed}", renamed
@@ -182,7 +156,7 @@ def _clipped(sentence: str, found: str) -> str:
 
 def _guess(field: FieldInfo, section: dict[str, Any]) -> str:
     """Which kind a section is meant to be whose discriminator is wrong or missing: its word, or its keys tell."""
-    keys = {_tags(kind, field)[0]: {known.alias for known in kind.model_fields.values()} for kind in _sections(field)}
+    keys = {_tags(kind, field)[0]: {known.alias for known in kind.model_fields.values()} for kind in sections(field)}
     nearest = difflib.get_close_matches(str(section.get(str(field.discriminator))).lower(), keys, n=1)
     return nearest[0] if nearest else max(keys, key=lambda tag: len(keys[tag] & section.keys()))
 
@@ -192,14 +166,14 @@ def _look_up(location: Place) -> tuple[Place, type[Section], FieldInfo]:
     place: Place = ()
     section, field = MachinesTarget, _ROOT
     for part in location:
-        if field.discriminator and (tagged := [kind for kind in _sections(field) if part in _tags(kind, field)]):
+        if field.discriminator and (tagged := [kind for kind in sections(field) if part in _tags(kind, field)]):
             section, field = tagged[0], Field()
             continue
         place += (part,)
         if isinstance(part, str):
             known = {field.alias: field for field in section.model_fields.values()}
             field = known.get(part) or Field(None, examples=_values(field))
-            section = next(iter(_sections(field)), section)
+            section = next(iter(sections(field)), section)
     return place, section, field
 
 
@@ -209,7 +183,8 @@ def _values(field: FieldInfo) -> list[Any] | None:
     return list(example.values()) or None if isinstance(example, dict) else None
 
 
-def _sections(field: FieldInfo) -> list[type[Section]]:
+def sections(field: FieldInfo) -> list[type[Section]]:
+    """The sections that a field can hold."""
     kinds = (field.annotation, *get_args(field.annotation))
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 

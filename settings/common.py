@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic.alias_generators import to_camel
@@ -16,8 +16,13 @@ from settings import lock
 KEY = "dask:cluster"
 Place = tuple[str | int, ...]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-# A place, all places that count, and what is wrong there.
-Conflict = tuple[Place, list[Place], str]
+
+
+class Conflict(NamedTuple):
+    """Settings that cannot be true together: where that is said, and the rest of the sentence."""
+
+    place: Place
+    text: str
 
 
 # Checks of single values: each returns its argument or raises ValueError with the rest of a sentence.
@@ -151,7 +156,9 @@ def flat(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, alias_generator=to_camel, use_attribute_docstrings=True
+    )
 
 
 Listed = Strict(False)  # strict pydantic takes no list for a tuple, and a tuple stays as it is
@@ -162,13 +169,21 @@ class Environment(Section):
     """The Python packages of every process. `lock` is relative to the project folder."""
 
     lock: str = "environment.lock"
+    """The lock of Python packages: requirements with hashes, made by `make lock`; relative to the project folder. Every
+    package needs a wheel, because nothing is built on the cluster.
+    """
     python: Annotated[str, BeforeValidator(valid_python)] = "3.11"
+    """Python's minor version, the same in every process and in the notebook; in quotes."""
 
 
 class Credentials(Section):
     """A higher `renewal` than the last one replaces every key and certificate."""
 
     renewal: int = Field(1, ge=1)
+    """Raise it to replace all keys and certificates, those of the authority too, while Dask keeps running. The former
+    ones are rejected within minutes, so connect again. Certificates of machines renew themselves; `up` warns sixty
+    days before yours end.
+    """
 
 
 class Numbered(Section):
@@ -176,7 +191,9 @@ class Numbered(Section):
 
     source: str = Field(examples=["local"])
     workers: int = Field(2, ge=1, le=240)
+    """Machines besides the scheduler's."""
     scheduler_works: bool = False
+    """The scheduler's machine runs workers too."""
 
     @property
     def scheduler_name(self) -> str:
@@ -199,7 +216,11 @@ class Limits(Section):
     """What ends by itself, and what is refused; `hourly_cost` is in US dollars, as the program estimates it."""
 
     idle: Annotated[str, AfterValidator(valid_duration)] | None = Field(None, examples=["30m"])
+    """After this long without a task the workers stop, and what they cost ends. Results in their memory are lost. The
+    next `up` or `connect` starts them again. Not for machines that you have.
+    """
     hourly_cost: Annotated[Amount, Field(gt=0)] | None = Field(None, examples=[5.0])
+    """US dollars. A stack that can cost more per hour is refused before anything is created. Google Cloud only."""
 
 
 def line(place: Place, text: str) -> str:
@@ -220,7 +241,7 @@ def not_the_world(lists: Mapping[Place, tuple[str, ...]]) -> Iterator[Conflict]:
     for place, networks in lists.items():
         if is_world([ipaddress.ip_network(network) for network in networks]):
             text = "these cover half of the world or more together; name only the networks that need it"
-            yield place, [], text
+            yield Conflict(place, text)
 
 
 def lock_conflicts(environment: Environment, folder: Path) -> Iterator[Conflict]:
@@ -229,7 +250,7 @@ def lock_conflicts(environment: Environment, folder: Path) -> Iterator[Conflict]
     except lock.LockError as error:
         for setting, text in error.problems:
             place = ("environment", setting)
-            yield place, [place, ("environment", "lock")], text
+            yield Conflict(place, text)
 
 
 def config_conflicts(config: dict[str, Any], refused: Mapping[str, str]) -> Iterator[Conflict]:
@@ -237,4 +258,4 @@ def config_conflicts(config: dict[str, Any], refused: Mapping[str, str]) -> Iter
     for name in flat(config):
         for pattern, remedy in refused.items():
             if re.fullmatch(pattern, name):
-                yield ("dask", "config", name), [], f"is set by the cluster; {remedy}"
+                yield Conflict(("dask", "config", name), f"is set by the cluster; {remedy}")

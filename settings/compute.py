@@ -41,59 +41,93 @@ class Instance(Section):
     """A kind of machine; `disk` is in GB."""
 
     machine: Machine = "e2-standard-2"
+    """The machine type."""
     disk: int = Field(30, ge=10, le=65536)
+    """Size of the boot disk in GB."""
 
 
 class WorkerInstance(Instance):
     machine: Machine = "n1-standard-4"
+    """The machine type."""
     disk: int = Field(50, ge=10, le=65536)
+    """Size of the boot disk in GB."""
     spot: bool = False
+    """Spot machines: cheaper, and Google can stop them with half a minute's notice, in which they hand over their
+    results. The next `up` starts them again.
+    """
     accelerators: Accelerators | None = Field(None, examples=[{"type": "nvidia-tesla-t4"}])
+    """GPUs of each worker. They need an image that has drivers; Debian's has none."""
 
 
 class DataDisk(Section):
     """The disk that holds the shared directory, `size` in GB; one that is there already is used by its `name`."""
 
     size: int = Field(100, ge=10, le=65536)
+    """Size in GB."""
     type: Literal["pd-standard", "pd-balanced", "pd-ssd"] = "pd-balanced"
+    """The disk type."""
     name: Name | None = Field(None, examples=["my-disk"])
+    """A disk that exists already; it stays when the stack is destroyed."""
 
 
 class GivenSubnetwork(Section):
     """A network that is there already, and its subnetwork with the range of addresses that this has."""
 
     name: Name = Field(examples=["my-network"])
+    """The network."""
     subnetwork: Name = Field(examples=["my-subnetwork"])
+    """Its subnetwork."""
     range: Private = Field(examples=["10.1.0.0/24"])
+    """The subnetwork's range of addresses."""
 
 
 class MachineLimits(Limits):
     """`max_age` ends each machine for good, so long after it was started."""
 
     max_age: Annotated[str, AfterValidator(valid_duration)] | None = Field(None, examples=["7d"])
+    """Google deletes each machine this long after its start. The data disk stays."""
 
 
 class ComputeSource(Numbered):
     """Compute Engine machines, of which the scheduler's alone can be reached from outside."""
 
     source: Literal["compute"] = Field(examples=["compute"])
+    """Compute Engine machines; only the scheduler's can be reached from outside."""
     project: Project = Field(examples=["my-project"])
+    """Your Google Cloud project."""
     zone: Zone = Field(examples=["us-central1-a"])
+    """The zone of all machines."""
     scheduler: Instance = Instance()
+    """The scheduler's machine."""
     worker: WorkerInstance = WorkerInstance()
+    """The workers' machines."""
     image: Image = "debian-cloud/debian-12"
+    """The boot image. GPUs need one that has their drivers."""
     data_disk: DataDisk = DataDisk()
+    """The disk of the shared directory."""
     labels: dict[
         Annotated[str, matching(r"[a-z][a-z0-9_-]{0,62}", "a label's name; write e.g. team")],
         Annotated[str, matching(r"[a-z0-9_-]{0,63}", "a label's value; write e.g. research")],
     ] = Field({}, examples=[{"team": "research"}])
+    """Labels of machines, disks and addresses."""
     network: GivenSubnetwork | None = Field(
         None, examples=[{"name": "my-network", "subnetwork": "my-subnetwork", "range": "10.1.0.0/24"}]
     )
-    range: Private = "10.9.0.0/24"  # of a network of its own
+    """A network that exists; its own way out and firewall rules are left alone, and `firewall.ssh` decides who reaches
+    the machines. A new network by default.
+    """
+    range: Private = "10.9.0.0/24"
+    """The range of addresses of the stack's own network."""
     roles: Annotated[tuple[Role, ...], Listed] = Field((), examples=[["roles/storage.objectViewer"]])
+    """Roles of the machines' account. Every task has them, so broad ones are refused. Without roles, tasks cannot reach
+    the metadata server.
+    """
     secure_boot: bool = True
-    iap_port: int | None = Field(None, ge=1024, le=65535, examples=[2222])  # of this computer, held by a gcloud tunnel
+    """`false` allows drivers that are not signed."""
+    iap_port: int | None = Field(None, ge=1024, le=65535, examples=[2222])
+    """A port of your computer for a tunnel of Google's Identity-Aware Proxy. The scheduler's machine then has no
+    address on the internet.
+    """
 
     @property
     def region(self) -> str:
@@ -111,20 +145,20 @@ class ComputeSource(Numbered):
                 "is empty: nobody could reach the scheduler's machine; write the networks that may, e.g."
                 ' ["203.0.113.7/32"] for your own address, or machines.iapPort for a tunnel of Google\'s IAP'
             )
-            yield place, [place], text
+            yield Conflict(place, text)
         for index, network in enumerate(ssh):
             if ":" in network:
-                yield (*place, index), [place], f"{network} is of IPv6, which these machines do not have; leave it out"
+                yield Conflict((*place, index), f"{network} is of IPv6, which these machines do not have; leave it out")
         if self.network and "range" in self.model_fields_set:
             place = ("machines", "range")
-            yield place, [place, ("machines", "network")], "is that of a network of its own; leave out one of the two"
+            yield Conflict(place, "is that of a network of its own; leave out one of the two")
         usable = ipaddress.ip_network(self.cidr).num_addresses - 4  # Google keeps four
         if usable < len(self.machine_names):
             place = ("machines", "network", "range") if self.network else ("machines", "range")
             text = (
                 f"{self.cidr} has room for {max(usable, 0)} machines, not {len(self.machine_names)}; write a larger one"
             )
-            yield place, [place, ("machines", "workers")], text
+            yield Conflict(place, text)
 
     def bill(self, limits: Limits, prices: Mapping[str, float]) -> list[cost.Item]:
         """What it costs, part by part; machines that are switched off keep their disks."""

@@ -76,18 +76,18 @@ def machine_conflicts(place: Place, kind: Kind, own: Mapping[str, float]) -> Ite
     """Machine types and GPUs that Google does not have; what has a price of the user's `own` is left alone."""
     if kind.machine not in own and (nearest := misspelt(kind.machine)):
         here = (*place, "machine")
-        yield here, [here], f"Google has no {kind.machine}; did you mean {nearest}?"
+        yield Conflict(here, f"Google has no {kind.machine}; did you mean {nearest}?")
     accelerators = getattr(kind, "accelerators", None)
     if accelerators is None:
         return
     if accelerators.count & (accelerators.count - 1):
         here = (*place, "accelerators", "count")
-        yield here, [here], f"a machine has 1, 2, 4, 8 or 16 GPUs, not {accelerators.count}; write one of these"
+        yield Conflict(here, f"a machine has 1, 2, 4, 8 or 16 GPUs, not {accelerators.count}; write one of these")
     family = kind.machine.split("-")[0]
     if accelerators.type in prices()["accelerators"] and family in prices()["families"] and family != "n1":
         here = (*place, "accelerators", "type")
         text = f"{accelerators.type} is for machines of n1, not for {kind.machine}; write e.g. n1-standard-4"
-        yield here, [here, (*place, "machine")], text
+        yield Conflict(here, text)
 
 
 def machine_price(name: str, spot: bool, own: Mapping[str, float]) -> float | None:
@@ -165,19 +165,19 @@ def conflicts(limits: Limits, bill: list[Item], prices_: Mapping[str, float], ma
     names = machines | set(prices()["others"]) | set(prices()["accelerators"])
     for name in prices_.keys() - names:
         place: Place = ("prices", name)
-        yield place, [place], f"is nothing that this stack pays for; the names are {', '.join(sorted(names))}"
+        yield Conflict(place, f"is nothing that this stack pays for; the names are {', '.join(sorted(names))}")
     if limits.hourly_cost is None:
         return
     place = ("limits", "hourlyCost")
     if unknown := [item.name for item in bill if item.up is None]:
         text = f"cannot be kept, for the price of {unknown[0]} is not known; write it, in dollars an hour, under prices"
-        yield place, [place, ("prices",)], text
+        yield Conflict(place, text)
     elif (most := worst(bill)) > limits.hourly_cost:
         text = (
             f"{limits.hourly_cost:g} is less than what the stack can cost, about {most:.2f} dollars an hour with all"
             f" machines that it may start; write more, or allow fewer machines:\n{table(bill)}"
         )
-        yield place, [place], text
+        yield Conflict(place, text)
 
 
 def table(items: list[Item]) -> str:

@@ -60,25 +60,35 @@ class GivenNetwork(Section):
     """A network that is there already: a subnetwork of it, and the subnetwork's ranges for pods and services."""
 
     name: Name = Field(examples=["my-network"])
+    """The network."""
     subnetwork: Name = Field(examples=["my-subnetwork"])
+    """Its subnetwork."""
     pods: Name = Field(examples=["pods"])
+    """The subnetwork's range for pods."""
     services: Name = Field(examples=["services"])
+    """The subnetwork's range for services."""
 
 
 class Ranges(Section):
     """Addresses of a network of the stack's own: GKE gives each node 256 for its pods."""
 
     nodes: Private = "10.8.0.0/22"
+    """Addresses of nodes."""
     pods: Private = "10.12.0.0/17"
+    """Addresses of pods; each node takes 256."""
     services: Private = "10.8.16.0/22"
+    """Addresses of services."""
 
 
 class Pool(Section):
     """Machines of one kind; `disk` is in GB."""
 
     machine: Machine = "e2-standard-2"
+    """The machine type."""
     disk: int = Field(50, ge=20, le=65536)
+    """Size of each node's disk in GB."""
     max_nodes: int | None = Field(None, ge=1, le=1000, examples=[10])
+    """The largest number of nodes; 3 by default."""
 
     @property
     def most(self) -> int:
@@ -89,19 +99,28 @@ class Accelerators(Section):
     """GPUs of each node; each worker asks for one."""
 
     type: Name = Field(examples=["nvidia-tesla-t4"])
+    """The kind of GPU."""
     count: int = Field(1, ge=1, le=16)
+    """GPUs of each machine or node. Each worker uses one."""
 
 
 class WorkerPool(Pool):
     machine: Machine = "n1-standard-4"
+    """The machine type."""
     disk: int = Field(100, ge=20, le=65536)
+    """Size of each node's disk in GB."""
     spot: bool = False
+    """Spot nodes: cheaper, and Google can stop them at any time."""
     min_nodes: int = Field(0, ge=0, le=1000)
+    """Nodes that are kept while no worker needs them."""
     accelerators: Accelerators | None = Field(None, examples=[{"type": "nvidia-tesla-t4"}])
+    """GPUs of each node."""
     labels: dict[str, str] = Field({})
+    """Labels of the nodes."""
     taints: Annotated[tuple[dict[str, Any], ...], Listed] = Field(
         (), examples=[[{"key": "team", "value": "a", "effect": "NO_SCHEDULE"}]]
     )
+    """Taints of the nodes."""
 
 
 # The control plane's own logs are APISERVER, CONTROLLER_MANAGER and SCHEDULER.
@@ -111,42 +130,67 @@ Log = Literal["SYSTEM_COMPONENTS", "WORKLOADS", "APISERVER", "CONTROLLER_MANAGER
 class Hardening(Section):
     """Each default is what Google's hardening guide asks for. What follows `cost_allocation` is off: it has a price."""
 
-    private_nodes: bool = True  # no node has an address on the internet
-    # The first enforces NetworkPolicies.
+    private_nodes: bool = True
+    """Nodes have no address on the internet."""
     dataplane: Literal["ADVANCED_DATAPATH", "LEGACY_DATAPATH"] = "ADVANCED_DATAPATH"
-    workload_identity: bool = True  # pods get no rights from their node
+    """ADVANCED_DATAPATH enforces NetworkPolicies."""
+    workload_identity: bool = True
+    """Pods get no rights from their node."""
     shielded_nodes: bool = True
+    """Nodes prove their identity to the control plane."""
     secure_boot: bool = True
+    """Nodes start signed software only."""
     integrity_monitoring: bool = True
+    """Nodes compare how they booted with a baseline."""
     image_type: Literal["COS_CONTAINERD", "UBUNTU_CONTAINERD"] = "COS_CONTAINERD"
+    """The nodes' operating system."""
     auto_repair: bool = True
+    """GKE replaces nodes that are not healthy."""
     logging: Annotated[tuple[Log, ...], Listed] = ("SYSTEM_COMPONENTS", "WORKLOADS")
+    """Components whose logs are kept."""
     monitoring: Annotated[tuple[str, ...], Listed] = ("SYSTEM_COMPONENTS",)
+    """Components whose metrics are kept."""
     security_posture: Literal["BASIC", "DISABLED"] = "BASIC"
+    """GKE scans workloads for known misconfigurations."""
     cost_allocation: bool = True
+    """Splits the bill by namespace and label."""
     database_key: KmsKey | None = Field(None, examples=["projects/p/locations/l/keyRings/r/cryptoKeys/k"])
+    """A key of yours that encrypts the cluster's Secrets."""
     disk_key: KmsKey | None = Field(None, examples=["projects/p/locations/l/keyRings/r/cryptoKeys/k"])
+    """A key of yours that encrypts the nodes' disks."""
     binary_authorization: bool = False
-    intranode_visibility: bool = False  # firewall rules and flow logs see traffic between pods of one node
-    flow_logs: bool = False  # of the stack's own network; Cloud Logging bills them
-    sandbox: bool = False  # workers run under gVisor
+    """Only images that your project's policy allows may run."""
+    intranode_visibility: bool = False
+    """Firewall rules and flow logs see traffic between pods of one node."""
+    flow_logs: bool = False
+    """Flow logs of the stack's own network; Cloud Logging bills them."""
+    sandbox: bool = False
+    """Workers run under gVisor."""
 
 
 class GkeSource(Section):
     """A GKE cluster of the stack's own; zonal where `location` is a zone."""
 
     source: Literal["gke"] = Field(examples=["gke"])
+    """A GKE cluster that the stack creates."""
     project: Project = Field(examples=["my-project"])
+    """Your Google Cloud project."""
     location: Location = Field(examples=["us-central1-a"])
+    """A zone, or a region for a regional cluster."""
     release_channel: Literal["RAPID", "REGULAR", "STABLE", "EXTENDED"] = "REGULAR"
+    """Which versions GKE upgrades to."""
     version: Annotated[str, matching(r"1\.[0-9]+(\.[0-9]+(-gke\.[0-9]+)?)?", 'a version; write e.g. "1.33"')] | None = (
         Field(None, examples=["1.33"])
     )
-    # Destroying takes two steps then; what it saves is a cluster that somebody deletes by mistake.
+    """A fixed version of Kubernetes; the channel's default without it."""
     deletion_protection: bool = False
+    """Nobody can delete the cluster by mistake; to destroy it, set this to `false` and run `up` first."""
     authorized_networks: Networks = Field((), examples=[["203.0.113.7/32"]])
+    """Networks that may reach the control plane's address. Without any, it is reached by its DNS name, with your Google
+    login.
+    """
     admins: Annotated[tuple[Email, ...], Listed] = Field((), examples=[["me@example.com"]])
-    # Groups inside this one can be named in role bindings; Google asks for the name gke-security-groups.
+    """E-mail addresses that become cluster-admin."""
     security_group: (
         Annotated[
             str,
@@ -154,13 +198,19 @@ class GkeSource(Section):
         ]
         | None
     ) = Field(None, examples=["gke-security-groups@example.com"])
+    """The Google group whose member groups role bindings can name."""
     network: GivenNetwork | None = Field(
         None, examples=[{"name": "n", "subnetwork": "s", "pods": "pods", "services": "services"}]
     )
+    """A network that exists; a new one by default."""
     ranges: Ranges = Ranges()
+    """Ranges of addresses of the stack's own network."""
     system: Pool = Pool()
+    """Nodes of the scheduler and Jupyter."""
     workers: WorkerPool = WorkerPool()
+    """Nodes of the workers. By default one for each worker and one more."""
     hardening: Hardening = Hardening()
+    """The lines of Google's hardening guide; see [HARDENING.md](../components/gke/HARDENING.md)."""
 
     @property
     def region(self) -> str:
@@ -171,27 +221,27 @@ class GkeSource(Section):
         yield from not_the_world({place: self.authorized_networks})
         if self.network and "ranges" in self.model_fields_set:
             place = ("cluster", "ranges")
-            yield place, [place, ("cluster", "network")], "are those of a network of its own; leave out one of the two"
+            yield Conflict(place, "are those of a network of its own; leave out one of the two")
         ranges = {name: ipaddress.ip_network(getattr(self.ranges, name)) for name in Ranges.model_fields}
         for (one, first), (other, second) in combinations(ranges.items(), 2):
             if first.overlaps(second):
                 place = ("cluster", "ranges", other)
-                yield place, [place, ("cluster", "ranges", one)], f"{second} overlaps {one}, {first}; choose another"
+                yield Conflict(place, f"{second} overlaps {one}, {first}; choose another")
         most, least = self.workers.max_nodes, self.workers.min_nodes
         if most is not None and most < least:
             place = ("cluster", "workers", "maxNodes")
             text = f"{most} is less than minNodes, {least}; write at least {least}"
-            yield place, [place, ("cluster", "workers", "minNodes")], text
+            yield Conflict(place, text)
         hardening = self.hardening
         if self.network and hardening.flow_logs:
             place = ("cluster", "hardening", "flowLogs")
             text = "are those of a network of its own; turn them on in the network's own settings"
-            yield place, [place, ("cluster", "network")], text
+            yield Conflict(place, text)
         if not hardening.shielded_nodes and hardening.secure_boot:
             place = ("cluster", "hardening", "secureBoot")
             text = "needs shielded nodes; set it to false, too, or leave out shieldedNodes: false"
-            yield place, [place, ("cluster", "hardening", "shieldedNodes")], text
+            yield Conflict(place, text)
         if hardening.sandbox and self.workers.accelerators:
             place = ("cluster", "hardening", "sandbox")
             text = "has no GPUs in this program; leave out one of the two"
-            yield place, [place, ("cluster", "workers", "accelerators")], text
+            yield Conflict(place, text)

@@ -94,8 +94,11 @@ class KubeconfigSource(Section):
     """A Kubernetes that is there already, found as kubectl finds it."""
 
     source: Literal["existing"] = Field(examples=["existing"])
+    """A Kubernetes that exists, found as kubectl finds it."""
     kubeconfig: str = "~/.kube/config"
+    """The kubeconfig file."""
     context: str | None = Field(None, examples=["kind-kind"])
+    """Its context; by default the one that is current at the first `up`."""
 
     @property
     def path(self) -> Path:
@@ -122,22 +125,33 @@ class Pod(Section):
     """A kind of pod. `cpu` is in processors that it is sure to get; `memory` is its limit, too."""
 
     cpu: Cpu = Field(1.0, examples=[0.5])
+    """Processors that the pod is sure to get."""
     memory: Annotated[str, AfterValidator(valid_memory)] = "2 GiB"
+    """Memory that the pod is sure to get, and its limit."""
     node_selector: dict[str, str] = Field({})
+    """Labels of the nodes on which it runs."""
     tolerations: Annotated[tuple[dict[str, Any], ...], Listed] = Field((), examples=[[{"operator": "Exists"}]])
+    """Taints that it tolerates."""
     service_account: Annotated[str, AfterValidator(valid_label)] | None = Field(None, examples=["dask"])
+    """The ServiceAccount that it runs as. Its pods may reach the metadata server, which gives them that account's
+    rights.
+    """
 
 
 class Scheduler(Pod):
     cpu: Cpu = 0.5
+    """Processors that the pod is sure to get."""
 
 
 class KubernetesWorkers(Pod):
     """`replicas` pods with one worker process each."""
 
     replicas: int = Field(3, ge=0, le=1000)
+    """Pods with one worker process each."""
     threads: int | None = Field(None, ge=1, examples=[2])
-    grace_period: int = Field(120, ge=30, le=3600)  # seconds to hand over tasks and results
+    """Threads of each process; its processors by default."""
+    grace_period: int = Field(120, ge=30, le=3600)
+    """Seconds to hand over tasks and results before a pod stops."""
 
     @property
     def threads_each(self) -> int:
@@ -149,9 +163,13 @@ class Jupyter(Pod):
     """A notebook server beside the cluster; `keep` leaves its volume when the stack is destroyed."""
 
     enabled: bool = True
+    """Whether there is a notebook server."""
     cpu: Cpu = 0.5
+    """Processors that the pod is sure to get."""
     storage: Annotated[str, AfterValidator(valid_size)] = "10Gi"
+    """Size of the notebooks' volume."""
     keep: bool = False
+    """`destroy` keeps the volume. The namespace must then be your own."""
 
 
 class Packages(Section):
@@ -160,12 +178,15 @@ class Packages(Section):
     pip: Annotated[tuple[Annotated[str, AfterValidator(valid_requirement)], ...], Listed] = Field(
         (), examples=[["dask-ml"]]
     )
+    """Packages in addition to the lock, which they cannot change; the same in all pods."""
     conda: Annotated[tuple[Annotated[str, AfterValidator(valid_package)], ...], Listed] = Field(
         (), examples=[["lightgbm"]]
     )
+    """Conda packages. Official chart only."""
     apt: Annotated[tuple[Annotated[str, AfterValidator(valid_package)], ...], Listed] = Field(
         (), examples=[["libgomp1"]]
     )
+    """System packages. Official chart only."""
 
 
 class Exposure(Section):
@@ -175,22 +196,30 @@ class Exposure(Section):
     """
 
     sources: Networks = Field(min_length=1, examples=[["203.0.113.0/24"]])
+    """The networks that may reach it; the whole world is refused."""
     internal: bool = False
+    """The load balancer has no address on the internet. Required for what is not encrypted: the dashboard and Jupyter.
+    """
 
 
 class Expose(Section):
     """What can be reached without a port-forward."""
 
     scheduler: Exposure | None = Field(None, examples=[{"sources": ["203.0.113.0/24"]}])
+    """A load balancer for the scheduler."""
     dashboard: Exposure | None = Field(None, examples=[{"sources": ["203.0.113.0/24"]}])
+    """A load balancer for the dashboard."""
     jupyter: Exposure | None = Field(None, examples=[{"sources": ["203.0.113.0/24"]}])
+    """A load balancer for the notebook server."""
 
 
 class Namespace(Section):
     """Where the release is; without a name `dask-<stack>`. One that is there already is used with `create: false`."""
 
     name: Annotated[str, AfterValidator(valid_label)] | None = Field(None, examples=["dask"])
+    """The namespace; `dask-<stack>` by default."""
     create: bool = True
+    """`false` uses a namespace that exists, and leaves it there."""
 
 
 ARGUMENTS = {
@@ -208,10 +237,15 @@ class KubernetesDask(Section):
     """Dask's own settings; `config` is what a YAML file of Dask's would hold."""
 
     scheduler_args: Arguments = Field((), examples=[["--preload", "my.module"]])
+    """Further arguments of `dask scheduler`."""
     worker_args: Arguments = Field((), examples=[["--preload", "my.module"]])
+    """Further arguments of `dask worker`."""
     config: dict[str, Any] = Field({})
+    """Dask configuration, as in Dask's own YAML files."""
     env: dict[Annotated[str, AfterValidator(valid_variable)], str] = Field({}, examples=[{"OMP_NUM_THREADS": "1"}])
+    """Environment variables of scheduler, workers and notebooks."""
     tls: bool = True
+    """Mutual TLS between scheduler, workers and clients. The official chart has none."""
 
 
 CONFIG = {r"(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls", **OPEN_CONFIG}
@@ -221,24 +255,47 @@ class KubernetesTarget(Section):
     """A cluster in Kubernetes, from a Helm release."""
 
     target: Literal["kubernetes"] = Field(examples=["kubernetes"])
+    """A cluster in Kubernetes, from a Helm release."""
     cluster: KubeconfigSource | GkeSource = Field(discriminator="source", examples=[{"source": "existing"}])
+    """Which Kubernetes."""
     namespace: Namespace = Namespace()
+    """Where the release is installed."""
     chart: Literal["own", "official"] = "own"
+    """`own`: this project's chart; `official`: `dask/dask` from https://helm.dask.org, which cannot run Dask 2026.6 or
+    newer.
+    """
     image: Annotated[str, AfterValidator(valid_image)] | None = Field(None, examples=["ghcr.io/me/dask:1.4"])
+    """An image, with its tag, that has the environment already. By default a slim Python image that installs the lock
+    at start.
+    """
     environment: Environment = Environment()
+    """The Python packages of every process."""
     packages: Packages = Packages()
+    """Packages in addition to the lock."""
     scheduler: Scheduler = Scheduler()
+    """The scheduler's pod."""
     workers: KubernetesWorkers = KubernetesWorkers()
+    """The workers' pods."""
     jupyter: Jupyter = Jupyter()
+    """The notebook server's pod."""
     expose: Expose = Expose()
-    # Private networks that the pods may reach beside the internet.
+    """What can be reached without a port-forward."""
     egress: Networks = Field((), examples=[["10.2.0.0/24"]])
+    """Private networks that pods may reach besides the internet, such as a package index's."""
     dask: KubernetesDask = KubernetesDask()
+    """Dask's own settings."""
     credentials: Credentials = Credentials()
+    """Keys and certificates."""
     limits: Limits = Limits()
+    """When workers stop, and what the stack may cost."""
     prices: Prices = Field({}, examples=[{"n1-standard-4": 0.15}])
+    """Your own prices in US dollars per hour, by name; list prices by default."""
     values: dict[str, Any] = Field({})
-    wait: int = Field(600, ge=30, le=7200)  # seconds for all pods to be ready
+    """Further values of the chart, merged last. They are checked against its schema, and refused where they contradict
+    a setting.
+    """
+    wait: int = Field(600, ge=30, le=7200)
+    """Seconds for all pods to become ready."""
 
     def completed(self) -> "KubernetesTarget":
         """The official chart has no TLS, which `conflicts` refuses where it is asked for."""
@@ -299,19 +356,19 @@ class KubernetesTarget(Section):
         elif not self.cluster.is_there:
             place = ("cluster", "kubeconfig")
             text = f"{self.cluster.kubeconfig} is not a file; write the one that kubectl uses, e.g. ~/.kube/config"
-            yield place, [place], text
+            yield Conflict(place, text)
         exposures = {name: getattr(self.expose, name) for name in Expose.model_fields}
         yield from not_the_world({("expose", n, "sources"): each.sources for n, each in exposures.items() if each})
         if self.expose.jupyter and not self.jupyter.enabled:
             place = ("expose", "jupyter")
-            yield place, [place, ("jupyter", "enabled")], "there is no Jupyter; set jupyter.enabled: true"
+            yield Conflict(place, "there is no Jupyter; set jupyter.enabled: true")
         if self.jupyter.keep and self.namespace.create:
             place = ("jupyter", "keep")
             text = (
                 "the volume would go with its namespace, which this stack makes and removes; make one yourself, and"
                 " write its name with namespace.create: false"
             )
-            yield place, [place, ("namespace",)], text
+            yield Conflict(place, text)
         yield from _exposure_conflicts(self)
         yield from config_conflicts(self.dask.config, CONFIG)
         yield from lock_conflicts(self.environment, folder)
@@ -343,7 +400,7 @@ def _cost_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
                 f" {max(cpus, 0):.1f} and {max(gib, 0):.1f} GiB for it; write less, or a larger {'.'.join(machine)}"
             )
             wrong.append(text)
-            yield place, [place, machine], text
+            yield Conflict(place, text)
     if wrong:
         return
     pool = cluster.cluster.workers
@@ -353,7 +410,7 @@ def _cost_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
             f"{cluster.most_nodes} nodes have no room for {cluster.replicas} workers, which need {cluster.nodes}; write"
             f" at least {cluster.nodes}, or fewer workers.replicas"
         )
-        yield place, [place, ("workers",)], text
+        yield Conflict(place, text)
     yield from _range_conflicts(cluster)
     machines = {cluster.cluster.system.machine, pool.machine}
     if pool.accelerators:
@@ -374,7 +431,7 @@ def _range_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
             place = ("cluster", "ranges", name)
             shortest = 32 - (needed - 1).bit_length()
             text = f"{network} is too small for {nodes} nodes, write a /{shortest} or larger, e.g. 10.64.0.0/{shortest}"
-            yield place, [place, ("workers",), ("cluster", "workers"), ("cluster", "system")], text
+            yield Conflict(place, text)
 
 
 def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict]:
@@ -385,7 +442,7 @@ def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict
                 f"our chart's pods are not root, so {kind} cannot install anything in them; put it into an image of"
                 " your own and name that as image, or write chart: official"
             )
-            yield place, [place, ("chart",)], text
+            yield Conflict(place, text)
     if cluster.jupyter.enabled and not cluster.image:
         try:
             here = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages
@@ -396,19 +453,19 @@ def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict
         except lock.LockError as error:
             for setting, text in error.problems:
                 place = ("environment", setting)
-                yield place, [place, ("jupyter", "enabled")], f"{text}; or write jupyter: {{enabled: false}}"
+                yield Conflict(place, f"{text}; or write jupyter: {{enabled: false}}")
             return
         if other := [name for name in jupyter if here.get(name, jupyter[name]) != jupyter[name]]:
             place = ("environment", "lock")
             text = f"{cluster.environment.lock} and {JUPYTER_LOCK} pin other versions of {', '.join(other)}; make lock"
-            yield place, [place, ("jupyter", "enabled")], text
+            yield Conflict(place, text)
 
 
 def _official_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict]:
     """What the official chart cannot do."""
 
     def refuse(place: Place, what: str) -> Conflict:
-        return place, [place, ("chart",)], f"the official chart has no {what}; write chart: own, or leave it out"
+        return Conflict(place, f"the official chart has no {what}; write chart: own, or leave it out")
 
     for name in ("dashboard", "jupyter"):
         if getattr(cluster.expose, name):
@@ -431,7 +488,7 @@ def _official_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Con
             f"has dask {dask}, and the official chart starts commands that Dask {WITHOUT_COMMANDS} dropped; write"
             ' chart: own, or a lock with an older Dask, such as charts/official.lock with python: "3.10"'
         )
-        yield place, [place, ("chart",)], text
+        yield Conflict(place, text)
 
 
 def _exposure_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
@@ -448,12 +505,12 @@ def _exposure_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
             other = ", or values.jupyter.ingress with tls: true" if name == "jupyter" else ""
             remedy = "write internal: true, or leave it out and use a port-forward (`daskstack.connect`)"
             text = f"{reason}; {remedy}{other}"
-            yield place, [place, ("dask", "tls"), ("chart",)], text
+            yield Conflict(place, text)
     for index, network in enumerate(cluster.egress):
         if ipaddress.ip_network(network).overlaps(LINK_LOCAL[6 if ":" in network else 4]):
             place = ("egress", index)
             text = f"{network} has the metadata servers of clouds in it; leave it out: a serviceAccount opens the way"
-            yield place, [place], text
+            yield Conflict(place, text)
 
 
 LINK_LOCAL = {4: ipaddress.ip_network("169.254.0.0/16"), 6: ipaddress.ip_network("fe80::/10")}
@@ -470,10 +527,10 @@ def _package_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conf
         version = locked.get(canonicalize_name(wanted.name))
         if version and not wanted.specifier.contains(version, prereleases=True):
             text = f"{text} contradicts {cluster.environment.lock}, which pins {version}; change the lock, or this"
-            yield place, [place, ("environment",)], text
+            yield Conflict(place, text)
         elif cluster.chart == "official" and re.search(r"\s", text):
             text = f"{text!r} has a blank, and the official chart takes it for several packages; write it without"
-            yield place, [place, ("chart",)], text
+            yield Conflict(place, text)
 
 
 # What a stack says elsewhere, or what the check and `daskstack.connect` rely on. Patterns of values' places.
@@ -510,13 +567,13 @@ def _value_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
         name = ".".join(map(str, place))
         for pattern, remedy in VALUES.items():
             if re.fullmatch(pattern, name):
-                yield here, [here, ("chart",)], f"is set by the cluster; {remedy}"
+                yield Conflict(here, f"is set by the cluster; {remedy}")
         for problem in _value_problems(place, value):
-            yield here, [here], problem
+            yield Conflict(here, problem)
     ingress = cluster.values.get("jupyter", {}).get("ingress") or {}
     if ingress.get("enabled") and not ingress.get("tls"):
         place = ("values", "jupyter", "ingress")
-        yield place, [place], "has no TLS, so the password would cross the network as text; write tls: true with it"
+        yield Conflict(place, "has no TLS, so the password would cross the network as text; write tls: true with it")
 
 
 def _value_problems(place: Place, value: Any) -> Iterator[str]:
@@ -570,7 +627,7 @@ def _schema_conflicts(values: dict[str, Any], chart: str) -> Iterator[Conflict]:
     for error in jsonschema.Draft7Validator(schema).iter_errors(values):
         if error.validator != "additionalProperties":
             here = ("values", *error.absolute_path)
-            yield here, [here, ("chart",)], f"{shown(error.instance)} is not what the chart takes here: {error.message}"
+            yield Conflict(here, f"{shown(error.instance)} is not what the chart takes here: {error.message}")
 
 
 def unknown_values(values: dict[str, Any], known: dict[str, Any], place: Place) -> Iterator[Conflict]:
@@ -580,7 +637,7 @@ def unknown_values(values: dict[str, Any], known: dict[str, Any], place: Place) 
         if key not in known:
             nearest = difflib.get_close_matches(key, known, 1, 0.4)
             hint = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(known)}"
-            yield here, [here, ("chart",)], f"is not a key of the chart; {hint}"
+            yield Conflict(here, f"is not a key of the chart; {hint}")
         elif key == "additional_worker_groups" and isinstance(value, list):
             for index, group in enumerate(value):
                 if isinstance(group, dict):

@@ -205,6 +205,7 @@ class LocalSource(Numbered):
     """Machines on this computer."""
 
     source: Literal["local"] = Field(examples=["local"])
+    """Machines on this computer, to try a cluster out."""
 
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -215,19 +216,31 @@ class Bastion(Section):
     """A machine that is only passed through, on the way to those that name it as their bastion."""
 
     name: Annotated[str, AfterValidator(valid_name)] = Field(examples=["gate"])
+    """Its name in the cluster."""
     address: Annotated[str, AfterValidator(valid_address)] = Field(examples=["203.0.113.4"])
+    """Where you reach it."""
     port: Port = 22
+    """The port of its sshd, as you reach it."""
     user: Annotated[str, AfterValidator(valid_user)] = "root"
+    """Who logs in: root, or a user with password-less sudo."""
     host_key: Annotated[str, AfterValidator(valid_host_key)] | None = Field(None, examples=[HOST_KEY])
+    """Its ed25519 host key. Without it, the first contact trusts the network once and prints the fingerprint. A key
+    that changes later fails `up`; for a machine that was reinstalled, write its new key, and all its steps run
+    again.
+    """
 
 
 class Host(Bastion):
     """A machine of the user's. `address` and `port` are where `up` reaches it, through `bastion` where it has one."""
 
     address: Annotated[str, AfterValidator(valid_address)] = Field(examples=["203.0.113.5"])
+    """Where you reach it, through `bastion` if it has one."""
     private_address: Annotated[str, AfterValidator(valid_inside)] | None = Field(None, examples=["10.1.0.5"])
+    """The IPv4 address at which the other machines reach it; `address` by default."""
     bastion: str | None = Field(None, examples=["gate"])
-    gone: bool = False  # for good: nothing is run on it any more
+    """The host, or the entry of `bastions`, through which `up` reaches it; one hop at most."""
+    gone: bool = False
+    """The machine is dead for good: no command runs on it any more, and its steps are forgotten at the end."""
 
     @property
     def inside(self) -> str:
@@ -242,14 +255,23 @@ class ExistingSource(Section):
     """Machines that the user has already."""
 
     source: Literal["existing"] = Field(examples=["existing"])
+    """Machines that you have, reached over SSH."""
     hosts: Annotated[tuple[Host, ...], Listed] = Field(min_length=1, examples=[HOSTS_EXAMPLE])
+    """The machines."""
     bastions: Annotated[tuple[Bastion, ...], Listed] = Field(
         (), examples=[[{"name": "gate", "address": "203.0.113.4"}]]
     )
+    """Machines that are only passed through."""
     network: Annotated[str, AfterValidator(valid_network)] | None = Field(None, examples=["10.1.0.0/24"])
-    ssh_port: Port | None = Field(None, examples=[22])  # where they reach each other; by default as `up` does
+    """The IPv4 network in which the machines reach each other. Without it, their firewalls list the machines one by
+    one, and a new machine changes the firewall of all others.
+    """
+    ssh_port: Port | None = Field(None, examples=[22])
+    """The port at which their sshd answers each other; the hosts' `port` by default. Required if ports differ."""
     scheduler: str | None = Field(None, examples=["head"])
+    """The host that runs the scheduler and signs the others' keys; the first one by default."""
     scheduler_works: bool = False
+    """The scheduler's machine runs workers too."""
 
     @property
     def scheduler_name(self) -> str:
@@ -265,92 +287,128 @@ class ExistingSource(Section):
         names = [host.name for host in self.hosts if not host.gone]
         return tuple(sorted(names, key=lambda name: name != self.scheduler_name))
 
-    @property
-    def naming(self) -> list[Place]:
-        """Where it is said which names there are."""
-        keys = itertools.product(range(len(self.hosts)), ("name", "gone"))
-        hosts: list[Place] = [("machines", "hosts", *key) for key in keys]
-        return [*hosts, *(("machines", "bastions", i, "name") for i, _ in enumerate(self.bastions))]
-
 
 class Workers(Section):
     """Dask's worker processes; what is None is shared out among those of a machine."""
 
     per_machine: int = Field(1, ge=1, le=64)
-    threads: int | None = Field(None, ge=1, examples=[2])  # of each process
-    memory_limit: Annotated[str, AfterValidator(valid_memory)] | None = Field(None, examples=["2 GiB"])  # the same
+    """Worker processes on each machine."""
+    threads: int | None = Field(None, ge=1, examples=[2])
+    """Threads of each process; by default the machine's processors divided by its processes."""
+    memory_limit: Annotated[str, AfterValidator(valid_memory)] | None = Field(None, examples=["2 GiB"])
+    """Memory of each process; by default the machine's memory divided by its processes."""
     spill: Annotated[str, AfterValidator(partial(valid_folder, _NO_SPILL, SPILL))] = SPILL
+    """A folder on the machine's own disk for data that does not fit into memory. Workers use a folder `daskstack` in
+    it; nothing else there is touched.
+    """
 
 
 class Open(Section):
     """A TCP port that networks outside the cluster may reach on every machine."""
 
     port: Annotated[int, AfterValidator(partial(valid_port, 1))] = Field(examples=[9100])
+    """The TCP port, on every machine."""
     sources: Networks = Field(min_length=1, examples=[["203.0.113.0/24"]])
+    """The networks that may reach it; the whole world is refused."""
 
 
 class Firewall(Section):
     """What reaches the machines from outside the cluster's own network; not `manage`d, it is only verified."""
 
     manage: bool = True
-    close_others: bool = False  # also ports on which something listens that is not the cluster's
+    """`false` leaves the machines' firewalls alone; `up` then says what they must let in."""
+    close_others: bool = False
+    """Also closes ports on which other services listen now."""
     ssh: Networks = Field((), examples=[["203.0.113.7/32"]])
+    """Networks that may reach SSH, in addition to the cluster's own. On Google Cloud they reach the scheduler's machine
+    only.
+    """
     open: Annotated[tuple[Open, ...], Listed] = Field((), examples=OPEN_EXAMPLE)
-    metadata: bool = False  # tasks may use the account that the cloud gives the machine
+    """Further ports to open. Not on Google Cloud."""
+    metadata: bool = False
+    """Lets tasks use the account that a cloud gives the machine. On Google Cloud, `machines.roles` decides."""
 
 
 class Data(Section):
     """The directory that all machines share, and the machine whose disk it is on."""
 
     path: Annotated[str, AfterValidator(partial(valid_folder, _NO_DATA, DATA))] = DATA
+    """The shared directory, at the same path on every machine. On a disk of your own, use a folder below its mount."""
     machine: str | None = Field(None, examples=["scheduler"])
+    """The machine on whose disk the files are; the scheduler's by default."""
     options: Annotated[tuple[Annotated[str, AfterValidator(valid_mount_option)], ...], Listed] = Field(
         (), examples=[["compression=no"]]
     )
-    delete: bool = False  # the user's files too, when the cluster is destroyed
+    """Further sshfs options: those of caches, ciphers and compression."""
+    delete: bool = False
+    """`destroy` deletes the files in the shared directory too. Refused with `machines.dataDisk.name`, whose disk always
+    stays.
+    """
 
 
 class Packages(Environment):
     """Where `source` is missing, `completed` fills it in: existing machines have an index, local ones do not."""
 
     source: Literal["index", "wheelhouse"] | None = Field(None, examples=["wheelhouse"])
+    """`wheelhouse`: your computer downloads the packages and sends them to the scheduler's machine once; the others
+    take them from there. `index`: each machine uses its package index, and its own /etc/uv/uv.toml counts. By
+    default `wheelhouse` for local machines, `index` for others.
+    """
 
 
 class Ports(Section):
     """`workers` is the first of a block: worker, nanny and dashboard of each process on a machine."""
 
     scheduler: DaskPort = 8786
+    """The scheduler's port."""
     dashboard: DaskPort = 8787
+    """The dashboard's port."""
     workers: DaskPort = 9000
+    """The first of a block of ports: three for each worker process on a machine."""
 
 
 class Dask(Section):
     """Dask's own settings; `config` is what a YAML file of Dask's would hold."""
 
     ports: Ports = Ports()
+    """Ports of Dask's services, open to the cluster's machines only."""
     scheduler_args: Arguments = Field((), examples=ARGUMENTS_EXAMPLE)
+    """Further arguments of `dask scheduler`."""
     worker_args: Arguments = Field((), examples=ARGUMENTS_EXAMPLE)
+    """Further arguments of `dask worker`."""
     config: dict[str, Any] = Field({})
+    """Dask configuration, as in Dask's own YAML files."""
     tls: bool = True
+    """Mutual TLS between scheduler, workers and clients."""
 
 
 class MachinesTarget(Section):
     """A cluster on machines that are reached over SSH."""
 
     target: Literal["machines"] = Field(examples=["machines"])
+    """A cluster on machines that are reached over SSH."""
     machines: LocalSource | ExistingSource | ComputeSource = Field(
         discriminator="source", examples=[MINIMAL["machines"]]
     )
+    """Where the machines come from."""
     workers: Workers = Workers()
+    """Dask's worker processes."""
     firewall: Firewall = Firewall()
+    """Who may reach the machines from outside the cluster's network."""
     data: Data = Data()
+    """The directory that all machines share."""
     environment: Packages = Packages()
+    """The Python packages of every process."""
     dask: Dask = Dask()
+    """Dask's own settings."""
     credentials: Credentials = Credentials()
+    """Keys and certificates."""
     limits: MachineLimits = MachineLimits()
+    """When machines stop, and what the stack may cost."""
     prices: Prices = Field({}, examples=[{"n1-standard-4": 0.15}])
-    # What may move to another machine with the next `up`.
+    """Your own prices in US dollars per hour, by name; list prices by default."""
     moves: Annotated[tuple[Literal["scheduler", "data"], ...], Listed] = Field((), examples=[["scheduler"]])
+    """Allows the scheduler or the data to move to another machine on the next `up`; remove it afterwards."""
 
     def completed(self) -> "MachinesTarget":
         """With what follows from other settings filled in."""
@@ -372,19 +430,17 @@ class MachinesTarget(Section):
         yield from _cloud_conflicts(self)
         if machine and machine not in names:
             place = ("data", "machine")
-            naming = self.machines.naming if isinstance(self.machines, ExistingSource) else [("machines",)]
-            yield place, [place, *naming], f"{machine} {_not_one_of(self.machines)}"
+            yield Conflict(place, f"{machine} {_not_one_of(self.machines)}")
 
         path, spill = self.data.path, self.workers.spill
         if is_below(path, spill) or is_below(spill, path):
-            grounds: list[Place] = [("workers", "spill"), ("data", "path")]
             text = f"{spill} and data.path {path} overlap; spill to a folder apart, on the machine's own disk"
-            yield grounds[0], grounds, text
+            yield Conflict(("workers", "spill"), text)
 
         if self.environment.source == "index" and self.machines.source == "local":
             place = ("environment", "source")
             text = "index cannot be used with local machines, which have no route to one; write wheelhouse"
-            yield place, [place, ("machines", "source")], text
+            yield Conflict(place, text)
 
         lists: dict[Place, tuple[str, ...]] = {("firewall", "ssh"): self.firewall.ssh}
         for index, opened in enumerate(self.firewall.open):
@@ -406,11 +462,11 @@ def _cloud_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     for name, what in ("maxAge", limits.max_age), ("hourlyCost", limits.hourly_cost):
         if what is not None:
             place = ("limits", name)
-            yield place, [place, ("machines", "source")], "is for machines in Google Cloud alone; leave it out"
+            yield Conflict(place, "is for machines in Google Cloud alone; leave it out")
     if limits.idle and isinstance(machines, ExistingSource):
         place = ("limits", "idle")
         text = "would power off machines that nobody could start again from here; leave it out"
-        yield place, [place, ("machines", "source")], text
+        yield Conflict(place, text)
 
 
 def _compute_conflicts(cluster: MachinesTarget, machines: ComputeSource) -> Iterator[Conflict]:
@@ -420,17 +476,17 @@ def _compute_conflicts(cluster: MachinesTarget, machines: ComputeSource) -> Iter
         yield from cost.machine_conflicts(("machines", name), getattr(machines, name), cluster.prices)
     if cluster.firewall.open:
         place = ("firewall", "open")
-        yield place, [place], "opens nothing in Google Cloud, whose network lets SSH in alone; leave it out"
+        yield Conflict(place, "opens nothing in Google Cloud, whose network lets SSH in alone; leave it out")
     if cluster.data.delete and machines.data_disk.name:
         place = ("data", "delete")
         text = f"has no effect on disk {machines.data_disk.name}, which is not the stack's and stays; leave it out"
-        yield place, [place, ("machines", "dataDisk", "name")], text
+        yield Conflict(place, text)
     idle, oldest, place = cluster.limits.idle, cluster.limits.max_age, ("limits", "maxAge")
     if oldest and seconds(oldest) > 120 * 86400:
-        yield place, [place], f"{oldest} is more than the 120 days that Google allows; write less, or leave it out"
+        yield Conflict(place, f"{oldest} is more than the 120 days that Google allows; write less, or leave it out")
     elif idle and oldest and seconds(idle) >= seconds(oldest):
         text = f"{oldest} ends machines before they are idle for {idle}; write a longer one, or a shorter limits.idle"
-        yield place, [place, ("limits", "idle")], text
+        yield Conflict(place, text)
     size, workers = cost.machine(machines.worker.machine), cluster.workers
     if size and workers.memory_limit and workers.per_machine * memory(workers.memory_limit) > size.memory * 2**30:
         place = ("workers", "memoryLimit")
@@ -438,7 +494,7 @@ def _compute_conflicts(cluster: MachinesTarget, machines: ComputeSource) -> Iter
             f"{workers.per_machine} times {workers.memory_limit} is more than the {size.memory:g} GB of a"
             f" {machines.worker.machine}; write less, or a larger machines.worker.machine"
         )
-        yield place, [place, ("workers", "perMachine"), ("machines", "worker")], text
+        yield Conflict(place, text)
 
 
 def _not_one_of(machines: LocalSource | ExistingSource | ComputeSource) -> str:
@@ -452,16 +508,15 @@ def _machine_conflicts(machines: ExistingSource) -> Iterator[Conflict]:
     bastions: list[tuple[Place, Bastion]] = [(("machines", "bastions", i), b) for i, b in enumerate(machines.bastions)]
 
     for place, first in _twice(((*place, "name"), each.name) for place, each in [*hosts, *bastions]):
-        yield place, [place, first], f"has the same name as {dotted(first[:-1])[1:]}; use each name once"
+        yield Conflict(place, f"has the same name as {dotted(first[:-1])[1:]}; use each name once")
     listed = list(_twice(((*place, "address"), (host.address, host.port)) for place, host in hosts))
     for place, first in listed:
-        grounds = [place, first, (*place[:-1], "port"), (*first[:-1], "port")]
-        yield place, grounds, f"address and port are those of {dotted(first[:-1])[1:]}; list each machine once"
+        yield Conflict(place, f"address and port are those of {dotted(first[:-1])[1:]}; list each machine once")
 
     network = ipaddress.ip_network(machines.network) if machines.network else None
     if network and network.version != 4:
         place = ("machines", "network")
-        yield place, [place], f"{network} is not of IPv4, by which machines reach each other; write e.g. 10.1.0.0/24"
+        yield Conflict(place, f"{network} is not of IPv4, by which machines reach each other; write e.g. 10.1.0.0/24")
         network = None
     inside = [((*place, "privateAddress" if host.private_address else "address"), host.inside) for place, host in hosts]
     for place, first in _twice(inside):
@@ -469,19 +524,19 @@ def _machine_conflicts(machines: ExistingSource) -> Iterator[Conflict]:
             text = (
                 f"is where {dotted(first[:-1])[1:]} is reached inside the cluster already; each needs its own address"
             )
-            yield place, [place, first], text
+            yield Conflict(place, text)
     for place, address in inside:
         try:
             valid_inside(address)
         except ValueError as error:
-            yield place, [place], f"{error} as its privateAddress"
+            yield Conflict(place, f"{error} as its privateAddress")
             continue
         if network and ipaddress.ip_address(address) not in network:
             text = f"{address} is outside machines.network {network}; write the machine's address inside it as"
-            yield place, [place, ("machines", "network")], f"{text} privateAddress, or correct the network"
+            yield Conflict(place, f"{text} privateAddress, or correct the network")
         elif network and network.prefixlen < 31 and address in (str(network[0]), str(network[-1])):
             text = f"{address} is the network's own or its broadcast address, and no machine's; write the machine's"
-            yield place, [place, ("machines", "network")], text
+            yield Conflict(place, text)
 
     passed = {each.name: each for _, each in [*bastions, *hosts]}
     for place, host in hosts:
@@ -496,7 +551,7 @@ def _machine_conflicts(machines: ExistingSource) -> Iterator[Conflict]:
         elif host.bastion and isinstance(by, Host) and by.gone and not host.gone:
             problem = "is marked gone; choose another"
         if problem:
-            yield (*place, "bastion"), [(*place, "bastion"), *machines.naming], f"{host.bastion} {problem}"
+            yield Conflict((*place, "bastion"), f"{host.bastion} {problem}")
 
     for place, host in hosts:
         if host.port != hosts[0][1].port and not machines.ssh_port:
@@ -504,7 +559,7 @@ def _machine_conflicts(machines: ExistingSource) -> Iterator[Conflict]:
                 f"{host.port} is not {hosts[0][1].port}, that of machines.hosts[0]; machines reach each other at one"
                 " port, on which each sshd must listen: write it as machines.sshPort"
             )
-            yield (*place, "port"), [(*place, "port"), (*hosts[0][0], "port")], text
+            yield Conflict((*place, "port"), text)
 
     names = machines.machine_names
     if machines.scheduler_name not in names:
@@ -515,10 +570,10 @@ def _machine_conflicts(machines: ExistingSource) -> Iterator[Conflict]:
                 f"{machines.scheduler_name} is marked gone; choose another and allow the move (moves: [scheduler]), or"
                 " forget a cluster of which nothing is left: pulumi stack rm --force"
             )
-        yield place, [place, *machines.naming], text
+        yield Conflict(place, text)
     elif len(names) == 1 and not machines.scheduler_works:
         text = "no machine is left to work but the scheduler's; add one, or set machines.schedulerWorks: true"
-        yield ("machines", "hosts"), [("machines", "hosts")], text
+        yield Conflict(("machines", "hosts"), text)
 
 
 def _twice(values: Iterable[tuple[Place, object]]) -> Iterator[tuple[Place, Place]]:
@@ -532,11 +587,11 @@ def _twice(values: Iterable[tuple[Place, object]]) -> Iterator[tuple[Place, Plac
 def _port_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     ports, processes = cluster.dask.ports, cluster.workers.per_machine
     block = range(ports.workers, ports.workers + 3 * processes)
-    block_place, processes_place = ("dask", "ports", "workers"), ("workers", "perMachine")
+    block_place = ("dask", "ports", "workers")
     need = f"{len(block)} ports, 3 for each worker process on a machine"
     if block[-1] > 65535:
         text = f"{block[0]} is too high for {need}; choose {65536 - len(block)} or less"
-        yield block_place, [block_place, processes_place], text
+        yield Conflict(block_place, text)
 
     taken: list[tuple[Place, range]] = [
         (("dask", "ports", "scheduler"), range(ports.scheduler, ports.scheduler + 1)),
@@ -552,7 +607,6 @@ def _port_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     for (first, one), (second, other) in itertools.combinations(taken, 2):
         if one[0] > other[-1] or other[0] > one[-1]:
             continue
-        grounds = [first, second, processes_place] if block_place in (first, second) else [first, second]
         used = " to ".join(str(port) for port in sorted({other[0], other[-1]}))
         if first[0] == "firewall":
             remedy = "put all its sources into one entry"
@@ -562,4 +616,4 @@ def _port_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
             remedy = "leave it closed, and reach Dask through an SSH tunnel"
         else:
             remedy = f"choose another for {need}" if second == block_place else "choose another"
-        yield second, grounds, f"{used} is taken by {dotted(first)[1:]} already; {remedy}"
+        yield Conflict(second, f"{used} is taken by {dotted(first)[1:]} already; {remedy}")

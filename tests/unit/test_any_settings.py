@@ -1,6 +1,5 @@
 """Whatever a stack file says: it is refused in sentences, or what comes of it is closed, valid and within its limit."""
 
-import contextlib
 import copy
 import ipaddress
 import json
@@ -15,10 +14,11 @@ from hypothesis import strategies as st
 import settings
 from components.kubernetes import chart_values
 from daskstack.engine import PROJECT
-from settings import cost, lock
-from settings.common import Section, is_world, valid_variable
+from settings import cost, lock, reference
+from settings.common import KEY, Section, is_world, valid_variable
 
 SCHEMA = jsonschema.Draft7Validator(json.loads((PROJECT / "charts" / "dask" / "values.schema.json").read_text()))
+EDITORS = jsonschema.Draft202012Validator(json.loads(reference.schema()))
 LOCKS = {"environment": lock.read(PROJECT / "environment.lock", "3.11")}
 NAMES = chart_values.Names("scheduler", "worker", "client", "password")
 EXISTING = {"source": "existing", "kubeconfig": __file__}  # a file, which nobody reads here
@@ -56,7 +56,7 @@ def places(section: type[Section], place: tuple[str, ...] = ()) -> Iterator[tupl
     for field in section.model_fields.values():
         here = (*place, str(field.alias))
         yield here
-        for inner in settings._sections(field):
+        for inner in settings.sections(field):
             yield from places(inner, here)
 
 
@@ -87,9 +87,14 @@ bounded = hypothesis_settings(
 
 @bounded
 @given(said=changed())
-def test_whatever_a_stack_file_says_has_an_answer(said: dict[str, Any]) -> None:
-    with contextlib.suppress(settings.SettingsError):
+def test_whatever_a_stack_file_says_has_an_answer_that_editors_agree_with(said: dict[str, Any]) -> None:
+    try:
         settings.parse(said, PROJECT)
+    except settings.SettingsError as error:
+        problems = [problem.split(": ")[0] for problem in error.problems]
+        assert len(problems) == len(set(problems)), "one place is told twice"
+    else:
+        EDITORS.validate({"config": {KEY: said}})
 
 
 def some(**known: list[Any] | st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -139,6 +144,7 @@ def test_what_is_accepted_is_closed_valid_and_within_its_limit(
         )
     except settings.SettingsError:
         return
+    EDITORS.validate({"config": {KEY: {"target": "kubernetes", **said, "cluster": where | pools}}})
     closed(chart_values.own(cluster, NAMES, LOCKS, "uv==1", "r"))
     if isinstance(cluster.cluster, settings.GkeSource):
         within_limit(cluster)
