@@ -81,10 +81,14 @@ class Checkout:
         if self._is_up_with == change:
             self._is_up_with = ""
 
-    def restore(self) -> None:
-        """Brings files and cluster back to what was kept, whatever a test did with them."""
+    def reset(self) -> None:
+        """Brings the files alone back to what was kept."""
         self._git("reset", "--quiet", "--hard")
         self._git("clean", "--quiet", "-d", "--force")
+
+    def restore(self) -> None:
+        """Brings files and cluster back to what was kept, whatever a test did with them."""
+        self.reset()
         if self._is_up_with is None:
             self.make("destroy")
         if self._is_up_with != "":

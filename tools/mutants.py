@@ -1,7 +1,8 @@
 """Breaks promises on purpose and sees the tests fail: python -m tools.mutants [NAMES] [--sample N] [--table]
 
 Every mutation of tests/mutations.py is applied to a copy of the project, and the test that it names must fail there.
-Without mutations the same tests must pass, each by itself, or their failures would prove nothing.
+Without mutations the same tests must pass, or their failures would prove nothing. Those of a file run together, which
+saves most of their fixtures; if one fails, each runs by itself.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -101,10 +102,10 @@ class Laboratory:
             shutil.copytree(self.origin, copy, symlinks=True)
             yield copy
 
-    def outcome(self, test: str, copy: Path) -> tuple[str, str]:
-        """`passed`, `failed` by an assertion or an exception in the test itself, or what went wrong; and the output."""
-        report, log = copy.parent / "report.xml", copy.parent / "output"
-        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", test]
+    def outcome(self, tests: Sequence[str], copy: Path) -> tuple[str, str]:
+        """`passed`, `failed` by an assertion or an exception in a test itself, or what went wrong; and the output."""
+        report, log, limit = copy.parent / "report.xml", copy.parent / "output", LIMIT * len(tests)
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
         if self.stopped.is_set():
             return "was stopped", ""
         with log.open("w") as output:
@@ -121,10 +122,10 @@ class Laboratory:
         self.running.add(process)
         try:
             try:
-                status = process.wait(LIMIT)
+                status = process.wait(limit)
             except subprocess.TimeoutExpired:
                 end(process)
-                return f"had not ended after {LIMIT} s", log.read_text(errors="replace")
+                return f"had not ended after {limit} s", log.read_text(errors="replace")
         finally:
             self.running.discard(process)
         said = log.read_text(errors="replace")
@@ -137,10 +138,10 @@ class Laboratory:
             return "failed", said
         return f"ended with pytest's status {status}, but without a failure of its own", said
 
-    def check(self, test: str) -> tuple[bool, str]:
-        """Whether the test passes while nothing is broken."""
+    def check(self, tests: Sequence[str]) -> tuple[bool, str]:
+        """Whether all the tests pass while nothing is broken."""
         with self.copy() as copy:
-            word, said = self.outcome(test, copy)
+            word, said = self.outcome(tests, copy)
         return word == "passed", "" if word == "passed" else f"without any mutation it {word}:\n{said}"
 
     def catch(self, mutation: Mutation) -> tuple[bool, str]:
@@ -148,7 +149,7 @@ class Laboratory:
         with self.copy() as copy:
             file = copy / mutation.file
             file.write_text(changed(mutation, file.read_text()))
-            word, said = self.outcome(mutation.test, copy)
+            word, said = self.outcome([mutation.test], copy)
         if word == "failed":
             return True, ""
         return False, f"{mutation.promise}\n{mutation.file} has another text, but {mutation.test} {word}:\n{said}"
@@ -197,6 +198,11 @@ def each_of(work, items: list, beside: int, name, good: str, bad: str) -> list:
     return right
 
 
+def named_by(tests: Sequence[str]) -> str:
+    file, _, test = tests[0].partition("::")
+    return test if len(tests) == 1 else f"{len(tests)} tests of {file}"
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.partition(":")[0])
     parser.add_argument("names", nargs="*", help="mutations of tests/mutations.py; all of them without names")
@@ -221,10 +227,15 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
         laboratory = Laboratory(Path(folder))
         tests = sorted(dict.fromkeys(each.test for each in mutations), key=cost)
+        by_file: dict[str, list[str]] = {}
+        for test in tests:
+            by_file.setdefault(test.partition("::")[0], []).append(test)
         with phase(f"Running {len(tests)} tests without any mutation"):
-            sound = each_of(
-                laboratory.check, tests, options.beside, lambda test: test.partition("::")[2], "passes", "NO PROOF"
-            )
+            together = [tuple(each) for each in by_file.values()]
+            passed = each_of(laboratory.check, together, options.beside, named_by, "passes", "FAILS")
+            alone = [(test,) for each in together if len(each) > 1 and each not in passed for test in each]
+            passed += each_of(laboratory.check, alone, options.beside, named_by, "passes", "NO PROOF")
+            sound = {test for each in passed for test in each}
         ready = sorted((each for each in mutations if each.test in sound), key=lambda each: cost(each.test))
         with phase(f"Trying {len(ready)} mutations"):
             caught = each_of(laboratory.catch, ready, options.beside, lambda each: each.name, "caught", "NOT CAUGHT")

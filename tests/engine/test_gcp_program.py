@@ -170,8 +170,8 @@ def test_the_datas_disk_is_on_the_machine_that_holds_them(shipped: dict, changed
     assert "Disk data" not in changed
 
 
-def test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise(stack: Stack) -> None:
-    assert stack.resources()["Disk data"].get("retainOnDelete") is True
+def test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise(stack: Stack, states: dict) -> None:
+    assert states["Disk data"].get("retainOnDelete") is True
     assert not stack.resources(data={"delete": True})["Disk data"].get("retainOnDelete")
 
 
@@ -204,7 +204,7 @@ def test_apis_stay_enabled_when_the_stack_goes(shipped: dict) -> None:
 
 
 def test_up_asks_for_an_account_before_anything_is_made(stack: Stack) -> None:
-    stack.inputs()
+    stack.start({"config": {KEY: stack.shipped}})
     bare = {name: value for name, value in stack.environ.items() if not name.startswith("GOOGLE_")}
     whole, stack.environ = stack.environ, {**bare, "HOME": str(stack.folder)}
     try:

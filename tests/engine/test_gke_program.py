@@ -50,8 +50,20 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
     return Stack(tmp_path_factory.mktemp("stack"))
 
 
-def test_a_preview_needs_no_cluster_and_shows_everything(stack: Stack) -> None:
-    found = stack.resources()
+@pytest.fixture(scope="module")
+def shipped(stack: Stack) -> dict[str, dict[str, Any]]:
+    return stack.resources()
+
+
+@pytest.fixture(scope="module")
+def changed(stack: Stack) -> dict[str, dict[str, Any]]:
+    """Without all that a stack can do without."""
+    return stack.resources(
+        dask={"tls": False}, jupyter={"enabled": False}, namespace={"name": "theirs", "create": False}
+    )
+
+
+def test_a_preview_needs_no_cluster_and_shows_everything(shipped: dict) -> None:
     assert {
         "check-namespace",
         "namespace",
@@ -61,30 +73,27 @@ def test_a_preview_needs_no_cluster_and_shows_everything(stack: Stack) -> None:
         "jupyter-password",
         "release",
         "check-release",
-    } <= set(found)
-    labels = found["namespace"]["inputs"]["metadata"]["labels"]
+    } <= set(shipped)
+    labels = shipped["namespace"]["inputs"]["metadata"]["labels"]
     for mode in ("enforce", "audit", "warn"):
         assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
         assert labels[f"pod-security.kubernetes.io/{mode}-version"] == "latest"
-    assert found["release"]["inputs"]["chart"] == "./charts/dask"
+    assert shipped["release"]["inputs"]["chart"] == "./charts/dask"
 
 
-def test_nobodys_private_key_or_password_is_outside_encrypted_state(stack: Stack) -> None:
-    found = stack.resources()
-    assert "PRIVATE KEY" not in json.dumps(found)
+def test_nobodys_private_key_or_password_is_outside_encrypted_state(shipped: dict) -> None:
+    assert "PRIVATE KEY" not in json.dumps(shipped)
     for name in ("tls-1", "jupyter"):
-        assert found[name]["inputs"]["input"] == "[secret]"
+        assert shipped[name]["inputs"]["input"] == "[secret]"
 
 
-def test_without_tls_and_jupyter_there_is_nothing_of_theirs(stack: Stack) -> None:
-    found = stack.resources(dask={"tls": False}, jupyter={"enabled": False})
-    assert not {"tls-scheduler", "tls-worker", "tls-client", "jupyter-password"} & set(found)
+def test_without_tls_and_jupyter_there_is_nothing_of_theirs(changed: dict) -> None:
+    assert not {"tls-scheduler", "tls-worker", "tls-client", "jupyter-password"} & set(changed)
 
 
-def test_a_namespace_that_is_there_is_not_made(stack: Stack) -> None:
-    found = stack.resources(namespace={"name": "theirs", "create": False})
-    assert "namespace" not in found
-    assert found["release"]["inputs"]["namespace"] == "theirs"
+def test_a_namespace_that_is_there_is_not_made(changed: dict) -> None:
+    assert "namespace" not in changed
+    assert changed["release"]["inputs"]["namespace"] == "theirs"
 
 
 def test_a_stack_stays_on_the_context_that_was_current_at_its_first_up(tmp_path: Path) -> None:

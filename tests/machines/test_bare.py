@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fleet import Machine, Stack, as_root
-from test_steps import DEVICE, Disk, Pair, wheel
+from fleet import Machine, Stack
+from test_steps import DEVICE, Disk, Pair, blank_disk, wheel
 
 from on_this_computer import send_environment
 
@@ -90,14 +90,8 @@ def bare(boot: Callable[..., list[Machine]], stack: Stack) -> Bare:
 
 @pytest.fixture
 def disk(bare: Bare, tmp_path: Path) -> Iterator[Disk]:
-    file = tmp_path / "disk"
-    as_root("truncate", "-s", "64M", str(file))
-    disk = Disk(file, as_root("losetup", "--find", "--show", str(file)).stdout.strip())
-    try:
-        disk.attach(bare.head)
+    with blank_disk(bare.head, tmp_path / "disk") as disk:
         yield disk
-    finally:
-        as_root("losetup", "--detach", disk.loop)
 
 
 @pytest.fixture

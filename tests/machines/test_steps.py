@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -150,14 +151,13 @@ def test_a_machine_that_the_authority_did_not_sign_is_refused(mesh: Pair, boot: 
 def test_private_keys_are_readable_by_their_owner_only(mesh: Pair) -> None:
     for machine in (mesh.head, mesh.hand):
         found = machine.run(
-            "grep -rlE 'BEGIN ([A-Z]+ )*PRIVATE KEY' /etc /opt /var /home /root /tmp /srv 2>/dev/null |"
-            " xargs stat -c '%n %a %U'"
+            "find /etc /opt /var /home /root /tmp /srv -path '*daskstack*' -type f -print0 |"
+            " xargs -0 grep -lE 'BEGIN ([A-Z]+ )*PRIVATE KEY' | xargs stat -c '%n %a %U'"
         ).stdout.splitlines()
-        ours = sorted(line for line in found if "daskstack" in line)
         expected = ["/etc/daskstack/ssh/id_ed25519 600 dask", "/etc/daskstack/tls/key.pem 600 dask"]
         if machine is mesh.head:
             expected += [f"/etc/daskstack/authority/{name} 600 root" for name in ("host", "tls.key", "user")]
-        assert ours == sorted(expected)
+        assert sorted(found) == sorted(expected)
     assert mesh.head.ssh("sudo -u dask ls /etc/daskstack/authority", check=False).returncode != 0
 
 
@@ -576,19 +576,25 @@ class Disk:
         as_root("losetup", "--set-capacity", self.loop)
 
 
-@pytest.fixture
-def disk(holder: Pair, tmp_path: Path) -> Iterator[Disk]:
-    file = tmp_path / "disk"
+@contextmanager
+def blank_disk(machine: Machine, file: Path) -> Iterator[Disk]:
+    """It is attached to the machine, which has to let go of it at the end."""
     as_root("truncate", "-s", "64M", str(file))
     disk = Disk(file, as_root("losetup", "--find", "--show", str(file)).stdout.strip())
     try:
-        disk.attach(holder.head)
+        disk.attach(machine)
         yield disk
-        data_on_disk(holder, "undo")
-        holder.head.run(f"rm {DEVICE}")
     finally:
         as_root("losetup", "--detach", disk.loop)
         file.unlink()
+
+
+@pytest.fixture
+def disk(holder: Pair, tmp_path: Path) -> Iterator[Disk]:
+    with blank_disk(holder.head, tmp_path / "disk") as disk:
+        yield disk
+        data_on_disk(holder, "undo")
+        holder.head.run(f"rm {DEVICE}")
 
 
 DEVICE = "/dev/disk-of-its-own"
@@ -788,6 +794,19 @@ def test_what_the_clusters_user_hands_out_instead_is_refused_before_it_is_used(h
     assert done.returncode == 1
     assert f"environment.lock from {house.pair.head.address} is not what up copied" in done.stderr
     assert house.pair.hand.run("findmnt /run/daskstack-files; ls -d /run/daskstack-files", check=False).stdout == ""
+
+
+@pytest.mark.parametrize("lock", ["another hash", "no hash"])
+def test_root_installs_no_wheel_without_a_hash_of_the_lock(house: House, lock: str) -> None:
+    if lock == "no hash":
+        (house.folder / "environment.lock").write_text("tiny==1.0\n")
+    else:
+        wheel(house.folder / "wheels", "value = 'evil!!'\n")
+    house.send()
+    done = house.install(house.pair.hand, check=False)
+    assert done.returncode == 1
+    assert "uv could not install the lock" in done.stderr and "hash" in done.stderr.lower()
+    assert house.pair.hand.ssh(IMPORT, check=False).returncode != 0
 
 
 def test_root_builds_no_source_package(house: House, tmp_path: Path) -> None:

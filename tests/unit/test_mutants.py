@@ -59,7 +59,7 @@ def test_a_mutation_is_caught_only_where_its_test_itself_fails(
 
 def test_a_test_that_fails_by_itself_proves_nothing(laboratory: Laboratory) -> None:
     (laboratory.origin / "product.py").write_text(PRODUCT.replace("42", "41"))
-    fine, why = laboratory.check("test_product.py::test_the_answer")
+    fine, why = laboratory.check(["test_product.py::test_nothing", "test_product.py::test_the_answer"])
     assert not fine and "without any mutation it failed" in why
 
 
