@@ -443,6 +443,10 @@ def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict
                 " your own and name that as image, or write chart: official"
             )
             yield Conflict(place, text)
+    if cluster.image and cluster.packages.pip:
+        place = ("packages", "pip")
+        text = "nothing is installed in pods of an image of your own; put these packages into it, or leave image out"
+        yield Conflict(place, text)
     if cluster.jupyter.enabled and not cluster.image:
         try:
             here = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages

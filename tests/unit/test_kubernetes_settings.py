@@ -51,6 +51,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"image": "python"}, "image: 'python' is not an image with its tag"),
     ({"packages": {"pip": ["-r x"]}}, "packages.pip[0]: '-r x' is not a requirement"),
     ({"packages": {"apt": ["libgomp1"]}}, "packages.apt: our chart's pods are not root"),
+    ({"image": "me/dask:1", "packages": {"pip": ["shap"]}}, "packages.pip: nothing is installed in pods of an image"),
     ({"namespace": {"name": "Dask"}}, "namespace.name: 'Dask' cannot be a name in Kubernetes"),
     ({"expose": {"scheduler": {"sources": ["0.0.0.0/0"]}}}, "expose.scheduler.sources[0]: 0.0.0.0/0 is open to the"),
     (
