@@ -18,7 +18,8 @@ main() {
     [ ! -e /opt/dask/complete ] || return 0
     export UV_CACHE_DIR=/opt/dask/cache UV_PYTHON_DOWNLOADS=never PIP_DISABLE_PIP_VERSION_CHECK=1
     rm -rf /opt/dask/uv
-    python3 -m pip install --quiet --no-cache-dir --require-hashes --requirement $files/uv.lock --target /opt/dask/uv
+    python3 -m pip install --quiet --no-cache-dir --no-compile --require-hashes --requirement $files/uv.lock \
+        --target /opt/dask/uv
     uv venv --clear --python "$(command -v python3)" $environment
     # shellcheck disable=SC2046  # words
     uv pip install --python $environment/bin/python --require-hashes --no-deps $(requirements)
