@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from rehearsal.kubernetes import NodeError, node
+from rehearsal.kubernetes.images import INSTALLED
 from rehearsal.kubernetes.supervisor import boot
 from tools.running import InstallError
 
@@ -24,6 +25,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--lock", type=Path, action="append", default=[], help="its wheels are for pods, too")
     parser.add_argument("--seconds", type=float, default=180, help="limit for the start (%(default)s)")
     parser.add_argument("--small", action="store_true", help="pods may ask for more than this computer has")
+    parser.add_argument("--installed", action="store_true", help=f"an image {INSTALLED} has all packages of a release")
     options = parser.parse_args(arguments)
     directory = options.directory.resolve()
     # A login shell's PATH may lack the folders of nft and ip.
@@ -35,7 +37,7 @@ def main(arguments: list[str]) -> None:
         case "up":
             locks = [each.resolve() for each in options.lock]
             settings = {"python": options.python, "locks": locks, "seconds": options.seconds, "small": options.small}
-            print(json.dumps(node.up(directory, **settings)))
+            print(json.dumps(node.up(directory, **settings, installed=options.installed)))
         case "down":
             node.down(directory)
         case "boot":

@@ -8,24 +8,34 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 from daskstack.engine import PROJECT, digest, kubernetes_programs
 from on_this_computer.send_environment import UV, collect
 from rehearsal.kubernetes.network import INNER
+from settings import lock
 from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run
 
 PAUSE = "registry.k8s.io/pause:3.10"
+INSTALLED = "dask:installed"  # the image whose packages need not be installed any more
+INSTALL = PROJECT / "charts" / "dask" / "files" / "install.sh"
+ENVIRONMENT, JUPYTER = PROJECT / "environment.lock", PROJECT / "charts" / "jupyter.lock"
 INDEX = f"http://{INNER}:8080/"
 # What a machine's system has and a slim image has not.
 LEFT_OUT = ["boot", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/python3*/EXTERNALLY-MANAGED"]
-# Beside the official image's own way to Python: pods have no other packages than the node's wheels.
-FILES = {
-    "etc/uv/uv.toml": f'no-index = true\nfind-links = ["{INDEX}"]\n',
-    "etc/pip.conf": f"[global]\nno-index = true\nfind-links = {INDEX}\ntrusted-host = {INNER}\n",
-    "usr/local/bin/pip": "#!/usr/bin/python3\nfrom pip._internal.cli.main import main\n\nraise SystemExit(main())\n",
-}
+PIP = "#!/usr/bin/python3\nfrom pip._internal.cli.main import main\n\nraise SystemExit(main())\n"
+# The chart's own installation, in the machines' system and with the wheels of a folder of this computer.
+MAKE_ENVIRONMENT = """
+    mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
+    mount --bind "$3" "$2/root/mnt"
+    mount --bind /dev "$2/root/dev"
+    mount -t proc proc "$2/root/proc"
+    unset "${!PIP@}" "${!UV@}"
+    export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/bin HOME=/tmp EXTRA= JUPYTER=yes
+    exec chroot "$2/root" sh /etc/dask-environment/install.sh
+"""
 IMPORT = """
     containerd --config "$1" &
     for attempt in $(seq 300); do
@@ -42,16 +52,22 @@ IMPORT = """
 """
 
 
-def template(python: str) -> Path:
-    """A containerd's folder with both images in it, from the cache or made there (15 s)."""
+def template(python: str, packages: Path | None) -> Path:
+    """A containerd's folder with the images in it, from the cache or made there.
+
+    These are Python's and that of pods' sandboxes (15 s). With `packages`, a folder of wheels, there is a third one,
+    INSTALLED, which has Python and all packages of a release's pods.
+    """
     system = machine_image()
     programs = kubernetes_programs()
-    folder = CACHE / "kubernetes" / "images" / digest(Path(__file__), INNER, str(system), str(programs), python)
+    parts = [Path(__file__), INNER, str(system), str(programs), python]
+    parts += [INSTALL, str(packages)] if packages else []
+    folder = CACHE / "kubernetes" / "images" / digest(*parts)
     if not folder.exists():
         with one_at_a_time():
             if not folder.exists():
-                with phase(f"Making the image of Python {python} for pods (once)"), made_whole(folder) as new:
-                    fill(new, system, programs / "pause", python)
+                with phase(f"Making the images of Python {python} for pods (once)"), made_whole(folder) as new:
+                    fill(new, system, programs / "pause", python, packages)
     return folder
 
 
@@ -64,13 +80,13 @@ def machine_image() -> Path:
     return Path(done.stdout.strip())
 
 
-def fill(new: Path, system: Path, pause: Path, python: str) -> None:
+def fill(new: Path, system: Path, pause: Path, python: str, packages: Path | None) -> None:
     """Makes images, and imports them with a containerd of its own whose folder is `new`."""
     if not (system / "usr" / "bin" / f"python{python}").exists():
         raise InstallError(f"there is no Python {python} in {system}: give --python the one that it has")
     work = new.parent / "work"
     work.mkdir()
-    archives = [make_pause(work, pause), make_python(work, system, python)]
+    archives = [make_pause(work, pause), make_python(work, system, python, packages)]
     config = work / "containerd.toml"
     config.write_text(
         f'version = 2\nroot = "{new}"\nstate = "{work}/state"\n[grpc]\naddress = "{work}/socket"\n'
@@ -85,63 +101,106 @@ def make_pause(work: Path, program: Path) -> Path:
     layer = work / "pause.layer"
     with tarfile.open(layer, "w") as tar:
         tar.add(program, "pause")
-    return archive(work / "pause.tar", PAUSE, layer, {"Entrypoint": ["/pause"], "User": "65535:65535"})
+    return archive(work / "pause.tar", {PAUSE: [layer]}, {"Entrypoint": ["/pause"], "User": "65535:65535"})
 
 
-def make_python(work: Path, system: Path, python: str) -> Path:
+def make_python(work: Path, system: Path, python: str, packages: Path | None) -> Path:
     layer = work / "python.layer"
     excluded = [f"--exclude=./{path}" for path in LEFT_OUT]
     run("tar", "--create", "--file", layer, "--numeric-owner", *excluded, "--directory", system, ".", log="layer")
     with tarfile.open(layer, "a") as tar:
-        for path, content in FILES.items():
-            add(tar, path, content.encode())
+        for path, content in files(system, python, INDEX):
+            member = tarfile.TarInfo(f"./{path}")
+            member.size, member.mode = len(content), mode(path)
+            tar.addfile(member, BytesIO(content))
         for name in ("python", "python3"):
             link = tarfile.TarInfo(f"./usr/local/bin/{name}")
             link.type, link.linkname = tarfile.SYMTYPE, f"/usr/bin/python{python}"
             tar.addfile(link)
-        # Debian has pip for virtual environments alone.
-        with zipfile.ZipFile(next((system / "usr/share/python-wheels").glob("pip-*.whl"))) as wheel:
-            for path in wheel.namelist():
-                add(tar, f"usr/local/lib/python{python}/dist-packages/{path}", wheel.read(path))
+    layers = {f"docker.io/library/python:{python}-slim": [layer]}
+    if packages:
+        layers[f"docker.io/library/{INSTALLED}"] = [layer, make_environment(work, system, python, packages)]
     settings = {
         "Cmd": ["python3"],
         "Env": ["PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"],
     }
-    return archive(work / "python.tar", f"docker.io/library/python:{python}-slim", layer, settings)
+    return archive(work / "python.tar", layers, settings)
 
 
-def add(tar: tarfile.TarFile, path: str, content: bytes) -> None:
-    member = tarfile.TarInfo(f"./{path}")
-    member.size, member.mode = len(content), 0o755 if "/bin/" in path else 0o644
-    tar.addfile(member, BytesIO(content))
+def files(system: Path, python: str, index: str) -> Iterator[tuple[str, bytes]]:
+    """What pods have beside the machines' system; `index` has their wheels."""
+    # Beside the official image's own way to Python: pods have no other packages than the node's wheels.
+    yield "etc/uv/uv.toml", f'no-index = true\nfind-links = ["{index}"]\n'.encode()
+    trusted = f"[global]\nno-index = true\nfind-links = {index}\ntrusted-host = {INNER}\n"
+    yield "etc/pip.conf", trusted.encode()
+    yield "usr/local/bin/pip", PIP.encode()
+    # Debian has pip for virtual environments alone.
+    with zipfile.ZipFile(next((system / "usr/share/python-wheels").glob("pip-*.whl"))) as wheel:
+        for path in wheel.namelist():
+            yield f"usr/local/lib/python{python}/dist-packages/{path}", wheel.read(path)
 
 
-def archive(path: Path, name: str, layer: Path, settings: dict) -> Path:
-    """An image of one layer, as `docker save` writes it."""
-    with layer.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+def mode(path: str) -> int:
+    return 0o755 if "/bin/" in path else 0o644
+
+
+def make_environment(work: Path, system: Path, python: str, packages: Path) -> Path:
+    """A layer with the packages of environment.lock and jupyter.lock, installed as the chart installs them."""
+    place, layer = work / "environment", work / "environment.layer"
+    upper = place / "upper"
+    for folder in (upper, place / "work", place / "root"):
+        folder.mkdir(parents=True)
+    etc = "etc/dask-environment"
+    own = {f"{etc}/{path.name}": requirements(path, python) for path in (ENVIRONMENT, JUPYTER)}
+    own |= {f"{etc}/uv.lock": UV.read_bytes(), f"{etc}/install.sh": INSTALL.read_bytes()}
+    for path, content in [*files(system, python, "/mnt"), *own.items()]:
+        (upper / path).parent.mkdir(parents=True, exist_ok=True)
+        (upper / path).write_bytes(content)
+    words = ["bash", "-ec", MAKE_ENVIRONMENT, "sh", system, place, packages]
+    run("unshare", "--mount", *words, log="environment", timeout=600)
+    run("tar", "--create", "--file", layer, "--numeric-owner", "--directory", upper, "./opt/dask", log="layer")
+    return layer
+
+
+def requirements(path: Path, python: str) -> bytes:
+    return "\n".join(lock.read(path, python, dask=path == ENVIRONMENT).requirements).encode()
+
+
+def archive(path: Path, images: dict[str, list[Path]], settings: dict) -> Path:
+    """Images by their names, as `docker save` writes them; each is some layers."""
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    layers = {"type": "layers", "diff_ids": [f"sha256:{sha256}"]}
-    config = {"architecture": architecture, "os": "linux", "config": settings, "rootfs": layers}
-    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    layers = {layer.name: layer for each in images.values() for layer in each}
+    sums = {name: f"sha256:{hash_of(layer)}" for name, layer in layers.items()}
+    manifest, described = [], {}
+    for number, (name, own) in enumerate(images.items()):
+        names = [layer.name for layer in own]
+        root = {"type": "layers", "diff_ids": [sums[each] for each in names]}
+        described[f"{number}.json"] = {"architecture": architecture, "os": "linux", "config": settings, "rootfs": root}
+        manifest.append({"Config": f"{number}.json", "RepoTags": [name], "Layers": names})
     with tarfile.open(path, "w") as tar:
-        for file, content in {"manifest.json": manifest, "config.json": config}.items():
+        for file, content in {"manifest.json": manifest, **described}.items():
             member = tarfile.TarInfo(file)
             encoded = json.dumps(content).encode()
             member.size = len(encoded)
             tar.addfile(member, BytesIO(encoded))
-        tar.add(layer, "layer.tar")
-    layer.unlink()
+        for name, layer in layers.items():
+            tar.add(layer, name)
+            layer.unlink()
     return path
+
+
+def hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def wheels(locks: list[Path], python: str) -> Path:
     """A folder with the wheels of the environment's lock, of these locks and of uv, from the cache or made there."""
-    locks = [PROJECT / "environment.lock", *locks]
+    locks = [ENVIRONMENT, *locks]
     folder = CACHE / "kubernetes" / "wheels" / digest(*locks, UV, python)
     if not folder.exists():
         with one_at_a_time(), phase("Collecting wheels for pods"), made_whole(folder) as new:
-            for lock in locks:
-                for wheel in collect(lock, python, "wheelhouse").rglob("*.whl"):
+            for path in locks:
+                for wheel in collect(path, python, "wheelhouse").rglob("*.whl"):
                     shutil.copy(wheel, new)
     return folder

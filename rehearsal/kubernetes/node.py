@@ -15,14 +15,18 @@ from rehearsal.kubernetes.api import Api
 MARK = ".kubernetes"
 
 
-def up(directory: Path, *, python: str, locks: list[Path], seconds: float, small: bool = False) -> dict[str, str]:
+def up(
+    directory: Path, *, python: str, locks: list[Path], seconds: float, small: bool = False, installed: bool = False
+) -> dict[str, str]:
     """Starts what does not run; `seconds` is the limit for the wait until it is ready.
 
     With `small`, pods may ask for more than this computer has: `objects.LITTLE` is all that is kept free for each.
+    With `installed`, there is an image that has the packages of a release's pods.
     Raises NodeError where it does not get so, InstallError where images or wheels cannot be made.
     """
     _check(directory)
-    layers, wheels = images.template(python), images.wheels(locks, python)
+    wheels = images.wheels(locks, python)
+    layers = images.template(python, wheels if installed else None)
     with network.held(directory, seconds):
         (directory / MARK).touch()
         if not _is_running(directory) or (directory / "images").resolve() != layers:

@@ -12,6 +12,23 @@ import pytest
 
 from tests.kubernetes.support import Cluster
 
+# Fixtures of test_release.py. Those of one line leave the stack in the same state, which takes a minute to reach.
+STATES = (("to_change", "changed"), ("built",), ("asleep",))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one state run one after another, in whatever order they and the states come."""
+    places: dict[object, int] = {}
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        for fixtures in STATES:
+            for number, each in enumerate(fixtures):
+                if each in item.fixturenames:
+                    return places.setdefault((item.path, fixtures), len(places)), number
+        return places.setdefault(item.nodeid, len(places)), 0
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def kubernetes() -> Iterator[Cluster]:

@@ -70,6 +70,7 @@ class Cluster:
             str(self.directory),
             "--lock",
             "charts/jupyter.lock",
+            "--installed",
         ]
         done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=500)
         assert done.returncode == 0, f"{word} ended with status {done.returncode}"

@@ -33,7 +33,7 @@ from components.kubernetes.identities import tls_identities
 from daskstack import connection, status_and_logs
 from daskstack.engine import PROJECT, engine
 from daskstack.route import wake, way_to
-from rehearsal.kubernetes import components, network, objects
+from rehearsal.kubernetes import components, images, network, objects
 from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, pod, server, until
 from tools.rehearse import KEY, Rehearsal
 
@@ -47,6 +47,8 @@ SETTINGS = {
     "scheduler": SMALL,
     "jupyter": {**SMALL, "storage": "1Gi"},
     "wait": 500,
+    # Nothing is installed when a pod starts, except where a test needs it.
+    "image": images.INSTALLED,
 }
 STACK = "kubernetes"  # one that has a stack file, which is not changed
 SPACE = f"dask-{STACK}"
@@ -57,8 +59,8 @@ METADATA = "169.254.169.254"
 ALMOST = {"app": "dask", "release": "another"}  # the labels of another release's pods
 SERVICES = {"scheduler": 8786, "webui": 80, "jupyter": 80}
 ELSEWHERE = "203.0.113.7/32"
-# The same with one worker and without Jupyter; workers leave when nothing is computed.
-ASLEEP = {"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}, "limits": {"idle": "1m"}}
+# One worker, which leaves when nothing is computed, and no Jupyter.
+ASLEEP = {"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}, "limits": {"idle": "1h"}}
 
 
 class Stack(Rehearsal):
@@ -137,11 +139,16 @@ def stack(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         stack.destroyed()
 
 
+def exposed(stack: Stack) -> dict[str, Any]:
+    """A load balancer for this computer alone."""
+    here, *_ = network.addresses(stack.cluster.directory)
+    return {"expose": {"scheduler": {"sources": [f"{here}/32"]}}}
+
+
 @pytest.fixture
 def built(stack: Stack) -> Stack:
-    """With two workers, Jupyter, a secret variable, and a load balancer for this computer alone."""
-    here, *_ = network.addresses(stack.cluster.directory)
-    stack.has({"expose": {"scheduler": {"sources": [f"{here}/32"]}}}, TOKEN)
+    """With two workers, Jupyter, a secret variable, and a load balancer."""
+    stack.has(exposed(stack), TOKEN)
     return stack
 
 
@@ -297,11 +304,6 @@ def test_the_notebook_server_takes_its_password_and_no_other(built: Stack) -> No
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents", timeout=30)
 
 
-def test_a_notebook_has_the_workers_environment_and_finds_the_scheduler_by_itself(built: Stack) -> None:
-    program = "from distributed import Client\nwith Client(timeout=30) as c: print(c.submit(sum, range(10)).result(60))"
-    assert built.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program).split()[-1] == "45"
-
-
 def test_a_load_balancer_lets_in_the_networks_that_are_named(built: Stack) -> None:
     credentials = connection.security(built.outputs()["client"]["tls"])
     with Client(balanced(built), security=credentials, timeout=30) as client:
@@ -322,21 +324,28 @@ def test_the_client_comes_back_when_the_scheduler_moves_to_another_pod(built: St
 
 
 CHANGED = {
+    "image": None,  # every pod installs the lock, and the further package
     "workers": {"replicas": 1, **SMALL},
     "packages": {"pip": ["json5"]},
     "expose": {"scheduler": {"sources": [ELSEWHERE]}},
 }
 
 
-def test_a_change_of_workers_and_packages_shows_in_the_preview_and_loses_no_result(built: Stack) -> None:
-    built.change(CHANGED)
-    assert "~values" in built.run("preview")
+@pytest.fixture
+def to_change(built: Stack) -> Stack:
+    """What becomes `changed`."""
+    return built
+
+
+def test_a_change_of_workers_and_packages_shows_in_the_preview_and_loses_no_result(to_change: Stack) -> None:
+    to_change.change(CHANGED)
+    assert "~values" in to_change.run("preview")
     with ThreadPoolExecutor() as pool:
-        work = Work(built.connect())
+        work = Work(to_change.connect())
         try:
             former = set(work.workers())
             assert len(former) == 2
-            change = pool.submit(built.has, CHANGED, "", **{"dask:jupyterPassword": PASSWORD})
+            change = pool.submit(to_change.has, CHANGED, "", **{"dask:jupyterPassword": PASSWORD})
             until(lambda: work.wrong or change.done() or not former & set(work.workers()), 500)
             assert not change.done(), "the scheduler did not wait: " + change.result()
             work.goes_on()
@@ -344,7 +353,7 @@ def test_a_change_of_workers_and_packages_shows_in_the_preview_and_loses_no_resu
         finally:
             work.end()  # for which the scheduler waits, whose packages change too, and so does `up`
         change.result()
-    with built.connect() as client:
+    with to_change.connect() as client:
         assert client.submit(lambda: __import__("json5").__name__).result(timeout=60) == "json5"
 
 
@@ -367,9 +376,15 @@ def test_a_password_of_the_users_own_takes_effect(changed: Stack) -> None:
         assert log_in(way.ports[0], PASSWORD)
 
 
+def test_a_notebook_has_the_workers_environment_and_finds_the_scheduler_by_itself(changed: Stack) -> None:
+    """Which its pod has installed from the same lock."""
+    program = "from distributed import Client\nwith Client(timeout=30) as c: print(c.submit(sum, range(10)).result(60))"
+    assert changed.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program).split()[-1] == "45"
+
+
 @pytest.fixture
 def asleep(stack: Stack) -> Stack:
-    stack.has(ASLEEP)
+    stack.has(exposed(stack) | ASLEEP, TOKEN)
     return stack
 
 
@@ -385,7 +400,7 @@ def test_workers_go_when_nothing_is_computed_and_come_back_for_a_client_that_con
         return before
 
     with asleep.connect() as client:
-        assert client.run_on_scheduler(hurry) == 60
+        assert client.run_on_scheduler(hurry) == 3600
     workers = ("get", "pods", "--selector", "component=worker", "--output", "name")
     until(lambda: not asleep.kubectl(*workers), 300)
     applied = asleep.applied
@@ -408,7 +423,9 @@ def test_quotas_volumes_images_and_nodes_that_keep_pods_from_starting_are_all_na
     asleep.cluster.kubectl("delete", "storageclass", objects.CLASS)
     try:
         # Jupyter is new, and so is its volume.
-        asleep.change({"workers": ASLEEP["workers"], "values": {"additional_worker_groups": groups}, "wait": 30})
+        asleep.change(
+            exposed(asleep) | {"workers": ASLEEP["workers"], "values": {"additional_worker_groups": groups}, "wait": 30}
+        )
         said = asleep.up(succeeds=False)
     finally:
         asleep.kubectl("delete", "quota", "few")
@@ -458,11 +475,11 @@ def newer(stack: Stack, tmp_path: Path) -> Iterator[Path]:
     stack.project = PROJECT
 
 
-def test_an_upgrade_to_a_new_chart_that_is_killed_is_finished_by_the_next_up(asleep: Stack, newer: Path) -> None:
-    asleep.change({})
-    kill_while(asleep, "pending-upgrade")
-    assert re.search(r"Release release updated", asleep.has({}))
-    deployment = json.loads(asleep.kubectl("get", "deployment", "dask-worker", "--output", "json"))
+def test_an_upgrade_to_a_new_chart_that_is_killed_is_finished_by_the_next_up(built: Stack, newer: Path) -> None:
+    settings = exposed(built)
+    kill_while(built, "pending-upgrade")
+    assert re.search(r"Release release updated", built.has(settings, TOKEN))
+    deployment = json.loads(built.kubectl("get", "deployment", "dask-worker", "--output", "json"))
     assert deployment["metadata"]["labels"]["helm.sh/chart"] == "dask-99.0.0"
     assert deployment["status"]["readyReplicas"] == 2
 
