@@ -1,8 +1,8 @@
 """Rehearses a stack on this computer: python -m tools.rehearse STACK
 
 A real Kubernetes of one node, or real machines behind a firewall in place of Compute Engine's; the real program and
-engine, a real Dask job; one worker preempted, one more, none for want of work, all of them again; then all of it goes.
-The stack file is not changed, and no account can be reached (`engine.rehearsal`).
+engine, a real Dask job; a worker preempted, one deleted, one more, none for want of work, all of them again; then all
+of it goes. The stack file is not changed, and no account can be reached (`engine.rehearsal`).
 """
 
 import ipaddress
@@ -196,21 +196,16 @@ def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> 
     settings, google = config["config"][KEY], rehearsal.outputs()["client"]["google"]
     machines = settings["machines"]
 
-    def befalls(machine: str, what: str) -> None:
-        wake_machines.gcloud(google, what, machine)
+    workers = machines.get("workers", 2)
+    preempted = machines.get("worker", {}).get("spot") and workers > 1
+    with phase("one worker preempted, one deleted" if preempted else "one worker deleted"):
+        if preempted:
+            wake_machines.gcloud(google, "simulate-maintenance-event", "worker-2")
+        wake_machines.gcloud(google, "delete", "worker-1")
         rehearsal.up("--refresh")
-
-    if machines.get("worker", {}).get("spot"):
-        with phase("one worker preempted, and started again"):
-            befalls("worker-1", "simulate-maintenance-event")
-    with phase("one worker deleted, and made again"):
-        befalls("worker-1", "delete")
-    with phase("one worker more"):
-        machines["workers"] = machines.get("workers", 2) + 1
-        rehearsal.start(config)
-        rehearsal.up("--refresh")
-    with phase(f"idle after {IDLE} s"):
-        settings["limits"] = {"idle": f"{IDLE}s"}
+    machines["workers"] = workers + 1
+    settings["limits"] = {"idle": f"{IDLE}s"}
+    with phase(f"one worker more, and idle after {IDLE} s"):
         rehearsal.start(config)
         rehearsal.up("--refresh")
     client = rehearsal.outputs()["client"]
