@@ -39,9 +39,10 @@ LONGEST = (
     *("machines/test_existing.py", "machines/test_gcp_machines.py"),
 )
 FOLDERS = ("machines", "kubernetes", "engine")
+# One pytest, so that one Kubernetes is started for all of them.
+TOGETHER = tuple(f"kubernetes/test_{name}.py" for name in ("release", "node", "chart"))
 # Not known to pass in random order yet: their tests may build on each other.
 IN_ORDER = {
-    *(f"tests/kubernetes/test_{name}.py" for name in ("chart", "node", "release")),
     *(f"tests/machines/test_{name}.py" for name in ("change", "end", "existing", "failure", "firewall")),
     *(f"tests/machines/test_{name}.py" for name in ("gcp_machines", "guest", "local_machines")),
     "tests/machines/test_session.py",
@@ -54,7 +55,9 @@ def queue(tests: Path) -> dict[str, list[str]]:
     files = [path.relative_to(tests).as_posix() for path in paths]
     longest = [name for name in LONGEST if name in files]
     ordered = longest + [name for name in files if name not in longest]
-    return {f"{tests.name}/{name}": [f"{tests.name}/{name}"] for name in ordered} | unit(tests)
+    parts = {name: TOGETHER if name == TOGETHER[0] else (name,) for name in ordered if name not in TOGETHER[1:]}
+    named = {f"{tests.name}/{name}": [f"{tests.name}/{each}" for each in part] for name, part in parts.items()}
+    return named | unit(tests)
 
 
 def unit(tests: Path) -> dict[str, list[str]]:
