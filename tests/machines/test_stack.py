@@ -44,7 +44,7 @@ def test_the_first_up_says_what_local_machines_do_not_protect_from(checkout: Che
     warning = "root in one of them can become root of this computer"
     summary = checkout.first_up.partition("Diagnostics:")[2]  # progress, before it, shows each message too
     assert summary.count(warning) == 1
-    assert warning.split(" can ")[1] in checkout.folder.joinpath("README.md").read_text()
+    assert warning.split(" can ")[1] in checkout.folder.joinpath("docs/machines.md").read_text()
 
 
 def test_a_clone_stays_clean_after_up(checkout: Checkout) -> None:

@@ -46,7 +46,7 @@ class LocalMachines(ComponentResource):
         if not before.exists() and not is_dry_run():
             log.info(
                 "local machines are for trying the cluster out: root in one of them can become root of this computer"
-                " (README.md, What is kept where)",
+                " (docs/machines.md)",
                 self,
             )
         if before.exists() and before.read_text().strip() != boot:
