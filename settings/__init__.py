@@ -11,9 +11,10 @@ from pydantic.fields import FieldInfo
 
 from settings.common import Place, Section, line, shown
 from settings.compute import ComputeSource
+from settings.existing import HOST_KEY, Bastion, ExistingSource, Host
 from settings.gke import GkeSource
 from settings.kubernetes import KubernetesTarget
-from settings.machines import HOST_KEY, Bastion, ExistingSource, Host, LocalSource, MachinesTarget
+from settings.machines import LocalSource, MachinesTarget
 
 __all__ = [
     "HOST_KEY", "Bastion", "ComputeSource", "ExistingSource", "GkeSource", "Host", "KubernetesTarget", "LocalSource",

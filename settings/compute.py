@@ -3,13 +3,16 @@
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from settings import cost
-from settings.common import Conflict, Limits, Listed, Numbered, Place, Section, valid_duration
+from settings.common import Conflict, Limits, Listed, Numbered, Place, Section, memory, seconds, valid_duration
 from settings.gke import NAME, Accelerators, Machine, Name, Private, Project, matching
+
+if TYPE_CHECKING:
+    from settings.machines import MachinesTarget
 
 IAP = "35.235.240.0/20"  # where Google's IAP connects from
 
@@ -182,3 +185,31 @@ class ComputeSource(Numbered):
         """The names that its prices can have."""
         accelerators = self.worker.accelerators
         return {self.scheduler.machine, self.worker.machine, *([accelerators.type] if accelerators else [])}
+
+
+def compute_conflicts(cluster: "MachinesTarget", machines: ComputeSource) -> Iterator[Conflict]:
+    """What Google does not have, or what would have no effect there."""
+    place: Place
+    for name in ("scheduler", "worker"):
+        yield from cost.machine_conflicts(("machines", name), getattr(machines, name), cluster.prices)
+    if cluster.firewall.open:
+        place = ("firewall", "open")
+        yield Conflict(place, "opens nothing in Google Cloud, whose network lets SSH in alone; leave it out")
+    if cluster.data.delete and machines.data_disk.name:
+        place = ("data", "delete")
+        text = f"has no effect on disk {machines.data_disk.name}, which is not the stack's and stays; leave it out"
+        yield Conflict(place, text)
+    idle, oldest, place = cluster.limits.idle, cluster.limits.max_age, ("limits", "maxAge")
+    if oldest and seconds(oldest) > 120 * 86400:
+        yield Conflict(place, f"{oldest} is more than the 120 days that Google allows; write less, or leave it out")
+    elif idle and oldest and seconds(idle) >= seconds(oldest):
+        text = f"{oldest} ends machines before they are idle for {idle}; write a longer one, or a shorter limits.idle"
+        yield Conflict(place, text)
+    size, workers = cost.machine(machines.worker.machine), cluster.workers
+    if size and workers.memory_limit and workers.per_machine * memory(workers.memory_limit) > size.memory * 2**30:
+        place = ("workers", "memoryLimit")
+        text = (
+            f"{workers.per_machine} times {workers.memory_limit} is more than the {size.memory:g} GB of a"
+            f" {machines.worker.machine}; write less, or a larger machines.worker.machine"
+        )
+        yield Conflict(place, text)

@@ -1,93 +1,39 @@
 """What a stack with `target: kubernetes` may say."""
 
-import difflib
 import ipaddress
-import json
 import re
 from collections.abc import Iterator
-from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from settings import cost, lock
+from settings.chart import official_conflicts, value_conflicts
 from settings.common import (
-    OPEN_ARGUMENTS,
     OPEN_CONFIG,
     Conflict,
     Credentials,
     Environment,
     Limits,
-    Listed,
     Networks,
     Place,
     Prices,
     Section,
     config_conflicts,
-    is_world,
     lock_conflicts,
     memory,
     not_the_world,
-    shown,
-    valid_amount,
-    valid_argument,
-    valid_memory,
-    valid_network,
     valid_variable,
 )
-from settings.gke import GkeSource, Pool
+from settings.gke import GkeSource
+from settings.gke_cost import cost_conflicts
+from settings.pods import Arguments, Expose, Jupyter, KubernetesWorkers, Packages, Scheduler, valid_image, valid_label
 
 JUPYTER_LOCK = "charts/jupyter.lock"  # Jupyter's own packages, beside environment.lock's
-CHARTS = Path(__file__).parents[1] / "charts"
-# The official chart starts `dask-scheduler` and `dask-worker`, which distributed does not have any more from here on.
-WITHOUT_COMMANDS = Version("2026.6.0")
-
-
-def valid_cpu(found: float) -> float:
-    # Kubernetes counts in thousandths; 16.1 * 1000 is not quite 16100.
-    if not 0.001 <= found <= 10_000 or abs(round(found * 1000) - found * 1000) > 1e-6:
-        raise ValueError(f"{found} is not a number of processors; write e.g. 1 or 0.5")
-    return found
-
-
-Cpu = Annotated[float, BeforeValidator(valid_amount), Field(strict=False), AfterValidator(valid_cpu)]
-
-
-def valid_label(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
-        raise ValueError(f"{text!r} cannot be a name in Kubernetes; use up to 63 of a-z, 0-9 and -, e.g. dask")
-    return text
-
-
-def valid_size(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]{0,4}[MGT]i", text):
-        raise ValueError(f"{text!r} is not a volume's size; write e.g. 10Gi")
-    return text
-
-
-def valid_image(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._/:-]*(:[\w][\w.-]*|@sha256:[0-9a-f]{64})", text):
-        raise ValueError(f"{text!r} is not an image with its tag; write e.g. ghcr.io/me/dask:1.4")
-    return text
-
-
-def valid_requirement(text: str) -> str:
-    try:
-        Requirement(text)
-    except InvalidRequirement:
-        raise ValueError(f"{text!r} is not a requirement; write e.g. dask-ml or dask-ml==2025.1.0") from None
-    return text
-
-
-def valid_package(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._:=<>~-]*", text):
-        raise ValueError(f"{text!r} is not a package's name; write e.g. libgomp1")
-    return text
 
 
 class KubeconfigSource(Section):
@@ -121,98 +67,6 @@ class KubeconfigSource(Section):
             return False
 
 
-class Pod(Section):
-    """A kind of pod. `cpu` is in processors that it is sure to get; `memory` is its limit, too."""
-
-    cpu: Cpu = Field(1.0, examples=[0.5])
-    """Processors that the pod is sure to get."""
-    memory: Annotated[str, AfterValidator(valid_memory)] = "2 GiB"
-    """Memory that the pod is sure to get, and its limit."""
-    node_selector: dict[str, str] = Field({})
-    """Labels of the nodes on which it runs."""
-    tolerations: Annotated[tuple[dict[str, Any], ...], Listed] = Field((), examples=[[{"operator": "Exists"}]])
-    """Taints that it tolerates."""
-    service_account: Annotated[str, AfterValidator(valid_label)] | None = Field(None, examples=["dask"])
-    """The ServiceAccount that it runs as. Its pods may reach the metadata server, which gives them that account's
-    rights.
-    """
-
-
-class Scheduler(Pod):
-    cpu: Cpu = 0.5
-    """Processors that the pod is sure to get."""
-
-
-class KubernetesWorkers(Pod):
-    """`replicas` pods with one worker process each."""
-
-    replicas: int = Field(3, ge=0, le=1000)
-    """Pods with one worker process each."""
-    threads: int | None = Field(None, ge=1, examples=[2])
-    """Threads of each process; its processors by default."""
-    grace_period: int = Field(120, ge=30, le=3600)
-    """Seconds to hand over tasks and results before a pod stops."""
-
-    @property
-    def threads_each(self) -> int:
-        """Of each process; as many as it has processors where it is not said."""
-        return self.threads or max(1, int(self.cpu))
-
-
-class Jupyter(Pod):
-    """A notebook server beside the cluster; `keep` leaves its volume when the stack is destroyed."""
-
-    enabled: bool = True
-    """Whether there is a notebook server."""
-    cpu: Cpu = 0.5
-    """Processors that the pod is sure to get."""
-    storage: Annotated[str, AfterValidator(valid_size)] = "10Gi"
-    """Size of the notebooks' volume."""
-    keep: bool = False
-    """`destroy` keeps the volume. The namespace must then be your own."""
-
-
-class Packages(Section):
-    """What scheduler, workers and Jupyter have beside the lock, which these cannot change."""
-
-    pip: Annotated[tuple[Annotated[str, AfterValidator(valid_requirement)], ...], Listed] = Field(
-        (), examples=[["dask-ml"]]
-    )
-    """Packages in addition to the lock, which they cannot change; the same in all pods."""
-    conda: Annotated[tuple[Annotated[str, AfterValidator(valid_package)], ...], Listed] = Field(
-        (), examples=[["lightgbm"]]
-    )
-    """Conda packages. Official chart only."""
-    apt: Annotated[tuple[Annotated[str, AfterValidator(valid_package)], ...], Listed] = Field(
-        (), examples=[["libgomp1"]]
-    )
-    """System packages. Official chart only."""
-
-
-class Exposure(Section):
-    """A load balancer, for these networks alone; `internal`: without an address on the internet.
-
-    What is not encrypted has to be internal.
-    """
-
-    sources: Networks = Field(min_length=1, examples=[["203.0.113.0/24"]])
-    """The networks that may reach it; the whole world is refused."""
-    internal: bool = False
-    """The load balancer has no address on the internet. Required for what is not encrypted: the dashboard and Jupyter.
-    """
-
-
-class Expose(Section):
-    """What can be reached without a port-forward."""
-
-    scheduler: Exposure | None = Field(None, examples=[{"sources": ["203.0.113.0/24"]}])
-    """A load balancer for the scheduler."""
-    dashboard: Exposure | None = Field(None, examples=[{"sources": ["203.0.113.0/24"]}])
-    """A load balancer for the dashboard."""
-    jupyter: Exposure | None = Field(None, examples=[{"sources": ["203.0.113.0/24"]}])
-    """A load balancer for the notebook server."""
-
-
 class Namespace(Section):
     """Where the release is; without a name `dask-<stack>`. One that is there already is used with `create: false`."""
 
@@ -220,17 +74,6 @@ class Namespace(Section):
     """The namespace; `dask-<stack>` by default."""
     create: bool = True
     """`false` uses a namespace that exists, and leaves it there."""
-
-
-ARGUMENTS = {
-    "--nthreads": "use workers.threads",
-    "--memory-limit": "use workers.memory",
-    "--protocol|--tls-.*": "use dask.tls",
-    "--(port|dashboard-address|contact-address|host|interface|listen-address|local-directory|name|nworkers|pid-file"
-    "|scheduler-(file|port)|version)": "leave it out",
-    **OPEN_ARGUMENTS,
-}
-Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, ARGUMENTS))], ...], Listed]
 
 
 class KubernetesDask(Section):
@@ -347,12 +190,12 @@ class KubernetesTarget(Section):
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Where settings contradict each other, the lock or the chart."""
         place: Place
-        values = list(_value_conflicts(self))
+        values = list(value_conflicts(self))
         yield from values
         if isinstance(self.cluster, GkeSource):
             yield from self.cluster.conflicts()
             if not values:  # they have workers, too
-                yield from _cost_conflicts(self)
+                yield from cost_conflicts(self)
         elif not self.cluster.is_there:
             place = ("cluster", "kubeconfig")
             text = f"{self.cluster.kubeconfig} is not a file; write the one that kubectl uses, e.g. ~/.kube/config"
@@ -374,64 +217,9 @@ class KubernetesTarget(Section):
         yield from lock_conflicts(self.environment, folder)
         yield from _package_conflicts(self, folder)
         if self.chart == "official":
-            yield from _official_conflicts(self, folder)
+            yield from official_conflicts(self, folder)
         else:
             yield from _own_conflicts(self, folder)
-
-
-def _cost_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
-    """Machines that there are not, or that are too small or too few, prices of what there is not, and the limit."""
-    wrong = []
-    for name in ("system", "workers"):
-        wrong += cost.machine_conflicts(("cluster", name), getattr(cluster.cluster, name), cluster.prices)
-    yield from wrong
-    pods: list[tuple[str, Pod, Pool]] = [("scheduler", cluster.scheduler, cluster.cluster.system)]
-    if cluster.jupyter.enabled:
-        pods.append(("jupyter", cluster.jupyter, cluster.cluster.system))
-    pods.append(("workers", cluster.workers, cluster.cluster.workers))
-    for name, pod, pool in pods:
-        size = cost.machine(pool.machine)
-        if cost.nodes(1, pod.cpu, memory(pod.memory) / 2**30, size) is None:
-            place: Place = (name,)
-            machine = ("cluster", "workers" if name == "workers" else "system", "machine")
-            cpus, gib = cost.allocatable(size)
-            text = (
-                f"one of {pod.cpu:g} processors and {pod.memory} does not fit on a {pool.machine}, which has"
-                f" {max(cpus, 0):.1f} and {max(gib, 0):.1f} GiB for it; write less, or a larger {'.'.join(machine)}"
-            )
-            wrong.append(text)
-            yield Conflict(place, text)
-    if wrong:
-        return
-    pool = cluster.cluster.workers
-    if cluster.nodes > cluster.most_nodes:
-        place = ("cluster", "workers", "maxNodes")
-        text = (
-            f"{cluster.most_nodes} nodes have no room for {cluster.replicas} workers, which need {cluster.nodes}; write"
-            f" at least {cluster.nodes}, or fewer workers.replicas"
-        )
-        yield Conflict(place, text)
-    yield from _range_conflicts(cluster)
-    machines = {cluster.cluster.system.machine, pool.machine}
-    if pool.accelerators:
-        machines.add(pool.accelerators.type)
-    yield from cost.conflicts(cluster.limits, cluster.bill(), cluster.prices, machines)
-
-
-def _range_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
-    """Ranges of addresses that are too small for the nodes that the cluster may have."""
-    google = cluster.cluster
-    if google.network:
-        return
-    nodes = google.system.most + cluster.most_nodes
-    # Google keeps four addresses of each subnetwork to itself.
-    for name, needed in ("nodes", nodes + 4), ("pods", nodes * 256), ("services", 16):
-        network = ipaddress.ip_network(getattr(google.ranges, name))
-        if network.num_addresses < needed:
-            place = ("cluster", "ranges", name)
-            shortest = 32 - (needed - 1).bit_length()
-            text = f"{network} is too small for {nodes} nodes, write a /{shortest} or larger, e.g. 10.64.0.0/{shortest}"
-            yield Conflict(place, text)
 
 
 def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict]:
@@ -463,36 +251,6 @@ def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict
             place = ("environment", "lock")
             text = f"{cluster.environment.lock} and {JUPYTER_LOCK} pin other versions of {', '.join(other)}; make lock"
             yield Conflict(place, text)
-
-
-def _official_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict]:
-    """What the official chart cannot do."""
-
-    def refuse(place: Place, what: str) -> Conflict:
-        return Conflict(place, f"the official chart has no {what}; write chart: own, or leave it out")
-
-    for name in ("dashboard", "jupyter"):
-        if getattr(cluster.expose, name):
-            yield refuse(("expose", name), "source ranges for it")
-    if "tls" in cluster.dask.model_fields_set and cluster.dask.tls:
-        yield refuse(("dask", "tls"), "TLS of its own")
-    if cluster.jupyter.keep:
-        yield refuse(("jupyter", "keep"), "volume for notebooks")
-    if cluster.limits.idle:
-        yield refuse(("limits", "idle"), "way to let workers go")
-    if cluster.egress:
-        yield refuse(("egress",), "network policies")
-    try:
-        dask = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages["dask"]
-    except lock.LockError:
-        return
-    if Version(dask) >= WITHOUT_COMMANDS:
-        place = ("environment", "lock")
-        text = (
-            f"has dask {dask}, and the official chart starts commands that Dask {WITHOUT_COMMANDS} dropped; write"
-            ' chart: own, or a lock with an older Dask, such as charts/official.lock with python: "3.10"'
-        )
-        yield Conflict(place, text)
 
 
 def _exposure_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
@@ -535,134 +293,3 @@ def _package_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conf
         elif cluster.chart == "official" and re.search(r"\s", text):
             text = f"{text!r} has a blank, and the official chart takes it for several packages; write it without"
             yield Conflict(place, text)
-
-
-# What a stack says elsewhere, or what the check and `daskstack.connect` rely on. Patterns of values' places.
-VALUES = {
-    r"tls|restart|secretEnv|environment\.(lock|uv)|jupyter\.(lock|passwordSecret)": "leave it out",
-    r"config": "use dask.config",
-    r"idleTimeout": "use limits.idle",
-    r"(full)?nameOverride|(scheduler|webUI|worker|jupyter)\.(name|servicePort)": "leave it out",
-    r"scheduler\.(enabled|replicas)": "leave it out",
-    r"(worker|additional_worker_groups\.\d+)\.custom_scheduler_url": "leave it out",
-    r"environment\.extra": "use packages.pip",
-    r"worker\.replicas": "use workers.replicas",
-    r"jupyter\.enabled": "use jupyter.enabled",
-    r"jupyter\.storage\.(size|keep)": "use jupyter.storage and jupyter.keep",
-    r"scheduler\.extraArgs": "use dask.schedulerArgs",
-    r"worker\.extraArgs": "use dask.workerArgs",
-    r"scheduler\.(serviceType|sourceRanges)": "use expose.scheduler",
-    r"webUI\.(serviceType|sourceRanges)": "use expose.dashboard",
-    r"jupyter\.(serviceType|sourceRanges)": "use expose.jupyter",
-    r"webUI\.ingress\.enabled": "the dashboard has no login, so use expose.dashboard or a port-forward",
-}
-
-
-def _value_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
-    """`values` that the chart does not know, or that would get round the settings."""
-    unknown = list(unknown_values(cluster.values, default_values(cluster.chart), ("values",)))
-    yield from unknown
-    wrong = list(_schema_conflicts(cluster.values, cluster.chart))
-    yield from wrong
-    if unknown or wrong:
-        return
-    for place, value in _places(cluster.values):
-        here = ("values", *place)
-        name = ".".join(map(str, place))
-        for pattern, remedy in VALUES.items():
-            if re.fullmatch(pattern, name):
-                yield Conflict(here, f"is set by the cluster; {remedy}")
-        for problem in _value_problems(place, value):
-            yield Conflict(here, problem)
-    ingress = cluster.values.get("jupyter", {}).get("ingress") or {}
-    if ingress.get("enabled") and not ingress.get("tls"):
-        place = ("values", "jupyter", "ingress")
-        yield Conflict(place, "has no TLS, so the password would cross the network as text; write tls: true with it")
-
-
-def _value_problems(place: Place, value: Any) -> Iterator[str]:
-    """What no value may do: open something to the world, change how Dask encrypts, or take Jupyter's login away."""
-    if isinstance(value, str) and place[:2] != ("networkPolicy", "sources"):
-        try:
-            for word in re.split(r"[\s,;]+", value):
-                if re.fullmatch(r"[0-9.]+/\d+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*/\d+", word):
-                    valid_network(word)
-        except ValueError as error:
-            yield str(error)
-        login = re.search(r"password|token|allow_unauthenticated|identity_?provider", value, re.IGNORECASE)
-        if login and place[0] == "jupyter" and place[1] in ("command", "args", "extraConfig"):
-            yield "is about Jupyter's login, which the cluster sets; use the secret dask:jupyterPassword"
-    match place:
-        case (*_, "env", int(), "name"):
-            try:
-                valid_variable(value)
-            except ValueError as error:
-                yield str(error)
-        case ("additional_worker_groups", int(), "extraArgs", int()):
-            try:
-                valid_argument(ARGUMENTS, value)
-            except ValueError as error:
-                yield str(error)
-        case ("networkPolicy", "sources"):
-            try:
-                world = is_world([ipaddress.ip_network(valid_network(each)) for each in value or ()])
-            except ValueError as error:
-                yield str(error)
-            else:
-                if world:
-                    yield "these cover half of the world or more together; name only the networks that need it"
-
-
-def _places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Everything in `value`, with its place."""
-    if place:
-        yield place, value
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from _places(inner, (*place, key))
-
-
-def _schema_conflicts(values: dict[str, Any], chart: str) -> Iterator[Conflict]:
-    """Values of wrong types; keys that are not known are not judged here. The official chart has no schema."""
-    import jsonschema  # takes a tenth of a second
-
-    schema = json.loads((CHARTS / "dask" / "values.schema.json").read_text())
-    if chart == "official":
-        schema = {"type": "object", "properties": {key: schema["properties"][key] for key in OFFICIAL_CHECKED}}
-    for error in jsonschema.Draft7Validator(schema).iter_errors(values):
-        if error.validator != "additionalProperties":
-            here = ("values", *error.absolute_path)
-            yield Conflict(here, f"{shown(error.instance)} is not what the chart takes here: {error.message}")
-
-
-def unknown_values(values: dict[str, Any], known: dict[str, Any], place: Place) -> Iterator[Conflict]:
-    """Keys that a chart does not know; `known` has those that it does, at `place`."""
-    for key, value in values.items():
-        here = (*place, key)
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, 1, 0.4)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(known)}"
-            yield Conflict(here, f"is not a key of the chart; {hint}")
-        elif key == "additional_worker_groups" and isinstance(value, list):
-            for index, group in enumerate(value):
-                if isinstance(group, dict):
-                    yield from unknown_values(group, known["worker"], (*here, index))
-        elif isinstance(value, dict) and isinstance(known[key], dict) and key not in FREE:
-            yield from unknown_values(value, known[key], here)
-
-
-# Of the official chart's values, those that ours takes in the same form.
-OFFICIAL_CHECKED = ("additional_worker_groups", "worker")
-
-# Objects of Kubernetes' own in a chart's values: the API server knows what is in them.
-FREE = {
-    "affinity", "annotations", "config", "disruptionBudget", "livenessProbe", "nodeSelector", "podSecurityContext",
-    "readinessProbe", "resources", "securityContext", "serviceAnnotations", "startupProbe", "strategy",
-}  # fmt: skip
-
-
-@cache
-def default_values(chart: str) -> dict[str, Any]:
-    """Every key that a chart knows, with its default; not to be changed."""
-    if chart == "own":
-        return yaml.safe_load((CHARTS / "dask" / "values.yaml").read_text())
-    return json.loads((CHARTS / "official.json").read_text())

@@ -21,15 +21,15 @@ DATA = [
     Mutation(
         "system-folders",
         "Folders that the system needs are refused as `data.path`.",
-        "settings/machines.py",
-        "_NO_DATA = _NO_FOLDER | {",
-        "_NO_DATA = {",
+        "settings/folders.py",
+        "NO_DATA = _NO_FOLDER | {",
+        "NO_DATA = {",
         "tests/unit/test_settings.py::test_a_data_path_that_cannot_work_is_refused",
     ),
     Mutation(
         "services-folders",
         "Folders in which services keep their data are refused as `data.path`.",
-        "settings/machines.py",
+        "settings/folders.py",
         '    r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib|opt|www))(/.*)?": _SERVICE,\n',
         "",
         "tests/unit/test_settings.py::test_a_data_path_that_cannot_work_is_refused",
@@ -37,9 +37,9 @@ DATA = [
     Mutation(
         "spill-anywhere",
         "Workers spill to a folder on a disk that nobody else needs.",
-        "settings/machines.py",
-        "_NO_SPILL = _NO_FOLDER | {",
-        "_NO_SPILL = {",
+        "settings/folders.py",
+        "NO_SPILL = _NO_FOLDER | {",
+        "NO_SPILL = {",
         "tests/unit/test_settings.py::test_spill_goes_to_a_disk",
     ),
     Mutation(
@@ -469,7 +469,7 @@ COMPUTER = [
     Mutation(
         "address-as-command",
         "An address in the settings holds no command.",
-        "settings/machines.py",
+        "settings/existing.py",
         'if "%" in text and not re.fullmatch(r"[^%]+%[A-Za-z0-9_.-]+", text):',
         "if False:",
         "tests/unit/test_settings.py::test_an_address_holds_no_command",
@@ -536,7 +536,7 @@ DOORS = [
     Mutation(
         "values-open-doors",
         "The chart's values cannot get round a setting that closes a door.",
-        "settings/kubernetes.py",
+        "settings/chart.py",
         "            if re.fullmatch(pattern, name):\n                yield Conflict(here",
         "            if False:\n                yield Conflict(here",
         "tests/unit/test_kubernetes_settings.py::test_nothing_gets_round_the_closed_door",
@@ -787,8 +787,7 @@ KEYS = [
         "on_the_cluster/steps/authority.sh",
         ' -O clear -O "source-address=$SOURCES"',
         " -O clear",
-        "tests/machines/test_steps.py"
-        "::test_ssh_certificates_have_serials_and_source_addresses_and_allow_nothing_else",
+        "tests/machines/test_steps.py::test_ssh_certificates_have_serials_and_source_addresses_and_allow_nothing_else",
     ),
     Mutation(
         "weak-tls-keys",

@@ -7,8 +7,9 @@ from typing import Any
 from components.gke.node_pools import GPU, SYSTEM, WORKERS, placement
 from settings.common import memory, seconds
 from settings.gke import GkeSource
-from settings.kubernetes import Exposure, KubernetesTarget, Pod
+from settings.kubernetes import KubernetesTarget
 from settings.lock import Lock
+from settings.pods import Exposure, Pod
 
 # Each cloud has its own word for a load balancer without an address on the internet, and ignores the others'.
 INTERNAL = {

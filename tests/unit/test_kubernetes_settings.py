@@ -17,8 +17,8 @@ from components.kubernetes import chart_values
 from components.kubernetes.identities import jupyter_hash, tls_identities
 from on_this_computer.check_namespace import refusal
 from settings import lock
+from settings.chart import CHARTS, FREE, default_values, unknown_values
 from settings.common import KEY, memory
-from settings.kubernetes import CHARTS, default_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,7 +194,7 @@ def test_an_image_can_be_named_by_its_digest(kubeconfig: Path, name: str) -> Non
 def test_every_value_that_we_set_is_a_key_of_the_chart(kubeconfig: Path) -> None:
     exposure = {"sources": ["203.0.113.7/32"], "internal": True}
     found = own(parse(kubeconfig, expose=dict.fromkeys(("scheduler", "dashboard", "jupyter"), exposure)))
-    assert not list(settings.kubernetes.unknown_values(found, default_values("own"), ()))
+    assert not list(unknown_values(found, default_values("own"), ()))
 
 
 def test_values_of_the_users_own_win(kubeconfig: Path) -> None:
@@ -224,7 +224,7 @@ def test_the_schema_of_the_chart_knows_its_values_and_no_others() -> None:
         return {place}.union(*(keys(each, f"{place}.{name}") for name, each in inner.items()))
 
     def paths(found: Any, place: str = "") -> set[str]:
-        free = place.rsplit(".", 1)[-1] in settings.kubernetes.FREE
+        free = place.rsplit(".", 1)[-1] in FREE
         inner = found if isinstance(found, dict) and not free else {}
         return {place}.union(*(paths(each, f"{place}.{name}") for name, each in inner.items()))
 
@@ -322,7 +322,7 @@ def test_the_official_chart_is_told_nothing_that_it_does_not_know(kubeconfig: Pa
     for part in ("scheduler", "worker", "jupyter"):
         key = {"secretKeyRef": {"name": "dask-env", "key": "TOKEN"}}
         assert {"name": "TOKEN", "valueFrom": key} in found[part]["env"]
-    assert not list(settings.kubernetes.unknown_values(found, default_values("official"), ()))
+    assert not list(unknown_values(found, default_values("official"), ()))
     assert found["worker"]["replicas"] == 4
     assert found["worker"]["resources"]["limits"] == {"memory": "4000000000"}
     assert found["scheduler"]["serviceAnnotations"][chart_values.SOURCES] == "203.0.113.7/32"

@@ -914,7 +914,7 @@ def test_every_number_of_processors_in_thousandths_is_taken(folder: Path) -> Non
     (folder / "charts/jupyter.lock").write_text(LOCK)
     for thousandths in range(100, 64_000, 100):
         cpu = thousandths / 1000
-        assert settings.kubernetes.valid_cpu(cpu) == cpu
+        assert settings.pods.valid_cpu(cpu) == cpu
 
 
 def test_the_notebooks_lock_must_be_for_the_python_of_the_stack(folder: Path) -> None:

@@ -1,0 +1,66 @@
+"""Which folders of a machine a stack may use, and how the shared one is mounted."""
+
+import posixpath
+import re
+
+
+def is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+_IN_MEMORY = "is in memory and is lost at a reboot"
+_SYSTEM = "is a folder that the machine itself needs"
+_OWN = "is a folder of the cluster's own"
+_SERVICE = "is where services of the machine keep their data"
+_NO_FOLDER = {
+    r"/(dev|proc|run|sys|var/lock|var/run)(/.*)?": _IN_MEMORY,
+    r"/(home|media|mnt|opt|srv|tmp|var|var/lib|var/tmp)?": _SYSTEM,
+    r"/(bin|boot|etc|lib(32|64|x32)?|root|sbin|usr|var/(cache|log|mail|spool))(/.*)?": _SYSTEM,
+    r"/var/lib/(apt|dbus|dpkg|systemd)(/.*)?": _SYSTEM,
+    r"/home/[^/]+": "is a user's home",
+}
+NO_DATA = _NO_FOLDER | {
+    r"/(opt|var/lib)/daskstack(/.*)?": _OWN,
+    r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib|opt|www))(/.*)?": _SERVICE,
+    r"/var/tmp/.*": "loses old files to the machine's own cleaning",
+}
+NO_SPILL = _NO_FOLDER | {
+    r"/opt/daskstack(/.*)?|/var/lib/daskstack": _OWN,
+    r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib(?!/daskstack/)|opt|www))(/.*)?": _SERVICE,
+    r"/tmp/.*": "is in memory on newer systems",
+}
+
+
+def valid_folder(refused: dict[str, str], example: str, path: str) -> str:
+    """A folder that units can name without quotes, on a disk, and not one that somebody else needs."""
+    if not path.startswith("/"):
+        raise ValueError(f"{path or 'an empty path'} does not start at the root; write e.g. {example}")
+    if odd := sorted(set(re.findall(r"[^A-Za-z0-9._/-]", path))):
+        shown = ", ".join("a space" if character == " " else ascii(character) for character in odd)
+        raise ValueError(f"{path} has {shown} in it; use only letters, digits, and . _ - /, e.g. {example}")
+    if path != (plain := "/" + posixpath.normpath(path).lstrip("/")):
+        right = example if any(re.fullmatch(pattern, plain) for pattern in refused) else plain
+        raise ValueError(f"{path} has . or .. or a / too many in it; write it plainly, e.g. {right}")
+    for pattern, reason in refused.items():
+        if re.fullmatch(pattern, path):
+            raise ValueError(f"{path} {reason}; choose another, e.g. {example}")
+    return path
+
+
+# How fast the mount is, and nothing about who is trusted, what is run, or whose the files are.
+MOUNT_OPTIONS = {
+    *("attr_timeout", "auto_cache", "cache_timeout", "compression", "dcache_max_size", "dcache_timeout", "dir_cache"),
+    *("direct_io", "entry_timeout", "kernel_cache", "max_conns", "max_read", "negative_timeout", "noatime"),
+    *("no_readahead", "sync_readdir"),
+    *("Ciphers", "Compression", "ConnectTimeout", "IPQoS", "KexAlgorithms", "MACs", "RekeyLimit", "TCPKeepAlive"),
+}
+
+
+def valid_mount_option(option: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*(=[A-Za-z0-9_.:/@+-]+)?", option):
+        raise ValueError(f"{option!r} is not one option of sshfs; write e.g. compression=no")
+    name = option.split("=")[0]
+    if name not in MOUNT_OPTIONS:
+        known = ", ".join(sorted(sorted(MOUNT_OPTIONS, reverse=True), key=str.lower))
+        raise ValueError(f"{name} is not an option that can be set here; the options are {known}")
+    return option
