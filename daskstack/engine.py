@@ -24,26 +24,6 @@ KUBERNETES_PLUGIN = "4.34.2"  # that of its pulumi-kubernetes
 GCP_PLUGIN = "10.2.0"  # and of its pulumi-gcp
 STATE_LIMIT = 120  # seconds for a command that reads or writes a stack's state
 
-KUBERNETES = "1.34.2"  # rehearsal/kubernetes/programs/go.mod's, as are the next
-HELM = "3.19.0"
-KUBERNETES_MODULES = PROJECT / "rehearsal" / "kubernetes" / "programs"
-_MAJOR, _MINOR, _ = KUBERNETES.split(".")
-# What the programs say of themselves, and which Kubernetes helm takes for granted where it asks none.
-KUBERNETES_FLAGS = "-s -w" + "".join(
-    f" -X {variable}={value}"
-    for variable, value in {
-        "k8s.io/component-base/version.gitVersion": f"v{KUBERNETES}",
-        "k8s.io/component-base/version.gitMajor": _MAJOR,
-        "k8s.io/component-base/version.gitMinor": _MINOR,
-        "k8s.io/client-go/pkg/version.gitVersion": f"v{KUBERNETES}",
-        "helm.sh/helm/v3/internal/version.version": f"v{HELM}",
-        "helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor": _MAJOR,
-        "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": _MINOR,
-        "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor": _MAJOR,
-        "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor": _MINOR,
-    }.items()
-)
-
 
 class EngineError(RuntimeError):
     """The engine is missing, lacks a setting, or refused; the message carries the remedy."""
@@ -61,7 +41,7 @@ def data_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 def engine(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The `pulumi` to run: PATH's if it is new enough, else the one downloaded or built for us, else None."""
-    ambient = shutil.which("pulumi", path=_callers_path(environ))
+    ambient = shutil.which("pulumi", path=callers_path(environ))
     if ambient and version(ambient) >= MINIMUM:
         return Path(ambient)
     ours = [downloaded_engine(environ), built_engine(environ)]
@@ -78,18 +58,10 @@ def built_engine(environ: Mapping[str, str] = os.environ) -> Path:
     return cache_folder(environ) / "engine" / made_of / "pulumi"
 
 
-def kubernetes_programs(environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder of kube, coredns, pause, kubectl and helm, whether they are built yet or not."""
-    modules = KUBERNETES_MODULES
-    sources = [modules / "go.mod", modules / "go.sum", *sorted(modules.rglob("*.go"))]
-    # main.go is the name of several: their order is what tells them apart.
-    return cache_folder(environ) / "kubernetes" / digest(*sources, KUBERNETES_FLAGS)
-
-
 def language_host(engine: Path, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the official Python language host is there: beside the engine, or on PATH."""
     beside = engine.resolve().with_name("pulumi-language-python")
-    return beside.exists() or shutil.which(beside.name, path=_callers_path(environ)) is not None
+    return beside.exists() or shutil.which(beside.name, path=callers_path(environ)) is not None
 
 
 def official(engine: Path, environ: Mapping[str, str] = os.environ) -> bool:
@@ -118,7 +90,7 @@ def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:
     """The caller's own Pulumi home, also where `make env` has put ours into the environment."""
     home = environ.get("PULUMI_HOME")
     if not home or Path(home).is_relative_to(cache_folder(environ)):
-        return _home(environ) / ".pulumi"
+        return home_folder(environ) / ".pulumi"
     return Path(home)
 
 
@@ -136,7 +108,7 @@ def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, 
             " or the one that `make up` installs"
         )
     result = {"PULUMI_SKIP_UPDATE_CHECK": "true"}
-    path = _callers_path(environ)
+    path = callers_path(environ)
     if found.is_relative_to(cache_folder(environ)):
         path = os.pathsep.join([str(found.parent), path])
     result["PATH"] = path
@@ -185,38 +157,6 @@ def pulumi(stack: str, *arguments: str, **kwargs) -> subprocess.CompletedProcess
         ) from None
 
 
-def rehearsal(state: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """A whole environment with state in this folder, in which no account can be reached, by accident or otherwise.
-
-    Its stand-ins, kubectl and helm are what `tools.install rehearsal` installs.
-    """
-    found = engine(environ)
-    if found is None:
-        raise EngineError("no Pulumi engine: `make rehearse` installs it")
-    cloud = re.compile(r"GOOGLE_|GCLOUD_|CLOUDSDK_|GCE_|GKE_|KUBE|HELM_|PULUMI_|XDG_CONFIG_HOME$|SSH_AUTH_SOCK$")
-    result = {name: value for name, value in environ.items() if not cloud.match(name)}
-    # gcloud, Google's libraries, kubectl and helm look for the caller's logins at home.
-    home = state / "home"
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.chmod(0o700)
-    pip = [_home(environ) / place for place in (".config/pip/pip.conf", ".pip/pip.conf")]
-    for settings in filter(Path.exists, pip):  # packages may come from an index that only these name
-        result.setdefault("PIP_CONFIG_FILE", str(settings))
-    return result | {
-        "HOME": str(home),
-        "XDG_CACHE_HOME": str(cache_folder(environ).parent),
-        "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",  # the official plugins, on PATH
-        "PATH": os.pathsep.join([str(kubernetes_programs(environ)), str(found.parent), _callers_path(environ)]),
-        "PULUMI_HOME": str(standins(found, environ) / "rehearsal"),
-        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-        "PULUMI_SKIP_UPDATE_CHECK": "true",
-        "PULUMI_BACKEND_URL": state.as_uri(),
-        # For stack files with secrets in them.
-        "PULUMI_CONFIG_PASSPHRASE": environ.get("PULUMI_CONFIG_PASSPHRASE", ""),
-        "PULUMI_PARALLEL": "64",
-    }
-
-
 def outputs(stack: str, *, secrets: bool = True) -> dict:
     """A stack's outputs by name; raises EngineError where the stack does not exist or cannot be read."""
     reveal = ["--show-secrets"] if secrets else []
@@ -261,12 +201,12 @@ def digest(*parts: Path | str) -> str:
     return hashed.hexdigest()[:16]
 
 
-def _home(environ: Mapping[str, str]) -> Path:
+def home_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HOME") or Path.home())
 
 
 def _folder(environ: Mapping[str, str], variable: str, default: str) -> Path:
-    return Path(environ.get(variable) or _home(environ) / default) / "daskstack"
+    return Path(environ.get(variable) or home_folder(environ) / default) / "daskstack"
 
 
 def _credentials(environ: Mapping[str, str]) -> Path:
@@ -285,7 +225,7 @@ def _callers_backend(environ: Mapping[str, str], ours: str) -> str:
     return current or ("https://api.pulumi.com" if environ.get("PULUMI_ACCESS_TOKEN") else "")
 
 
-def _callers_path(environ: Mapping[str, str]) -> str:
+def callers_path(environ: Mapping[str, str]) -> str:
     """PATH without what `make env` has put in front."""
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
     return os.pathsep.join(f for f in folders if not Path(f).is_relative_to(cache_folder(environ)))

@@ -258,7 +258,7 @@ TASKS = [
     Mutation(
         "mount-options",
         "Options of the mount, which root's ssh reads, are those of speed alone.",
-        "settings/machines.py",
+        "settings/folders.py",
         "    if name not in MOUNT_OPTIONS:",
         "    if False:",
         "tests/unit/test_settings.py::test_only_options_of_speed_are_taken_for_the_mount",
@@ -883,7 +883,7 @@ SECRETS = [
     Mutation(
         "rehearsal-at-home",
         "A rehearsal finds no login in its caller's home folder.",
-        "daskstack/engine.py",
+        "rehearsal/environment.py",
         '        "HOME": str(home),\n',
         "",
         "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
@@ -891,7 +891,7 @@ SECRETS = [
     Mutation(
         "rehearsal-with-tokens",
         "A rehearsal gets no token of its caller's environment.",
-        "daskstack/engine.py",
+        "rehearsal/environment.py",
         'r"GOOGLE_|GCLOUD_|CLOUDSDK_|',
         'r"GCLOUD_|',
         "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
@@ -899,7 +899,7 @@ SECRETS = [
     Mutation(
         "rehearsal-plugin-on-path",
         "A rehearsal runs no official plugin that is on PATH.",
-        "daskstack/engine.py",
+        "rehearsal/environment.py",
         '        "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",',
         "",
         "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",

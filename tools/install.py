@@ -27,6 +27,7 @@ from pathlib import Path
 
 from daskstack import engine
 from daskstack.engine import COMMAND, GCP_PLUGIN, KUBERNETES_PLUGIN, MINIMUM, PROJECT, VERSION, digest, dotted
+from rehearsal import programs
 from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run, say, which
 
 PYTHON = "3.11"  # environment.lock's: notebooks and workers have to agree
@@ -108,7 +109,7 @@ def cloud() -> None:
 
 def kubernetes() -> None:
     install_packages(KUBERNETES, "for a Kubernetes on this computer")
-    build_kubernetes(engine.kubernetes_programs())
+    build_kubernetes(programs.kubernetes_programs())
 
 
 def bench() -> None:
@@ -186,11 +187,11 @@ def build_kubernetes(folder: Path) -> None:
     if folder.exists():
         return
     go = find_go("build Kubernetes")
-    said = f"Building Kubernetes {engine.KUBERNETES} and helm from their Go modules (about fifteen minutes, once)"
+    said = f"Building Kubernetes {programs.KUBERNETES} and helm from their Go modules (about fifteen minutes, once)"
     with phase(said), made_whole(folder) as new:
         packages = ("./kube", "./coredns", "./pause", "helm.sh/helm/v3/cmd/helm")
-        build = (go, "build", "-trimpath", "-ldflags", engine.KUBERNETES_FLAGS, "-o", new, *packages)
-        run(*build, log="kubernetes", cwd=engine.KUBERNETES_MODULES)
+        build = (go, "build", "-trimpath", "-ldflags", programs.KUBERNETES_FLAGS, "-o", new, *packages)
+        run(*build, log="kubernetes", cwd=programs.KUBERNETES_MODULES)
         kubectl = new / "kubectl"
         kubectl.write_text('#!/bin/sh\nexec "$(dirname "$(readlink -f "$0")")/kube" kubectl "$@"\n')
         kubectl.chmod(0o755)

@@ -2,7 +2,7 @@
 
 A real Kubernetes of one node, or real machines behind a firewall in place of Compute Engine's; the real program and
 engine, a real Dask job; a worker preempted, one deleted, one more, none for want of work, all of them again; then all
-of it goes. The stack file is not changed, and no account can be reached (`engine.rehearsal`).
+of it goes. The stack file is not changed, and no account can be reached (rehearsal/environment.py).
 """
 
 import ipaddress
@@ -24,6 +24,7 @@ from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from daskstack.route import wake
 from on_this_computer.send_environment import collect
+from rehearsal.environment import environment as rehearsal_environment
 from settings import SettingsError, parse
 from tools import cloud_leftovers
 from tools.running import say
@@ -37,7 +38,7 @@ class Rehearsal:
 
     def __init__(self, stack: str, folder: Path) -> None:
         self.stack, self.folder, self.project = stack, folder, PROJECT
-        self.environ = engine.rehearsal(folder / "state") | {"KUBECACHEDIR": str(folder / "kubecache")}
+        self.environ = rehearsal_environment(folder / "state") | {"KUBECACHEDIR": str(folder / "kubecache")}
         self.settings = folder / f"Pulumi.{stack}.yaml"
         shutil.copy(PROJECT / "Pulumi.yaml", folder)
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
-from daskstack.engine import PROJECT, digest, kubernetes_programs
+from daskstack.engine import PROJECT, digest
 from on_this_computer.send_environment import UV, collect
 from rehearsal.kubernetes.network import INNER
+from rehearsal.programs import kubernetes_programs
 from settings import lock
 from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run
 

@@ -7,9 +7,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from daskstack.engine import PROJECT, kubernetes_programs
+from daskstack.engine import PROJECT
 from rehearsal.kubernetes import NodeError, cgroups, components, images, network, objects, pki, supervisor
 from rehearsal.kubernetes.api import Api
+from rehearsal.programs import kubernetes_programs
 
 # In every cluster's folder, so that no other folder is ever taken for one.
 MARK = ".kubernetes"

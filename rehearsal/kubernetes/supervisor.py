@@ -16,10 +16,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from daskstack.engine import kubernetes_programs
 from rehearsal.kubernetes import components, network, objects, policies
 from rehearsal.kubernetes.api import Api
 from rehearsal.kubernetes.components import NODE, SOCKET
+from rehearsal.programs import kubernetes_programs
 
 # What the kubelet sets for the whole computer where it finds something else. It gets files that say so already.
 SYSCTLS = {

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from daskstack import engine
+from rehearsal import programs
+from rehearsal.environment import environment as rehearsal_environment
 from tests.engine.support import Project, free_port, wait_for, with_official
 
 
@@ -141,7 +143,7 @@ NOWHERE = json.dumps(
 
 @pytest.fixture(scope="module")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    programs, etcd = engine.kubernetes_programs(), shutil.which("etcd")
+    built, etcd = programs.kubernetes_programs(), shutil.which("etcd")
     assert etcd, "no etcd here: install etcd-server"
     folder = tmp_path_factory.mktemp("api")
     key = folder / "accounts"
@@ -158,7 +160,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
             f"--initial-cluster=default={peers}",
         ],
         "kube-apiserver": [
-            programs / "kube",
+            built / "kube",
             "kube-apiserver",
             f"--etcd-servers={clients}",
             "--bind-address=127.0.0.1",
@@ -181,7 +183,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         "current-context": "test",
     }
-    made = ApiServer(folder / "kubeconfig", programs)
+    made = ApiServer(folder / "kubeconfig", built)
     made.kubeconfig.write_text(json.dumps({"apiVersion": "v1", "kind": "Config"} | config))
     with contextlib.ExitStack() as stack:
         for name, command in commands.items():
@@ -196,7 +198,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 @pytest.fixture
 def pulumi_environment(tmp_path: Path) -> dict[str, str]:
     """A rehearsal's, with Pulumi's own plugin where the caller has that, else with the stand-in."""
-    environ = engine.rehearsal(tmp_path / "state")
+    environ = rehearsal_environment(tmp_path / "state")
     return with_official(environ, tmp_path, "kubernetes", engine.KUBERNETES_PLUGIN)
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from daskstack import engine
+from rehearsal.environment import environment as rehearsal_environment
 from tests.engine.support import Cloud, Project, with_official
 
 
 @pytest.fixture
 def pulumi_environment(tmp_path: Path) -> dict[str, str]:
     """A rehearsal's, with Pulumi's own plugin where the caller has that, else with the stand-in."""
-    environ = engine.rehearsal(tmp_path / "state") | {
+    environ = rehearsal_environment(tmp_path / "state") | {
         "DASKSTACK_REHEARSAL": str(tmp_path / "rehearsal"),
         "GOOGLE_OAUTH_ACCESS_TOKEN": "none",
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from daskstack import engine
+from rehearsal.environment import environment as rehearsal_environment
 from tests.engine.support import Cloud, Project, processes, wait_for
 
 OTHERS = {"key": "others", "effect": "NoSchedule"}
@@ -81,7 +81,7 @@ KUBECONFIG = {
 @pytest.fixture
 def pulumi_environment(tmp_path: Path) -> dict[str, str]:
     """A rehearsal's, with a Kubernetes that is files."""
-    environ = engine.rehearsal(tmp_path / "state")
+    environ = rehearsal_environment(tmp_path / "state")
     programs, folder = tmp_path / "programs", tmp_path / "rehearsal"
     programs.mkdir()
     folder.mkdir()

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 from daskstack import engine
+from rehearsal.environment import environment as rehearsal_environment
 from tests.engine.support import PROGRAMS, Cloud, Project
 from tools import rehearse
 
@@ -63,7 +64,7 @@ def caller(tmp_path: Path) -> dict[str, str]:
 def test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin(
     tmp_path: Path, caller: dict[str, str]
 ) -> None:
-    environ = engine.rehearsal(tmp_path / "state", caller)
+    environ = rehearsal_environment(tmp_path / "state", caller)
     folder = tmp_path / "rehearsal"
     environ |= {
         "DASKSTACK_REHEARSAL": str(folder), "GOOGLE_OAUTH_ACCESS_TOKEN": "none", "PULUMI_STACK": "test",
@@ -113,7 +114,7 @@ def test_nor_does_what_make_rehearse_itself_calls(
 def test_settings_of_the_package_index_are_kept(tmp_path: Path, caller: dict[str, str]) -> None:
     settings = Path(caller["HOME"], ".config/pip/pip.conf")
     caller.pop("PIP_CONFIG_FILE", None)
-    assert "PIP_CONFIG_FILE" not in engine.rehearsal(tmp_path / "state", caller)
+    assert "PIP_CONFIG_FILE" not in rehearsal_environment(tmp_path / "state", caller)
     settings.parent.mkdir(parents=True)
     settings.touch()
-    assert engine.rehearsal(tmp_path / "state", caller)["PIP_CONFIG_FILE"] == str(settings)
+    assert rehearsal_environment(tmp_path / "state", caller)["PIP_CONFIG_FILE"] == str(settings)

@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 
 from components.kubernetes import chart_values
-from daskstack.engine import PROJECT, kubernetes_programs
+from daskstack.engine import PROJECT
+from rehearsal.programs import kubernetes_programs
 from settings import lock
 
 CHART = PROJECT / "charts" / "dask"

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daskstack.engine import PROJECT, kubernetes_programs
+from daskstack.engine import PROJECT
 from rehearsal.kubernetes import network
+from rehearsal.programs import kubernetes_programs
 
 IMAGE = "python:3.11-slim"
 RESTRICTED = {

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 import settings
 from components.kubernetes import chart_values
-from daskstack.engine import PROJECT, kubernetes_programs
+from daskstack.engine import PROJECT
 from rehearsal.kubernetes import components, network
 from rehearsal.kubernetes import node as node_files
+from rehearsal.programs import kubernetes_programs
 from tests.kubernetes.chart import LOCKS, NAMES, rendered
 from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, control_groups, pod, server, until
 

@@ -19,10 +19,10 @@ import pytest
 from fleet import Machine, Stranger, as_root, until
 from life import Shared, end_processes
 
-from daskstack import engine
 from daskstack.engine import PROJECT
 from on_this_computer.send_environment import collect
 from rehearsal.compute import bridge
+from rehearsal.environment import environment as rehearsal_environment
 from tests.engine.support import PROGRAMS, Cloud, Project, descendants, processes, wait_for
 
 CALLER, STRANGER = "203.0.113.7", "198.51.100.1"
@@ -154,7 +154,7 @@ def rehearsing(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) 
     """A rehearsal of which nothing is left at the end, whatever is under way then."""
     packages = collect(PROJECT / "environment.lock", "3.11", "wheelhouse") / "wheels"
     folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
-    environment = engine.rehearsal(tmp_path_factory.mktemp("state"))
+    environment = rehearsal_environment(tmp_path_factory.mktemp("state"))
     environment |= {
         "DASKSTACK_REHEARSAL": str(folder),
         "DASKSTACK_REHEARSAL_CALLER": CALLER,

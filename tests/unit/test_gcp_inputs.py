@@ -8,6 +8,7 @@ import pytest
 
 from daskstack import engine
 from daskstack.engine import PROJECT
+from rehearsal import programs
 
 sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
 
@@ -350,7 +351,7 @@ def test_a_machine_is_not_stopped_for_a_change_unless_the_program_lets_it_be():
 
 
 def test_versions_are_those_of_the_kubernetes_and_of_the_package():
-    assert KUBERNETES == engine.KUBERNETES
+    assert KUBERNETES == programs.KUBERNETES
     assert checks.KNOWN["version"] == engine.GCP_PLUGIN
     assert checks.KNOWN["resources"].keys() == KINDS.keys()
 

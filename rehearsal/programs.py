@@ -1,0 +1,35 @@
+"""The programs of a rehearsed Kubernetes, built from their Go modules: which versions, and where they are."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from daskstack.engine import PROJECT, cache_folder, digest
+
+KUBERNETES = "1.34.2"  # rehearsal/kubernetes/programs/go.mod's, as are the next
+HELM = "3.19.0"
+KUBERNETES_MODULES = PROJECT / "rehearsal" / "kubernetes" / "programs"
+_MAJOR, _MINOR, _ = KUBERNETES.split(".")
+# What the programs say of themselves, and which Kubernetes helm takes for granted where it asks none.
+KUBERNETES_FLAGS = "-s -w" + "".join(
+    f" -X {variable}={value}"
+    for variable, value in {
+        "k8s.io/component-base/version.gitVersion": f"v{KUBERNETES}",
+        "k8s.io/component-base/version.gitMajor": _MAJOR,
+        "k8s.io/component-base/version.gitMinor": _MINOR,
+        "k8s.io/client-go/pkg/version.gitVersion": f"v{KUBERNETES}",
+        "helm.sh/helm/v3/internal/version.version": f"v{HELM}",
+        "helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor": _MAJOR,
+        "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": _MINOR,
+        "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor": _MAJOR,
+        "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor": _MINOR,
+    }.items()
+)
+
+
+def kubernetes_programs(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of kube, coredns, pause, kubectl and helm, whether they are built yet or not."""
+    modules = KUBERNETES_MODULES
+    sources = [modules / "go.mod", modules / "go.sum", *sorted(modules.rglob("*.go"))]
+    # main.go is the name of several: their order is what tells them apart.
+    return cache_folder(environ) / "kubernetes" / digest(*sources, KUBERNETES_FLAGS)
