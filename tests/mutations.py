@@ -187,6 +187,14 @@ DATA = [
         "tests/kubernetes/test_chart.py::test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it",
     ),
     Mutation(
+        "pods-of-workers-stop-at-once",
+        "A change that replaces all workers in Kubernetes loses no result.",
+        "charts/dask/templates/worker.yaml",
+        "python /etc/dask/drain.py {{ $address }}",
+        "true",
+        "tests/kubernetes/test_release.py::test_a_change_of_workers_and_packages_shows_in_the_preview_and_loses_no_result",
+    ),
+    Mutation(
         "no-time-to-hand-over",
         "A worker has the time that handing over takes.",
         "charts/dask/templates/worker.yaml",
@@ -596,6 +604,14 @@ DOORS = [
         "        {{- range .Values.networkPolicy.sources }}",
         "        - ipBlock: {cidr: 0.0.0.0/0}\n        {{- range .Values.networkPolicy.sources }}",
         "tests/kubernetes/test_chart.py::test_a_load_balancer_lets_its_networks_alone_in_and_sees_who_comes",
+    ),
+    Mutation(
+        "no-network-policy",
+        "Pods that are not the release's reach none of its ports.",
+        "charts/dask/templates/config.yaml",
+        "{{- if .Values.networkPolicy.enabled }}",
+        "{{- if false }}",
+        "tests/kubernetes/test_release.py::test_network_policies_close_the_release_to_other_pods_and_private_networks_to_it",
     ),
     Mutation(
         "private-networks",
