@@ -10,12 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from fleet import Machine, run, write_whole
+from fleet import Machine, as_root, run, write_whole
 
 from daskstack import engine
+from settings import lock
 
 PROJECT = Path(__file__).parents[1]
 LIMIT = 500  # seconds for a command, which shows what it said; pytest's own limit is longer
+# What is made once by each step, by its place in the machine's folder: another one would mean another machine or
+# another cluster.
+MADE_ONCE = {
+    "machine": ["id", "upper/etc/machine-id", "upper/etc/ssh/ssh_host_ed25519_key.pub"],
+    "keys": ["upper/etc/daskstack/ssh/id_ed25519.pub"],
+    "authority": [f"upper/etc/daskstack/authority/{name}" for name in ("host.pub", "user.pub", "tls.pem")],
+}
 
 
 class Checkout:
@@ -52,11 +60,11 @@ class Checkout:
             self._is_up_with = "part of it"
         return done.stdout
 
-    def pulumi(self, *words: str) -> str:
+    def pulumi(self, *words: str, stdin: str = "") -> str:
         environ = self.environ | engine.variables(self.stack, self.environ)
         command = ["pulumi", *words, "--stack", self.stack]
         with self._changes_the_cluster(*words):
-            return run(command, cwd=self.folder, env=environ, seconds=LIMIT).stdout
+            return run(command, cwd=self.folder, env=environ, seconds=LIMIT, stdin=stdin).stdout
 
     def status(self) -> str:
         """What differs from the clone as it was made, as `git status` has it, ignored files too."""
@@ -113,6 +121,10 @@ class Checkout:
         """What a Command of the stack printed."""
         return self.resources()[name]["outputs"]["stdout"]
 
+    def locked(self) -> str:
+        """What the check says of an environment that is as the lock says."""
+        return f"{len(lock.read(self.folder / 'environment.lock', '3.11').packages)} packages as locked"
+
     def machines(self) -> dict[str, Machine]:
         """The stack's machines by name, as the user that `up` logs in as reaches them."""
         if not self._machines:
@@ -124,6 +136,19 @@ class Checkout:
                 state = Path(self.environ["XDG_DATA_HOME"], "daskstack/machines", self.stack, name)
                 self._machines[name] = Machine(name, facts["host"], name, facts["host_key"], bridge, state, key)
         return dict(self._machines)
+
+    def private_keys(self) -> dict[str, str]:
+        """Every private key on the stack's machines, by machine and path."""
+        # Not in packages, one of which has a key for its own tests.
+        skip = "--exclude-dir=environment --exclude-dir=cache"
+        folders = "/etc /root /home /run /srv /var /opt"
+        find = f"grep -rlsE {skip} -e '-----BEGIN [A-Z ]*PRIVATE KEY' {folders} | xargs -r grep -H ''"
+        keys: dict[str, str] = {}
+        for name, machine in self.machines().items():
+            for line in machine.run(find).stdout.splitlines():
+                path, _, text = line.partition(":")
+                keys[f"{name}:{path}"] = keys.get(f"{name}:{path}", "") + text + "\n"
+        return keys
 
     @contextmanager
     def _changes_the_cluster(self, *words: str) -> Iterator[None]:
@@ -152,3 +177,14 @@ def stack_dev(folder: Path) -> Iterator[Checkout]:
             yield checkout
         finally:
             checkout.make("destroy")
+
+
+def made_once(checkout: Checkout) -> dict[tuple[str, str], str]:
+    """What commands that have ended made once on the machines of stack dev."""
+    known, found = checkout.resources(), {}
+    for name in ("scheduler", "worker-1", "worker-2"):
+        folder = Path(checkout.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
+        for step, paths in MADE_ONCE.items():
+            if f"{name}-{step}" in known:
+                found |= {(name, path): as_root("cat", str(folder / path)).stdout for path in paths}
+    return found

@@ -79,10 +79,11 @@ def call(script: str, *arguments: str, **variables: str) -> str:
 
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Waits for it to be so. The limit is for a computer that is busy with other things, too."""
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 0.1
     while not condition():
         assert time.monotonic() < end, f"not so within {seconds} s"
-        time.sleep(0.1)
+        time.sleep(pause)
+        pause = min(0.5, pause * 1.2)  # many conditions take a login to look at, which is work for the processor
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""A computation that notices when a result is lost and computed again."""
+"""Computations on stack dev: one that shows that it works, and one that notices when a result is computed again."""
 
 import threading
 import time
@@ -7,6 +7,23 @@ from dataclasses import dataclass, field
 
 import distributed
 import pytest
+from fleet import until
+
+import daskstack
+
+
+def works() -> None:
+    """Waits until both workers are there and a job gives the right answer."""
+
+    def answer() -> int | None:
+        try:
+            with daskstack.connect("dev") as client:
+                client.wait_for_workers(2, timeout=30)
+                return client.submit(sum, range(100), pure=False).result(timeout=30)
+        except (OSError, ValueError, RuntimeError):
+            return None  # it is still on its way back
+
+    until(lambda: answer() == 4950, 240)
 
 
 def tasks() -> tuple[Callable, Callable]:
@@ -20,7 +37,7 @@ def tasks() -> tuple[Callable, Callable]:
     def total(part: list[float], more: int) -> float:
         import time
 
-        time.sleep(0.1)
+        time.sleep(0.3)  # so that it goes on all the time without keeping the processor busy
         return sum(part) + more
 
     return numbers, total
@@ -37,7 +54,7 @@ class Work:
 
     def __post_init__(self) -> None:
         numbers, self.total = tasks()
-        self.parts = self.client.map(numbers, range(24), pure=False)
+        self.parts = self.client.map(numbers, range(12), pure=False)
         self.sums = [sum(part) for part in self.client.gather(self.parts)]
         self.thread = threading.Thread(target=self.run)
         self.thread.start()

@@ -1,8 +1,8 @@
 """Runs every test: python -m tools.test [--unit | ARGUMENTS of pytest, which then runs alone]
 
 A queue: one pytest for each file of tests, the longest first, several beside each other, for most tests wait most of
-the time. Files of tests/unit take less time than a pytest needs to start, so two share them. `--unit` runs these alone.
-Variables:
+the time. Files of TOGETHER share one. Files of tests/unit take less time than a pytest needs to start, so two share
+them. `--unit` runs these alone. Variables:
 
     JOBS   how many run beside each other (one more than there are processors)
     SEED   repeats the random order of a run, which prints its own
@@ -33,19 +33,21 @@ from daskstack.engine import PROJECT
 CLEANUP = 300  # seconds after Ctrl-C in which fixtures take away what they have made
 # Which files take longest (14 minutes to 4, on two processors); others come after these, in the order of FOLDERS.
 LONGEST = (
-    *("kubernetes/test_release.py", "machines/test_rehearsed.py", "machines/test_change.py"),
-    *("machines/test_failure.py", "kubernetes/test_rehearse.py", "machines/test_power_off.py"),
-    *("machines/test_steps.py", "machines/test_stack.py", "machines/test_gcp_stack.py", "machines/test_guest.py"),
-    *("machines/test_existing.py", "machines/test_gcp_machines.py"),
+    *("machines, stack dev", "kubernetes, one node", "machines/test_rehearsed.py", "kubernetes/test_rehearse.py"),
+    *("machines/test_power_off.py", "machines/test_steps.py", "machines/test_killed_up.py"),
+    *("machines/test_gcp_stack.py", "machines/test_guest.py", "machines/test_existing.py"),
+    "machines/test_gcp_machines.py",
 )
 FOLDERS = ("machines", "kubernetes", "engine")
-# One pytest, so that one Kubernetes is started for all of them.
-TOGETHER = tuple(f"kubernetes/test_{name}.py" for name in ("release", "node", "chart"))
+# Files with the same session fixtures, where making these twice takes longer than waiting for one another.
+TOGETHER = {
+    "machines, stack dev": tuple(f"machines/test_{name}.py" for name in ("change", "failure", "stack")),
+    "kubernetes, one node": tuple(f"kubernetes/test_{name}.py" for name in ("chart", "node", "release")),
+}
 # Not known to pass in random order yet: their tests may build on each other.
 IN_ORDER = {
-    *(f"tests/machines/test_{name}.py" for name in ("change", "end", "existing", "failure", "firewall")),
-    *(f"tests/machines/test_{name}.py" for name in ("gcp_machines", "guest", "local_machines")),
-    "tests/machines/test_session.py",
+    "tests/machines/test_gcp_machines.py",
+    "tests/machines/test_guest.py",
 }
 
 
@@ -53,11 +55,12 @@ def queue(tests: Path) -> dict[str, list[str]]:
     """What each pytest of a whole run gets, by name, the longest first; paths from the top of the project."""
     paths = [path for name in FOLDERS for path in sorted((tests / name).glob("test_*.py"))]
     files = [path.relative_to(tests).as_posix() for path in paths]
-    longest = [name for name in LONGEST if name in files]
-    ordered = longest + [name for name in files if name not in longest]
-    parts = {name: TOGETHER if name == TOGETHER[0] else (name,) for name in ordered if name not in TOGETHER[1:]}
-    named = {f"{tests.name}/{name}": [f"{tests.name}/{each}" for each in part] for name, part in parts.items()}
-    return named | unit(tests)
+    names = {file: name for name, together in TOGETHER.items() for file in together}
+    found: dict[str, list[str]] = {}
+    for file in files:
+        found.setdefault(f"{tests.name}/{names.get(file, file)}", []).append(f"{tests.name}/{file}")
+    first = [name for each in LONGEST if (name := f"{tests.name}/{each}") in found]
+    return {name: found[name] for name in dict.fromkeys([*first, *found])} | unit(tests)
 
 
 def unit(tests: Path) -> dict[str, list[str]]:

@@ -71,9 +71,11 @@ def outside(stack: Stack) -> Iterator[Outside]:
 def dev(image: str) -> Iterator[Checkout]:
     """Stack dev, made by `make up` as a user would, for all tests that take `checkout`.
 
-    Of that first run, `first_up` is what it printed, `first_status` what git then said of the clone, and `seen_running`
-    the command lines of all processes meanwhile, on this computer and on its machines.
+    Of that first run, `first_up` is what it printed, `first_status` what git then said of the clone, `first_keys` the
+    private keys that it made on the machines, and `seen_running` the command lines of all processes meanwhile, on this
+    computer and on its machines.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` must clean up, too
     # Not in pytest's folder, which is removed before this ends where a run is interrupted.
     folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
     checkout = Checkout(folder)
@@ -82,6 +84,7 @@ def dev(image: str) -> Iterator[Checkout]:
         with CommandLines() as seen:
             checkout.first_up = checkout.make("up")
         checkout.first_status, checkout.seen_running = checkout.status(), seen.lines
+        checkout.first_keys = checkout.private_keys()
         yield checkout
     finally:
         checkout.make("destroy")

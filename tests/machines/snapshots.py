@@ -84,7 +84,7 @@ listed -user dask 2>/dev/null
 systemctl list-units --all --no-legend --plain 'dask*' '*data*' ssh.service firewalld.service |
   awk '/^dask-(authority|credentials)\.service/ {next} {print $1, $3, $1 ~ /timer$/ ? "" : $4}' # they run at any time
 findmnt -rn -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -Ev '^/(dev|proc|run|sys)' | sed 's/,fd=.*pipe_ino=[0-9]*//'
-ps -o args= -u dask 2>/dev/null | grep -Ev 'systemd --user|sd-pam|sshd:'
+ps -o args= -u dask 2>/dev/null | grep -Ev 'systemd --user|sd-pam|sshd:|cat /etc/daskstack/published/'
 ipcs -m | tail -n +4
 nft list ruleset
 true

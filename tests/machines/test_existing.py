@@ -80,86 +80,52 @@ def prepare(machine: Machine, index: str) -> Machine:
     return replace(machine, port=PORT)
 
 
-@pytest.fixture(scope="module")
-def place(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+class Office:
     """Three machines with an sshd of their own mind, one reached through a fourth, one as root; and a user's clone."""
-    head, hand, spare, gate = lan.boot("head", "hand", "spare", "gate")
-    machines = {machine.name: prepare(machine, index) for machine in (head, hand, spare)}
-    before = {machine.name: snapshot(machine) for machine in machines.values()}
 
-    checkout = Checkout(tmp_path_factory.mktemp("user"), "mine")
-    checkout.environ["SSH_AUTH_SOCK"] = agent
-    host = {"user": "admin", "port": PORT}
-    root = {"user": "root", "port": PORT}
-    cluster = {
-        "target": "machines",
-        "machines": {
-            "source": "existing",
-            "hosts": [
-                {"name": "head", "address": head.address, **host},
-                {"name": "hand", "address": hand.address, "bastion": "gate", **host},
-                {"name": "spare", "address": spare.address, **root},
-            ],
-            "bastions": [{"name": "gate", "address": gate.address, "user": "admin", "hostKey": gate.host_key}],
-            "schedulerWorks": True,
-        },
-        "firewall": {"ssh": [f"{lan.gateway}/32", f"{gate.address}/32"]},
-    }
-    checkout.pulumi("stack", "init")
-    checkout.pulumi("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", TOKEN)
-    place = SimpleNamespace(
-        checkout=checkout, settings=cluster, cluster=cluster, machines=machines, gate=gate, before=before,
-        sessions=len(sessions(machines["hand"])), first_up="", is_up_with=None,
-    )  # fmt: skip
-    return place
+    def __init__(self, lan: Stack, index: str, agent: str, folder: Path) -> None:
+        self.lan = lan
+        head, hand, spare, self.gate = lan.boot("head", "hand", "spare", "gate")
+        self.machines = {machine.name: prepare(machine, index) for machine in (head, hand, spare)}
+        self.before = {machine.name: snapshot(machine) for machine in self.machines.values()}
+        self.checkout = Checkout(folder, "mine")
+        self.checkout.environ["SSH_AUTH_SOCK"] = agent
+        host, root = {"user": "admin", "port": PORT}, {"user": "root", "port": PORT}
+        self.cluster = {
+            "target": "machines",
+            "machines": {
+                "source": "existing",
+                "hosts": [
+                    {"name": "head", "address": head.address, **host},
+                    {"name": "hand", "address": hand.address, "bastion": "gate", **host},
+                    {"name": "spare", "address": spare.address, **root},
+                ],
+                "bastions": [
+                    {"name": "gate", "address": self.gate.address, "user": "admin", "hostKey": self.gate.host_key}
+                ],
+                "schedulerWorks": True,
+            },
+            "firewall": {"ssh": [f"{lan.gateway}/32", f"{self.gate.address}/32"]},
+        }
+        self.checkout.pulumi("stack", "init")
+        self.checkout.pulumi("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", TOKEN)
 
+    def write(self, **changes: object) -> None:
+        """Changes settings, which stay so."""
+        self.cluster |= changes
+        path = self.checkout.file
+        stack = yaml.safe_load(path.read_text())
+        stack["config"]["dask:cluster"] = self.cluster
+        path.write_text(yaml.safe_dump(stack))
 
-@pytest.fixture
-def whole(place: SimpleNamespace, lan: Stack, index: str) -> SimpleNamespace:
-    """A cluster of all three machines, the first of which is the scheduler's; some settings may be others than ours."""
-    there = place.is_up_with or {}
-    machines = there.get("machines", {})
-    if len(machines.get("hosts", [])) == 3 and "scheduler" not in machines:
-        place.cluster = {name: value for name, value in there.items() if name != "up"}
-        return place
-    if not place.machines["spare"].is_on():
-        place.machines["spare"] = prepare(*lan.boot("spare"), index)
-    place.cluster = {}
-    # Neither moves back without the word.
-    printed = up(place, **place.settings, **({"moves": ["scheduler", "data"]} if there else {}))
-    place.cluster.pop("moves", None)
-    place.is_up_with = dict(place.cluster)
-    if not place.first_up:
-        place.first_up = printed
-        place.first_sessions = sessions(place.machines["hand"])[place.sessions :]
-    return place
+    def up(self, succeeds: bool = True, **changes: object) -> str:
+        self.write(**changes)
+        return self.checkout.make("up", succeeds=succeeds)
 
-
-@pytest.fixture
-def office(whole: SimpleNamespace) -> SimpleNamespace:
-    """The same, with our settings."""
-    whole.cluster = dict(whole.settings)
-    if whole.is_up_with != whole.settings:
-        up(whole)
-    return whole
-
-
-def up(office: SimpleNamespace, succeeds: bool = True, **changes) -> str:
-    """Runs `make up` on the office's machines with these changes of the settings, which stay."""
-    write(office, **changes)
-    office.is_up_with = {**(office.is_up_with or office.settings), "up": "failed"}
-    printed = office.checkout.make("up", succeeds=succeeds)
-    if succeeds:
-        office.is_up_with = dict(office.cluster)
-    return printed
-
-
-def write(office: SimpleNamespace, **changes) -> None:
-    office.cluster |= changes
-    path = office.checkout.file
-    stack = yaml.safe_load(path.read_text())
-    stack["config"]["dask:cluster"] = office.cluster
-    path.write_text(yaml.safe_dump(stack))
+    def hosts(self, **last: object) -> dict[str, object]:
+        """The settings of the machines with these changes of the last host, or without that host."""
+        *others, spare = self.cluster["machines"]["hosts"]
+        return {**self.cluster["machines"], "hosts": [*others, *([{**spare, **last}] if last else [])]}
 
 
 def sessions(machine: Machine) -> list[str]:
@@ -169,159 +135,191 @@ def sessions(machine: Machine) -> list[str]:
     return re.findall(r"admin from (\S+)", logged)
 
 
-def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: SimpleNamespace) -> None:
-    printed = office.first_up
-    assert "workers      3 running" in printed, "the scheduler's machine works too"
-    assert "right for 26 names" in printed
-    for machine in office.machines.values():
-        digest = subprocess.run(["ssh-keygen", "-lf", "-"], input=machine.host_key, capture_output=True, text=True)
-        assert f"first contact: {machine.address} port {PORT} has the host key {digest.stdout.split()[1]}" in printed
+# The life of a stack on these machines. Each fixture is a stage of it, which follows the one that it takes, and is what
+# was seen there: tests in any order look at that.
 
 
-def test_a_machine_behind_a_bastion_is_reached_through_it_alone(office: SimpleNamespace) -> None:
-    *of_up, look = office.first_sessions
-    assert set(of_up) == {office.gate.address} != {look}
+@pytest.fixture(scope="module")
+def office(lan: Stack, index: str, agent: str, tmp_path_factory: pytest.TempPathFactory) -> Office:
+    return Office(lan, index, agent, tmp_path_factory.mktemp("user"))
 
 
-def test_tasks_see_secret_variables_which_are_nowhere_else(office: SimpleNamespace) -> None:
-    exported = office.checkout.pulumi("stack", "export")
-    assert "swordfish" not in exported
-    assert hashlib.sha256(TOKEN.encode()).hexdigest() not in exported
-    for machine in office.machines.values():
-        unit = "$(systemctl show -p MainPID --value dask-worker@1)"
-        assert f"TOKEN={TOKEN}" in machine.run(f"cat /proc/{unit}/environ").stdout.split("\0")
-        assert machine.run("stat -c %a:%U /etc/daskstack/secret.env").stdout == "600:root\n"
-        found = machine.run("grep -rl swordfish /etc /var/lib /var/log /home /run/systemd || true").stdout
-        assert found.split() == ["/etc/daskstack/secret.env"]
+@pytest.fixture(scope="module")
+def made(office: Office) -> SimpleNamespace:
+    hand = office.machines["hand"]
+    before = len(sessions(hand))
+    seen = SimpleNamespace(printed=office.up(), sessions=sessions(hand)[before:])
+    seen.state = office.checkout.pulumi("stack", "export")
+    seen.revealed = office.checkout.pulumi("stack", "export", "--show-secrets")
+    unit = "$(systemctl show -p MainPID --value dask-worker@1)"
+    look = "grep -rl swordfish /etc /var/lib /var/log /home /run/systemd || true"
+    machines = office.machines.values()
+    seen.environments = [machine.run(f"cat /proc/{unit}/environ").stdout.split("\0") for machine in machines]
+    seen.modes = [machine.run("stat -c %a:%U /etc/daskstack/secret.env").stdout for machine in machines]
+    seen.places = [machine.run(look).stdout.split() for machine in machines]
+    return seen
 
 
-def test_the_key_that_the_agent_has_is_nowhere_in_the_state(office: SimpleNamespace, key: Path) -> None:
-    """The client's own key is, which opens a tunnel and no session."""
-    exported = office.checkout.pulumi("stack", "export", "--show-secrets")
-    assert office.machines["head"].host_key in exported
-    *_, secret, _end = key.read_text().splitlines()
-    assert secret not in exported
-    assert "privateKey" not in exported
-
-
-def test_a_second_up_opens_no_ssh_session(office: SimpleNamespace) -> None:
-    before = {name: len(sessions(machine)) for name, machine in office.machines.items()}
-    assert re.search(r"Resources:\n +\d+ unchanged\n", up(office))
-    assert {name: len(sessions(machine)) - 1 for name, machine in office.machines.items()} == before
-
-
-def test_a_machine_that_was_made_anew_gets_all_its_steps_again(office: SimpleNamespace) -> None:
-    """Its new host key, written into the settings, says so."""
-    *others, spare = office.cluster["machines"]["hosts"]
-    write(office, machines={**office.cluster["machines"], "hosts": [*others, {**spare, "hostKey": HOST_KEY}]})
+@pytest.fixture(scope="module")
+def machine_made_anew(made: SimpleNamespace, office: Office) -> set[str]:
+    """What `up` would run again if the last machine were another one, which its new host key in the settings says."""
+    settings = office.cluster["machines"]
+    office.write(machines=office.hosts(hostKey=HOST_KEY))
     steps = json.loads(office.checkout.pulumi("preview", "--json"))["steps"]
-    again = {step["urn"].rsplit("::", 1)[1] for step in steps if step["op"] == "update"}
-    write(office, machines={**office.cluster["machines"], "hosts": [*others, spare]})
-    assert {f"spare-{state}" for state in STATES if state != "authority"} <= again
-    assert not [name for name in again if name.startswith(("head-", "hand-"))]
+    office.write(machines=settings)
+    return {step["urn"].rsplit("::", 1)[1] for step in steps if step["op"] == "update"}
 
 
-def test_a_changed_host_key_fails_with_both_fingerprints_and_what_to_do(office: SimpleNamespace) -> None:
-    machine = office.machines["spare"]
-    key = "/etc/ssh/ssh_host_ed25519_key"
+@pytest.fixture(scope="module")
+def changed_key(machine_made_anew: set[str], office: Office) -> str:
+    """What `up` prints where the last machine has another host key, of which the settings know nothing."""
+    machine, keys = office.machines["spare"], "/etc/ssh/ssh_host_ed25519_key{,.pub}"
     machine.run(
-        f"cp -a {key} {key}.old && ssh-keygen -q -t ed25519 -N '' -f {key} <<<y >/dev/null && systemctl reload ssh"
+        f"mkdir /root/kept && mv {keys} /root/kept && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key\n"
+        "systemctl reload ssh"
     )
     try:
-        printed = up(office, succeeds=False, credentials={"renewal": 2})
+        return office.up(succeeds=False, credentials={"renewal": 2})
     finally:
-        as_root(
-            "nsenter",
-            "--target",
-            str(machine.pid),
-            "--all",
-            "bash",
-            "-c",
-            f"mv {key}.old {key} && systemctl reload ssh",
-        )
-    assert len(set(re.findall("SHA256:[A-Za-z0-9+/]{43}", printed))) == 2
-    assert "give its new host key" in printed
+        back = "mv /root/kept/* /etc/ssh && rmdir /root/kept && systemctl reload ssh"
+        as_root("nsenter", "--target", str(machine.pid), "--all", "bash", "-c", back)
 
 
-def test_neither_scheduler_nor_data_moves_without_a_word_and_with_it_both_do_and_tls_can_be_off(
-    whole: SimpleNamespace,
-) -> None:
-    office, elsewhere = whole, {**whole.settings["machines"], "scheduler": "hand"}
-    before = {name: len(sessions(machine)) for name, machine in office.machines.items()}
-    printed = up(office, succeeds=False, machines=elsewhere)
-    assert "scheduler would move from head to hand: running work ends" in printed
-    assert "data would move from head to hand: the files stay on the old machine's disk and are not copied" in printed
-    assert "moves: [scheduler, data]" in printed
-    assert "Traceback" not in printed
-    assert {name: len(sessions(machine)) - 1 for name, machine in office.machines.items()} == before
-
+@pytest.fixture(scope="module")
+def moved(changed_key: str, office: Office) -> SimpleNamespace:
+    """Scheduler and data move to another machine, where the settings have a word for it, and TLS is off."""
     head, hand = office.machines["head"], office.machines["hand"]
+    seen = SimpleNamespace(before={name: len(sessions(machine)) for name, machine in office.machines.items()})
+    seen.refusal = office.up(succeeds=False, machines={**office.cluster["machines"], "scheduler": "hand"})
+    seen.after_refusal = {name: len(sessions(machine)) - 1 for name, machine in office.machines.items()}
     head.ssh("echo old >/srv/daskdata/old")
-    printed = up(office, moves=["scheduler", "data"], dask={"tls": False})
-    assert f"scheduler    tcp://{hand.address}:8786" in printed
-    assert "workers      3 running" in printed
-    assert "right for 26 names" in printed
-    assert not re.search("^tls ", printed, re.MULTILINE)
-    assert hand.ssh("ls /srv/daskdata").stdout == ""
+    seen.printed = office.up(moves=["scheduler", "data"], dask={"tls": False})
+    seen.files = hand.ssh("ls /srv/daskdata").stdout
     head.ssh("echo new >/srv/daskdata/new")
-    assert hand.ssh("cat /srv/daskdata/new").stdout == "new\n"
-    assert head.ssh("systemctl is-active dask-scheduler", check=False).stdout == "inactive\n"
-    assert head.ssh("sudo ls -d /etc/daskstack/authority", check=False).returncode
-    # Nobody needs a certificate now, and whoever is no machine of the cluster still gets in through SSH alone.
+    seen.new = hand.ssh("cat /srv/daskdata/new").stdout
+    seen.former_scheduler = head.ssh("systemctl is-active dask-scheduler", check=False).stdout
+    seen.former_authority = head.ssh("sudo ls -d /etc/daskstack/authority", check=False).returncode
     program = "import daskstack; print(daskstack.connect('mine').submit(sum, [1, 2]).result(120))"
     environ = office.checkout.environ | engine.variables("mine", office.checkout.environ)
     run_there = {"cwd": office.checkout.folder, "env": environ, "seconds": 200}
-    assert run([".venv/bin/python", "-c", program], **run_there).stdout == "3\n"
+    seen.connected = run([".venv/bin/python", "-c", program], **run_there).stdout
     ask = "import sys; from distributed import Client; print(Client(sys.argv[1]).submit(sum, [3, 4]).result(120))"
     python = f"cd / && sudo -u dask env -i /opt/daskstack/environment/bin/python -c {shlex.quote(ask)}"
-    assert head.ssh(f"{python} tcp://{hand.address}:8786").stdout == "7\n"
-    assert re.search(
-        rf"^scheduler +tcp://{hand.address}:8786, 3 workers$", office.checkout.make("status"), re.MULTILINE
-    )
+    seen.within = head.ssh(f"{python} tcp://{hand.address}:8786").stdout
+    seen.status = office.checkout.make("status")
     office.cluster.pop("moves")
-    assert re.search(r"Resources:\n +\d+ unchanged\n", up(office)), "without the word they stay"
+    seen.before_second_up = {name: len(sessions(machine)) for name, machine in office.machines.items()}
+    seen.second_up = office.up()
+    seen.after_second_up = {name: len(sessions(machine)) - 1 for name, machine in office.machines.items()}
+    return seen
 
 
-@pytest.fixture
-def known(place: SimpleNamespace, request: pytest.FixtureRequest) -> SimpleNamespace:
-    """A cluster that includes all three machines, with whatever settings."""
-    there = (place.is_up_with or {}).get("machines", {})
-    if len(there.get("hosts", [])) < 3:
-        return request.getfixturevalue("whole")
-    place.cluster = dict(place.is_up_with)
-    place.cluster.pop("up", None)
-    return place
+@pytest.fixture(scope="module")
+def lost(moved: SimpleNamespace, office: Office) -> SimpleNamespace:
+    """The last machine is gone, and then is no longer in the settings; all have certificates again."""
+    office.cluster.pop("dask")
+    office.lan.remove("spare")
+    seen = SimpleNamespace(printed=office.up(machines=office.hosts(gone=True)))
+    zone = "sudo cat /etc/firewalld/zones/dask.xml"
+    seen.zones = [office.machines[name].ssh(zone).stdout for name in ("head", "hand")]
+    office.up(machines=office.hosts())
+    seen.state = office.checkout.pulumi("stack", "export")
+    return seen
+
+
+@pytest.fixture(scope="module")
+def destroyed(lost: SimpleNamespace, office: Office) -> SimpleNamespace:
+    head, hand = office.machines["head"], office.machines["hand"]
+    head.ssh("echo mine >/srv/daskdata/mine")
+    office.checkout.make("destroy")
+    seen = SimpleNamespace(mine=hand.ssh("cat /srv/daskdata/mine").stdout, old=head.ssh("cat /srv/daskdata/old").stdout)
+    for machine in (head, hand):
+        machine.ssh("rm -rf /srv/daskdata/* && sudo rmdir /srv/daskdata")
+    seen.left = [snapshot(machine) ^ office.before[machine.name] for machine in (head, hand)]
+    return seen
+
+
+def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: Office, made: SimpleNamespace) -> None:
+    assert "workers      3 running" in made.printed, "the scheduler's machine works too"
+    assert "right for 26 names" in made.printed
+    for machine in office.machines.values():
+        digest = subprocess.run(["ssh-keygen", "-lf", "-"], input=machine.host_key, capture_output=True, text=True)
+        first_contact = f"first contact: {machine.address} port {PORT} has the host key {digest.stdout.split()[1]}"
+        assert first_contact in made.printed
+
+
+def test_a_machine_behind_a_bastion_is_reached_through_it_alone(office: Office, made: SimpleNamespace) -> None:
+    *of_up, look = made.sessions
+    assert set(of_up) == {office.gate.address} != {look}
+
+
+def test_tasks_see_secret_variables_which_are_nowhere_else(made: SimpleNamespace) -> None:
+    assert "swordfish" not in made.state
+    assert hashlib.sha256(TOKEN.encode()).hexdigest() not in made.state
+    assert [f"TOKEN={TOKEN}" in environment for environment in made.environments] == [True] * 3
+    assert made.modes == ["600:root\n"] * 3
+    assert made.places == [["/etc/daskstack/secret.env"]] * 3
+
+
+def test_the_key_that_the_agent_has_is_nowhere_in_the_state(office: Office, made: SimpleNamespace, key: Path) -> None:
+    """The client's own key is, which opens a tunnel and no session."""
+    assert office.machines["head"].host_key in made.revealed
+    *_, secret, _end = key.read_text().splitlines()
+    assert secret not in made.revealed
+    assert "privateKey" not in made.revealed
+
+
+def test_a_machine_that_was_made_anew_gets_all_its_steps_again(machine_made_anew: set[str]) -> None:
+    assert {f"spare-{state}" for state in STATES if state != "authority"} <= machine_made_anew
+    assert not [name for name in machine_made_anew if name.startswith(("head-", "hand-"))]
+
+
+def test_a_changed_host_key_fails_with_both_fingerprints_and_what_to_do(changed_key: str) -> None:
+    assert len(set(re.findall("SHA256:[A-Za-z0-9+/]{43}", changed_key))) == 2
+    assert "give its new host key" in changed_key
+
+
+def test_neither_scheduler_nor_data_moves_without_a_word(moved: SimpleNamespace) -> None:
+    said = moved.refusal
+    assert "scheduler would move from head to hand: running work ends" in said
+    assert "data would move from head to hand: the files stay on the old machine's disk and are not copied" in said
+    assert "moves: [scheduler, data]" in said
+    assert "Traceback" not in said
+    assert moved.after_refusal == moved.before
+
+
+def test_with_the_word_scheduler_and_data_move(office: Office, moved: SimpleNamespace) -> None:
+    assert f"scheduler    tcp://{office.machines['hand'].address}:8786" in moved.printed
+    assert "workers      3 running" in moved.printed
+    assert "right for 26 names" in moved.printed
+    assert moved.files == ""
+    assert moved.new == "new\n"
+    assert moved.former_scheduler == "inactive\n"
+    assert moved.former_authority
+
+
+def test_without_tls_nobody_needs_a_certificate(office: Office, moved: SimpleNamespace) -> None:
+    """Whoever is no machine of the cluster still gets in through SSH alone."""
+    assert not re.search("^tls ", moved.printed, re.MULTILINE)
+    assert moved.connected == "3\n"
+    assert moved.within == "7\n"
+    scheduler = f"tcp://{office.machines['hand'].address}:8786"
+    assert re.search(rf"^scheduler +{scheduler}, 3 workers$", moved.status, re.MULTILINE)
+
+
+def test_a_second_up_opens_no_ssh_session_and_moves_nothing_back(moved: SimpleNamespace) -> None:
+    assert re.search(r"Resources:\n +\d+ unchanged\n", moved.second_up)
+    assert moved.after_second_up == moved.before_second_up
 
 
 def test_a_machine_that_is_gone_blocks_neither_up_nor_its_removal_nor_destroy(
-    known: SimpleNamespace, lan: Stack
+    office: Office, lost: SimpleNamespace, destroyed: SimpleNamespace
 ) -> None:
-    office = known
-    office.cluster.pop("dask", None)  # and all have certificates again
-    lan.remove("spare")
-    machines = office.cluster["machines"]
-    *others, spare = machines["hosts"]
-    printed = up(office, machines={**machines, "hosts": [*others, {**spare, "gone": True}]})
-    assert "workers      2 running" in printed
-    for machine in (office.machines["head"], office.machines["hand"]):
-        assert spare["address"] not in machine.ssh("sudo cat /etc/firewalld/zones/dask.xml").stdout
-    up(office, machines={**machines, "hosts": others})
-    assert "spare" not in office.checkout.pulumi("stack", "export")
+    assert "workers      2 running" in lost.printed
+    assert [office.machines["spare"].address in zone for zone in lost.zones] == [False, False]
+    assert "spare" not in lost.state
 
 
-def test_destroy_leaves_machines_as_they_were_and_keeps_the_files(
-    place: SimpleNamespace, request: pytest.FixtureRequest
-) -> None:
-    if not place.is_up_with:
-        request.getfixturevalue("whole")
-    head, hand = place.machines["head"], place.machines["hand"]
-    head.ssh("echo mine >/srv/daskdata/mine")
-    moved = "scheduler" in place.is_up_with["machines"]
-    place.checkout.make("destroy")
-    place.is_up_with = None
-    assert (hand if moved else head).ssh("cat /srv/daskdata/mine").stdout == "mine\n", "the login user's own again"
-    if moved:
-        assert head.ssh("cat /srv/daskdata/old").stdout == "old\n"
-    for machine in (head, hand):
-        machine.ssh("rm -rf /srv/daskdata/* && sudo rmdir /srv/daskdata")
-        assert snapshot(machine) ^ place.before[machine.name] == set()
+def test_destroy_leaves_machines_as_they_were_and_keeps_the_files(destroyed: SimpleNamespace) -> None:
+    assert (destroyed.mine, destroyed.old) == ("mine\n", "old\n"), "the login user's own again"
+    assert destroyed.left == [set(), set()]

@@ -116,7 +116,7 @@ UNDONE = ("check", "members", "idle", "service", "environment", "data", "credent
 # Which unit has started again, and which process is another one.
 RUNNING = """
 systemctl show -p Id,InvocationID,MainPID 'dask-worker@1' dask-{scheduler,idle,data,data-watch,metadata} \
-  data-dask_options.mount firewalld ssh
+  data-dask.mount firewalld ssh
 pgrep -a -u dask -f 'dask (scheduler|worker)'
 true
 """

@@ -22,6 +22,7 @@ import pytest
 from checkout import Checkout
 from fleet import Machine, Outside, run, until
 from tls import accepts, imitated
+from work import works
 
 import daskstack
 from components.machines.step import script
@@ -86,32 +87,16 @@ def secrets(key: str) -> set[str]:
     return found
 
 
-def machine_keys(machines: Mapping[str, Machine]) -> dict[str, str]:
-    """Every private key on the machines, by machine and path."""
-    # Not in packages, one of which has a key for its own tests.
-    skip = "--exclude-dir=environment --exclude-dir=cache"
-    folders = "/etc /root /home /run /srv /var /opt"
-    find = f"grep -rlsE {skip} -e '-----BEGIN [A-Z ]*PRIVATE KEY' {folders} | xargs -r grep -H ''"
-    keys: dict[str, str] = {}
-    for name, machine in machines.items():
-        for line in machine.run(find).stdout.splitlines():
-            path, _, text = line.partition(":")
-            keys[f"{name}:{path}"] = keys.get(f"{name}:{path}", "") + text + "\n"
-    return keys
-
-
-@pytest.fixture
-def keys(machines: Mapping[str, Machine]) -> dict[str, set[str]]:
-    """What gives each private key on the machines away."""
-    found = machine_keys(machines)
-    kinds = {(name, Path(place).name) for place in found for name in NAMES if place.startswith(name)}
+def revealing(keys: Mapping[str, str]) -> dict[str, set[str]]:
+    """What gives each of these keys away."""
+    kinds = {(name, Path(place).name) for place in keys for name in NAMES if place.startswith(name)}
     assert kinds >= {(name, key) for name in NAMES for key in ("ssh_host_ed25519_key", "id_ed25519", "key.pem")}
-    assert {f"scheduler:/etc/daskstack/authority/{key}" for key in ("host", "user", "tls.key")} <= found.keys()
-    return {place: secrets(key) for place, key in found.items()}
+    assert {f"scheduler:/etc/daskstack/authority/{key}" for key in ("host", "user", "tls.key")} <= keys.keys()
+    return {place: secrets(key) for place, key in keys.items()}
 
 
 def test_no_machines_private_key_is_in_state_outputs_or_logs_even_encrypted(
-    checkout: Checkout, machines: Mapping[str, Machine], keys: dict[str, set[str]]
+    checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     state = Path(checkout.environ["XDG_DATA_HOME"], "daskstack/state")
     written = {str(path): path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()}
@@ -126,7 +111,7 @@ def test_no_machines_private_key_is_in_state_outputs_or_logs_even_encrypted(
     }
     for name, machine in machines.items():
         seen[f"the journal of {name}"] = machine.ssh("sudo journalctl -o cat").stdout
-    for key, words in keys.items():
+    for key, words in [*revealing(checkout.first_keys).items(), *revealing(checkout.private_keys()).items()]:
         assert [(place, word) for place, text in seen.items() for word in words if word in text] == [], key
     # The user's own login is a secret of the stack: it is found where secrets are shown, and nowhere else.
     [login] = {facts["private_key"] for facts in engine.cluster("dev")["admin"]["machines"].values()}
@@ -134,12 +119,10 @@ def test_no_machines_private_key_is_in_state_outputs_or_logs_even_encrypted(
     assert found == {"the state's secrets", "the outputs"}
 
 
-def test_no_key_is_on_a_command_line_while_steps_run(
-    checkout: Checkout, machines: Mapping[str, Machine], keys: dict[str, set[str]]
-) -> None:
+def test_no_key_is_on_a_command_line_while_steps_run(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
     seen = {line for _, line in checkout.seen_running}
     [login] = {facts["private_key"] for facts in engine.cluster("dev")["admin"]["machines"].values()}
-    for words in (*keys.values(), secrets(login)):
+    for words in (*revealing(checkout.first_keys).values(), secrets(login)):
         assert [line for line in seen if any(word in line for word in words)] == []
     # Steps were seen on each machine, and all that can be read of them is this.
     for name, machine in machines.items():
@@ -329,11 +312,6 @@ def test_tasks_in_a_closed_unit_can_do_what_tasks_do(checkout: Checkout, machine
         until(comes_back)
 
 
-def statuses(checkout: Checkout) -> dict[str, str]:
-    """Of each worker, by its name."""
-    return dict(re.findall(r"^(worker\S+) +(\w+),", checkout.make("status"), re.MULTILINE))
-
-
 def test_dask_does_not_start_without_the_firewall_and_outlives_its_restart(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
@@ -347,7 +325,7 @@ def test_dask_does_not_start_without_the_firewall_and_outlives_its_restart(
         until(lambda: machine.ssh("systemctl show -P SubState dask-worker@1").stdout == "auto-restart\n")
     finally:
         machine.run("systemctl start firewalld")
-    until(lambda: statuses(checkout) == dict.fromkeys(["worker-1-1", "worker-2-1"], "running"))
+    works()
 
 
 def test_a_python_that_differs_is_refused_with_what_mends_it(
@@ -451,14 +429,3 @@ def test_a_failed_check_says_first_what_failed(
     assert done.returncode == 1
     assert done.stderr.startswith("check failed: ")
     assert said in done.stderr.splitlines()[0]
-
-
-def test_a_cluster_that_is_gone_for_destroy_leaves_nothing(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
-    running = [psutil.Process(machine.pid) for machine in machines.values()]
-    checkout.make("destroy")
-    assert [process for process in running if process.is_running()] == []
-    data = Path(checkout.environ["XDG_DATA_HOME"])
-    # The engine's own note on the format of the folder is no stack's.
-    left = [path for path in data.rglob("*") if path.is_file() and not path.name.startswith("meta.yaml")]
-    assert left == []
-    assert str(data) not in Path("/proc/mounts").read_text()

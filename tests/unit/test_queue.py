@@ -131,10 +131,15 @@ def test_an_interrupted_run_waits_until_all_has_been_cleaned_up(top: Path, of_a_
     assert os.listdir(top / "tmp") == []
 
 
-def test_the_longest_files_come_first_and_none_is_left_out() -> None:
-    missing = [name for name in runner.LONGEST if not (PROJECT / "tests" / name).exists()]
-    assert not missing, "take them out of LONGEST in tools/test.py"
+def test_files_that_share_what_takes_long_to_make_share_a_pytest() -> None:
     found = runner.queue(PROJECT / "tests")
+    for name, files in runner.TOGETHER.items():
+        assert sorted(found[f"tests/{name}"]) == sorted(f"tests/{file}" for file in files)
+
+
+def test_the_longest_files_come_first_and_none_is_left_out() -> None:
+    found = runner.queue(PROJECT / "tests")
+    assert not {f"tests/{name}" for name in runner.LONGEST} - found.keys(), "take them out of LONGEST in tools/test.py"
     assert list(found)[: len(runner.LONGEST)] == [f"tests/{name}" for name in runner.LONGEST]
     files = sorted(path.relative_to(PROJECT).as_posix() for path in (PROJECT / "tests").rglob("test_*.py"))
     assert sorted(file for each in found.values() for file in each) == files
