@@ -289,7 +289,7 @@ pulumi.export("vm", [vm.networkInterfaces, vm.id])
     assert cloud.files == set()
 
 
-def test_lists_of_gcloud_are_what_the_program_made(cloud):
+def test_gcloud_lists_what_the_program_made_and_its_plugin_brings_the_kubernetes_admin(cloud):
     assert cloud.run("gcloud", "--version").startswith("Google Cloud SDK")
     assert cloud.run("gcloud", "config", "get", "project") == "(unset)\n"
     account = 'make("serviceaccount/account:Account", "account", accountId="dask-nodes")'
@@ -316,10 +316,7 @@ def test_lists_of_gcloud_are_what_the_program_made(cloud):
         said = cloud.run("gcloud", *words, status=2)
         assert said == f"the stand-in for gcloud does not know `gcloud {' '.join(words)}`\n"
 
-
-def test_whoever_comes_with_the_auth_plugin_is_the_kubernetes_admin(cloud):
     assert "stand-in" in cloud.run("gke-gcloud-auth-plugin", "--version")
-    cloud.up(f"{NETWORK}{CLUSTER % (False, 'one')}")
     answer = json.loads(cloud.run("gke-gcloud-auth-plugin"))
     assert (answer["kind"], answer["apiVersion"]) == ("ExecCredential", "client.authentication.k8s.io/v1beta1")
     assert answer["status"] == {"clientCertificateData": "certificate", "clientKeyData": "private key"}

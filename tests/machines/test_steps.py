@@ -118,6 +118,12 @@ def shared(mesh: Pair) -> Pair:
     return mesh
 
 
+@pytest.fixture(scope="module")
+def holder(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
+    """A machine alone; each test that uses it undoes its shared directory."""
+    return Pair.alone(*boot("disk"), stack)
+
+
 def start_sshd(machine: Machine) -> None:
     as_root("nsenter", "--target", str(machine.pid), "--all", "systemctl", "start", "ssh")
 
@@ -501,10 +507,10 @@ def test_a_task_that_calls_itself_sshfs_has_no_hold_on_the_mount(shared: Pair) -
 
 
 def test_a_mount_that_does_not_work_fails_the_step_with_its_reason(
-    mesh: Pair, boot: Callable[..., list[Machine]], stack: Stack
+    mesh: Pair, holder: Pair, boot: Callable[..., list[Machine]]
 ) -> None:
-    [astray, stranger] = boot("astray", "stranger")
-    Pair(astray, astray, stack.network).credentials(astray)
+    """It takes the data from a machine that knows nothing of its cluster."""
+    astray, [stranger] = holder.head, boot("stranger")
     variables = {**mesh.data_variables(astray, "/srv/elsewhere"), "DATA_ADDRESS": stranger.address}
     done = astray.run(script("data", variables), check=False)
     astray.run(script("data", variables), {}, "undo")
@@ -514,17 +520,16 @@ def test_a_mount_that_does_not_work_fails_the_step_with_its_reason(
     assert astray.ssh("ls -d /srv/elsewhere", check=False).returncode != 0
 
 
-def test_a_changed_path_leaves_nothing_at_the_old_one_but_its_files(
-    mesh: Pair, boot: Callable[..., list[Machine]], stack: Stack
-) -> None:
-    [mover] = boot("mover")
-    pair = Pair.alone(mover, stack)
-    pair.data(mover, "/srv/before")
+def test_a_changed_path_leaves_nothing_at_the_old_one_but_its_files(holder: Pair) -> None:
+    mover = holder.head
+    holder.data(mover, "/srv/before")
     mover.ssh("touch /srv/before/kept")
-    pair.data(mover, "/srv/after")
+    holder.data(mover, "/srv/after")
     assert mover.ssh("findmnt -n -o FSTYPE /srv/before; sudo ls /srv/before", check=False).stdout.split() == ["kept"]
     assert mover.ssh("ls /srv/after").stdout == ""
     assert "before" not in mover.ssh("ls /etc/systemd/system").stdout
+    holder.undo(mover, "data")
+    mover.run("rm -rf /srv/before /srv/after")
 
 
 def test_files_that_the_mount_would_hide_stop_the_step(mesh: Pair) -> None:
@@ -543,22 +548,18 @@ def test_data_in_memory_is_refused(mesh: Pair) -> None:
     assert "is in memory here" in done.stderr
 
 
-def test_data_under_tmp_survives_a_reboot(boot: Callable[..., list[Machine]], stack: Stack) -> None:
-    [machine] = boot("tmp")
-    pair = Pair.alone(machine, stack)
-    pair.data(machine, "/tmp/daskdata")
+def test_data_under_tmp_survives_a_reboot(holder: Pair, stack: Stack) -> None:
+    machine = holder.head
+    holder.data(machine, "/tmp/daskdata")
     machine.ssh("echo kept >/tmp/daskdata/kept")
     machine.reboot()
-    stack.boot("tmp")
+    stack.boot(machine.name)
     assert machine.ssh("cat /tmp/daskdata/kept").stdout == "kept\n"
+    holder.undo(machine, "data")
+    machine.run("rm -rf /tmp/daskdata")
 
 
 # data on a disk of its own
-
-
-@pytest.fixture(scope="module")
-def holder(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
-    return Pair.alone(*boot("disk"), stack)
 
 
 @dataclass
