@@ -290,7 +290,7 @@ TASKS = [
     Mutation(
         "set-user-id",
         "The data disk brings no set-user-id programs and no devices along.",
-        "on_the_cluster/steps/data.sh",
+        "on_the_cluster/steps/data/units.sh",
         "mount -o nosuid,nodev $DEVICE",
         "mount $DEVICE",
         "tests/machines/test_steps.py::test_a_disk_brings_no_set_user_id_program_along",
@@ -632,7 +632,7 @@ DOORS = [
     Mutation(
         "firewall-sources",
         "A port that the firewall opens is open to its sources alone.",
-        "on_the_cluster/steps/firewall.sh",
+        "on_the_cluster/steps/firewall/apply.sh",
         '<source address=\\"$2\\"/><port',
         "<port",
         "tests/machines/test_firewall.py::test_the_firewall_lets_the_cluster_in_and_nobody_else_but_to_ssh_from_where_it_may",
@@ -640,7 +640,7 @@ DOORS = [
     Mutation(
         "shut-out",
         "The firewall does not begin where your own address would be shut out.",
-        "on_the_cluster/steps/firewall.sh",
+        "on_the_cluster/steps/firewall/check.sh",
         '  overlap "$address" "$NETWORK $SSH_SOURCES" ||',
         "  true ||",
         "tests/machines/test_firewall.py::test_an_address_that_would_be_shut_out_is_told_before_anything_changes",
@@ -680,7 +680,7 @@ DOORS = [
     Mutation(
         "dashboard-to-all",
         "From outside the cluster's network no port of any machine answers.",
-        "on_the_cluster/steps/firewall.sh",
+        "on_the_cluster/steps/firewall/apply.sh",
         "  echo '  <short>Outside the Dask cluster</short>'",
         '  echo \'  <short>Outside the Dask cluster</short><port port="8787" protocol="tcp"/>\'',
         "tests/machines/test_stack.py::test_from_outside_every_port_of_every_machine_is_closed",
@@ -792,7 +792,7 @@ KEYS = [
     Mutation(
         "removed-machine-stays",
         "The keys of a removed machine open no door within minutes.",
-        "on_the_cluster/steps/authority.sh",
+        "on_the_cluster/steps/authority/sign.sh",
         'cat "$key" >>revoked',
         "true",
         "tests/machines/test_steps.py::test_keys_of_a_removed_machine_open_no_door",
@@ -800,7 +800,7 @@ KEYS = [
     Mutation(
         "certificates-from-anywhere",
         "A machine's SSH certificate is accepted from the cluster's network alone.",
-        "on_the_cluster/steps/authority.sh",
+        "on_the_cluster/steps/authority/sign.sh",
         ' -O clear -O "source-address=$SOURCES"',
         " -O clear",
         "tests/machines/test_steps.py::test_ssh_certificates_have_serials_and_source_addresses_and_allow_nothing_else",

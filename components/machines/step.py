@@ -95,4 +95,10 @@ class Step:
 def script(state: str, variables: Mapping[str, str]) -> str:
     """What arrives on the machine's standard input: assignments, then the step."""
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(variables.items()))
-    return assignments + (STEPS / "common.sh").read_text() + (STEPS / f"{state}.sh").read_text()
+    return assignments + (STEPS / "common.sh").read_text() + step_text(state)
+
+
+def step_text(state: str) -> str:
+    """A step's file, after those of its folder where it has one."""
+    files = [*sorted((STEPS / state).glob("*.sh")), STEPS / f"{state}.sh"]
+    return "".join(file.read_text() for file in files)

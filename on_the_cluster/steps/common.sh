@@ -1,5 +1,5 @@
-# Put in front of every step. To run a step by hand, on the machine:
-#   (echo NETWORK=10.1.0.0/24 ...; cat common.sh firewall.sh) | sudo bash -s        (or: bash -s undo)
+# Put in front of every step. To run a step by hand, on the machine, with the files of its folder where it has one:
+#   (echo NETWORK=10.1.0.0/24 ...; cat common.sh firewall/*.sh firewall.sh) | sudo bash -s        (or: bash -s undo)
 # `bash -s first` is the run that Pulumi does not know yet: if it fails, the step undoes itself, because no destroy will.
 # Parameters come as plain assignments on standard input, never on a command line that others can read.
 # shellcheck shell=bash

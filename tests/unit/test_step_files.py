@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.machines.step import STEPS, script
+from components.machines.step import STEPS, script, step_text
 
 STATES = sorted(path.stem for path in STEPS.glob("*.sh") if path.stem != "common")
 
@@ -22,7 +22,7 @@ def test_shellcheck_finds_nothing_in_a_step_as_it_runs(state: str) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_step_names_its_state_and_its_variables(state: str) -> None:
-    text = Path(STEPS / f"{state}.sh").read_text()
+    text = (STEPS / f"{state}.sh").read_text()
     assert text.startswith("# State")
     header = text.partition("\n\n")[0]
     for variable in used(state) - set(used("common")):
@@ -31,19 +31,19 @@ def test_a_step_names_its_state_and_its_variables(state: str) -> None:
 
 def used(state: str) -> set[str]:
     """Parameters: upper-case names that a file reads and does not set."""
-    text = Path(STEPS / f"{state}.sh").read_text()
+    text = step_text(state)
     read = set(re.findall(r"(?<!\\)\$\{?([A-Z][A-Z_0-9]+)", text))
     assigned = set(re.findall(r"^\s*(?:local |readonly )?([A-Z][A-Z_0-9]+)=", text, re.MULTILINE))
     common = set(re.findall(r"^([A-Z_]+)=", (STEPS / "common.sh").read_text(), re.MULTILINE))
     return read - assigned - common - {"SECONDS", "EXIT"}
 
 
-PROGRAMS = sorted(state for state in STATES if "declare -f" in (STEPS / f"{state}.sh").read_text())
+PROGRAMS = sorted(state for state in STATES if "declare -f" in step_text(state))
 
 
 @pytest.mark.parametrize("state", PROGRAMS)
 def test_a_program_that_a_step_installs_has_every_function_that_it_calls(state: str) -> None:
-    text = "".join(f"{(STEPS / file).read_text()}\n" for file in ("common.sh", f"{state}.sh"))
+    text = f"{step_text('common')}\n{step_text(state)}\n"
     bodies = dict(re.findall(r"^(\w+)\(\) (\{ .*\}|\{\n(?:.*\n)*?\})", text, re.MULTILINE))
     installed = set(" ".join(re.findall(r"declare -f ([\w ]+)", text)).split())
     assert installed <= set(bodies)
