@@ -20,14 +20,14 @@ def summary(stack: str) -> None:
     if "cost" in outputs:
         print(f"\n{outputs['cost']}\n")
     if woken:
-        print(f"{'idle':<12} the cluster slept; {woken} workers come back within minutes")
+        print(f"{'idle':<12} the cluster was asleep; starting {woken} workers (this takes a few minutes)")
     print()
     print(f"{'scheduler':<12} {outputs['scheduler']}")
     print(f"{'dashboard':<12} {PYTHON} -m daskstack dashboard {stack}")
     if outputs["client"].get("jupyter"):
         print(f"{'notebook':<12} {PYTHON} -m daskstack jupyter {stack}")
     print(f"{'in Python':<12} {PYTHON} -ic 'import daskstack; client = daskstack.connect(\"{stack}\")'")
-    print(f"{'take away':<12} make destroy" + ("" if stack == "dev" else f" STACK={stack}"))
+    print(f"{'remove':<12} make destroy" + ("" if stack == "dev" else f" STACK={stack}"))
 
 
 def status(stack: str) -> None:

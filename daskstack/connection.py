@@ -103,7 +103,7 @@ def connect(stack: str = "dev", *, wakes: bool = True, **kwargs) -> Client:
         )
     try:
         if wakes and (workers := wake(facts)):
-            print(f"the cluster slept; {workers} workers come back within minutes", file=sys.stderr)
+            print(f"The cluster was asleep; starting {workers} workers (this takes a few minutes)", file=sys.stderr)
         return Client(facts, **kwargs)
     except TunnelError:
         raise

@@ -90,7 +90,7 @@ def check_tls(address):
         with socket.create_connection((host, port), timeout=10) as plain, context.wrap_socket(plain) as stream:
             answer = stream.recv(1)
     except (ssl.SSLError, ConnectionError):
-        return "who has no certificate is refused"
+        return "clients without a certificate are rejected"
     raise Failure(f"{address} answers a client without a certificate: {answer!r}")
 
 
@@ -104,7 +104,7 @@ def check_data(client, workers, data):
         client.run(os.remove, path, workers=first)
     if blind := [worker for worker in workers if not seen[worker]]:
         raise Failure(f"{data}: what {first[0]} writes is not seen by {', '.join(blind)}")
-    return f"{data}, seen by all"
+    return f"{data} is shared by all"
 
 
 def check_job(client, workers):

@@ -674,7 +674,7 @@ DOORS = [
         "The check fails if the scheduler accepts a client without a certificate.",
         "on_the_cluster/check.py",
         '    raise Failure(f"{address} answers a client without a certificate: {answer!r}")',
-        '    return "who has no certificate is refused"',
+        '    return "clients without a certificate are rejected"',
         "tests/unit/test_check_tls.py::test_a_scheduler_that_demands_no_certificate_fails_the_check",
     ),
     Mutation(

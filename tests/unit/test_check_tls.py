@@ -48,4 +48,4 @@ def test_a_scheduler_that_demands_no_certificate_fails_the_check(tmp_path: Path)
 
 def test_a_scheduler_that_demands_one_passes(tmp_path: Path) -> None:
     with server(tmp_path, ssl.CERT_REQUIRED) as address:
-        assert check.check_tls(address) == "who has no certificate is refused"
+        assert check.check_tls(address) == "clients without a certificate are rejected"
