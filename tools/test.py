@@ -45,10 +45,7 @@ TOGETHER = {
     "kubernetes, one node": tuple(f"kubernetes/test_{name}.py" for name in ("chart", "node", "release")),
 }
 # Not known to pass in random order yet: their tests may build on each other.
-IN_ORDER = {
-    "tests/machines/test_gcp_machines.py",
-    "tests/machines/test_guest.py",
-}
+IN_ORDER = {"tests/machines/test_guest.py"}
 
 
 def queue(tests: Path) -> dict[str, list[str]]:
