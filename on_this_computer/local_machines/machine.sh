@@ -84,6 +84,7 @@ down() {
         # Renamed first: half a machine must never look like one.
         rm -rf "$DIRECTORY/.$NAME"
         [[ ! -d $state ]] || mv "$state" "$DIRECTORY/.$NAME"
+        exec 9<&- # a busy computer takes long for the next line, and other machines go meanwhile
         rm -rf "$DIRECTORY/.$NAME"
     fi
     [[ ! -d $cgroup ]] || find "$cgroup" -depth -type d -delete
