@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # What no stack's program reads. Any other file can change every stack: a preview too many harms nobody.
-UNREAD = re.compile(
-    r"(bench|docs|tests|\.ci|\.github)/.+|rehearsal/(?!machines/).+|(.+/)?[^/]+\.md|Makefile|\.gitignore"
-)
+UNREAD = re.compile(r"(bench|docs|rehearsal|tests|\.ci|\.github)/.+|(.+/)?[^/]+\.md|Makefile|\.gitignore")
 STACK = re.compile(r"Pulumi\.([^/]+)\.yaml")
 
 
