@@ -44,8 +44,6 @@ TOGETHER = {
     "machines, stack dev": tuple(f"machines/test_{name}.py" for name in ("change", "failure", "stack")),
     "kubernetes, one node": tuple(f"kubernetes/test_{name}.py" for name in ("chart", "node", "release")),
 }
-# Not known to pass in random order yet: their tests may build on each other.
-IN_ORDER = {"tests/machines/test_guest.py"}
 
 
 def queue(tests: Path) -> dict[str, list[str]]:
@@ -70,13 +68,13 @@ def unit(tests: Path) -> dict[str, list[str]]:
 class Run:
     """A pytest of its own, whose temporary folder is its own, too."""
 
-    def __init__(self, name: str, files: list[str], folder: Path, seed: int | None, top: Path) -> None:
-        """`folder` is a short path, for a socket's has at most 107 bytes; without a seed tests keep their order."""
+    def __init__(self, name: str, files: list[str], folder: Path, seed: int, top: Path) -> None:
+        """`folder` is a short path, for a socket's has at most 107 bytes."""
         self.name, self.folder, self.start = name, folder, time.monotonic()
         self.output, self.report = folder.with_suffix(".txt"), folder.with_suffix(".xml")
         folder.mkdir()
         folder.chmod(0o1777)  # as /tmp is: tests have other users, too
-        order = ["-p", "no:randomly"] if seed is None else ["-p", "randomly", f"--randomly-seed={seed}"]
+        order = ["-p", "randomly", f"--randomly-seed={seed}"]
         report = [f"--junit-xml={self.report}", "-o", "junit_family=xunit1"]  # which tells the file
         command = [sys.executable, "-m", "pytest", *files, *order, *report, f"--basetemp={folder}/p"]
         with self.output.open("wb") as output:
@@ -181,8 +179,7 @@ class Queue:
                     break
                 name = next(iter(self.waiting))
                 files = self.waiting.pop(name)
-                seed = None if name in IN_ORDER else self.seed
-                self.running.append(Run(name, files, folder / str(number), seed, self.top))
+                self.running.append(Run(name, files, folder / str(number), self.seed, self.top))
             while self.running:
                 self.wait()
         finally:
