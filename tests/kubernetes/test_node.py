@@ -277,7 +277,7 @@ ACCEPTED = st.fixed_dictionaries(
     },
     optional={
         "cluster": st.fixed_dictionaries(
-            {"source": st.just("gcp"), "project": st.just("my-project"), "location": st.just("us-central1-a")},
+            {"source": st.just("gke"), "project": st.just("my-project"), "location": st.just("us-central1-a")},
             optional={"workers": st.just({"machine": "a3-mega", "accelerators": {"type": "nvidia-l4"}})},
         ),
         "limits": st.sampled_from([{"idle": "30m"}, {"idle": "90d"}]),
