@@ -252,15 +252,20 @@ def test_network_policies_close_the_release_to_other_pods_and_private_networks_t
     cluster = strangers.cluster
     [server_address, _] = cluster.ready("strangers", "server", "stranger")
     cluster.ready(SPACE, "neighbour")
+    with strangers.connect() as client:
+
+        def comms() -> list[str]:
+            workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+            return [each.removeprefix("tls://") for each in (*workers, *(each["nanny"] for each in workers.values()))]
+
+        until(lambda: len(comms()) == 4)  # of two workers, which may just have started
+        dask = comms()
     found = json.loads(strangers.kubectl("get", "pods", "--selector", "release=dask", "--output", "json"))["items"]
+    found = [each for each in found if "deletionTimestamp" not in each["metadata"]]
     pods = {each["metadata"]["labels"]["component"]: each["metadata"]["name"] for each in found}
     addresses = {each["metadata"]["labels"]["component"]: each["status"]["podIP"] for each in found}
-    with strangers.connect() as client:
-        workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
-    comms = [each.removeprefix("tls://") for each in (*workers, *(each["nanny"] for each in workers.values()))]
-    assert len(comms) == 4
     doors = [f"{addresses['scheduler']}:8786", f"{addresses['scheduler']}:8787", f"{addresses['jupyter']}:8888"]
-    doors += [f"{addresses['worker']}:8790", *comms]
+    doors += [f"{addresses['worker']}:8790", *dask]
     doors += [f"dask-{name}.{SPACE}.svc.cluster.local:{port}" for name, port in SERVICES.items()]
     every = dict.fromkeys(doors, "open")
     for component in ("scheduler", "worker", "jupyter"):
