@@ -6,12 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from fleet import Machine, Outside, Stack, until
 
 from components.machines.step import script
+from daskstack.engine import PROJECT
 from on_this_computer import confirm_ssh_access
 
 # All that the step may change, with what makes a difference.
@@ -283,7 +283,7 @@ def prove(guest: Guest, **more: str) -> subprocess.CompletedProcess[str]:
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, "-m", "on_this_computer.confirm_ssh_access"],
-        cwd=Path(confirm_ssh_access.__file__).parents[2],
+        cwd=PROJECT,
         env=os.environ | {"CONNECTION": json.dumps(connection | more), "COMMAND": "sudo -n bash -s"},
         input=guest.text(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
