@@ -62,18 +62,13 @@ class Cluster:
     def down(self) -> None:
         self.call("down")
 
+    def command(self, word: str) -> list[str]:
+        """With the images and wheels that every test of this cluster may need: an `up` replaces those of the last."""
+        program = [sys.executable, "-m", "rehearsal.kubernetes", word, str(self.directory)]
+        return [*program, "--lock", "charts/jupyter.lock", "--installed"]
+
     def call(self, word: str) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "rehearsal.kubernetes",
-            word,
-            str(self.directory),
-            "--lock",
-            "charts/jupyter.lock",
-            "--installed",
-        ]
-        done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=500)
+        done = subprocess.run(self.command(word), cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=500)
         assert done.returncode == 0, f"{word} ended with status {done.returncode}"
         return done.stdout
 

@@ -340,16 +340,7 @@ EXEC = {
 def rehearsal(kubernetes, tmp_path, monkeypatch):
     """A rehearsal's folder and programs."""
     (tmp_path / "kubernetes").symlink_to(kubernetes.directory)
-    command = [
-        sys.executable,
-        "-m",
-        "rehearsal.kubernetes",
-        "up",
-        str(kubernetes.directory),
-        "--lock",
-        "charts/jupyter.lock",
-    ]
-    settings = {"command": command, "down": ["false"], "cwd": str(PROJECT)}
+    settings = {"command": kubernetes.command("up"), "down": ["false"], "cwd": str(PROJECT)}
     path = f"{PROJECT / 'rehearsal' / 'cloud'}:{kubernetes_programs()}:{os.environ['PATH']}"
     monkeypatch.setenv("DASKSTACK_REHEARSAL", str(tmp_path))
     monkeypatch.setenv("DASKSTACK_REHEARSAL_KUBERNETES", json.dumps(settings))
