@@ -51,7 +51,7 @@ help:
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
 	@echo 'make unit      the quick ones: in a minute, without root, nothing is built or started'
-	@echo 'make mutants   break each promise once, and see its test fail (20 minutes; ONLY=name for one)'
+	@echo 'make mutants   break each promise once, and see its test fail (more than an hour; ONLY=name for one)'
 	@echo 'make bench     figures beside those of other ways, into bench/results.md (100 minutes)'
 	@echo 'make docs      write the pages that are generated: settings, and what the tests prove'
 	@echo 'make lock      renew the locks of Python packages'
