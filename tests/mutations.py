@@ -139,6 +139,14 @@ DATA = [
         "tests/unit/test_install.py::test_a_lock_of_a_running_engine_holds_until_it_is_killed",
     ),
     Mutation(
+        "unfinished-files-of-others",
+        "Of what killed engines had not written to the end, only the stack's own is removed.",
+        "tools/unlock.py",
+        'f"stacks/dask/{stack}.json*.tmp"',
+        'f"stacks/dask/{stack}*.tmp"',
+        "tests/unit/test_install.py::test_only_the_stacks_own_files_that_a_killed_engine_had_not_finished_are_removed",
+    ),
+    Mutation(
         "user-of-others",
         "A user `dask` of somebody else is not taken over, so that no undo removes it.",
         "on_the_cluster/steps/keys.sh",

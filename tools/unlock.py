@@ -21,9 +21,8 @@ WAIT = 60  # seconds for kubectl
 
 def main(stack: str) -> None:
     environ = {**os.environ, **engine.variables(stack)}
-    found = locks(environ["PULUMI_BACKEND_URL"], stack)
-    if not found:
-        return
+    backend = environ["PULUMI_BACKEND_URL"]
+    found = locks(backend, stack)
     for holder in map(read, found):
         if holds(holder):
             sys.exit(
@@ -31,6 +30,9 @@ def main(stack: str) -> None:
                 f" {holder['hostname']}: wait for it to end; if it cannot be alive, run"
                 f" `pulumi cancel --stack {stack}` under `make env`"
             )
+    clear_unfinished_files(backend, stack)
+    if not found:
+        return
     clear(found)
     print("Cleared the lock of a run that is dead; going on where it ended")
     exported = engine.pulumi(stack, "stack", "export", capture_output=True)
@@ -50,6 +52,14 @@ def clear(found: list[Path]) -> None:
         with suppress(FileNotFoundError):  # an engine at work on another stack
             if attributes.stat().st_size == 0:
                 attributes.unlink()
+
+
+def clear_unfinished_files(backend: str, stack: str) -> None:
+    """Removes what an engine that was killed had not written to the end: each file gets its name only then."""
+    for folder in state_folders(backend):
+        for pattern in (f"stacks/dask/{stack}.json*.tmp", f"*/dask/{stack}/*.tmp"):
+            for file in folder.glob(pattern):
+                file.unlink(missing_ok=True)
 
 
 def clear_release(exported: Mapping) -> None:
@@ -75,11 +85,14 @@ def clear_release(exported: Mapping) -> None:
 
 def locks(backend: str, stack: str) -> list[Path]:
     """The lock files of a stack, none where the backend is not a local folder."""
+    files = [file for folder in state_folders(backend) for file in folder.glob(f"locks/organization/dask/{stack}/*")]
+    return [file for file in files if file.suffix != ".attrs"]
+
+
+def state_folders(backend: str) -> list[Path]:
+    """The folder with the states, or none where the backend is not a local folder."""
     url = urlsplit(backend)
-    if url.scheme != "file":
-        return []
-    folder = Path(unquote(url.path), ".pulumi/locks/organization/dask", stack)
-    return [file for file in folder.glob("*") if file.suffix != ".attrs"]
+    return [Path(unquote(url.path), ".pulumi")] if url.scheme == "file" else []
 
 
 def read(lock: Path) -> dict:

@@ -165,6 +165,23 @@ def test_a_lock_that_was_being_written_at_the_kill_or_is_given_back_holds_nothin
     assert not unlock.holds(unlock.read(tmp_path / "given-back.json"))
 
 
+def test_only_the_stacks_own_files_that_a_killed_engine_had_not_finished_are_removed(tmp_path, monkeypatch):
+    own = [
+        "stacks/dask/dev.json.bak.18eb84d686dd5082.tmp",
+        "stacks/dask/dev.json.18eb84d686dd5083.tmp",
+        "history/dask/dev/dev-1.history.json.18eb84d686dd5084.tmp",
+        "backups/dask/dev/dev.1.json.18eb84d686dd5085.tmp",
+    ]
+    kept = ["stacks/dask/dev.json", "stacks/dask/dev2.json.18eb84d686dd5086.tmp", "history/dask/gke/a.tmp"]
+    for name in own + kept:
+        (tmp_path / ".pulumi" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".pulumi" / name).touch()
+    monkeypatch.setattr(engine, "variables", lambda stack: {"PULUMI_BACKEND_URL": tmp_path.as_uri()})
+    unlock.main("dev")
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(found) == sorted(tmp_path / ".pulumi" / name for name in kept)
+
+
 def pins(name: str) -> set[tuple[str, str]]:
     """Packages, each with its version and the computers that it is for."""
     return set(re.findall(r"^([\w.-]+)==([^\\\n]+)", (PROJECT / name).read_text(), re.MULTILINE))
