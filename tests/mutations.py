@@ -502,8 +502,8 @@ COMPUTER = [
         "killed-boot",
         "An `up` that was killed while it made a local machine is repaired by the next one.",
         "on_this_computer/local_machines/machine.sh",
-        '    rm -rf "$DIRECTORY/.$NAME"\n    [[ -d $state ]] || create\n',
-        "    [[ -d $state ]] || create\n",
+        '  rm -rf "$DIRECTORY/.$NAME"\n  [[ -d $state ]] || create\n',
+        "  [[ -d $state ]] || create\n",
         "tests/machines/test_local_machines.py::test_an_up_that_is_killed_anywhere_is_repaired_by_the_next",
     ),
 ]

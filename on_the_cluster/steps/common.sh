@@ -5,8 +5,8 @@
 # shellcheck shell=bash
 set -euo pipefail
 shopt -s lastpipe # what `put` sets at the end of a pipe is set here
-umask 022 # that of the machine may keep the cluster's user from what root installs
-cd /      # no program reads its modules or settings from the login user's home
+umask 022         # that of the machine may keep the cluster's user from what root installs
+cd /              # no program reads its modules or settings from the login user's home
 
 CLUSTER_USER=dask
 # Root's alone to write, but for the home in VAR: what runs on the cluster must not be able to put a link or a program

@@ -66,7 +66,10 @@ turn it off, $LEAVE"
 leave_alone() {
   local found accepted port shut=""
   undo
-  found=$(others; ! running || echo "firewalld is on")
+  found=$(
+    others
+    ! running || echo "firewalld is on"
+  )
   [ -n "$found" ] || return 0
   accepted=$(open_ports tcp ruleset)
   for port in $SSH_PORT $PORTS; do

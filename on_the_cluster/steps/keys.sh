@@ -138,7 +138,7 @@ renew_keys() {
 }
 
 # newest FILE: among the keys that are in use and those that are to replace them.
-newest() { if [ -e "$NEXT/$1" ]; then echo "$NEXT/$1"; else echo "$ETC/$1"; fi }
+newest() { if [ -e "$NEXT/$1" ]; then echo "$NEXT/$1"; else echo "$ETC/$1"; fi; }
 
 # Public keys and PEM text have neither quotes nor backslashes, so this needs no JSON tool on the machine.
 public_halves() {

@@ -26,7 +26,8 @@ LEAVE=$OPT/drain.py
 RECORD=$OPT/worked.py
 RELOADER=$OPT/reload_tls.py
 RETIRED=$CLUSTER_HOME/retired
-SPILLS=$ETC/spill # a line for each folder in use: SPILL, and the topmost folder that was made for it or -
+# One line per spill folder in use: SPILL, and the topmost folder that was created for it, or -.
+SPILLS=$ETC/spill
 COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env") # new certificates are taken up by what runs
 
 # As many open files as the machine lets a service have, up to what a large cluster's scheduler needs.
@@ -185,7 +186,10 @@ make_spill() {
     if [ -e "$folder" ] || [ -L "$folder" ]; then
       fatal "$folder exists already and is not this cluster's; move it away, or choose another workers.spill"
     fi
-    { cat $SPILLS 2>/dev/null || true; echo "$SPILL $made"; } | put $SPILLS 0644 root:root
+    {
+      cat $SPILLS 2>/dev/null || true
+      echo "$SPILL $made"
+    } | put $SPILLS 0644 root:root
   fi
   mkdir -p "$SPILL"
   [ -d "$folder" ] || mkdir -m 0700 "$folder"
