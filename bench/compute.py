@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fleet import Machine
 
 from bench.figures import Comparison
 from bench.rig import run, ssh_connections
 from daskstack import engine
 from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
+from tests.fleet import Machine
 from tools.rehearse import KEY, Rehearsal
 
 SIZES = (1, 2, 4)  # workers beside the scheduler's machine

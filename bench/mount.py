@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fleet import Machine
-
 from bench.figures import Comparison
 from bench.prepare import WITHOUT, up
 from bench.rig import Rig, inside
+from tests.fleet import Machine
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 MEGABYTES = 512

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fleet import Machine
-
 from bench import ansible
 from bench.figures import Comparison, Operation, longest_path, slowest
 from bench.rig import Fleet, Program, Rig, Run, cluster, run, ssh_connections, steps
 from daskstack import ssh
 from daskstack.engine import PROJECT
+from tests.fleet import Machine
 
 SIZES = (1, 2, 4)
 NAMES = ("scheduler", "worker-1", "worker-2", "worker-3", "worker-4")

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from checkout import Checkout
-from fleet import SUDO, Machine, Stack, call
 
 from bench.figures import Operation
 from daskstack import engine
+from tests.checkout import Checkout
+from tests.fleet import SUDO, Machine, Stack, call
 
 ADMIN = "admin"  # whom the machines let in over SSH
 

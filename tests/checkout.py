@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from fleet import Machine, as_root, run, write_whole
-
 from daskstack import engine
 from settings import lock
+from tests.fleet import Machine, as_root, run, write_whole
 
 PROJECT = Path(__file__).parents[1]
 LIMIT = 500  # seconds for a command, which shows what it said; pytest's own limit is longer

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import distributed
 import pytest
-from fleet import until
 
 import daskstack
+from tests.fleet import until
 
 
 def works() -> None:

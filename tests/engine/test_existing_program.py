@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
-from checkout import Checkout
 
 from components.machines.client_keys import ssh_identity
 from components.machines.dask_on_machines import STATES
 from settings import HOST_KEY
+from tests.checkout import Checkout
 
 HOSTS = [
     {"name": "head", "address": "203.0.113.5", "port": 2222, "hostKey": HOST_KEY},

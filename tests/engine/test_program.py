@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from checkout import Checkout
+
+from tests.checkout import Checkout
 
 
 @pytest.fixture(scope="module")

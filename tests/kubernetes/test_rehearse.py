@@ -5,10 +5,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from life import lived
 
 from rehearsal.kubernetes.supervisor import SYSCTLS
 from tests.kubernetes.support import Cluster, traces
+from tests.life import lived
 
 PHASES = ["from nothing", "pulumi up", "one worker more", "asleep", "awake", "pulumi destroy", "the rest of it goes"]
 

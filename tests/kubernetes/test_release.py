@@ -25,16 +25,16 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from fleet import SUDO
-from tls import accepts
-from work import Work
 
 from components.kubernetes.identities import tls_identities
 from daskstack import connection, status_and_logs
 from daskstack.engine import PROJECT, engine
 from daskstack.route import wake, way_to
 from rehearsal.kubernetes import components, images, network, objects
+from tests.fleet import SUDO
 from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, pod, server, until
+from tests.tls import accepts
+from tests.work import Work
 from tools.rehearse import KEY, Rehearsal
 
 pytestmark = pytest.mark.timeout(1200)  # more than `up` may take, so that what it printed is shown

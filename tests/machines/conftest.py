@@ -13,8 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
-from fleet import CommandLines, Machine, Outside, Stack, call
+
+from tests.checkout import Checkout
+from tests.fleet import CommandLines, Machine, Outside, Stack, call
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fleet import Machine, Stack
-from test_steps import DEVICE, Disk, Pair, blank_disk, wheel
 
 from on_this_computer import send_environment
+from tests.fleet import Machine, Stack
+from tests.machines.test_steps import DEVICE, Disk, Pair, blank_disk, wheel
 
 # Commands that steps need, and Debian's packages with them: not read from the steps, which could forget one.
 NEEDED = {

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import distributed
 import pytest
-from checkout import Checkout
-from fleet import Machine, until
-from tls import accepts
-from work import Work, tasks
 
 import daskstack
+from tests.checkout import Checkout
+from tests.fleet import Machine, until
+from tests.tls import accepts
+from tests.work import Work, tasks
 
 PACKAGES = "/opt/daskstack/environment/lib/python3.11/site-packages"
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import pytest
-from fleet import Machine, Stack, until
-from killing import kill_at, lines
-from snapshots import snapshot
-from test_steps import Pair
 
 from components.machines.step import script
+from tests.fleet import Machine, Stack, until
+from tests.machines.killing import kill_at, lines
+from tests.machines.snapshots import snapshot
+from tests.machines.test_steps import Pair
 
 
 @pytest.fixture(scope="module")

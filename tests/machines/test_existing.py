@@ -15,14 +15,14 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from checkout import Checkout
-from fleet import Machine, Stack, as_root, run
-from snapshots import snapshot
 
 from components.machines.dask_on_machines import STATES
 from daskstack import engine
 from on_this_computer import send_environment
 from settings import HOST_KEY
+from tests.checkout import Checkout
+from tests.fleet import Machine, Stack, as_root, run
+from tests.machines.snapshots import snapshot
 
 pytestmark = pytest.mark.timeout(1800)
 PORT = 2222

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import distributed
 import pytest
-from checkout import Checkout, made_once
-from fleet import Machine, as_root, until
-from work import works
 
 import daskstack
+from tests.checkout import Checkout, made_once
+from tests.fleet import Machine, as_root, until
+from tests.work import works
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from io import StringIO
 
 import pytest
-from fleet import Machine, Outside, Stack, until
 
 from components.machines.step import script
 from daskstack.engine import PROJECT
 from on_this_computer import confirm_ssh_access
+from tests.fleet import Machine, Outside, Stack, until
 
 # All that the step may change, with what makes a difference.
 STATE = r"""

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fleet import Machine
 
 from on_this_computer import send_environment
+from tests.fleet import Machine
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 import yaml
-from fleet import Machine, Stranger, as_root, until
-from life import Shared, end_processes
 
 from daskstack import wake_machines
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
+from tests.fleet import Machine, Stranger, as_root, until
+from tests.life import Shared, end_processes
 from tools import cloud_leftovers
 from tools.rehearse import KEY, Rehearsal
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from fleet import Machine, Stack
-from snapshots import changes, snapshot
-from test_steps import Pair
 
 from components.machines import dask_options
 from components.machines.dask_on_machines import CHECK, DRAIN, RELOAD
 from components.machines.step import script
 from on_this_computer import send_environment
 from settings import MachinesTarget, lock
+from tests.fleet import Machine, Stack
+from tests.machines.snapshots import changes, snapshot
+from tests.machines.test_steps import Pair
 
 CLUSTER = MachinesTarget.model_validate(
     {"target": "machines", "machines": {"source": "local", "workers": 1}}

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 
 import pytest
-from fleet import Machine, Stack, as_root, until
-from snapshots import snapshot
-from test_steps import Pair, start_sshd
 
 from components.machines.step import script
+from tests.fleet import Machine, Stack, as_root, until
+from tests.machines.snapshots import snapshot
+from tests.machines.test_steps import Pair, start_sshd
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from checkout import LIMIT, Checkout, made_once, stack_dev
-from fleet import as_root, until
-from work import works
+
+from tests.checkout import LIMIT, Checkout, made_once, stack_dev
+from tests.fleet import as_root, until
+from tests.work import works
 
 pytestmark = pytest.mark.timeout(1800)
 KILLS = int(os.environ.get("KILLS", "4"))

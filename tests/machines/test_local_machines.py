@@ -12,7 +12,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from fleet import SCRIPTS, SUDO, as_root, call, until
+
+from tests.fleet import SCRIPTS, SUDO, as_root, call, until
 
 
 def ancestor(machine, name):

@@ -5,14 +5,14 @@ import time
 from collections.abc import Iterator, Mapping
 
 import pytest
-from checkout import Checkout, stack_dev
-from fleet import Machine, as_root, until
-from test_change import comes_back
-from test_idle import has_gone
-from work import Work
 
 import daskstack
 from components.machines.sources.compute import SPOT_GRACE
+from tests.checkout import Checkout, stack_dev
+from tests.fleet import Machine, as_root, until
+from tests.machines.test_change import comes_back
+from tests.machines.test_idle import has_gone
+from tests.work import Work
 
 LIMIT = 60  # seconds, the least that a stack may say
 

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from life import lived
+
+from tests.life import lived
 
 PHASES = [
     "from nothing", "pulumi up", "one worker preempted, one deleted", "one worker more, and idle", "asleep", "awake",

@@ -5,11 +5,11 @@ import shlex
 from collections.abc import Callable
 
 import pytest
-from fleet import Machine, Stack
-from snapshots import changes
-from test_steps import Pair
 
 from components.machines.step import script
+from tests.fleet import Machine, Stack
+from tests.machines.snapshots import changes
+from tests.machines.test_steps import Pair
 
 HOME = "/var/lib/daskstack/home"
 NO_NEW_PRIVILEGES = "grep NoNewPrivs /proc/self/status"

@@ -19,15 +19,15 @@ import cloudpickle
 import distributed
 import psutil
 import pytest
-from checkout import Checkout
-from fleet import Machine, Outside, run, until
-from tls import accepts, imitated
-from work import works
 
 import daskstack
 from components.machines.step import script
 from daskstack import connection, engine, private_folder, ssh
 from on_the_cluster import check
+from tests.checkout import Checkout
+from tests.fleet import Machine, Outside, run, until
+from tests.tls import accepts, imitated
+from tests.work import works
 
 NAMES = ("scheduler", "worker-1", "worker-2")
 pytestmark = pytest.mark.timeout(1800)

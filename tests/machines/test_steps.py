@@ -16,12 +16,12 @@ from subprocess import CompletedProcess
 
 import pytest
 from cryptography import x509
-from fleet import Machine, Stack, as_root, until
-from snapshots import snapshot
 
 from components.machines.dask_on_machines import DAYS
 from components.machines.step import script
 from on_this_computer import send_environment
+from tests.fleet import Machine, Stack, as_root, until
+from tests.machines.snapshots import snapshot
 
 
 class Pair:

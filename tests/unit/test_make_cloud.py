@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
 
 from daskstack import engine
+from tests.checkout import Checkout
 
 PULUMI = """#!/bin/sh
 case "$*" in
