@@ -38,7 +38,7 @@ variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$vari
 # Where this is set, every program would compile Pulumi's and Dask's packages anew: seconds of processor each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up preview destroy left rehearse status logs env test unit mutants bench lock docs
+.PHONY: help up preview destroy left rehearse status logs env test lint unit mutants bench lock docs
 
 help:
 	@echo 'make up        build or change the cluster of stack $(STACK)'
@@ -50,7 +50,8 @@ help:
 	@echo 'make rehearse  try a stack of Kubernetes or Google Cloud on this computer, and take it away (STACK=vms)'
 	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      every check and test'
-	@echo 'make unit      the quick ones: in a minute, without root, nothing is built or started'
+	@echo 'make lint      check style, types and shell programs: 20 seconds'
+	@echo 'make unit      lint and the unit tests: a few minutes, without root; no machine or pod starts'
 	@echo 'make mutants   break each promise once, and see its test fail (more than an hour; ONLY=name for one)'
 	@echo 'make bench     figures beside those of other ways, into bench/results.md (100 minutes)'
 	@echo 'make docs      write the pages that are generated: settings, and what the tests prove'
@@ -104,14 +105,15 @@ env:
 
 test:
 	@$(install) program machines rehearsal kubernetes test
-	@.venv/bin/ruff check
-	@git ls-files -co --exclude-standard -z '*.sh' .ci/run ':!on_the_cluster/steps' | xargs -0 .venv/bin/shellcheck -x
+	@$(python) -m tools.lint
 	@$(if $(PYTEST),,$(python) -m tools.mutants --sample 5)
 	@$(python) -m tools.test $(PYTEST)
 
-unit:
-	@$(install) unit
-	@.venv/bin/ruff check
+lint:
+	@$(install) lint
+	@$(python) -m tools.lint
+
+unit: lint
 	@$(python) -m tools.test --unit
 
 comma = ,

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import IO, Any
 
 from daskstack import private_folder
@@ -20,7 +20,7 @@ PAUSE = 1  # seconds until one that died is tried again
 
 
 @contextlib.contextmanager
-def kubectl(cluster: Mapping[str, Any]) -> Iterator[list[str]]:
+def kubectl(cluster: Mapping[str, Any]) -> Generator[list[str]]:
     """The words of a command that reaches the cluster: its `kubeconfig` is a path, or the text of such a file.
 
     `context` may be empty. A text is in a file of the user's own inside the context.
@@ -60,7 +60,7 @@ def wake(cluster: Mapping[str, Any], namespace: str) -> int:
 
 
 @contextlib.contextmanager
-def forward(cluster: Mapping[str, Any], namespace: str, targets: Sequence[str]) -> Iterator[Way]:
+def forward(cluster: Mapping[str, Any], namespace: str, targets: Sequence[str]) -> Generator[Way]:
     """A port of this computer's loopback for each of `targets` ("service:port"), open inside the context."""
     with kubectl(cluster) as command, contextlib.ExitStack() as stack:
         forwarders = []

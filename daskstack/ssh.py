@@ -1,7 +1,7 @@
 """The OpenSSH client with keys from memory."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ _PLAIN = {
 
 
 @contextmanager
-def command(connection: Mapping[str, Any]) -> Iterator[list[str]]:
+def command(connection: Mapping[str, Any]) -> Generator[list[str]]:
     """The `ssh` command that reaches a machine; append what to run there.
 
     `connection` has `host`, `user`, `host_key` (one line, "ssh-ed25519 AAAA..."), and maybe `port` (22), `private_key`

@@ -124,6 +124,7 @@ def ask(command: Sequence[str], program: str = "", wait: float = WAIT, size: int
         timer = threading.Timer(wait, stop)
         timer.start()
         try:
+            assert process.stdout  # a pipe, as asked above
             said = process.stdout.read(size + 1)
             if len(said) <= size:
                 process.wait()
@@ -132,7 +133,8 @@ def ask(command: Sequence[str], program: str = "", wait: float = WAIT, size: int
             if process.poll() is None:
                 end()
             process.wait()
-            process.stdout.close()
+            if process.stdout:
+                process.stdout.close()
     text = said[:size].decode(errors="replace")
     if late.is_set():
         raise RemoteError(f"`{command[0]}` had no whole answer after {wait:.0f} s; it said: {text[-500:].strip()}")

@@ -6,7 +6,7 @@ import select
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -29,7 +29,7 @@ class Way:
 
 
 @contextlib.contextmanager
-def tunnel(connection: Mapping[str, Any], targets: Sequence[str]) -> Iterator[Way]:
+def tunnel(connection: Mapping[str, Any], targets: Sequence[str]) -> Generator[Way]:
     """A port for each of `targets` ("host:port"), as the machine behind `connection` (see `ssh.command`) reaches them.
 
     They are open inside the context, and nothing is sent to them before ssh itself says that it holds them: any user
@@ -79,6 +79,7 @@ def opens(port: int, host: str = "127.0.0.1") -> bool:
 
 def _wait(process: subprocess.Popen, said: IO[str]) -> None:
     """Until ssh says that it listens."""
+    assert process.stdout  # a pipe, as `tunnel` asks for
     ready, _, _ = select.select([process.stdout], [], [], WAIT)
     if not ready:
         raise TunnelError(f"the SSH tunnel did not open within {WAIT} s")
@@ -99,4 +100,5 @@ def _end(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    process.stdout.close()
+    if process.stdout:
+        process.stdout.close()

@@ -19,6 +19,7 @@ class Reload:
         self.server, self.role, self.seen = server, role, None
         tls = server.security.get_tls_config_for_role(role)
         self.files = [Path(tls[each]) for each in ("ca_file", "cert", "key")]
+        self.callback = PeriodicCallback(self.look, INTERVAL * 1000)
 
     def look(self):
         try:
@@ -50,7 +51,6 @@ def start(server, role):
         return
     server.reload_tls = Reload(server, role)
     server.reload_tls.look()
-    server.reload_tls.callback = PeriodicCallback(server.reload_tls.look, INTERVAL * 1000)
     server.reload_tls.callback.start()
 
 

@@ -139,7 +139,7 @@ def manifest(deployment: dict[str, Any], program: str, expect: str) -> dict[str,
     """A Job like a pod of this Deployment that runs the program once."""
     template = deployment["spec"]["template"]
     labels = template["metadata"]["labels"] | {"component": "check"}
-    spec = {**template["spec"], "restartPolicy": "Never", "terminationGracePeriodSeconds": 5}
+    spec: dict[str, Any] = {**template["spec"], "restartPolicy": "Never", "terminationGracePeriodSeconds": 5}
     container = {
         key: value
         for key, value in spec["containers"][0].items()

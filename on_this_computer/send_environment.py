@@ -101,6 +101,7 @@ def send(folder: Path, connection: dict) -> None:
     tar = ["tar", "--create", "--directory", folder.parent, FOLDER]
     # Leaving the context closes this side of the pipe, so that tar ends when ssh has ended without reading it all.
     with subprocess.Popen(tar, stdout=subprocess.PIPE) as sender:
+        assert sender.stdout  # a pipe, as asked above
         status = as_root(connection, TAKE, sender.stdout)
     if status or sender.returncode:
         sys.exit(

@@ -7,7 +7,8 @@
     kubernetes what a Kubernetes of one node on this computer is made of, kubectl and helm
     rehearsal  stand-ins for the plugins of clouds
     test       what the tests need beside these
-    unit       what tests/unit needs: .venv alone
+    unit       .venv with what tests/unit needs
+    lint       what `make lint` needs: the same, and actionlint where Go can build it
     bench      Ansible, which the figures are compared with
 
 Needs Python's standard library alone. What it prints goes to stderr; where all is there, it prints nothing.
@@ -71,8 +72,7 @@ def main(words: list[str]) -> None:
 
 
 def program() -> None:
-    install_engine()
-    install_plugins()
+    install_plugins(install_engine())
     install_venv("requirements.txt")
 
 
@@ -86,6 +86,10 @@ def for_machines() -> dict[str, str]:
 
 def test() -> None:
     install_packages(TEST, "for the tests")
+    lint()
+
+
+def lint() -> None:
     unit()
     install_actionlint()
 
@@ -125,30 +129,33 @@ def bench() -> None:
 
 def rehearsal() -> None:
     """All stand-ins, also where the official plugins are there."""
-    install_engine()
-    folder = engine.standins(engine.engine())
+    folder = engine.standins(install_engine())
     if not engine.complete(folder):
         with phase("Installing stand-ins for the plugins of clouds"):
             install_standins(folder)
     install_venv("requirements.txt")
 
 
-WORDS = {word.__name__: word for word in (program, machines, compute, cloud, kubernetes, rehearsal, test, unit, bench)}
+WORDS = {
+    word.__name__: word for word in (program, machines, compute, cloud, kubernetes, rehearsal, test, lint, unit, bench)
+}
 
 
 # Engine
 
 
-def install_engine() -> None:
-    if engine.engine():
-        return
+def install_engine() -> Path:
+    if found := engine.engine():
+        return found
     why = f"no `pulumi` {dotted(MINIMUM)} or newer on PATH"
     try:
         with phase(f"Downloading Pulumi {VERSION}: {why}"):
             download_engine(engine.downloaded_engine().parent)
+        return engine.downloaded_engine()
     except (OSError, HTTPException) as error:
         say(f"{SITE} is out of reach ({error}): building the engine from its Go modules instead")
         build_engine(engine.built_engine())
+        return engine.built_engine()
 
 
 def download_engine(folder: Path) -> None:
@@ -202,7 +209,7 @@ def find_go(purpose: str) -> str:
     said = subprocess.run([go, "version"], capture_output=True, text=True).stdout if go else "none"
     match = re.search(r"go(\d+)\.(\d+)", said)
     # From 1.21 on Go fetches by itself the newer release that a go.mod asks for.
-    if not match or (int(match[1]), int(match[2])) < (1, 21):
+    if not go or not match or (int(match[1]), int(match[2])) < (1, 21):
         raise InstallError(
             f"Go 1.21 or newer is needed to {purpose}, found {said.strip()}: install it from https://go.dev/dl,"
             f" or put `pulumi` {dotted(MINIMUM)} or newer on PATH (https://www.pulumi.com/docs/install)"
@@ -213,8 +220,7 @@ def find_go(purpose: str) -> str:
 # Plugins
 
 
-def install_plugins() -> None:
-    found = engine.engine()
+def install_plugins(found: Path) -> None:
     folder = engine.standins(found)
     if engine.official(found) or engine.complete(folder):
         return
@@ -338,12 +344,17 @@ def install_packages(wanted: dict[str, str], why: str) -> None:
         run(*sudo, "sh", "-c", script, "sh", services, *missing, log="packages")
 
 
+def actionlint() -> str | None:
+    """The one that we built, or PATH's."""
+    return which(str(CACHE / "actionlint" / ACTIONLINT / "actionlint")) or which("actionlint")
+
+
 def install_actionlint() -> None:
-    """Into the cache, through Go; the test that runs it says so where there is no Go."""
-    folder = CACHE / "actionlint" / ACTIONLINT
-    if (folder / "actionlint").exists() or which("actionlint") or not which("go"):
+    """Builds it into the cache; without Go, `make lint` says that it does not check the workflows."""
+    if actionlint() or not which("go"):
         return
-    with phase(f"Building actionlint {ACTIONLINT} for the tests"), made_whole(folder) as new:
+    folder = CACHE / "actionlint" / ACTIONLINT
+    with phase(f"Building actionlint {ACTIONLINT} for `make lint`"), made_whole(folder) as new:
         module = f"github.com/rhysd/actionlint/cmd/actionlint@{ACTIONLINT}"
         environ = {**os.environ, "GOBIN": str(new)}
         run(find_go("build actionlint"), "install", module, log="actionlint", env=environ)

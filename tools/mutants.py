@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -96,7 +96,7 @@ class Laboratory:
         self.origin.joinpath(".venv").symlink_to(project / ".venv")
 
     @contextlib.contextmanager
-    def copy(self) -> Iterator[Path]:
+    def copy(self) -> Generator[Path]:
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
             copy = Path(folder, "project")
             shutil.copytree(self.origin, copy, symlinks=True)

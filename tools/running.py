@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from daskstack import engine
@@ -29,7 +29,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def phase(text: str) -> Iterator[None]:
+def phase(text: str) -> Generator[None]:
     """Says what is done and for how long: ticking on a terminal, else a line every 30 s."""
     start, over = time.monotonic(), threading.Event()
     before, end = (f"{CLEAR}{text}: ", "") if CLEAR else ("  ", "\n")
@@ -79,7 +79,7 @@ def which(command: str) -> str | None:
 
 
 @contextlib.contextmanager
-def made_whole(folder: Path) -> Iterator[Path]:
+def made_whole(folder: Path) -> Generator[Path]:
     """A folder to fill, which takes its name when it is complete: nobody ever finds half of it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as new:
@@ -91,7 +91,7 @@ def made_whole(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> Generator[None]:
     """Raises InstallError after WAIT seconds in which another make held the lock."""
     CACHE.mkdir(parents=True, exist_ok=True)
     path = CACHE / "lock"

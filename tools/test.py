@@ -140,8 +140,8 @@ def read(name: str, report: Path, status: int) -> Result:
             test, word = f"{case.get('file') or name}::{case.get('name')}", outcome(case)
             result.counts[word] += 1
             result.slowest.append((float(case.get("time") or 0), test))
-            if word == "skipped":
-                result.skipped.append((test, case.find("skipped").get("message") or ""))
+            if (skipped := case.find("skipped")) is not None:
+                result.skipped.append((test, skipped.get("message") or ""))
     if status and not result.counts["failed"] and not result.counts["error"]:
         result.counts["error"] += 1
     return result

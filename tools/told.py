@@ -23,7 +23,7 @@ def told(file: Path) -> dict[str, Any]:
         raise RuntimeError(f"{file.name} is not YAML: {error}") from None
     except AttributeError:
         settings = None
-    sections = [settings.get(key) or {} for key in ("machines", "cluster")] if isinstance(settings, dict) else [None]
-    if not all(isinstance(section, dict) for section in sections):
+    sections = ("machines", "cluster")
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(key) or {}, dict) for key in sections):
         raise RuntimeError(f"{file.name}: {KEY} under config, or a section of it, is not a set of keys")
     return settings

@@ -4,7 +4,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import tarfile
 import time
 import tomllib
@@ -249,17 +248,6 @@ def test_versions_that_are_named_twice_agree():
     modules = (PROJECT / "rehearsal" / "engine" / "go.mod").read_text()
     assert f"github.com/pulumi/pulumi/pkg/v3 v{engine.VERSION}\n" in modules
     assert f"--python-version {install.PYTHON} " in (PROJECT / "environment.lock").read_text().splitlines()[1] + " "
-
-
-def test_workflows_are_sound():
-    ours = running.CACHE / "actionlint" / install.ACTIONLINT / "actionlint"
-    actionlint = str(ours) if ours.exists() else shutil.which("actionlint")
-    if not actionlint:
-        pytest.skip("the workflows' syntax: there is no actionlint, which `make test` builds where there is Go")
-    shellcheck = Path(sys.prefix) / "bin" / "shellcheck"
-    workflows = (PROJECT / ".github" / "workflows").glob("*.yml")
-    done = subprocess.run([actionlint, "-shellcheck", shellcheck, *workflows], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 def test_the_lock_is_the_users_alone_and_is_not_waited_for_without_end(
