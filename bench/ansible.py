@@ -16,7 +16,7 @@ from bench.figures import Operation
 from bench.rig import ADMIN, Rig, Run, inside, run
 from daskstack.engine import PROJECT
 from on_this_computer import send_environment
-from tests.fleet import Machine
+from rehearsal.machines import Machine
 from tools.install import bench_venv
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from bench.rig import run, ssh_connections
 from daskstack import engine
 from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
-from tests.fleet import Machine
+from rehearsal.machines import Machine
 from tools.rehearse import KEY, Rehearsal
 
 SIZES = (1, 2, 4)  # workers beside the scheduler's machine
@@ -29,8 +29,8 @@ def measure(repeats: int) -> dict[str, Any]:
             for machines in ways[:: 1 if repeat % 2 == 0 else -1]:
                 with tempfile.TemporaryDirectory() as folder:
                     found[machines["source"]] = up(Path(folder), machines)
-            comparison.add(found["gcp"][0], found["local"][0])
-            connections[size] = (found["gcp"][1], found["local"][1])
+            comparison.add(found["compute"][0], found["local"][0])
+            connections[size] = (found["compute"][1], found["local"][1])
     return {
         "comparisons": {each.what: each for each in comparisons.values()},
         "table": {
@@ -43,7 +43,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 def up(folder: Path, machines: dict[str, Any]) -> tuple[float, str]:
     """Seconds of the first `up`, and how many SSH connections each machine took until then."""
-    cloud = machines["source"] == "gcp"
+    cloud = machines["source"] == "compute"
     trial = Rehearsal("vms", folder)
     trial.environ["XDG_DATA_HOME"] = str(folder)
     config = {"target": "machines", "machines": machines, "firewall": {"ssh": ["203.0.113.7/32"]}}

@@ -9,7 +9,7 @@ from typing import Any
 from bench.figures import Comparison
 from bench.prepare import WITHOUT, up
 from bench.rig import Rig, inside
-from tests.fleet import Machine
+from rehearsal.machines import Machine
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 MEGABYTES = 512

@@ -13,7 +13,7 @@ from bench.figures import Comparison, Operation, longest_path, slowest
 from bench.rig import Fleet, Program, Rig, Run, cluster, run, ssh_connections, steps
 from daskstack import ssh
 from daskstack.engine import PROJECT
-from tests.fleet import Machine
+from rehearsal.machines import Machine
 
 SIZES = (1, 2, 4)
 NAMES = ("scheduler", "worker-1", "worker-2", "worker-3", "worker-4")
@@ -79,8 +79,8 @@ def needed(parts: Sequence[str], size: int, variant: str) -> bool:
 
 def up(program: Program, fleet: Fleet, machines: Sequence[Machine], *words: str, **settings: Any) -> Run:
     """The first `up` of a stack on these machines."""
-    program.describe(cluster(machines, fleet.network, **settings))
     program.fresh()
+    program.describe(cluster(machines, fleet.network, **settings))
     return program.up(*words)
 
 

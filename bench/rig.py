@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -18,9 +20,9 @@ import yaml
 
 from bench.figures import Operation
 from daskstack import engine
-from tests.checkout import Checkout
-from tests.fleet import SUDO, Machine, Stack, call
+from rehearsal.machines import SUDO, Machine, Stack, call
 
+STACK = "mine"
 ADMIN = "admin"  # whom the machines let in over SSH
 
 
@@ -134,35 +136,45 @@ class Rig:
         return Path(tempfile.mkdtemp(dir=self.folder))
 
 
-class Program(Checkout):
-    """The program in a folder of its own, on existing machines; its state goes with `fresh`."""
+class Program:
+    """A copy of the project whose stack `mine` has existing machines; `fresh` starts it with an empty state."""
 
     def __init__(self, folder: Path, key: Path) -> None:
-        super().__init__(folder, "mine")
-        self._key = key
-        self._count = 0
+        self.folder, self._key, self._count = folder / "project", key, 0
+        ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", "Pulumi.*.yaml", "tests")
+        shutil.copytree(engine.PROJECT, self.folder, ignore=ignored)
+        self.folder.joinpath(".venv").symlink_to(sys.prefix)
+        private = folder / "private"
+        private.mkdir(mode=0o700)
+        own = {"XDG_DATA_HOME": str(folder / "data"), "XDG_RUNTIME_DIR": str(private)}
+        self._own = os.environ | own | {"PULUMI_CONFIG_PASSPHRASE": "of the bench"}
 
     def fresh(self) -> None:
-        """A stack that nobody has brought up yet."""
+        """Makes a new stack that has never been up."""
         self._count += 1
         state = self.folder.parent / f"state-{self._count}"
         state.mkdir()
-        self.environ["PULUMI_BACKEND_URL"] = state.as_uri()
-        self.pulumi_environ = self.environ | engine.variables(self.stack, self.environ)
-        self._pulumi("stack", "init", self.stack)
-        self._pulumi("config", "set", "--secret", "dask:sshKey", "--stack", self.stack, "--", self._key.read_text())
+        environ = self._own | {"PULUMI_BACKEND_URL": state.as_uri()}
+        self._environ = environ | engine.variables(STACK, environ)
+        self._file.unlink(missing_ok=True)
+        self._pulumi("stack", "init", STACK)
+        self._pulumi("config", "set", "--secret", "dask:sshKey", "--stack", STACK, "--", self._key.read_text())
 
     def describe(self, cluster: dict[str, Any]) -> None:
         """Writes the stack's settings."""
-        stack = yaml.safe_load(self.file.read_text())
+        stack = yaml.safe_load(self._file.read_text())
         stack["config"]["dask:cluster"] = cluster
-        self.file.write_text(yaml.safe_dump(stack))
+        self._file.write_text(yaml.safe_dump(stack))
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / f"Pulumi.{STACK}.yaml"
 
     def up(self, *words: str) -> Run:
-        return self._pulumi("up", "--yes", "--skip-preview", "--stack", self.stack, *words)
+        return self._pulumi("up", "--yes", "--skip-preview", "--stack", STACK, *words)
 
     def preview(self, beside: Callable[[int], Any]) -> Run:
-        return self._pulumi("preview", "--stack", self.stack, beside=beside)
+        return self._pulumi("preview", "--stack", STACK, beside=beside)
 
     def deployment(self) -> list[dict[str, Any]]:
         """The stack's resources, each after those that it depends on, with secrets in the clear."""
@@ -172,11 +184,11 @@ class Program(Checkout):
         return json.loads(self._told("stack", "output", name, "--json"))
 
     def _told(self, *words: str) -> str:
-        return "\n".join(line for _, line in self._pulumi(*words, "--show-secrets", "--stack", self.stack).lines)
+        return "\n".join(line for _, line in self._pulumi(*words, "--show-secrets", "--stack", STACK).lines)
 
     def _pulumi(self, *words: str, **kwargs: Any) -> Run:
         command = [str(engine.engine()), "--non-interactive", *words]
-        return run(command, cwd=self.folder, env=self.pulumi_environ, **kwargs)
+        return run(command, cwd=self.folder, env=self._environ, **kwargs)
 
 
 def _revealed(value: dict[str, Any]) -> Any:

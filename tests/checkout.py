@@ -11,8 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 from daskstack import engine
+from rehearsal.machines import Machine, as_root, run, write_whole
 from settings import lock
-from tests.fleet import Machine, as_root, run, write_whole
 
 PROJECT = Path(__file__).parents[1]
 LIMIT = 500  # seconds for a command, which shows what it said; pytest's own limit is longer

@@ -9,7 +9,7 @@ import distributed
 import pytest
 
 import daskstack
-from tests.fleet import until
+from rehearsal.machines import until
 
 
 def works() -> None:

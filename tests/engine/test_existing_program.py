@@ -9,6 +9,7 @@ import yaml
 
 from components.machines.client_keys import ssh_identity
 from components.machines.dask_on_machines import STATES
+from rehearsal.machines import CommandError
 from settings import HOST_KEY
 from tests.checkout import Checkout
 
@@ -77,7 +78,7 @@ def test_without_agent_and_key_nothing_is_registered_and_both_remedies_are_told(
     checkout: Checkout, preview: Callable[[], dict[str, dict]]
 ) -> None:
     del checkout.environ["SSH_AUTH_SOCK"]
-    with pytest.raises(AssertionError) as failure:
+    with pytest.raises(CommandError) as failure:
         preview()
     said = str(failure.value)
     assert "ssh-add" in said and "pulumi config set --secret dask:sshKey" in said

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rehearsal.machines import CommandError
 from tests.checkout import Checkout
 
 
@@ -77,7 +78,7 @@ def test_all_mistakes_are_told_at_once_before_anything_is_registered(checkout: C
             "firewall": {"ssh": ["0.0.0.0/0"]},
         }
     )
-    with pytest.raises(AssertionError) as failure:
+    with pytest.raises(CommandError) as failure:
         preview(checkout)
     said = str(failure.value)
     assert "dask:cluster.data.path" in said
@@ -88,7 +89,7 @@ def test_all_mistakes_are_told_at_once_before_anything_is_registered(checkout: C
 
 def refused(checkout: Checkout) -> str:
     """What a preview that cannot succeed prints."""
-    with pytest.raises(AssertionError) as failure:
+    with pytest.raises(CommandError) as failure:
         preview(checkout)
     said = str(failure.value)
     assert "Traceback" not in said

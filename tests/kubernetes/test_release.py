@@ -31,7 +31,7 @@ from daskstack import connection, status_and_logs
 from daskstack.engine import PROJECT, engine
 from daskstack.route import wake, way_to
 from rehearsal.kubernetes import components, images, network, objects
-from tests.fleet import SUDO
+from rehearsal.machines import SUDO
 from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, pod, server, until
 from tests.tls import accepts
 from tests.work import Work

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from rehearsal.machines import Machine, Stack, call
 from tests.checkout import Checkout
-from tests.fleet import CommandLines, Machine, Outside, Stack, call
+from tests.outside import CommandLines, Outside
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Kills a step at its n-th line, as a machine does that loses its power or has no memory left."""
 
-from tests.fleet import Machine
+from rehearsal.machines import Machine
 
 # In front of the step. Its processes are those of one control group, so that none of them outlives it. A subshell
 # continues the count, so a line has the same number in each run that finds the same state.

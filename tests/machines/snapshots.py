@@ -3,7 +3,7 @@
 import sys
 import time
 
-from tests.fleet import Machine, as_root
+from rehearsal.machines import Machine, as_root
 
 # A machine's files are those of the image and, above them, a folder with all that was ever changed. That folder is
 # small, so this looks at everything in it; what is again as in the image does not count. Left out is only what the

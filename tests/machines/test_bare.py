@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from on_this_computer import send_environment
-from tests.fleet import Machine, Stack
+from rehearsal.machines import Machine, Stack
 from tests.machines.test_steps import DEVICE, Disk, Pair, blank_disk, wheel
 
 # Commands that steps need, and Debian's packages with them: not read from the steps, which could forget one.

@@ -12,8 +12,8 @@ import distributed
 import pytest
 
 import daskstack
+from rehearsal.machines import Machine, until
 from tests.checkout import Checkout
-from tests.fleet import Machine, until
 from tests.tls import accepts
 from tests.work import Work, tasks
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from components.machines.step import script
-from tests.fleet import Machine, Stack, until
+from rehearsal.machines import Machine, Stack, until
 from tests.machines.killing import kill_at, lines
 from tests.machines.snapshots import snapshot
 from tests.machines.test_steps import Pair

@@ -19,9 +19,9 @@ import yaml
 from components.machines.dask_on_machines import STATES
 from daskstack import engine
 from on_this_computer import send_environment
+from rehearsal.machines import Machine, Stack, as_root, run
 from settings import HOST_KEY
 from tests.checkout import Checkout
-from tests.fleet import Machine, Stack, as_root, run
 from tests.machines.snapshots import snapshot
 
 pytestmark = pytest.mark.timeout(1800)

@@ -10,8 +10,8 @@ import distributed
 import pytest
 
 import daskstack
+from rehearsal.machines import Machine, as_root, until
 from tests.checkout import Checkout, made_once
-from tests.fleet import Machine, as_root, until
 from tests.work import works
 
 pytestmark = pytest.mark.timeout(1800)

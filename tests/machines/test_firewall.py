@@ -12,7 +12,8 @@ import pytest
 from components.machines.step import script
 from daskstack.engine import PROJECT
 from on_this_computer import confirm_ssh_access
-from tests.fleet import Machine, Outside, Stack, until
+from rehearsal.machines import Machine, Stack, until
+from tests.outside import Outside
 
 # All that the step may change, with what makes a difference.
 STATE = r"""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from on_this_computer import send_environment
-from tests.fleet import Machine
+from rehearsal.machines import Machine
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,10 @@ from daskstack.engine import PROJECT
 from on_this_computer.send_environment import collect
 from rehearsal.compute import bridge
 from rehearsal.environment import environment as rehearsal_environment
+from rehearsal.machines import Machine, as_root, until
 from tests.engine.support import PROGRAMS, Cloud, Project, descendants, processes, wait_for
-from tests.fleet import Machine, Stranger, as_root, until
 from tests.life import Shared, end_processes
+from tests.outside import Stranger
 
 CALLER, STRANGER = "203.0.113.7", "198.51.100.1"
 INSTANCES = "projects/my-project/zones/us-central1-a/instances"

@@ -21,8 +21,9 @@ from daskstack import wake_machines
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
-from tests.fleet import Machine, Stranger, as_root, until
+from rehearsal.machines import Machine, as_root, until
 from tests.life import Shared, end_processes
+from tests.outside import Stranger
 from tools import cloud_leftovers
 from tools.rehearse import KEY, Rehearsal
 

@@ -13,8 +13,8 @@ from components.machines import dask_options
 from components.machines.dask_on_machines import CHECK, DRAIN, RELOAD
 from components.machines.step import script
 from on_this_computer import send_environment
+from rehearsal.machines import Machine, Stack
 from settings import MachinesTarget, lock
-from tests.fleet import Machine, Stack
 from tests.machines.snapshots import changes, snapshot
 from tests.machines.test_steps import Pair
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from components.machines.step import script
-from tests.fleet import Machine, Stack, as_root, until
+from rehearsal.machines import Machine, Stack, as_root, until
 from tests.machines.snapshots import snapshot
 from tests.machines.test_steps import Pair, start_sshd
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rehearsal.machines import as_root, until
 from tests.checkout import LIMIT, Checkout, made_once, stack_dev
-from tests.fleet import as_root, until
 from tests.work import works
 
 pytestmark = pytest.mark.timeout(1800)

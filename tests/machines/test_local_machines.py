@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import SCRIPTS, SUDO, as_root, call, until
+from rehearsal.machines import SCRIPTS, SUDO, CommandError, as_root, call, until
 
 
 def ancestor(machine, name):
@@ -373,7 +373,7 @@ def test_a_machine_that_does_not_boot_shows_its_console(stack):
     console = f"{machine.folder}/console.log"
     call("machine.sh", "start", **stack.variables("broken"))
     until(lambda: as_root("grep", "-a", "Failed to start.*ssh", console, check=False).stdout)
-    with pytest.raises(RuntimeError) as failure:
+    with pytest.raises(CommandError) as failure:
         stack.boot("broken", SECONDS_TO_BOOT="1")
     assert "Failed to start" in str(failure.value) and "ssh.service" in str(failure.value)
     assert console in str(failure.value)
@@ -381,7 +381,7 @@ def test_a_machine_that_does_not_boot_shows_its_console(stack):
 
 
 def test_a_machine_that_ends_while_it_boots_is_not_waited_for(stack, tmp_path):
-    with pytest.raises(RuntimeError, match="it ended") as failure:  # and not: "does not answer after 3600 s"
+    with pytest.raises(CommandError, match="it ended") as failure:  # and not: "does not answer after 3600 s"
         stack.boot("empty", IMAGE=str(tmp_path), SECONDS_TO_BOOT="3600")
     assert "OS root directory" in str(failure.value)
     stack.remove("empty")
@@ -405,5 +405,5 @@ def test_a_user_with_sudo_gets_what_root_gets_and_one_without_is_told(boot):
 
 def test_scripts_refuse_what_they_do_not_know(stack):
     for script in ("machine.sh", "network.sh"):
-        with pytest.raises(RuntimeError, match="expected 'up' or 'down', got 'sideways'"):
+        with pytest.raises(CommandError, match="expected 'up' or 'down', got 'sideways'"):
             call(script, "sideways", **stack.variables("one"))

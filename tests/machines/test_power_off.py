@@ -8,8 +8,8 @@ import pytest
 
 import daskstack
 from components.machines.sources.compute import SPOT_GRACE
+from rehearsal.machines import Machine, as_root, until
 from tests.checkout import Checkout, stack_dev
-from tests.fleet import Machine, as_root, until
 from tests.machines.test_change import comes_back
 from tests.machines.test_idle import has_gone
 from tests.work import Work

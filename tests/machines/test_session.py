@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from components.machines.step import script
-from tests.fleet import Machine, Stack
+from rehearsal.machines import Machine, Stack
 from tests.machines.snapshots import changes
 from tests.machines.test_steps import Pair
 

@@ -24,8 +24,9 @@ import daskstack
 from components.machines.step import script
 from daskstack import connection, engine, private_folder, ssh
 from on_the_cluster import check
+from rehearsal.machines import Machine, run, until
 from tests.checkout import Checkout
-from tests.fleet import Machine, Outside, run, until
+from tests.outside import Outside
 from tests.tls import accepts, imitated
 from tests.work import works
 

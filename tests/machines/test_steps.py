@@ -20,7 +20,7 @@ from cryptography import x509
 from components.machines.dask_on_machines import DAYS
 from components.machines.step import script
 from on_this_computer import send_environment
-from tests.fleet import Machine, Stack, as_root, until
+from rehearsal.machines import Machine, Stack, as_root, until
 from tests.machines.snapshots import snapshot
 
 

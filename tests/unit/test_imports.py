@@ -22,3 +22,9 @@ def test_tests_import_each_other_only_by_full_name() -> None:
     short = {path.stem for path in files}
     found = {f"{path.relative_to(PROJECT)} imports {name}" for path in files for name in imported(path) & short}
     assert found == set()
+
+
+def test_the_bench_imports_nothing_from_the_tests() -> None:
+    files = sorted((PROJECT / "bench").glob("*.py"))
+    found = {f"{file.name} imports {name}" for file in files for name in imported(file) if name.startswith("tests")}
+    assert files and found == set()
