@@ -35,8 +35,8 @@ CLEANUP = 300  # seconds after Ctrl-C in which fixtures take away what they have
 LONGEST = (
     *("machines, stack dev", "kubernetes, one node", "machines/test_rehearsed.py", "kubernetes/test_rehearse.py"),
     *("machines/test_power_off.py", "machines/test_steps.py", "machines/test_killed_up.py"),
-    *("machines/test_gcp_stack.py", "machines/test_guest.py", "machines/test_existing.py"),
-    "machines/test_gcp_machines.py",
+    *("machines/test_compute_stack.py", "machines/test_guest.py", "machines/test_existing.py"),
+    "machines/test_compute_machines.py",
 )
 FOLDERS = ("machines", "kubernetes", "engine")
 # Files with the same session fixtures, where making these twice takes longer than waiting for one another.
