@@ -19,7 +19,10 @@ if isinstance(cluster, settings.KubernetesTarget):
         from components.gke.cluster import GkeCluster
 
         registry = "pkg.dev/" in (cluster.image or "")
-        made = GkeCluster(stack, {"settings": cluster.cluster, "nodes": cluster.most_nodes, "registry": registry})
+        made = GkeCluster(
+            "gke",
+            {"stack": stack, "settings": cluster.cluster, "nodes": cluster.most_nodes, "registry": registry},
+        )
         access, provider = {"kubeconfig": made.kubeconfig, "context": ""}, made.provider
         pulumi.export("kubeconfig", made.kubeconfig)
         pulumi.export("cost", cost.table(cluster.bill()))
@@ -28,11 +31,12 @@ if isinstance(cluster, settings.KubernetesTarget):
 
         from components.kubernetes.kubeconfig_context import kept
 
-        access = {"kubeconfig": str(cluster.cluster.path), "context": kept(cluster.cluster)}
+        access = {"kubeconfig": str(cluster.cluster.path), "context": kept("kubernetes", cluster.cluster)}
         provider = kubernetes.Provider("kubernetes", **access)
     dask = DaskOnKubernetes(
-        stack,
+        "dask",
         {
+            "stack": stack,
             "cluster": access,
             "settings": cluster,
             "password": config.get_secret("jupyterPassword"),
@@ -57,8 +61,17 @@ else:
         pulumi.export("cost", cost.table(cluster.bill()))
     else:
         machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
-    arguments = {"hosts": machines.hosts, "network": machines.network, "settings": cluster, "secret_env": secrets}
-    dask = DaskOnMachines(stack, arguments | more)
+    dask = DaskOnMachines(
+        "dask",
+        {
+            "stack": stack,
+            "hosts": machines.hosts,
+            "network": machines.network,
+            "settings": cluster,
+            "secret_env": secrets,
+            **more,
+        },
+    )
     pulumi.export("data", cluster.data.path)
     pulumi.export("admin", dask.admin)
 

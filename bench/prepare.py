@@ -18,7 +18,7 @@ from rehearsal.machines import Machine
 SIZES = (1, 2, 4)
 NAMES = ("scheduler", "worker-1", "worker-2", "worker-3", "worker-4")
 # The environment's installation, and what needs it: services and check.
-WITHOUT = ("--exclude", "**local:Command::files", "--exclude-dependents")
+WITHOUT = ("--exclude", "**local:Command::dask-*-files", "--exclude-dependents")
 VARIANTS = {"without the environment": (WITHOUT, ("--skip-tags", "environment")), "with the environment": ((), ())}
 
 
@@ -47,7 +47,7 @@ def _measure(rig: Rig, fleet: Fleet, parts: Sequence[str], repeats: int) -> dict
             opened = ssh_connections(machines)
             made, exported = ansible.state(machines), program.deployment()
             harvested = rig.scratch()
-            wrote = ansible.harvest(machines, stdin(exported, "check"), harvested)
+            wrote = ansible.harvest(machines, stdin(exported, "dask-check"), harvested)
 
             if "c" in parts and size == 4 and variant == "with the environment":
                 changes(results["c"], program, fleet, machines, done, opened, note)

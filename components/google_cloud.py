@@ -38,10 +38,13 @@ def account_id(name: str) -> str:
 
 
 class Home:
-    """Where a stack is in Google Cloud, and what its things are called there; all that it makes are `parent`'s."""
+    """Where a stack is in Google Cloud, and what its things are called there.
+
+    All resources that it makes are `parent`'s, and their names in the program begin with its name.
+    """
 
     def __init__(self, parent: Resource, stack: str, project: str, region: str, apis: Sequence[str]) -> None:
-        self.stack, self.name = stack, f"dask-{stack}"
+        self.prefix, self.stack, self.name = parent.pulumi_resource_name, stack, f"dask-{stack}"
         self.labels = {"dask-stack": stack}
         self.description = f"dask-stack: {stack}"  # of what has no labels
         self.project = {"project": project}
@@ -49,7 +52,7 @@ class Home:
         self.child = ResourceOptions(parent=parent)
         self.apis = [
             gcp.projects.Service(
-                api,
+                f"{self.prefix}-{api}-api",
                 service=f"{api}.googleapis.com",
                 disable_on_destroy=False,  # others in the project may use it
                 opts=self.child,
@@ -64,7 +67,7 @@ class Home:
     ) -> tuple[gcp.compute.Network, gcp.compute.Subnetwork, list[Resource]]:
         """A network, its subnetwork, and the way out of it for machines without an address on the internet."""
         network = gcp.compute.Network(
-            "network",
+            f"{self.prefix}-network",
             name=self.name,
             auto_create_subnetworks=False,
             description=self.description,
@@ -72,7 +75,7 @@ class Home:
             **self.project,
         )
         made = gcp.compute.Subnetwork(
-            "subnetwork",
+            f"{self.prefix}-subnetwork",
             name=self.name,
             network=network.id,
             ip_cidr_range=cidr,
@@ -83,9 +86,11 @@ class Home:
         )
         if not way_out:
             return network, made, []
-        router = gcp.compute.Router("router", name=self.name, network=network.id, opts=self.child, **self.region)
+        router = gcp.compute.Router(
+            f"{self.prefix}-router", name=self.name, network=network.id, opts=self.child, **self.region
+        )
         nat = gcp.compute.RouterNat(
-            "nat",
+            f"{self.prefix}-nat",
             name=self.name,
             router=router.name,
             nat_ip_allocate_option="AUTO_ONLY",
@@ -96,17 +101,17 @@ class Home:
         )
         return network, made, [nat]
 
-    def account(self, name: str, roles: Sequence[str], *, prefix: str = "") -> gcp.serviceaccount.Account:
+    def account(self, name: str, title: str, roles: Sequence[str], *, prefix: str = "") -> gcp.serviceaccount.Account:
         """A service account with these roles in the project and no others; `prefix` tells apart those of one stack."""
         account = gcp.serviceaccount.Account(
-            name,
+            f"{self.prefix}-{name}",
             account_id=account_id(prefix + self.name),
-            display_name=f"{name.capitalize()} of Dask stack {self.stack}",
+            display_name=f"{title} of Dask stack {self.stack}",
             description=self.description,
             opts=self.first,
             **self.project,
         )
         for role in roles:
-            short = prefix + role.rpartition("roles/")[2]
+            short = f"{self.prefix}-{name}-{role.rpartition('roles/')[2]}"
             gcp.projects.IAMMember(short, role=role, member=account.member, opts=self.child, **self.project)
         return account

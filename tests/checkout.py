@@ -19,9 +19,9 @@ LIMIT = 500  # seconds for a command, which shows what it said; pytest's own lim
 # What is made once by each step, by its place in the machine's folder: another one would mean another machine or
 # another cluster.
 MADE_ONCE = {
-    "machine": ["id", "upper/etc/machine-id", "upper/etc/ssh/ssh_host_ed25519_key.pub"],
-    "keys": ["upper/etc/daskstack/ssh/id_ed25519.pub"],
-    "authority": [f"upper/etc/daskstack/authority/{name}" for name in ("host.pub", "user.pub", "tls.pem")],
+    "machines-{}": ["id", "upper/etc/machine-id", "upper/etc/ssh/ssh_host_ed25519_key.pub"],
+    "dask-{}-keys": ["upper/etc/daskstack/ssh/id_ed25519.pub"],
+    "dask-{}-authority": [f"upper/etc/daskstack/authority/{name}" for name in ("host.pub", "user.pub", "tls.pem")],
 }
 
 
@@ -184,6 +184,6 @@ def made_once(checkout: Checkout) -> dict[tuple[str, str], str]:
     for name in ("scheduler", "worker-1", "worker-2"):
         folder = Path(checkout.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)
         for step, paths in MADE_ONCE.items():
-            if f"{name}-{step}" in known:
+            if step.format(name) in known:
                 found |= {(name, path): as_root("cat", str(folder / path)).stdout for path in paths}
     return found

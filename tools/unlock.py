@@ -68,7 +68,7 @@ def clear_release(exported: Mapping) -> None:
     known = any(each["type"] == "kubernetes:helm.sh/v3:Release" for each in resources)
     unfinished = ",status in (pending-install,pending-upgrade,pending-rollback)" if known else ""
     for environment in (
-        each["inputs"]["environment"] for each in resources if each["urn"].endswith("::check-namespace")
+        each["inputs"]["environment"] for each in resources if each["urn"].endswith("-check-namespace")
     ):
         with kubectl.kubectl(json.loads(environment["CLUSTER"])) as command:
             words = ["--namespace", environment["NAMESPACE"], "--request-timeout", "20s", "delete", "secrets"]

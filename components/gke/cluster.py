@@ -26,6 +26,8 @@ EXEC = {
 
 
 class GkeClusterArgs(TypedDict):
+    stack: str
+    """The stack's name, which is part of all names and labels in Google Cloud."""
     settings: GkeSource
     """What the stack says about the cluster."""
     nodes: int
@@ -43,12 +45,15 @@ class GkeCluster(ComponentResource):
     """For what is made in the cluster."""
 
     def __init__(self, name: str, args: GkeClusterArgs, opts: ResourceOptions | None = None):
-        require(name, list(missing()))
+        require(args["stack"], list(missing()))
         super().__init__("dask:index:GkeCluster", name, {}, opts)
-        self.settings = settings = args["settings"]
-        self.home = home = Home(self, name, settings.project, settings.region, APIS)
+        self.name, self.settings = name, args["settings"]
+        settings = self.settings
+        self.home = home = Home(self, args["stack"], settings.project, settings.region, APIS)
         network = self._given_network() if settings.network else self._network()
-        account = home.account("nodes", [*ROLES, *(["roles/artifactregistry.reader"] if args["registry"] else [])])
+        account = home.account(
+            "nodes-account", "Nodes", [*ROLES, *(["roles/artifactregistry.reader"] if args["registry"] else [])]
+        )
         self.cluster = self._cluster(network, account)
         pools = [
             self._pool(SYSTEM, settings.system, account, 1, settings.system.most),
@@ -56,7 +61,7 @@ class GkeCluster(ComponentResource):
         ]
         self.kubeconfig = kubeconfig(self.home.name, self.cluster)
         self.provider = kubernetes.Provider(
-            "kubernetes", kubeconfig=self.kubeconfig, opts=ResourceOptions(parent=self, depends_on=pools)
+            f"{name}-provider", kubeconfig=self.kubeconfig, opts=ResourceOptions(parent=self, depends_on=pools)
         )
         for email in settings.admins:
             self._admin(email)
@@ -99,7 +104,7 @@ class GkeCluster(ComponentResource):
         first = {"service_account": account.email, "oauth_scopes": [SCOPE], "disk_size_gb": 20}
         networks = [{"cidr_block": source} for source in settings.authorized_networks]
         return gcp.container.Cluster(
-            "cluster",
+            f"{self.name}-cluster",
             name=self.home.name,
             project=settings.project,
             location=settings.location,
@@ -167,7 +172,7 @@ class GkeCluster(ComponentResource):
         hardening, workers = self.settings.hardening, name == WORKERS
         accelerators = pool.accelerators if workers else None
         return gcp.container.NodePool(
-            name,
+            f"{self.name}-{name}",
             name=name,
             project=self.settings.project,
             location=self.settings.location,
@@ -211,7 +216,7 @@ class GkeCluster(ComponentResource):
 
     def _admin(self, email: str) -> None:
         kubernetes.rbac.v1.ClusterRoleBinding(
-            f"admin-{email}",
+            f"{self.name}-admin-{email}",
             metadata={"name": f"dask-admin-{email}".replace("@", "-at-").lower(), "labels": self.home.labels},
             role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
             subjects=[{"api_group": "rbac.authorization.k8s.io", "kind": "User", "name": email}],

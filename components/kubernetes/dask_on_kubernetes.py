@@ -32,6 +32,8 @@ RESTRICTED = {
 
 
 class DaskOnKubernetesArgs(TypedDict):
+    stack: str
+    """The stack's name, which is part of the namespace's name and in all labels."""
     cluster: Input[dict]
     """`kubeconfig` (a path, or such a file's text) and `context` (may be empty): how kubectl reaches it."""
     settings: KubernetesTarget
@@ -61,10 +63,10 @@ class DaskOnKubernetes(ComponentResource):
         settings = args["settings"]
         self.settings = settings
         self.secret_env = args.get("secret_env") or {}
-        self.stack = name
+        self.name, self.stack = name, args["stack"]
         self.cluster = Output.json_dumps(args["cluster"])
         self.lock = lock.read(PROJECT / settings.environment.lock, settings.environment.python)
-        self.namespace = settings.namespace.name or f"dask-{name}"
+        self.namespace = settings.namespace.name or f"dask-{self.stack}"
         self.address = f"{'tls' if settings.dask.tls else 'tcp'}://{NAME}-scheduler:8786"
 
         self.secrets: list[kubernetes.core.v1.Secret] = []
@@ -107,10 +109,17 @@ class DaskOnKubernetes(ComponentResource):
         opts = ResourceOptions(parent=self)
         settings = self.settings.namespace
         checked = self._command(
-            "check-namespace", opts, {"CREATE": "yes" if settings.create else "no", "STACK": self.stack}
+            "check-namespace",
+            "check_namespace",
+            {"CREATE": "yes" if settings.create else "no", "STACK": self.stack},
+            opts,
         )
         deleted = self._command(
-            "wait-for-deletion", ResourceOptions(parent=self, depends_on=[checked]), {"RELEASE": NAME}, at="delete"
+            "wait-for-deletion",
+            "wait_for_deletion",
+            {"RELEASE": NAME},
+            ResourceOptions(parent=self, depends_on=[checked]),
+            at="delete",
         )
         self.made = [deleted]
         if settings.create:
@@ -118,15 +127,20 @@ class DaskOnKubernetes(ComponentResource):
             labels = {"dask-stack": self.stack, **(RESTRICTED if self.settings.chart == "own" else {})}
             metadata = {"name": self.namespace, "labels": labels}
             opts = ResourceOptions(parent=self, depends_on=[deleted])
-            self.made = [kubernetes.core.v1.Namespace("namespace", metadata=metadata, opts=opts)]
+            self.made = [kubernetes.core.v1.Namespace(f"{self.name}-namespace", metadata=metadata, opts=opts)]
 
     def _command(
-        self, name: str, opts: ResourceOptions, environment: dict[str, Input[str]], at: str = "create"
+        self,
+        name: str,
+        program: str,
+        environment: dict[str, Input[str]],
+        opts: ResourceOptions,
+        at: str = "create",
     ) -> local.Command:
-        """A program of on_this_computer, which has the name of its resource."""
+        """A program of on_this_computer."""
         return local.Command(
-            name,
-            **{at: f".venv/bin/python -m on_this_computer.{name.replace('-', '_')}"},
+            f"{self.name}-{name}",
+            **{at: f".venv/bin/python -m on_this_computer.{program}"},
             environment={"CLUSTER": self.cluster, "NAMESPACE": self.namespace, **environment},
             add_previous_output_in_env=False,
             logging=local.Logging.STDERR,
@@ -137,13 +151,15 @@ class DaskOnKubernetes(ComponentResource):
         """Its name; `data` becomes base64 on the way."""
         metadata = {"name": f"{NAME}-{name}", "namespace": self.namespace, "labels": {"dask-stack": self.stack}}
         opts = ResourceOptions(parent=self, depends_on=self.made)
-        self.secrets.append(kubernetes.core.v1.Secret(name, metadata=metadata, string_data=data, opts=opts))
+        self.secrets.append(
+            kubernetes.core.v1.Secret(f"{self.name}-{name}", metadata=metadata, string_data=data, opts=opts)
+        )
         return metadata["name"]
 
     def _stash(self, name: str, value: dict) -> Output[dict]:
         """The value of the first `up`, secret."""
         opts = ResourceOptions(parent=self, ignore_changes=["input"])
-        return Stash(name, input=Output.secret(value), opts=opts).output
+        return Stash(f"{self.name}-{name}", input=Output.secret(value), opts=opts).output
 
     def _identities(self) -> Output[dict]:
         """TLS credentials for schedulers, workers and clients; another `renewal` makes all of them anew."""
@@ -187,7 +203,7 @@ class DaskOnKubernetes(ComponentResource):
             files = sorted(path for path in (PROJECT / CHART).rglob("*") if path.is_file())
             chart = {"chart": f"./{CHART}", "description": f"{CHART} {digest(*files)}"}
         return kubernetes.helm.v3.Release(
-            "release",
+            f"{self.name}-release",
             name=NAME,
             namespace=self.namespace,
             values=self.values,
@@ -221,8 +237,8 @@ class DaskOnKubernetes(ComponentResource):
             "packages": self.lock.packages,
         }
         return self._command(
-            "check-release",
-            ResourceOptions(parent=self, depends_on=[release]),
+            "check",
+            "check_release",
             {
                 "RELEASE": NAME,
                 "WAIT": str(settings.wait),
@@ -230,6 +246,7 @@ class DaskOnKubernetes(ComponentResource):
                 "EXPECT": json.dumps(expect),
                 "CONFIRMS": Output.all(release.status.revision, Output.json_dumps(self.values)).apply(sha256),
             },
+            ResourceOptions(parent=self, depends_on=[release]),
         ).stdout
 
 

@@ -5,14 +5,14 @@ from pulumi import Input, ResourceOptions, Stash, log
 from settings.kubernetes import KubeconfigSource
 
 
-def kept(cluster: KubeconfigSource) -> Input[str]:
+def kept(name: str, cluster: KubeconfigSource) -> Input[str]:
     """The context that the settings name, else the one that was current at the first `up`.
 
     Whoever switches to another cluster meanwhile must not build this stack there, or destroy there what has its names.
     """
     if cluster.context or not (current := cluster.current):
         return cluster.context or ""
-    first = Stash("context", input=current, opts=ResourceOptions(ignore_changes=["input"])).output
+    first = Stash(f"{name}-context", input=current, opts=ResourceOptions(ignore_changes=["input"])).output
 
     def tell(name: str) -> str:
         if name != current:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash, log
@@ -33,6 +32,8 @@ DAYS = "90"
 
 
 class DaskOnMachinesArgs(TypedDict):
+    stack: str
+    """The stack's name, which the cluster's certificates carry."""
     hosts: list[Host]
     """The machines; the first is the scheduler's and signs the others' keys."""
     network: Input[str]
@@ -61,11 +62,12 @@ class DaskOnMachines(ComponentResource):
 
     def __init__(self, name: str, args: DaskOnMachinesArgs, opts: ResourceOptions | None = None):
         super().__init__("dask:index:DaskOnMachines", name, {}, opts)
+        self.name = name
         settings = args["settings"]
         self.settings = settings
         self.secret_env = args.get("secret_env") or {}
         hosts = self._placed([host for host in args["hosts"] if not host.gone])
-        self.machines = {host.name: Machine(host, ResourceOptions(parent=self)) for host in hosts}
+        self.machines = {host.name: self._machine(host) for host in hosts}
         self.head = self.machines[hosts[0].name]
         # Those that run Dask's workers.
         self.workers = {
@@ -76,10 +78,10 @@ class DaskOnMachines(ComponentResource):
         for host in args["hosts"]:
             if host.gone:
                 self._leave_alone(host)
-        self.lock = lock.read(Path(settings.environment.lock), settings.environment.python)
+        self.lock = lock.read(PROJECT / settings.environment.lock, settings.environment.python)
 
         self._firewall(args["network"])
-        credentials = self._credentials(name, args["network"])
+        credentials = self._credentials(args["stack"], args["network"])
         self._data()
         self._environment()
         self._services()
@@ -114,6 +116,9 @@ class DaskOnMachines(ComponentResource):
             }
         )
 
+    def _machine(self, host: Host) -> Machine:
+        return Machine(f"{self.name}-{host.name}", host, ResourceOptions(parent=self))
+
     def _placed(self, hosts: list[Host]) -> list[Host]:
         """The hosts; nothing is run on them where scheduler or data moved to another one without a word."""
         allowed_moves = self.settings.moves
@@ -122,7 +127,7 @@ class DaskOnMachines(ComponentResource):
         def recorded(what: str, machine: str) -> Output[str]:
             kept = [] if what in allowed_moves else ["input"]
             opts = ResourceOptions(parent=self, ignore_changes=kept, replace_on_changes=["input"])
-            return Stash(f"{what}-machine", input=machine, opts=opts).output
+            return Stash(f"{self.name}-{what}-machine", input=machine, opts=opts).output
 
         def allow(before: dict[str, str]) -> bool:
             if problem := moves.refusal(before, here, allowed_moves):
@@ -140,16 +145,16 @@ class DaskOnMachines(ComponentResource):
         A step that it never had is registered too, because what was once made is not known here; it does nothing,
         and that on the scheduler's machine.
         """
-        machine = Machine(host, ResourceOptions(parent=self))
+        machine = self._machine(host)
         for state in STATES:
             remote.Command(
-                f"{host.name}-{state}",
+                f"{machine.name}-{state}",
                 connection=remote.ConnectionArgs(**self.head.host.connection),
                 create="true",
                 opts=ResourceOptions(parent=machine, ignore_changes=["*"], retain_on_delete=True),
             )
         local.Command(
-            f"{host.name}-files",
+            f"{machine.name}-files",
             create="true",
             opts=ResourceOptions(parent=machine, ignore_changes=["*"], retain_on_delete=True),
         )
@@ -194,7 +199,7 @@ class DaskOnMachines(ComponentResource):
         A local Command, because one that finds it taken back makes it anew, and then needs yet another connection.
         """
         local.Command(
-            f"{machine.host.name}-reachable",
+            f"{machine.name}-reachable",
             create=".venv/bin/python -m on_this_computer.confirm_ssh_access",
             environment={
                 "CONNECTION": Output.json_dumps(machine.host.connection),
@@ -211,7 +216,7 @@ class DaskOnMachines(ComponentResource):
         ports = self.settings.dask.ports
         return Output.format("{0}:{1} {0}:{2}", host.address, ports.scheduler, ports.dashboard)
 
-    def _credentials(self, name: str, network: Input[str]) -> dict[str, Output[dict]]:
+    def _credentials(self, stack: str, network: Input[str]) -> dict[str, Output[dict]]:
         """Every machine's SSH and TLS credentials; returns the client's: `tls`, and the connection `tunnel`."""
         renewal = str(self.settings.credentials.renewal)
         metadata = self.settings.firewall.metadata
@@ -222,30 +227,31 @@ class DaskOnMachines(ComponentResource):
             return machine.step("keys", variables, after=after)
 
         keys = {self.head.host.name: make_keys(self.head)}
-        authority = self.head.step("authority", {"CLUSTER": name, "NETWORK": network, "DAYS": DAYS, "RENEWAL": renewal})
+        authority = self.head.step(
+            "authority", {"CLUSTER": stack, "NETWORK": network, "DAYS": DAYS, "RENEWAL": renewal}
+        )
         for each, machine in self.machines.items():
             if machine is not self.head:
                 keys[each] = make_keys(machine, [authority])
         # All machines trust the authority's new keys before anything is signed with them.
         authority = Step(
+            f"{self.name}-renewal",
             "renewal",
             self.head.host,
             {"RENEWAL": renewal},
             parent=self,
             after=[authority, *keys.values()],
-            name="renewal",
         )
 
         def certificates(subject: str, parent: ComponentResource, request: dict[str, Input[str]]) -> Step:
-            step = Step(
+            return Step(
+                f"{self.name}-{subject}-certificates",
                 "certificates",
                 self.head.host,
                 {"NAME": subject, "RENEWAL": renewal, **request},
                 parent=parent,
                 after=[authority],
-                name=f"{subject}-certificates",
             )
-            return step
 
         def variables(machine: Machine) -> dict[str, Input[str]]:
             host, own = machine.host, keys[machine.host.name]
@@ -272,7 +278,7 @@ class DaskOnMachines(ComponentResource):
         self._everywhere("credentials", variables, first=self.head)
 
         identity = Stash(
-            f"client-identity-{renewal}",
+            f"{self.name}-client-identity-{renewal}",
             input=Output.secret(client_identity()),
             opts=ResourceOptions(parent=self, ignore_changes=["input"]),
         )
@@ -307,7 +313,7 @@ class DaskOnMachines(ComponentResource):
         environment = self.settings.environment
         connection = Output.json_dumps(self.head.host.connection)
         files = local.Command(
-            f"{self.head.host.name}-files",
+            f"{self.head.name}-files",
             create=".venv/bin/python -m on_this_computer.send_environment",
             delete=".venv/bin/python -m on_this_computer.send_environment undo",
             environment={
@@ -391,6 +397,7 @@ class DaskOnMachines(ComponentResource):
 
     def _members(self) -> Step:
         return Step(
+            f"{self.name}-members",
             "members",
             self.head.host,
             {
@@ -401,7 +408,6 @@ class DaskOnMachines(ComponentResource):
             },
             parent=self,
             after=[*(machine.steps[-1] for machine in self.machines.values()), self.client_signed],
-            name="members",
         )
 
     def _check(self, members: Step) -> Step:
@@ -417,6 +423,7 @@ class DaskOnMachines(ComponentResource):
         )
         steps = [step for machine in self.machines.values() for step in machine.steps]
         return Step(
+            f"{self.name}-check",
             "check",
             self.head.host,
             {
@@ -426,6 +433,5 @@ class DaskOnMachines(ComponentResource):
             },
             parent=self,
             after=[*steps, members],
-            name="check",
             show=True,
         )

@@ -56,19 +56,19 @@ class Step:
 
     def __init__(
         self,
+        name: str,
         state: str,
         host: Host,
         variables: Mapping[str, Input[str]],
         *,
         parent: Resource,
         after: Sequence["Step | Resource"] = (),
-        name: str | None = None,
         show: bool = False,
     ):
         privilege = "" if host.connection["user"] == "root" else "sudo -n "
         stdin = Output.all(IDENTITY=host.identity, **variables).apply(lambda known: script(state, known))
         self.command = remote.Command(
-            name or f"{host.name}-{state}",
+            name,
             connection=remote.ConnectionArgs(**host.connection),
             # A first run that fails is in no state, so that no destroy would undo it: it undoes itself.
             create=f"{privilege}bash -s first",

@@ -58,12 +58,13 @@ def test_a_preview_shows_every_machine_and_takes_no_connection(preview: Callable
     planned = preview()
     steps = {name for name, state in planned.items() if state["type"] == "command:remote:Command"}
     for machine in ("head", "worker-1", "worker-2"):
-        states = {name.removeprefix(f"{machine}-") for name in steps if name.startswith(f"{machine}-")}
+        prefix = f"dask-{machine}-"
+        states = {name.removeprefix(prefix) for name in steps if name.startswith(prefix)}
         # Certificates are revoked on the authority's machine, whatever becomes of this one.
         kept = states - {"certificates"}
         assert kept | {"authority"} == set(STATES), "those that are kept of a machine that is gone"
-    assert "gate-host-key" in planned
-    assert "\nSSH_PORT=2222\n" in planned["head-firewall"]["inputs"]["stdin"]
+    assert "machines-gate-host-key" in planned
+    assert "\nSSH_PORT=2222\n" in planned["dask-head-firewall"]["inputs"]["stdin"]
 
 
 def test_a_failure_tells_what_to_do_about_a_machine_that_is_dead(checkout: Checkout) -> None:
@@ -88,4 +89,4 @@ def test_without_agent_and_key_nothing_is_registered_and_both_remedies_are_told(
 def test_a_key_of_the_stack_is_used(checkout: Checkout, preview: Callable[[], dict[str, dict]]) -> None:
     del checkout.environ["SSH_AUTH_SOCK"]
     checkout.pulumi("config", "set-all", "--secret", f"dask:sshKey={ssh_identity()['private']}")
-    assert preview()["head-keys"]["inputs"]["connection"]
+    assert preview()["dask-head-keys"]["inputs"]["connection"]

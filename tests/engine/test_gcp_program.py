@@ -9,7 +9,7 @@ import pytest
 from tests.engine.previews import Previews
 from tools.rehearse import KEY
 
-MACHINES = ("scheduler-machine", "worker-1-machine", "worker-2-machine")
+MACHINES = ("machines-scheduler", "machines-worker-1", "machines-worker-2")
 
 
 class Stack(Previews):
@@ -64,51 +64,56 @@ def instances(inputs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def test_the_schedulers_machine_alone_has_an_address_on_the_internet(shipped: dict, changed: dict) -> None:
     interfaces = [each["networkInterfaces"][0] for each in instances(shipped)]
     assert [bool(each.get("accessConfigs")) for each in interfaces] == [True, False, False]
-    assert {name for name, each in shipped.items() if each.get("addressType") == "EXTERNAL"} == {"Address door-address"}
+    assert {name for name, each in shipped.items() if each.get("addressType") == "EXTERNAL"} == {
+        "Address machines-door-address"
+    }
     assert not any(each["networkInterfaces"][0].get("accessConfigs") for each in instances(changed))  # IAP needs none
 
 
 def test_the_door_lets_the_named_networks_in_to_ssh_and_to_the_schedulers_machine(shipped: dict, changed: dict) -> None:
-    door = shipped["Firewall door-open"]
+    door = shipped["Firewall machines-door-open"]
     assert door["sourceRanges"] == ["203.0.113.7/32"]
     assert door["allows"] == [{"protocol": "tcp", "ports": ["22"]}]
-    assert changed["Firewall door-open"]["sourceRanges"] == ["35.235.240.0/20"]
+    assert changed["Firewall machines-door-open"]["sourceRanges"] == ["35.235.240.0/20"]
 
 
 def test_rules_tell_the_clusters_machines_apart_by_their_accounts(states: dict) -> None:
     def accounts(name: str, argument: str) -> set[str]:
         return {urn.split("::")[-1] for urn in states[name]["propertyDependencies"][argument]}
 
-    assert accounts("Firewall door-open", "targetServiceAccounts") == {"door"}
-    for rule in ("inside-open", "others-closed"):
-        assert accounts(f"Firewall {rule}", "targetServiceAccounts") == {"door", "machines"}
-    assert accounts("Firewall inside-open", "sourceServiceAccounts") == {"door", "machines"}
+    assert accounts("Firewall machines-door-open", "targetServiceAccounts") == {"machines-door-account"}
+    for rule in ("machines-inside-open", "machines-others-closed"):
+        assert accounts(f"Firewall {rule}", "targetServiceAccounts") == {"machines-door-account", "machines-account"}
+    assert accounts("Firewall machines-inside-open", "sourceServiceAccounts") == {
+        "machines-door-account",
+        "machines-account",
+    }
     found = [accounts(f"Instance {name}", "serviceAccount") for name in MACHINES]
-    assert found == [{"door"}, {"machines"}, {"machines"}]
+    assert found == [{"machines-door-account"}, {"machines-account"}, {"machines-account"}]
 
 
 def test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alone(shipped: dict) -> None:
-    inside = shipped["Firewall inside-open"]
+    inside = shipped["Firewall machines-inside-open"]
     assert "sourceRanges" not in inside
     ports = ["22", "8786", "8787", "9000-9002"]
     assert inside["allows"] == [{"protocol": "tcp", "ports": ports}, {"protocol": "icmp"}]
     rules = {name for name in shipped if name.startswith("Firewall ")}
-    assert rules == {"Firewall door-open", "Firewall inside-open", "Firewall others-closed"}
+    assert rules == {"Firewall machines-door-open", "Firewall machines-inside-open", "Firewall machines-others-closed"}
 
 
 def test_whatever_else_a_network_lets_in_is_denied_to_the_clusters_machines(shipped: dict, changed: dict) -> None:
     for found in (shipped, changed):
-        closed = found["Firewall others-closed"]
+        closed = found["Firewall machines-others-closed"]
         assert (closed["sourceRanges"], closed["denies"]) == (["0.0.0.0/0"], [{"protocol": "all"}])
-        allowed = {found[f"Firewall {name}"]["priority"] for name in ("door-open", "inside-open")}
+        allowed = {found[f"Firewall {name}"]["priority"] for name in ("machines-door-open", "machines-inside-open")}
         assert max(allowed) < closed["priority"] < 65534, "Google's own rules have 65534"
 
 
 def test_the_machines_account_has_no_rights_but_those_that_are_asked_for(shipped: dict, changed: dict) -> None:
     assert not [each for each in shipped.values() if "role" in each]
     assert [each["role"] for each in changed.values() if "role" in each] == 2 * ["roles/storage.objectViewer"]
-    assert shipped["Account machines"]["accountId"] == "dask-vms"
-    assert shipped["Account door"]["accountId"] == "door-dask-vms"
+    assert shipped["Account machines-account"]["accountId"] == "dask-vms"
+    assert shipped["Account machines-door-account"]["accountId"] == "door-dask-vms"
 
 
 def test_machines_are_shielded_and_take_no_keys_but_the_stacks(shipped: dict, changed: dict) -> None:
@@ -120,7 +125,7 @@ def test_machines_are_shielded_and_take_no_keys_but_the_stacks(shipped: dict, ch
         }
         metadata = each["metadata"]
         assert (metadata["block-project-ssh-keys"], metadata["enable-oslogin"]) == ("TRUE", "FALSE")
-    assert changed["Instance worker-1-machine"]["shieldedInstanceConfig"]["enableSecureBoot"] is False
+    assert changed["Instance machines-worker-1"]["shieldedInstanceConfig"]["enableSecureBoot"] is False
 
 
 def test_all_that_can_have_a_label_has_the_stacks_and_the_rest_names_it(shipped: dict, changed: dict) -> None:
@@ -135,7 +140,9 @@ def test_all_that_can_have_a_label_has_the_stacks_and_the_rest_names_it(shipped:
 
 
 def test_a_network_that_is_there_is_used_as_it_is(shipped: dict, changed: dict) -> None:
-    own = {"Network network", "Subnetwork subnetwork", "Router router", "RouterNat nat"}
+    own = {f"{kind} machines-{kind.lower()}" for kind in ("Network", "Subnetwork", "Router")} | {
+        "RouterNat machines-nat"
+    }
     assert own <= shipped.keys() and own.isdisjoint(changed)
     for each in instances(changed):
         assert each["networkInterfaces"][0]["subnetwork"] == "projects/my-project/regions/us-central1/subnetworks/part"
@@ -156,7 +163,7 @@ def test_machines_are_of_the_kinds_that_the_stack_names(shipped: dict, changed: 
     assert [each["machineType"] for each in instances(shipped)] == ["e2-standard-2", *2 * ["n1-standard-4"]]
     images = {each["bootDisk"]["initializeParams"]["image"] for each in instances(shipped)}
     assert images == {"debian-cloud/debian-12"}
-    worker = changed["Instance worker-1-machine"]
+    worker = changed["Instance machines-worker-1"]
     assert worker["guestAccelerators"] == [{"type": "nvidia-tesla-t4", "count": 2}]
     assert worker["scheduling"]["onHostMaintenance"] == "TERMINATE"  # GPUs cannot move
     assert worker["bootDisk"]["initializeParams"]["image"] == "ubuntu-os-cloud/ubuntu-2204-lts"
@@ -165,14 +172,14 @@ def test_machines_are_of_the_kinds_that_the_stack_names(shipped: dict, changed: 
 def test_the_datas_disk_is_on_the_machine_that_holds_them(shipped: dict, changed: dict) -> None:
     assert [len(each.get("attachedDisks") or []) for each in instances(shipped)] == [1, 0, 0]
     assert [len(each.get("attachedDisks") or []) for each in instances(changed)] == [0, 1, 0]
-    [mine] = changed["Instance worker-1-machine"]["attachedDisks"]
+    [mine] = changed["Instance machines-worker-1"]["attachedDisks"]
     assert mine["source"] == "projects/my-project/zones/us-central1-a/disks/mine"
-    assert "Disk data" not in changed
+    assert "Disk machines-data" not in changed
 
 
 def test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise(stack: Stack, states: dict) -> None:
-    assert states["Disk data"].get("retainOnDelete") is True
-    assert not stack.resources(data={"delete": True})["Disk data"].get("retainOnDelete")
+    assert states["Disk machines-data"].get("retainOnDelete") is True
+    assert not stack.resources(data={"delete": True})["Disk machines-data"].get("retainOnDelete")
 
 
 def test_with_data_delete_the_datas_disk_goes_with_the_stack(stack: Stack) -> None:

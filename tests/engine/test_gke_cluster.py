@@ -75,39 +75,39 @@ def relaxed(stack: Stack) -> dict[str, dict[str, Any]]:
 
 
 SAME = object()  # what no setting relaxes
-POOLS = ("system", "workers")
+POOLS = ("gke-system", "gke-workers")
 # What Google's hardening guide asks for: where it is said, what is said, and what instead where RELAXED has it so.
 HARDENING: list[tuple[str, str, Any, Any]] = [
-    ("cluster", "privateClusterConfig.enablePrivateNodes", True, False),
-    ("cluster", "controlPlaneEndpointsConfig.dnsEndpointConfig.allowExternalTraffic", True, SAME),
-    ("cluster", "controlPlaneEndpointsConfig.ipEndpointsConfig.enabled", False, True),
-    ("cluster", "privateClusterConfig.enablePrivateEndpoint", True, False),
-    ("cluster", "masterAuthorizedNetworksConfig.cidrBlocks", None, [{"cidrBlock": "203.0.113.0/24"}]),
-    ("cluster", "masterAuthorizedNetworksConfig.gcpPublicCidrsAccessEnabled", None, False),
-    ("cluster", "masterAuthorizedNetworksConfig.privateEndpointEnforcementEnabled", None, True),
-    ("cluster", "networkingMode", "VPC_NATIVE", SAME),
-    ("cluster", "ipAllocationPolicy.clusterSecondaryRangeName", "pods", SAME),
-    ("cluster", "datapathProvider", "ADVANCED_DATAPATH", "LEGACY_DATAPATH"),
-    ("cluster", "workloadIdentityConfig.workloadPool", "my-project.svc.id.goog", None),
-    ("cluster", "masterAuth.clientCertificateConfig.issueClientCertificate", False, SAME),
-    ("cluster", "enableLegacyAbac", False, SAME),
-    ("cluster", "enableShieldedNodes", True, False),
-    ("cluster", "releaseChannel.channel", "REGULAR", "RAPID"),
+    ("gke-cluster", "privateClusterConfig.enablePrivateNodes", True, False),
+    ("gke-cluster", "controlPlaneEndpointsConfig.dnsEndpointConfig.allowExternalTraffic", True, SAME),
+    ("gke-cluster", "controlPlaneEndpointsConfig.ipEndpointsConfig.enabled", False, True),
+    ("gke-cluster", "privateClusterConfig.enablePrivateEndpoint", True, False),
+    ("gke-cluster", "masterAuthorizedNetworksConfig.cidrBlocks", None, [{"cidrBlock": "203.0.113.0/24"}]),
+    ("gke-cluster", "masterAuthorizedNetworksConfig.gcpPublicCidrsAccessEnabled", None, False),
+    ("gke-cluster", "masterAuthorizedNetworksConfig.privateEndpointEnforcementEnabled", None, True),
+    ("gke-cluster", "networkingMode", "VPC_NATIVE", SAME),
+    ("gke-cluster", "ipAllocationPolicy.clusterSecondaryRangeName", "pods", SAME),
+    ("gke-cluster", "datapathProvider", "ADVANCED_DATAPATH", "LEGACY_DATAPATH"),
+    ("gke-cluster", "workloadIdentityConfig.workloadPool", "my-project.svc.id.goog", None),
+    ("gke-cluster", "masterAuth.clientCertificateConfig.issueClientCertificate", False, SAME),
+    ("gke-cluster", "enableLegacyAbac", False, SAME),
+    ("gke-cluster", "enableShieldedNodes", True, False),
+    ("gke-cluster", "releaseChannel.channel", "REGULAR", "RAPID"),
     (
-        "cluster",
+        "gke-cluster",
         "loggingConfig.enableComponents",
         ["SYSTEM_COMPONENTS", "WORKLOADS"],
         RELAXED["hardening"]["logging"],
     ),
-    ("cluster", "enableIntranodeVisibility", False, True),
-    ("cluster", "authenticatorGroupsConfig.securityGroup", None, "gke-security-groups@example.com"),
-    ("subnetwork", "logConfig.metadata", None, "INCLUDE_ALL_METADATA"),
-    ("cluster", "monitoringConfig.enableComponents", ["SYSTEM_COMPONENTS"], []),
-    ("cluster", "securityPostureConfig.mode", "BASIC", "DISABLED"),
-    ("cluster", "removeDefaultNodePool", True, SAME),
-    ("cluster", "costManagementConfig.enabled", True, False),
-    ("cluster", "databaseEncryption.keyName", None, KEY_NAME),
-    ("cluster", "binaryAuthorization.evaluationMode", None, "PROJECT_SINGLETON_POLICY_ENFORCE"),
+    ("gke-cluster", "enableIntranodeVisibility", False, True),
+    ("gke-cluster", "authenticatorGroupsConfig.securityGroup", None, "gke-security-groups@example.com"),
+    ("gke-subnetwork", "logConfig.metadata", None, "INCLUDE_ALL_METADATA"),
+    ("gke-cluster", "monitoringConfig.enableComponents", ["SYSTEM_COMPONENTS"], []),
+    ("gke-cluster", "securityPostureConfig.mode", "BASIC", "DISABLED"),
+    ("gke-cluster", "removeDefaultNodePool", True, SAME),
+    ("gke-cluster", "costManagementConfig.enabled", True, False),
+    ("gke-cluster", "databaseEncryption.keyName", None, KEY_NAME),
+    ("gke-cluster", "binaryAuthorization.evaluationMode", None, "PROJECT_SINGLETON_POLICY_ENFORCE"),
     *[
         (pool, path, strict, relaxed)
         for pool in POOLS
@@ -124,7 +124,7 @@ HARDENING: list[tuple[str, str, Any, Any]] = [
             ("nodeConfig.bootDiskKmsKey", None, KEY_NAME),
         ]
     ],
-    ("workers", "nodeConfig.sandboxConfig.sandboxType", None, "gvisor"),
+    ("gke-workers", "nodeConfig.sandboxConfig.sandboxType", None, "gvisor"),
 ]
 
 
@@ -145,7 +145,7 @@ def test_each_line_of_the_hardening_guide_holds_unless_the_stack_relaxes_it(
 
 
 def test_a_cluster_is_protected_from_deletion_where_the_stack_says_so(shipped: dict, relaxed: dict) -> None:
-    assert (shipped["cluster"]["deletionProtection"], relaxed["cluster"]["deletionProtection"]) == (False, True)
+    assert (shipped["gke-cluster"]["deletionProtection"], relaxed["gke-cluster"]["deletionProtection"]) == (False, True)
 
 
 def test_the_hardening_table_of_the_docs_has_each_line() -> None:
@@ -179,32 +179,32 @@ def test_the_hardening_page_has_each_item_of_the_benchmark_with_its_state() -> N
 
 
 def test_a_second_up_changes_nothing_of_what_google_reports(shipped: dict, relaxed: dict) -> None:
-    for inputs in (shipped["cluster"], relaxed["cluster"]):
+    for inputs in (shipped["gke-cluster"], relaxed["gke-cluster"]):
         assert changes(KINDS[CLUSTER], inputs, inputs)[0] == {}
 
 
 def test_nodes_have_an_account_of_their_own_with_the_least_roles(shipped: dict) -> None:
-    assert shipped["nodes"]["accountId"] == "dask-gke"
+    assert shipped["gke-nodes-account"]["accountId"] == "dask-gke"
     roles = [inputs["role"] for inputs in shipped.values() if "role" in inputs and "member" in inputs]
     assert roles == ["roles/container.defaultNodeServiceAccount"]
 
 
 def test_workers_nodes_are_theirs_alone_and_begin_with_none(shipped: dict) -> None:
-    workers = shipped["workers"]
+    workers = shipped["gke-workers"]
     assert workers["autoscaling"]["totalMinNodeCount"] == 0 and workers["autoscaling"]["totalMaxNodeCount"] == 4
     [taint] = workers["nodeConfig"]["taints"]
-    values = shipped["release"]["values"]
+    values = shipped["dask-release"]["values"]
     assert {"key": taint["key"], "operator": "Equal", "value": taint["value"], "effect": "NoSchedule"} in values[
         "worker"
     ]["tolerations"]
     for part, pool in (("worker", "workers"), ("scheduler", "system"), ("jupyter", "system")):
-        assert values[part]["nodeSelector"].items() <= shipped[pool]["nodeConfig"]["labels"].items()
+        assert values[part]["nodeSelector"].items() <= shipped[f"gke-{pool}"]["nodeConfig"]["labels"].items()
 
 
 def test_all_that_can_have_a_label_has_the_stacks(shipped: dict) -> None:
-    assert shipped["cluster"]["resourceLabels"] == {"dask-stack": "gke"}
+    assert shipped["gke-cluster"]["resourceLabels"] == {"dask-stack": "gke"}
     assert all(shipped[pool]["nodeConfig"]["resourceLabels"] == {"dask-stack": "gke"} for pool in POOLS)
-    assert shipped["network"]["name"] == "dask-gke"
+    assert shipped["gke-network"]["name"] == "dask-gke"
 
 
 def test_apis_stay_enabled_when_the_stack_goes(shipped: dict) -> None:
@@ -216,13 +216,13 @@ def test_apis_stay_enabled_when_the_stack_goes(shipped: dict) -> None:
 def test_a_network_that_is_there_is_used_as_it_is(stack: Stack) -> None:
     given = {"name": "ours", "subnetwork": "part", "pods": "p", "services": "s"}
     found = stack.inputs(network=given)
-    assert found.keys().isdisjoint({"network", "subnetwork", "router", "nat"})
-    assert found["cluster"]["subnetwork"] == "projects/my-project/regions/us-central1/subnetworks/part"
+    assert found.keys().isdisjoint({"gke-network", "gke-subnetwork", "gke-router", "gke-nat"})
+    assert found["gke-cluster"]["subnetwork"] == "projects/my-project/regions/us-central1/subnetworks/part"
 
 
 def test_admins_are_bound_by_their_address(shipped: dict, relaxed: dict) -> None:
-    assert not [name for name in shipped if name.startswith("admin-")]
-    found = relaxed["admin-me@example.com"]
+    assert not [name for name in shipped if name.startswith("gke-admin-")]
+    found = relaxed["gke-admin-me@example.com"]
     assert found["subjects"][0]["name"] == "me@example.com" and found["roleRef"]["name"] == "cluster-admin"
 
 

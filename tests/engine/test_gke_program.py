@@ -65,35 +65,35 @@ def changed(stack: Stack) -> dict[str, dict[str, Any]]:
 
 def test_a_preview_needs_no_cluster_and_shows_everything(shipped: dict) -> None:
     assert {
-        "check-namespace",
-        "namespace",
-        "tls-scheduler",
-        "tls-worker",
-        "tls-client",
-        "jupyter-password",
-        "release",
-        "check-release",
+        "dask-check-namespace",
+        "dask-namespace",
+        "dask-tls-scheduler",
+        "dask-tls-worker",
+        "dask-tls-client",
+        "dask-jupyter-password",
+        "dask-release",
+        "dask-check",
     } <= set(shipped)
-    labels = shipped["namespace"]["inputs"]["metadata"]["labels"]
+    labels = shipped["dask-namespace"]["inputs"]["metadata"]["labels"]
     for mode in ("enforce", "audit", "warn"):
         assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
         assert labels[f"pod-security.kubernetes.io/{mode}-version"] == "latest"
-    assert shipped["release"]["inputs"]["chart"] == "./charts/dask"
+    assert shipped["dask-release"]["inputs"]["chart"] == "./charts/dask"
 
 
 def test_nobodys_private_key_or_password_is_outside_encrypted_state(shipped: dict) -> None:
     assert "PRIVATE KEY" not in json.dumps(shipped)
-    for name in ("tls-1", "jupyter"):
+    for name in ("dask-tls-1", "dask-jupyter"):
         assert shipped[name]["inputs"]["input"] == "[secret]"
 
 
 def test_without_tls_and_jupyter_there_is_nothing_of_theirs(changed: dict) -> None:
-    assert not {"tls-scheduler", "tls-worker", "tls-client", "jupyter-password"} & set(changed)
+    assert not {"dask-tls-scheduler", "dask-tls-worker", "dask-tls-client", "dask-jupyter-password"} & set(changed)
 
 
 def test_a_namespace_that_is_there_is_not_made(changed: dict) -> None:
-    assert "namespace" not in changed
-    assert changed["release"]["inputs"]["namespace"] == "theirs"
+    assert "dask-namespace" not in changed
+    assert changed["dask-release"]["inputs"]["namespace"] == "theirs"
 
 
 def test_a_stack_stays_on_the_context_that_was_current_at_its_first_up(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_stack_stays_on_the_context_that_was_current_at_its_first_up(tmp_path:
     done = stack.pulumi("preview", "--json", capture_output=True, text=True)
     steps = {step["urn"].split("::")[-1]: step["newState"] for step in json.loads(done.stdout)["steps"]}
     assert "kubernetes" not in steps, "its provider is unchanged"
-    assert json.loads(steps["check-namespace"]["inputs"]["environment"]["CLUSTER"])["context"] == "none"
+    assert json.loads(steps["dask-check-namespace"]["inputs"]["environment"]["CLUSTER"])["context"] == "none"
     assert "current context is other, and this stack stays on none" in done.stdout + done.stderr
 
 

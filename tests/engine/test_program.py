@@ -61,8 +61,8 @@ def test_a_newcomer_reads_machine_by_machine_and_step_by_step_what_is_made(plann
     states = ["firewall", "keys", "certificates", "credentials", "data", "environment", "service"]
     for machine in ("scheduler", "worker-1", "worker-2", "worker-3"):
         for state in states:
-            assert f"::{machine}" in planned[f"{machine}-{state}"]["parent"]
-    assert planned["check"]["parent"].endswith("DaskOnMachines::dev")
+            assert planned[f"dask-{machine}-{state}"]["parent"].endswith(f"::dask-{machine}")
+    assert planned["dask-check"]["parent"].endswith("DaskOnMachines::dask")
 
 
 def test_a_preview_changes_nothing_on_this_computer(clone: Checkout, planned: dict[str, dict]) -> None:

@@ -95,7 +95,7 @@ def test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what
     printed = checkout.make("up")
     assert re.search(r"^workers +3 running", printed, re.MULTILINE)
     assert [machine.logins() - 1 for machine in keep[1:]] == before, "more than this test's own"
-    assert {each for each in touched(printed) if not each.startswith("worker-3-")} == {"members", "check"}
+    assert {each for each in touched(printed) if "-worker-3" not in each} == {"dask-members", "dask-check"}
     work.goes_on()
 
     # What the others have no room for is not given up, and neither is an actor, which cannot move.
@@ -135,7 +135,7 @@ def test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what
     were = pids(*keep)
     printed = checkout.make("up")
     assert re.search(r"^workers +2 running", printed, re.MULTILINE)
-    assert {each for each in touched(printed) if not each.startswith("worker-3-")} == {"members", "check"}
+    assert {each for each in touched(printed) if "-worker-3" not in each} == {"dask-members", "dask-check"}
     assert work.workers() == RUNNING
     keep[0].ssh("sudo systemctl start dask-authority")
     for machine in keep:  # as timers do within minutes
@@ -242,8 +242,8 @@ def test_a_setting_of_the_workers_touches_their_services_alone(checkout: Checkou
     scheduler_began = began(head, "dask-scheduler")
     checkout.change("Pulumi.dev.yaml", "^    target: machines", "    target: machines\n    workers: {threads: 3}")
     printed = checkout.make("up")
-    services = {f"{name}-service" for name in ("scheduler", "worker-1", "worker-2")}
-    assert touched(printed) == {*services, "check"}
+    services = {f"dask-{name}-service" for name in ("scheduler", "worker-1", "worker-2")}
+    assert touched(printed) == {*services, "dask-check"}
     assert re.search(r"^workers +2 running, 6 threads", printed, re.MULTILINE)
     assert began(head, "dask-scheduler") == scheduler_began
     work.goes_on()
@@ -257,15 +257,15 @@ def test_a_worker_hands_over_when_its_machine_is_powered_off_and_one_made_anew_i
     until(lambda: "worker-2-1" not in work.workers())
     work.goes_on()
 
-    machine = checkout.resources()["worker-2-machine"]
+    machine = checkout.resources()["machines-worker-2"]
     before = json.loads(machine["outputs"]["stdout"])
     printed = checkout.pulumi("up", "--yes", "--skip-preview", "--replace", machine["urn"])
-    after = json.loads(checkout.printed("worker-2-machine"))
+    after = json.loads(checkout.printed("machines-worker-2"))
     assert after["id"] != before["id"]
     assert after["address"] == before["address"]
     assert re.search(r"workers +2 running", printed)
     steps = ("firewall", "keys", "certificates", "credentials", "data", "environment", "service")
-    assert {f"worker-2-{step}" for step in steps} <= touched(printed)
+    assert {f"dask-worker-2-{step}" for step in steps} <= touched(printed)
     work.goes_on()
 
 

@@ -270,8 +270,8 @@ def test_the_key_that_the_agent_has_is_nowhere_in_the_state(office: Office, made
 
 
 def test_a_machine_that_was_made_anew_gets_all_its_steps_again(machine_made_anew: set[str]) -> None:
-    assert {f"spare-{state}" for state in STATES if state != "authority"} <= machine_made_anew
-    assert not [name for name in machine_made_anew if name.startswith(("head-", "hand-"))]
+    assert {f"dask-spare-{state}" for state in STATES if state != "authority"} <= machine_made_anew
+    assert not [name for name in machine_made_anew if name.startswith(("dask-head-", "dask-hand-"))]
 
 
 def test_a_changed_host_key_fails_with_both_fingerprints_and_what_to_do(changed_key: str) -> None:

@@ -75,6 +75,6 @@ def test_a_cluster_that_computes_stays_on_one_that_does_not_goes_workers_first_a
     assert max(off, key=off.get) == "scheduler"
 
     printed = checkout.make("up")
-    assert set(re.findall(r"command:\w+:Command (\S+) updated", printed)) == {f"{name}-machine" for name in machines}
+    assert set(re.findall(r"command:\w+:Command (\S+) updated", printed)) == {f"machines-{name}" for name in machines}
     with daskstack.connect("dev") as client:
         client.wait_for_workers(2, timeout=300)

@@ -23,13 +23,13 @@ def touched(printed: str, phase: str) -> set[str]:
 def test_the_shipped_vms_stack_lives_a_whole_life_and_leaves_the_data_alone(tmp_path: Path) -> None:
     printed = lived("vms", tmp_path, PHASES)
     assert re.search(r"^workers +2 running", printed, re.MULTILINE), printed
-    own = {"check", "members"}  # which are told who is there
+    own = {"dask-check", "dask-members"}  # which are told who is there
     changed = touched(printed, "one worker preempted, one deleted") - own
-    assert {each for each in changed if not each.startswith("worker-1")} == {"worker-2-machine"}
-    assert changed >= {"worker-1-machine", "worker-1-service"}
+    assert {each for each in changed if "-worker-1" not in each} == {"machines-worker-2"}
+    assert changed >= {"machines-worker-1", "dask-worker-1-service"}
     changed = touched(printed, "one worker more, and idle") - own
-    others = {f"{name}-idle" for name in ("scheduler", "worker-1", "worker-2")}
-    assert {each for each in changed if not each.startswith("worker-3")} == others
-    assert changed >= {"worker-3-machine", "worker-3-service"}
+    others = {f"dask-{name}-idle" for name in ("scheduler", "worker-1", "worker-2")}
+    assert {each for each in changed if "-worker-3" not in each} == others
+    assert changed >= {"machines-worker-3", "dask-worker-3-service"}
     left = re.findall(r"^ +gcloud (.*) --zone us-central1-a --project my-project$", printed, re.MULTILINE)
     assert left == ["compute disks delete dask-vms-data"], printed

@@ -405,7 +405,7 @@ def test_a_killed_worker_comes_back(machines: Mapping[str, Machine]) -> None:
 def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) -> subprocess.CompletedProcess[str]:
     """The stack's own check, expecting something else."""
     resources = json.loads(checkout.pulumi("stack", "export"))["deployment"]["resources"]
-    stdin = next(each["inputs"]["stdin"] for each in resources if each["urn"].endswith("::check"))
+    stdin = next(each["inputs"]["stdin"] for each in resources if each["urn"].endswith("::dask-check"))
     line = next(line for line in stdin.splitlines() if line.startswith("EXPECT="))
     expect = json.loads(line.removeprefix("EXPECT=").strip("'")) | changes
     source = Path(check.__file__).read_text().replace("WAIT = 90", "WAIT = 2")

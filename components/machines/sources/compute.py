@@ -43,7 +43,7 @@ class ComputeMachines(ComponentResource):
         stack, settings = args["stack"], args["settings"]
         require(stack)
         super().__init__("dask:index:ComputeMachines", name, {}, opts)
-        self.settings, self.machines = settings, settings.machines
+        self.name, self.settings, self.machines = name, settings, settings.machines
         self.home = Home(self, stack, self.machines.project, self.machines.region, APIS)
         self.labels = {**self.machines.labels, **self.home.labels}
         self.zone = {**self.home.project, "zone": self.machines.zone}
@@ -54,10 +54,10 @@ class ComputeMachines(ComponentResource):
         ).output
 
         self._network()
-        self.account = self.home.account("machines", self.machines.roles)
+        self.account = self.home.account("account", "Machines", self.machines.roles)
         # The scheduler's machine has its own: firewall rules tell it apart by that. Tags would do, too, but whoever may
         # set the tags of any machine could open it.
-        self.door_account = self.home.account("door", self.machines.roles, prefix="door-")
+        self.door_account = self.home.account("door-account", "Door", self.machines.roles, prefix="door-")
         self.rules = self._rules()
         self.before = [*self.way_out, *self.rules]
         self.disk = self._data_disk()
@@ -121,7 +121,7 @@ class ComputeMachines(ComponentResource):
 
         def rule(name: str, **arguments: Any) -> gcp.compute.Firewall:
             return gcp.compute.Firewall(
-                name,
+                f"{self.name}-{name}",
                 name=f"{self.home.name}-{name.partition('-')[0]}",
                 description=self.home.description,
                 network=self.network_id,
@@ -162,7 +162,7 @@ class ComputeMachines(ComponentResource):
         if disk.name:
             return f"projects/{self.machines.project}/zones/{self.machines.zone}/disks/{disk.name}"
         return gcp.compute.Disk(
-            "data",
+            f"{self.name}-data",
             name=f"{self.home.name}-data",
             type=disk.type,
             size=disk.size,
@@ -177,7 +177,7 @@ class ComputeMachines(ComponentResource):
     def _address(self, name: str, kind: dict[str, Input[str]]) -> gcp.compute.Address:
         """One that stays while the machine is switched off, and when it is made anew."""
         return gcp.compute.Address(
-            f"{name}-address",
+            f"{self.name}-{name}-address",
             name=f"{self.home.name}-{name}",
             labels=self.labels,
             opts=self.home.first,
@@ -191,7 +191,7 @@ class ComputeMachines(ComponentResource):
         accelerators = kind.accelerators if isinstance(kind, WorkerInstance) else None
         account = self.door_account if name == self.machines.scheduler_name else self.account
         return gcp.compute.Instance(
-            f"{name}-machine",
+            f"{self.name}-{name}",
             name=f"{self.home.name}-{name}",
             machine_type=kind.machine,
             boot_disk={
@@ -244,7 +244,7 @@ class ComputeMachines(ComponentResource):
         machine, place = f"{self.home.name}-{name}", f"--zone {self.machines.zone} --project {self.machines.project}"
         tunnel = f"start-iap-tunnel {machine} 22 --local-host-port=localhost:{connection['port']}"
         command = local.Command(
-            f"{name}-ready",
+            f"{self.name}-{name}-ready",
             create=".venv/bin/python -m on_this_computer.wait_for_boot",
             # Another way to the same machine is no first contact: the key that was read stays.
             update='printf %s "$PULUMI_COMMAND_STDOUT"',

@@ -39,6 +39,7 @@ class ExistingMachines(ComponentResource):
                 f" stack a key of its own, which is kept encrypted: {SECRET}"
             )
         super().__init__("dask:index:ExistingMachines", name, {}, opts)
+        self.name = name
         # The secret wins over an agent: else what a step was made with would depend on who runs `up`.
         self._key = key and key.apply(usable)
 
@@ -84,7 +85,7 @@ class ExistingMachines(ComponentResource):
 
     def _first_contact(self, machine: Bastion | HostSettings, proxy: dict[str, Input[Any]] | None) -> Output[str]:
         command = local.Command(
-            f"{machine.name}-host-key",
+            f"{self.name}-{machine.name}-host-key",
             create=".venv/bin/python -m on_this_computer.read_host_key",
             # Another way to the same address is no first contact: the key that was read stays.
             update='printf %s "$PULUMI_COMMAND_STDOUT"',

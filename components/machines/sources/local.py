@@ -69,7 +69,7 @@ class LocalMachines(ComponentResource):
         self.hosts = []
         for number, machine in numbered(args["names"]):
             command = self._command(
-                f"{machine}-machine",
+                f"{name}-{machine}",
                 "machine.sh",
                 {
                     "DIRECTORY": str(folder),
