@@ -38,7 +38,7 @@ variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$vari
 # Where this is set, every program would compile Pulumi's and Dask's packages anew: seconds of processor each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up preview destroy left rehearse status logs env test lint unit mutants bench lock docs
+.PHONY: help up preview destroy left rehearse status logs env test lint unit mutants bench lock lock-project docs
 
 help:
 	@echo 'make up        build or change the cluster of stack $(STACK)'
@@ -55,7 +55,8 @@ help:
 	@echo 'make mutants   break each promise once, and see its test fail (more than an hour; ONLY=name for one)'
 	@echo 'make bench     figures beside those of other ways, into bench/results.md (100 minutes)'
 	@echo 'make docs      write the pages that are generated: settings, and what the tests prove'
-	@echo 'make lock      renew the locks of Python packages'
+	@echo 'make lock      update the locks of the cluster'"'"'s Python packages from environment.in'
+	@echo 'make lock-project   update the locks of this project'"'"'s own Python packages'
 
 up:
 	@$(known)
@@ -130,15 +131,8 @@ docs:
 	@$(python) -m settings.reference
 	@$(python) -m tools.mutants --table
 
-compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	$(if $(UPGRADE),--upgrade)
-
 lock:
-	$(compile) environment.in -o environment.lock
-	uv pip compile --quiet --python-version 3.10 --generate-hashes --no-emit-index-url charts/official.in -o charts/official.lock
-	$(compile) charts/jupyter.in -c environment.lock -o charts/jupyter.lock
-	$(compile) pyproject.toml environment.in -c environment.lock -o requirements.txt
-	$(compile) --group test -c requirements.txt -o tests/requirements.txt
-	$(compile) --group bench -o bench/requirements.txt
-	$(compile) rehearsal/plugins/requirements.in -o rehearsal/plugins/requirements.txt
-	$(compile) tools/uv.in -o tools/uv.txt
+	@$(install) && $(PYTHON) -m tools.lock
+
+lock-project:
+	@$(install) && $(PYTHON) -m tools.lock project

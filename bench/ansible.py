@@ -17,7 +17,7 @@ from bench.rig import ADMIN, Rig, Run, inside, run
 from daskstack.engine import PROJECT
 from on_this_computer import send_environment
 from rehearsal.machines import Machine
-from tools.install import bench_venv
+from tools.uv import bench_venv
 
 HERE = Path(__file__).parent
 # What `up` writes to a machine and what is no key or certificate: the playbook's files.

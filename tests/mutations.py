@@ -1145,9 +1145,9 @@ SUPPLY = [
     Mutation(
         "packages-without-hashes",
         "Whatever installs Python packages on your computer demands their hashes.",
-        "tools/install.py",
-        '"--require-hashes", "--python", python, *locks',
-        '"--python", python, *locks',
+        "tools/uv.py",
+        '"install", "--require-hashes", "--python", python',
+        '"install", "--python", python',
         "tests/unit/test_install.py::test_what_installs_python_packages_demands_their_hashes",
     ),
     Mutation(

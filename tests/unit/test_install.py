@@ -4,15 +4,18 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import settings.lock
 from daskstack import engine
-from tools import install, running, unlock
+from tools import debian, install, running, unlock, uv
 
 PROJECT = engine.PROJECT
 
@@ -81,7 +84,7 @@ def test_a_site_out_of_reach_leads_to_one_build(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(install, "build_engine", built.append)
     install.install_engine()
     assert built == [engine.built_engine()]
-    assert capsys.readouterr().err.count("is out of reach (timed out)") == 1
+    assert capsys.readouterr().err.count("cannot be reached (timed out)") == 1
 
 
 @pytest.mark.parametrize("said", ["go version go1.19.8 linux/amd64", None])
@@ -112,10 +115,10 @@ def test_nobody_finds_a_folder_that_is_half_made(tmp_path):
 
 
 def test_packages_that_cannot_be_installed_are_named_with_the_command(monkeypatch):
-    monkeypatch.setattr(install, "which", lambda command: None)
-    monkeypatch.setattr(install.sys, "platform", "linux")
+    monkeypatch.setattr(debian, "which", lambda command: None)
+    monkeypatch.setattr(debian.sys, "platform", "linux")
     with pytest.raises(running.InstallError, match="as root: apt-get install debootstrap systemd-container"):
-        install.install_packages(install.MACHINES, "for machines")
+        debian.install_packages(debian.MACHINES, "for machines")
 
 
 def test_a_lock_of_a_dead_process_holds_nothing():
@@ -203,8 +206,9 @@ def test_every_list_of_python_packages_pins_each_with_hashes():
 
 
 def test_what_installs_python_packages_demands_their_hashes():
-    calls = re.findall(r"run\(.*\"pip\", \"(?:install|sync)\".*", (PROJECT / "tools" / "install.py").read_text())
-    assert calls
+    texts = [path.read_text() for path in tracked("tools/*.py")]
+    calls = [call for text in texts for call in re.findall(r".*\"pip\", \"(?:install|sync)\".*", text)]
+    assert len(calls) >= 3
     assert [call for call in calls if "--require-hashes" not in call] == []
 
 
@@ -226,20 +230,25 @@ def test_every_go_module_has_the_sums_of_all_that_it_needs():
 
 
 def test_debians_keys_are_installed_where_they_are_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(install, "KEYRING", tmp_path / "keyring.gpg")
-    assert "debian-archive-keyring" in install.for_machines().values()
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "keyring.gpg")
+    assert "debian-archive-keyring" in debian.for_machines().values()
     (tmp_path / "keyring.gpg").touch()
-    assert install.for_machines() == install.MACHINES
+    assert debian.for_machines() == debian.MACHINES
 
 
 def test_a_notebook_has_exactly_the_clusters_versions() -> None:
-    """It may have more packages; the notebook server's are installed into an environment that has the cluster's."""
-    cluster = pins("environment.lock")
-    names = {name for name, _ in cluster}
-    assert names >= {"dask", "distributed", "numpy", "pandas", "cloudpickle"}
-    assert {pin for pin in pins("requirements.txt") if pin[0] in names} == cluster
-    server = {pin for pin in pins("charts/jupyter.lock") if pin[0] in names}
-    assert server and server <= cluster
+    """A notebook in .venv may have more packages; the notebook server's are added to those of the cluster."""
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    cluster = settings.lock.read(PROJECT / "environment.lock", python).packages
+    assert cluster.keys() >= {"dask", "distributed", "numpy", "pandas", "cloudpickle"}
+    assert {name: metadata.version(name) for name in cluster} == cluster
+    server = settings.lock.read(PROJECT / "charts" / "jupyter.lock", python, dask=False).packages
+    shared = server.keys() & cluster.keys()
+    assert shared and {name: server[name] for name in shared} == {name: cluster[name] for name in shared}
+
+
+def test_requirements_have_no_package_of_the_cluster_that_the_program_does_not_import() -> None:
+    assert not {"dask", "distributed", "pandas"} & {name for name, _ in pins("requirements.txt")}
 
 
 def test_versions_that_are_named_twice_agree():
@@ -247,7 +256,7 @@ def test_versions_that_are_named_twice_agree():
     assert f"pulumi-command=={engine.COMMAND}" in dependencies
     modules = (PROJECT / "rehearsal" / "engine" / "go.mod").read_text()
     assert f"github.com/pulumi/pulumi/pkg/v3 v{engine.VERSION}\n" in modules
-    assert f"--python-version {install.PYTHON} " in (PROJECT / "environment.lock").read_text().splitlines()[1] + " "
+    assert f"--python-version {uv.PYTHON} " in (PROJECT / "environment.lock").read_text().splitlines()[1] + " "
 
 
 def test_the_lock_is_the_users_alone_and_is_not_waited_for_without_end(
