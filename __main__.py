@@ -21,7 +21,7 @@ if isinstance(cluster, settings.KubernetesTarget):
         registry = "pkg.dev/" in (cluster.image or "")
         made = GkeCluster(
             "gke",
-            {"stack": stack, "settings": cluster.cluster, "nodes": cluster.most_nodes, "registry": registry},
+            {"stack": stack, "settings": cluster.cluster, "nodes": cluster.max_worker_nodes, "registry": registry},
         )
         access, provider = {"kubeconfig": made.kubeconfig, "context": ""}, made.provider
         pulumi.export("kubeconfig", made.kubeconfig)

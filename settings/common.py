@@ -1,4 +1,4 @@
-"""What targets have in common: checks of single values, and sections that read the same in each."""
+"""Checks of single values, and settings that all targets share."""
 
 import ipaddress
 import json
@@ -19,17 +19,19 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Conflict(NamedTuple):
-    """Settings that cannot be true together: where that is said, and the rest of the sentence."""
+    """A setting that contradicts another one, and the message for it."""
 
     place: Place
     text: str
 
 
-# Checks of single values: each returns its argument or raises ValueError with the rest of a sentence.
+# Checks of single values: each returns its argument, or raises ValueError with the message for the user.
+
+WORLD_TOGETHER = "these networks together cover half of the internet or more; list only the networks that need access"
 
 
-def is_world(networks: list[Network]) -> bool:
-    """Whether the networks hold half or more of the addresses in use: of IPv4's, or of IPv6's 2000::/3."""
+def covers_the_world(networks: list[Network]) -> bool:
+    """Whether the networks contain at least half of all IPv4 addresses, or half of IPv6's 2000::/3."""
     for version, half in (4, 2**31), (6, 2**124):
         members = ipaddress.collapse_addresses(network for network in networks if network.version == version)
         if sum(network.num_addresses for network in members) >= half:
@@ -40,15 +42,15 @@ def is_world(networks: list[Network]) -> bool:
 def valid_network(text: str) -> str:
     try:
         if "%" in text:
-            raise ValueError("Python takes any text for an interface")
+            raise ValueError("Python accepts any text after the % as an interface name")
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
             f"{text} is not a network; write an address and a prefix length, e.g. 203.0.113.7/32"
         ) from None
-    if is_world([network]):
-        extent = "the whole world" if network.prefixlen == 0 else "half of the world or more"
-        raise ValueError(f"{text} is open to {extent}; name the networks that need it, e.g. 203.0.113.7/32")
+    if covers_the_world([network]):
+        extent = "the whole internet" if network.prefixlen == 0 else "half of the internet or more"
+        raise ValueError(f"{text} covers {extent}; list only the networks that need access, e.g. 203.0.113.7/32")
     if text != str(network):
         address = text.split("/")[0]
         alone = (
@@ -56,14 +58,14 @@ def valid_network(text: str) -> str:
             if ipaddress.ip_address(address) == network[0]
             else f", or {address}/{network.max_prefixlen} for one machine"
         )
-        raise ValueError(f"{text} does not name a network; write {network}{alone}")
+        raise ValueError(f"{text} is not in standard form; write {network}{alone}")
     return text
 
 
 def valid_memory(text: str) -> str:
     number = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:[kmgtp]i?b?|b)", text, re.IGNORECASE | re.ASCII)
     if not number or not 10**6 <= memory(text) <= 2**50:
-        raise ValueError(f'"{text}" is not an amount of memory, 1 MB to 1 PiB; write one with its unit, e.g. "2 GiB"')
+        raise ValueError(f'"{text}" is not an amount of memory from 1 MB to 1 PiB; write e.g. "2 GiB", with the unit')
     return text
 
 
@@ -73,7 +75,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15} | 
 
 
 def memory(text: str) -> int:
-    """An amount of memory in whole bytes: Dask's "2 GiB" is 2Gi to Kubernetes, its "2 GB" 2G."""
+    """An amount of memory in bytes. Kubernetes writes Dask's "2 GiB" as 2Gi and its "2 GB" as 2G."""
     number = text.rstrip("BbIiKkMmGgTtPp ")
     unit = text[len(number) :].strip().lower().removesuffix("b")
     return int(Decimal(number) * UNITS[unit])
@@ -81,15 +83,15 @@ def memory(text: str) -> int:
 
 def valid_amount(found: object) -> object:
     if isinstance(found, bool):
-        raise ValueError(f"{shown(found)} is not a number; write e.g. 0.5")
+        raise ValueError(f"{format_value(found)} is not a number; write e.g. 0.5")
     return found
 
 
-# What gives everybody who reaches a dashboard more than a look: dashboards have no login.
-OPEN_ARGUMENTS = {"--(no-)?jupyter": "leave it out: everyone who reaches the dashboard could run code"}
+# Dashboards have no login, so options that do more than display data are rejected.
+OPEN_ARGUMENTS = {"--(no-)?jupyter": "remove it, because anyone who can reach the dashboard could run code"}
 OPEN_CONFIG = {
     r"distributed\.(scheduler|worker)\.http\.routes": (
-        "leave it out: dashboards have no login, and some routes act on the cluster"
+        "remove it, because dashboards have no login and some routes change the cluster"
     )
 }
 
@@ -98,37 +100,37 @@ def valid_argument(refused: Mapping[str, str], word: str) -> str:
     flag = re.split(r"[=\s]", word)[0]
     for pattern, remedy in refused.items():
         if re.fullmatch(pattern, flag):
-            raise ValueError(f"{flag} is set by the cluster; {remedy}")
+            raise ValueError(f"{flag} is set by this program; {remedy}")
     if not word.isprintable() or not re.match(r"-[\w-]+(=|$)|[^-]", word):
-        raise ValueError(f'{word!r} is not one word of a command line; write e.g. ["--preload", "my.module"]')
+        raise ValueError(f'{word!r} is not a single argument; write e.g. ["--preload", "my.module"]')
     return word
 
 
-# Variables by which containers find what the cluster gives them.
+# Environment variables that this program sets in containers.
 _VARIABLES = (
     r"PATH|HOME|POD_NAME|RESTART|IDLE_\w+|KUBERNETES_\w+|JUPYTER_(TOKEN|NO_CONFIG|CONFIG_\w+)|PYTHONPYCACHEPREFIX"
     r"|DASK_((ROOT_)?CONFIG|INTERNAL_INHERIT_CONFIG|SCHEDULER_ADDRESS)"
 )
-# Those that Dask reads as settings of its encryption, or as whole sections with these in them.
+# Dask configuration keys for encryption, and the sections that contain them.
 _ENCRYPTION = r"distributed|distributed\.comm|(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)"
 
 
 def valid_variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
-        raise ValueError(f"{shown(name)} is not a variable's name; write e.g. OMP_NUM_THREADS")
+        raise ValueError(f"{format_value(name)} is not the name of a variable; write e.g. OMP_NUM_THREADS")
     path = name.removeprefix("DASK_").lower().replace("__", ".").replace("_", "-")
     if name.startswith("DASK_") and re.fullmatch(_ENCRYPTION, path):
-        raise ValueError(f"{name} is about encryption, which the cluster sets; use dask.tls")
+        raise ValueError(f"{name} changes encryption, which this program sets; use dask.tls")
     if re.fullmatch(_VARIABLES, name):
-        raise ValueError(f"{name} is set by the cluster; leave it out")
+        raise ValueError(f"{name} is set by this program; remove it")
     return name
 
 
 def valid_python(found: object) -> object:
     if not isinstance(found, str) or not re.fullmatch(r"3\.(0|[1-9][0-9]?)", found):
         raise ValueError(
-            f'{shown(found)} is not a minor version in quotes; write e.g. "3.11"'
-            " (without quotes YAML reads 3.10 as 3.1)"
+            f'{format_value(found)} is not a minor version in quotes; write e.g. "3.11"'
+            " (without quotes, YAML reads 3.10 as 3.1)"
         )
     return found
 
@@ -138,7 +140,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def valid_duration(text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,4}[smhd]", text) or seconds(text) < 60:
-        raise ValueError(f"{text!r} is not a duration of a minute or more; write e.g. 30m or 2h")
+        raise ValueError(f"{text!r} is not a duration of at least one minute; write e.g. 30m or 2h")
     return text
 
 
@@ -146,11 +148,11 @@ def seconds(duration: str) -> int:
     return int(duration[:-1]) * SECONDS[duration[-1]]
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def dotted_names(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in config.items():
-        name = prefix + key.replace("_", "-")  # to Dask both are one
+        name = prefix + key.replace("_", "-")  # Dask treats both alike
         if value and isinstance(value, dict):
-            yield from flat(value, name + ".")
+            yield from dotted_names(value, name + ".")
         else:
             yield name
 
@@ -161,39 +163,39 @@ class Section(BaseModel):
     )
 
 
-Listed = Strict(False)  # strict pydantic takes no list for a tuple, and a tuple stays as it is
+Listed = Strict(False)  # in strict mode, pydantic does not accept a list for a tuple
 Networks = Annotated[tuple[Annotated[str, AfterValidator(valid_network)], ...], Listed]
 
 
 class Environment(Section):
-    """The Python packages of every process. `lock` is relative to the project folder."""
+    """The Python packages that all processes use."""
 
     lock: str = "environment.lock"
-    """The lock of Python packages: requirements with hashes, made by `make lock`; relative to the project folder. Every
-    package needs a wheel, because nothing is built on the cluster.
+    """The lock file of the Python packages, relative to the project folder: pinned requirements with hashes, which
+    `make lock` writes. Every package needs a wheel, because the cluster does not build packages.
     """
     python: Annotated[str, BeforeValidator(valid_python)] = "3.11"
-    """Python's minor version, the same in every process and in the notebook; in quotes."""
+    """Python's minor version in quotes. All processes and your notebook must use the same one."""
 
 
 class Credentials(Section):
-    """A higher `renewal` than the last one replaces every key and certificate."""
+    """Keys and certificates."""
 
     renewal: int = Field(1, ge=1)
-    """Raise it to replace all keys and certificates, those of the authority too, while Dask keeps running. The former
-    ones are rejected within minutes, so connect again. Certificates of machines renew themselves; `up` warns sixty
-    days before yours end.
+    """Raise this number to replace all keys and certificates, including the authority's, while Dask keeps running. The
+    cluster rejects the old ones within minutes, so connect again. Machines renew their certificates automatically; `up`
+    warns you 60 days before yours expires.
     """
 
 
 class Numbered(Section):
-    """Machines that the stack makes: one for the scheduler and `workers` more; their network is a /24."""
+    """Machines that the stack creates: one for the scheduler, and `workers` more. Their network is a /24."""
 
     source: str = Field(examples=["local"])
     workers: int = Field(2, ge=1, le=240)
-    """Machines besides the scheduler's."""
+    """Number of machines in addition to the scheduler's."""
     scheduler_works: bool = False
-    """The scheduler's machine runs workers too."""
+    """`true` also runs workers on the scheduler's machine."""
 
     @property
     def scheduler_name(self) -> str:
@@ -213,14 +215,16 @@ Prices = dict[str, Annotated[Amount, Field(ge=0, le=100_000)]]
 
 
 class Limits(Section):
-    """What ends by itself, and what is refused; `hourly_cost` is in US dollars, as the program estimates it."""
+    """Limits on idle time and on cost."""
 
     idle: Annotated[str, AfterValidator(valid_duration)] | None = Field(None, examples=["30m"])
-    """After this long without a task the workers stop, and what they cost ends. Results in their memory are lost. The
-    next `up` or `connect` starts them again. Not for machines that you have.
+    """Workers stop after this long without a task, so they no longer cost anything. Results in their memory are lost.
+    The next `up` or `connect` starts them again. Not available with `machines.source: existing`.
     """
     hourly_cost: Annotated[Amount, Field(gt=0)] | None = Field(None, examples=[5.0])
-    """US dollars. A stack that can cost more per hour is refused before anything is created. Google Cloud only."""
+    """The highest cost per hour in US dollars. If the estimate exceeds it, `up` fails before it creates anything.
+    Google Cloud only.
+    """
 
 
 def line(place: Place, text: str) -> str:
@@ -231,17 +235,16 @@ def dotted(place: Place) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
 
 
-def shown(value: object, limit: int | None = 80) -> str:
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+def format_value(value: object, limit: int | None = 80) -> str:
+    text = "an empty value" if value is None else json.dumps(value, ensure_ascii=False)
     return text if limit is None or len(text) < limit else text[: limit - 4] + " ..."
 
 
-def not_the_world(lists: Mapping[Place, tuple[str, ...]]) -> Iterator[Conflict]:
-    """Lists of networks that cover too much together; each network alone has been judged already."""
+def world_conflicts(lists: Mapping[Place, tuple[str, ...]]) -> Iterator[Conflict]:
+    """Lists whose networks together cover too much; `valid_network` has checked each network alone."""
     for place, networks in lists.items():
-        if is_world([ipaddress.ip_network(network) for network in networks]):
-            text = "these cover half of the world or more together; name only the networks that need it"
-            yield Conflict(place, text)
+        if covers_the_world([ipaddress.ip_network(network) for network in networks]):
+            yield Conflict(place, WORLD_TOGETHER)
 
 
 def lock_conflicts(environment: Environment, folder: Path) -> Iterator[Conflict]:
@@ -254,8 +257,8 @@ def lock_conflicts(environment: Environment, folder: Path) -> Iterator[Conflict]
 
 
 def config_conflicts(config: dict[str, Any], refused: Mapping[str, str]) -> Iterator[Conflict]:
-    """Keys of Dask's configuration that the cluster sets itself; `refused` has patterns with remedies."""
-    for name in flat(config):
+    """Keys of Dask's configuration that this program sets. `refused` maps patterns to remedies."""
+    for name in dotted_names(config):
         for pattern, remedy in refused.items():
             if re.fullmatch(pattern, name):
-                yield Conflict(("dask", "config", name), f"is set by the cluster; {remedy}")
+                yield Conflict(("dask", "config", name), f"is set by this program; {remedy}")

@@ -1,4 +1,4 @@
-"""About what a stack costs: pure functions of its settings and of prices.yaml."""
+"""Estimates the cost of a stack in Google Cloud from its settings and prices.yaml."""
 
 import difflib
 import math
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 import yaml
 
-from settings.common import Conflict, Limits, Place
+from settings.common import Conflict, Limits, Place, dotted
 
-HOURS = 730  # of a month, as Google counts
-SYSTEM_CPU, SYSTEM_MEMORY = 0.5, 1.0  # what Kubernetes' own pods take of each node: processors, GiB
+HOURS = 730  # per month, as in Google's price lists
+SYSTEM_CPU, SYSTEM_MEMORY = 0.5, 1.0  # CPUs and GiB that Kubernetes' own pods use on each node
 
 
 @cache
@@ -29,7 +29,7 @@ class MachineType(NamedTuple):
 
 
 class Kind(Protocol):
-    """Of machines: a type, and a disk's size in GB; maybe `spot` and `accelerators`."""
+    """A machine type with the size of its disk in GB. It may also have `spot` and `accelerators`."""
 
     machine: str
     disk: int
@@ -37,21 +37,21 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """A part of the bill, in US dollars per hour; None where the price is not known."""
+    """An item of the bill in US dollars per hour; None if the price is unknown."""
 
     name: str
     up: float | None
     idle: float | None
     most: float | None = None
-    """With as many machines as an autoscaler may start; without it as at work."""
+    """The cost of all machines that an autoscaler may start; by default the same as `up`."""
 
     @property
-    def worst(self) -> float | None:
+    def maximum(self) -> float | None:
         return self.up if self.most is None else self.most
 
 
 def machine(name: str) -> MachineType | None:
-    """A machine type's size, None where it is not one that prices.yaml can tell."""
+    """The size of a machine type, or None if prices.yaml does not cover it."""
     found = re.fullmatch(r"(\w+)-(\w+)-(\d+)", name)
     if not found:
         return None
@@ -61,8 +61,8 @@ def machine(name: str) -> MachineType | None:
     return MachineType(int(cpus), int(cpus) * each) if each and family in prices()["families"] else None
 
 
-def misspelt(name: str) -> str | None:
-    """The nearest machine type where Google has none of this name, as far as prices.yaml knows its family."""
+def correct_spelling(name: str) -> str | None:
+    """The most similar machine type if `name` does not exist in its family, or None if the family is unknown."""
     found = re.fullmatch(r"(\w+)-(\w+)-\d+", name)
     sizes = prices()["sizes"]
     if not found or found[1] not in sizes or found[2] in ("megamem", "ultramem"):
@@ -73,20 +73,24 @@ def misspelt(name: str) -> str | None:
 
 
 def machine_conflicts(place: Place, kind: Kind, own: Mapping[str, float]) -> Iterator[Conflict]:
-    """Machine types and GPUs that Google does not have; what has a price of the user's `own` is left alone."""
-    if kind.machine not in own and (nearest := misspelt(kind.machine)):
+    """Machine types and GPUs that Google does not offer. A machine type in `own`, the user's prices, is accepted."""
+    if kind.machine not in own and (nearest := correct_spelling(kind.machine)):
         here = (*place, "machine")
-        yield Conflict(here, f"Google has no {kind.machine}; did you mean {nearest}?")
+        yield Conflict(here, f"{kind.machine} is not a machine type of Google's; did you mean {nearest}?")
     accelerators = getattr(kind, "accelerators", None)
     if accelerators is None:
         return
     if accelerators.count & (accelerators.count - 1):
         here = (*place, "accelerators", "count")
-        yield Conflict(here, f"a machine has 1, 2, 4, 8 or 16 GPUs, not {accelerators.count}; write one of these")
+        yield Conflict(here, f"{accelerators.count} is not a possible number of GPUs; write 1, 2, 4, 8 or 16")
     family = kind.machine.split("-")[0]
     if accelerators.type in prices()["accelerators"] and family in prices()["families"] and family != "n1":
         here = (*place, "accelerators", "type")
-        text = f"{accelerators.type} is for machines of n1, not for {kind.machine}; write e.g. n1-standard-4"
+        machine_setting = dotted((*place, "machine"))[1:]
+        text = (
+            f"{accelerators.type} cannot be attached to {kind.machine}, only to n1 machines; write e.g."
+            f" {machine_setting}: n1-standard-4"
+        )
         yield Conflict(here, text)
 
 
@@ -99,20 +103,20 @@ def machine_price(name: str, spot: bool, own: Mapping[str, float]) -> float | No
 
 
 def allocatable(size: MachineType) -> tuple[float, float]:
-    """Processors and GiB that pods of ours can have of a GKE node: less what Google reserves, and its own pods."""
+    """CPUs and GiB of a GKE node that remain for our pods, after Google's reservations and the system's pods."""
     reserved = sum(share for number, share in zip(range(size.cpus), (0.06, 0.01, 0.005, 0.005), strict=False))
     reserved += max(0, size.cpus - 4) * 0.0025
-    kept, rest = 0.1, size.memory
+    reserved_memory, rest = 0.1, size.memory
     for step, share in ((4, 0.25), (4, 0.2), (8, 0.1), (112, 0.06), (math.inf, 0.02)):
-        kept += min(rest, step) * share
+        reserved_memory += min(rest, step) * share
         rest = max(0.0, rest - step)
-    return size.cpus - reserved - SYSTEM_CPU, size.memory - kept - SYSTEM_MEMORY
+    return size.cpus - reserved - SYSTEM_CPU, size.memory - reserved_memory - SYSTEM_MEMORY
 
 
 def nodes(count: int, cpu: float, gib: float, size: MachineType | None, gpus: int | None = None) -> int | None:
-    """Nodes for so many pods of this size: one each where the node's is not known, None where no pod fits.
+    """The number of nodes that `count` pods of `cpu` CPUs and `gib` GiB need, or None if a node is too small for one.
 
-    Where a node has `gpus`, each pod takes one.
+    If the node's size is unknown, each pod gets its own node. If nodes have `gpus`, each pod uses one GPU.
     """
     if size is None:
         return count
@@ -131,61 +135,64 @@ def pool(
     disks: int | None = None,
     most: int | None = None,
 ) -> Iterator[Item]:
-    """Machines of a kind with disks and GPUs: `up` while workers run, `idle` while none does, `most` at the most.
+    """The cost of machines of one kind, with their disks and GPUs.
 
-    As many disks stay as `disks` says, where it is given.
+    `up` machines run while workers run, `idle` machines while none do, and at most `most`. `disks` is the number of
+    disks that remain while idle; by default each running machine has one.
     """
     spot = getattr(kind, "spot", False)
     price = machine_price(kind.machine, spot, own)
     disk = kind.disk * own.get("pd-balanced", prices()["others"]["pd-balanced"]) / HOURS
 
-    def item(what: str, each: float | None, idle: int = idle) -> Item:
-        return Item(what, *(None if each is None else count * each for count in (up, idle, most or up)))
+    def item(name: str, each: float | None, idle: int = idle) -> Item:
+        return Item(name, *(None if each is None else count * each for count in (up, idle, most or up)))
 
     yield item(f"{up} {kind.machine}{' spot' if spot else ''} for {name}", price)
     yield item(f"their disks, {kind.disk} GB each", disk, idle if disks is None else disks)
     if accelerators := getattr(kind, "accelerators", None):
         each = own.get(accelerators.type, prices()["accelerators"].get(accelerators.type))
-        what = f"their GPUs, {accelerators.count} {accelerators.type} each"
-        yield item(what, None if each is None else accelerators.count * each)
+        gpus = f"their GPUs, {accelerators.count} {accelerators.type} each"
+        yield item(gpus, None if each is None else accelerators.count * each)
 
 
 def total(items: list[Item]) -> tuple[float, float]:
-    """Dollars per hour, while workers run and while none does; what is not known counts as nothing."""
+    """Dollars per hour while workers run, and while none do. Unknown prices count as zero."""
     return sum(item.up or 0 for item in items), sum(item.idle or 0 for item in items)
 
 
-def worst(items: list[Item]) -> float:
-    """Dollars per hour at the most, whatever autoscalers do; what is not known counts as nothing."""
-    return sum(item.worst or 0 for item in items)
+def maximum(items: list[Item]) -> float:
+    """Dollars per hour with all machines that autoscalers may start. Unknown prices count as zero."""
+    return sum(item.maximum or 0 for item in items)
 
 
 def conflicts(limits: Limits, bill: list[Item], prices_: Mapping[str, float], machines: set[str]) -> Iterator[Conflict]:
-    """Prices of what there is not, and a stack that costs more than it may; `machines` and their parts have prices."""
+    """Entries of `prices` that the stack does not use, and a stack that exceeds its cost limit."""
     names = machines | set(prices()["others"]) | set(prices()["accelerators"])
     for name in prices_.keys() - names:
         place: Place = ("prices", name)
-        yield Conflict(place, f"is nothing that this stack pays for; the names are {', '.join(sorted(names))}")
+        yield Conflict(place, f"unknown name; the names here are {', '.join(sorted(names))}")
     if limits.hourly_cost is None:
         return
     place = ("limits", "hourlyCost")
     if unknown := [item.name for item in bill if item.up is None]:
-        text = f"cannot be kept, for the price of {unknown[0]} is not known; write it, in dollars an hour, under prices"
+        text = f"cannot be enforced, because the price of {unknown[0]} is unknown; add it to prices, in dollars an hour"
         yield Conflict(place, text)
-    elif (most := worst(bill)) > limits.hourly_cost:
+    elif (most := maximum(bill)) > limits.hourly_cost:
         text = (
-            f"{limits.hourly_cost:g} is less than what the stack can cost, about {most:.2f} dollars an hour with all"
-            f" machines that it may start; write more, or allow fewer machines:\n{table(bill)}"
+            f"{limits.hourly_cost:g} is less than the stack can cost, about {most:.2f} dollars an hour with all"
+            f" machines that it may start; write a higher limit, or allow fewer machines:\n{table(bill)}"
         )
         yield Conflict(place, text)
 
 
 def table(items: list[Item]) -> str:
-    """For people: each part, the sum, and the sum of a month."""
-    sums = (*total(items), worst(items))
-    rows = [(item.name, item.up, item.idle, item.worst) for item in items] + [("about", *sums)]
-    lines = [f"{'US dollars an hour':<44} {'at work':>8} {'idle':>8} {'at most':>8}"]
+    """A table for display: each item, the total, and the total per month."""
+    sums = (*total(items), maximum(items))
+    rows = [(item.name, item.up, item.idle, item.maximum) for item in items] + [("total, about", *sums)]
+    lines = [f"{'US dollars per hour':<44} {'working':>8} {'idle':>8} {'at most':>8}"]
     for name, *amounts in rows:
         lines.append(f"{name:<44} " + " ".join("unknown ".rjust(8) if a is None else f"{a:8.3f}" for a in amounts))
-    lines.append(f"{'a month of it':<44} " + " ".join(f"{round(amount * HOURS):>8}" for amount in sums))
-    return "\n".join(line.rstrip() for line in lines) + f"\nlist prices of {prices()['asOf']}, without traffic"
+    lines.append(f"{'total per month, about':<44} " + " ".join(f"{round(amount * HOURS):>8}" for amount in sums))
+    return (
+        "\n".join(line.rstrip() for line in lines) + f"\nlist prices of {prices()['asOf']}, excluding network traffic"
+    )

@@ -1,4 +1,4 @@
-"""Which folders of a machine a stack may use, and how the shared one is mounted."""
+"""Checks of the folders that a stack may use on machines, and of mount options."""
 
 import posixpath
 import re
@@ -8,21 +8,21 @@ def is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-_IN_MEMORY = "is in memory and is lost at a reboot"
-_SYSTEM = "is a folder that the machine itself needs"
-_OWN = "is a folder of the cluster's own"
-_SERVICE = "is where services of the machine keep their data"
+_IN_MEMORY = "is in memory and is lost on reboot"
+_SYSTEM = "is used by the operating system"
+_OWN = "is used by the cluster itself"
+_SERVICE = "is where system services keep their data"
 _NO_FOLDER = {
     r"/(dev|proc|run|sys|var/lock|var/run)(/.*)?": _IN_MEMORY,
     r"/(home|media|mnt|opt|srv|tmp|var|var/lib|var/tmp)?": _SYSTEM,
     r"/(bin|boot|etc|lib(32|64|x32)?|root|sbin|usr|var/(cache|log|mail|spool))(/.*)?": _SYSTEM,
     r"/var/lib/(apt|dbus|dpkg|systemd)(/.*)?": _SYSTEM,
-    r"/home/[^/]+": "is a user's home",
+    r"/home/[^/]+": "is a user's home directory",
 }
 NO_DATA = _NO_FOLDER | {
     r"/(opt|var/lib)/daskstack(/.*)?": _OWN,
     r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib|opt|www))(/.*)?": _SERVICE,
-    r"/var/tmp/.*": "loses old files to the machine's own cleaning",
+    r"/var/tmp/.*": "is cleaned of old files by the system",
 }
 NO_SPILL = _NO_FOLDER | {
     r"/opt/daskstack(/.*)?|/var/lib/daskstack": _OWN,
@@ -32,22 +32,22 @@ NO_SPILL = _NO_FOLDER | {
 
 
 def valid_folder(refused: dict[str, str], example: str, path: str) -> str:
-    """A folder that units can name without quotes, on a disk, and not one that somebody else needs."""
+    """An absolute path on a disk that nothing else uses, in characters that systemd units need not quote."""
     if not path.startswith("/"):
-        raise ValueError(f"{path or 'an empty path'} does not start at the root; write e.g. {example}")
+        raise ValueError(f"{path or 'an empty path'} is not an absolute path; write e.g. {example}")
     if odd := sorted(set(re.findall(r"[^A-Za-z0-9._/-]", path))):
-        shown = ", ".join("a space" if character == " " else ascii(character) for character in odd)
-        raise ValueError(f"{path} has {shown} in it; use only letters, digits, and . _ - /, e.g. {example}")
+        found = ", ".join("a space" if character == " " else ascii(character) for character in odd)
+        raise ValueError(f"{path} contains {found}; use only letters, digits, and . _ - /, e.g. {example}")
     if path != (plain := "/" + posixpath.normpath(path).lstrip("/")):
         right = example if any(re.fullmatch(pattern, plain) for pattern in refused) else plain
-        raise ValueError(f"{path} has . or .. or a / too many in it; write it plainly, e.g. {right}")
+        raise ValueError(f"{path} contains . or .. or an extra /; write e.g. {right}")
     for pattern, reason in refused.items():
         if re.fullmatch(pattern, path):
-            raise ValueError(f"{path} {reason}; choose another, e.g. {example}")
+            raise ValueError(f"{path} {reason}; write another, e.g. {example}")
     return path
 
 
-# How fast the mount is, and nothing about who is trusted, what is run, or whose the files are.
+# Only options that affect speed: none that change host keys, commands or file ownership.
 MOUNT_OPTIONS = {
     *("attr_timeout", "auto_cache", "cache_timeout", "compression", "dcache_max_size", "dcache_timeout", "dir_cache"),
     *("direct_io", "entry_timeout", "kernel_cache", "max_conns", "max_read", "negative_timeout", "noatime"),
@@ -58,9 +58,9 @@ MOUNT_OPTIONS = {
 
 def valid_mount_option(option: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*(=[A-Za-z0-9_.:/@+-]+)?", option):
-        raise ValueError(f"{option!r} is not one option of sshfs; write e.g. compression=no")
+        raise ValueError(f"{option!r} is not a single sshfs option; write e.g. compression=no")
     name = option.split("=")[0]
     if name not in MOUNT_OPTIONS:
         known = ", ".join(sorted(sorted(MOUNT_OPTIONS, reverse=True), key=str.lower))
-        raise ValueError(f"{name} is not an option that can be set here; the options are {known}")
+        raise ValueError(f"{name} is not allowed here; the options are {known}")
     return option

@@ -1,4 +1,4 @@
-"""What a GKE stack may cost, and whether its nodes have room for its pods."""
+"""Checks a GKE stack's cost, and whether its nodes have room for its pods."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
-    """Machines that there are not, or that are too small or too few, prices of what there is not, and the limit."""
+    """Unknown machine types, nodes that are too small or too few, unknown prices, and an exceeded cost limit."""
     wrong = []
     for name in ("system", "workers"):
         wrong += cost.machine_conflicts(("cluster", name), getattr(cluster.cluster, name), cluster.prices)
@@ -34,19 +34,20 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
             machine = ("cluster", "workers" if name == "workers" else "system", "machine")
             cpus, gib = cost.allocatable(size)
             text = (
-                f"one of {pod.cpu:g} processors and {pod.memory} does not fit on a {pool.machine}, which has"
-                f" {max(cpus, 0):.1f} and {max(gib, 0):.1f} GiB for it; write less, or a larger {'.'.join(machine)}"
+                f"a pod with {pod.cpu:g} CPUs and {pod.memory} does not fit on a node of type {pool.machine}, which has"
+                f" {max(cpus, 0):.1f} CPUs and {max(gib, 0):.1f} GiB for pods; write less, or a larger"
+                f" {'.'.join(machine)}"
             )
             wrong.append(text)
             yield Conflict(place, text)
     if wrong:
         return
     pool = cluster.cluster.workers
-    if cluster.nodes > cluster.most_nodes:
+    if cluster.nodes > cluster.max_worker_nodes:
         place = ("cluster", "workers", "maxNodes")
         text = (
-            f"{cluster.most_nodes} nodes have no room for {cluster.replicas} workers, which need {cluster.nodes}; write"
-            f" at least {cluster.nodes}, or fewer workers.replicas"
+            f"{cluster.max_worker_nodes} nodes have no room for {cluster.replicas} workers, which need {cluster.nodes}"
+            f" nodes; write at least {cluster.nodes}, or fewer workers.replicas"
         )
         yield Conflict(place, text)
     yield from _range_conflicts(cluster)
@@ -57,16 +58,16 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
 
 
 def _range_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
-    """Ranges of addresses that are too small for the nodes that the cluster may have."""
+    """Address ranges that are too small for the largest number of nodes."""
     google = cluster.cluster
     if google.network:
         return
-    nodes = google.system.most + cluster.most_nodes
-    # Google keeps four addresses of each subnetwork to itself.
+    nodes = google.system.node_limit + cluster.max_worker_nodes
+    # Google reserves four addresses of each subnetwork.
     for name, needed in ("nodes", nodes + 4), ("pods", nodes * 256), ("services", 16):
         network = ipaddress.ip_network(getattr(google.ranges, name))
         if network.num_addresses < needed:
             place = ("cluster", "ranges", name)
             shortest = 32 - (needed - 1).bit_length()
-            text = f"{network} is too small for {nodes} nodes, write a /{shortest} or larger, e.g. 10.64.0.0/{shortest}"
+            text = f"{network} is too small for {nodes} nodes; write a /{shortest} or larger, e.g. 10.64.0.0/{shortest}"
             yield Conflict(place, text)

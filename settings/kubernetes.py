@@ -1,4 +1,4 @@
-"""What a stack with `target: kubernetes` may say."""
+"""Settings of a stack with `target: kubernetes`."""
 
 import ipaddress
 import re
@@ -26,25 +26,25 @@ from settings.common import (
     config_conflicts,
     lock_conflicts,
     memory,
-    not_the_world,
     valid_variable,
+    world_conflicts,
 )
 from settings.gke import GkeSource
 from settings.gke_cost import cost_conflicts
 from settings.pods import Arguments, Expose, Jupyter, KubernetesWorkers, Packages, Scheduler, valid_image, valid_label
 
-JUPYTER_LOCK = "charts/jupyter.lock"  # Jupyter's own packages, beside environment.lock's
+JUPYTER_LOCK = "charts/jupyter.lock"  # packages that Jupyter needs in addition to environment.lock
 
 
 class KubeconfigSource(Section):
-    """A Kubernetes that is there already, found as kubectl finds it."""
+    """An existing Kubernetes cluster."""
 
     source: Literal["existing"] = Field(examples=["existing"])
-    """A Kubernetes that exists, found as kubectl finds it."""
+    """An existing Kubernetes cluster that kubectl can reach."""
     kubeconfig: str = "~/.kube/config"
     """The kubeconfig file."""
     context: str | None = Field(None, examples=["kind-kind"])
-    """Its context; by default the one that is current at the first `up`."""
+    """The context in the kubeconfig; by default the one that is current at the first `up`."""
 
     @property
     def path(self) -> Path:
@@ -52,7 +52,7 @@ class KubeconfigSource(Section):
 
     @property
     def current(self) -> str:
-        """The context that kubectl would choose now, empty where there is none."""
+        """The context that kubectl uses now, or an empty string if there is none."""
         try:
             found = yaml.safe_load(self.path.read_text())["current-context"]
         except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError):
@@ -60,59 +60,59 @@ class KubeconfigSource(Section):
         return found if isinstance(found, str) else ""
 
     @property
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         try:
             return self.path.is_file()
-        except (OSError, RuntimeError):  # a name that is too long, or the home of a user who does not exist
+        except (OSError, RuntimeError):  # the name is too long, or its ~user does not exist
             return False
 
 
 class Namespace(Section):
-    """Where the release is; without a name `dask-<stack>`. One that is there already is used with `create: false`."""
+    """The namespace of the Helm release."""
 
     name: Annotated[str, AfterValidator(valid_label)] | None = Field(None, examples=["dask"])
     """The namespace; `dask-<stack>` by default."""
     create: bool = True
-    """`false` uses a namespace that exists, and leaves it there."""
+    """Set it to `false` to use an existing namespace. `destroy` does not delete it."""
 
 
 class KubernetesDask(Section):
-    """Dask's own settings; `config` is what a YAML file of Dask's would hold."""
+    """Options of Dask itself."""
 
     scheduler_args: Arguments = Field((), examples=[["--preload", "my.module"]])
-    """Further arguments of `dask scheduler`."""
+    """Additional arguments for `dask scheduler`."""
     worker_args: Arguments = Field((), examples=[["--preload", "my.module"]])
-    """Further arguments of `dask worker`."""
+    """Additional arguments for `dask worker`."""
     config: dict[str, Any] = Field({})
-    """Dask configuration, as in Dask's own YAML files."""
+    """Dask configuration, in the format of Dask's YAML files."""
     env: dict[Annotated[str, AfterValidator(valid_variable)], str] = Field({}, examples=[{"OMP_NUM_THREADS": "1"}])
-    """Environment variables of scheduler, workers and notebooks."""
+    """Environment variables for the scheduler, workers and notebooks."""
     tls: bool = True
-    """Mutual TLS between scheduler, workers and clients. The official chart has none."""
+    """Mutual TLS between the scheduler, workers and clients. The official chart does not support it."""
 
 
 CONFIG = {r"(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls", **OPEN_CONFIG}
 
 
 class KubernetesTarget(Section):
-    """A cluster in Kubernetes, from a Helm release."""
+    """A Dask cluster in Kubernetes, installed with Helm."""
 
     target: Literal["kubernetes"] = Field(examples=["kubernetes"])
-    """A cluster in Kubernetes, from a Helm release."""
+    """A Dask cluster in Kubernetes, installed with Helm."""
     cluster: KubeconfigSource | GkeSource = Field(discriminator="source", examples=[{"source": "existing"}])
-    """Which Kubernetes."""
+    """The Kubernetes cluster."""
     namespace: Namespace = Namespace()
-    """Where the release is installed."""
+    """The namespace of the Helm release."""
     chart: Literal["own", "official"] = "own"
-    """`own`: this project's chart; `official`: `dask/dask` from https://helm.dask.org, which cannot run Dask 2026.6 or
-    newer.
+    """The Helm chart. `own` is this project's chart. `official` is `dask/dask` from https://helm.dask.org, which cannot
+    run Dask 2026.6 or newer.
     """
     image: Annotated[str, AfterValidator(valid_image)] | None = Field(None, examples=["ghcr.io/me/dask:1.4"])
-    """An image, with its tag, that has the environment already. By default a slim Python image that installs the lock
-    at start.
+    """A container image, with its tag, that already contains the packages. By default, pods run a slim Python image and
+    install the packages of the lock when they start.
     """
     environment: Environment = Environment()
-    """The Python packages of every process."""
+    """The Python packages that all processes use."""
     packages: Packages = Packages()
     """Packages in addition to the lock."""
     scheduler: Scheduler = Scheduler()
@@ -122,94 +122,94 @@ class KubernetesTarget(Section):
     jupyter: Jupyter = Jupyter()
     """The notebook server's pod."""
     expose: Expose = Expose()
-    """What can be reached without a port-forward."""
+    """Services that can be reached without a port-forward."""
     egress: Networks = Field((), examples=[["10.2.0.0/24"]])
-    """Private networks that pods may reach besides the internet, such as a package index's."""
+    """Private networks that pods can reach in addition to the internet, such as that of a package index."""
     dask: KubernetesDask = KubernetesDask()
-    """Dask's own settings."""
+    """Options of Dask itself."""
     credentials: Credentials = Credentials()
     """Keys and certificates."""
     limits: Limits = Limits()
-    """When workers stop, and what the stack may cost."""
+    """Limits on idle time and on cost."""
     prices: Prices = Field({}, examples=[{"n1-standard-4": 0.15}])
-    """Your own prices in US dollars per hour, by name; list prices by default."""
+    """Your own prices in US dollars per hour, by name; Google's list prices by default."""
     values: dict[str, Any] = Field({})
-    """Further values of the chart, merged last. They are checked against its schema, and refused where they contradict
-    a setting.
+    """Additional chart values, which override those that this program sets. `up` checks them against the chart's
+    schema, and rejects values that contradict a setting.
     """
     wait: int = Field(600, ge=30, le=7200)
-    """Seconds for all pods to become ready."""
+    """The time in seconds that `up` waits for all pods to become ready."""
 
     def completed(self) -> "KubernetesTarget":
-        """The official chart has no TLS, which `conflicts` refuses where it is asked for."""
+        """A copy with TLS off if the chart is the official one; `conflicts` rejects an explicit `tls: true`."""
         if self.chart == "own":
             return self
         return self.model_copy(update={"dask": self.dask.model_copy(update={"tls": False})})
 
     @property
     def replicas(self) -> int:
-        """Workers of all groups."""
+        """The number of workers in all groups."""
         groups = self.values.get("additional_worker_groups") or []
-        # A group without a number has as many as the workers.
+        # By default, a group has as many replicas as the main one.
         return self.workers.replicas + sum(group.get("replicas", self.workers.replicas) for group in groups)
 
     @property
     def nodes(self) -> int | None:
-        """Nodes that the workers fill on a cluster of the stack's own, None where a node is too small for one."""
+        """The number of GKE nodes that the workers need, or None if a node is too small for one."""
         pool, gib = self.cluster.workers, memory(self.workers.memory) / 2**30
         gpus = pool.accelerators.count if pool.accelerators else None
         return cost.nodes(self.replicas, self.workers.cpu, gib, cost.machine(pool.machine), gpus)
 
     @property
-    def most_nodes(self) -> int:
-        """Where it is not said, one for each worker, and one more while they are replaced."""
+    def max_worker_nodes(self) -> int:
+        """The largest number of worker nodes: by default one per worker, and a spare one for rolling updates."""
         return self.cluster.workers.max_nodes or max(self.replicas + 1, self.cluster.workers.min_nodes)
 
     def bill(self) -> list[cost.Item]:
-        """What a cluster of the stack's own costs, part by part."""
+        """The cost of the GKE cluster, item by item."""
         pool, system, others = self.cluster.workers, self.cluster.system, cost.prices()["others"] | self.prices
-        up = min(max(self.nodes or 0, pool.min_nodes), self.most_nodes)
+        up = min(max(self.nodes or 0, pool.min_nodes), self.max_worker_nodes)
         idle = pool.min_nodes if self.limits.idle else up
-        most = system.most + self.most_nodes
+        most = system.node_limit + self.max_worker_nodes
         items = [
-            cost.Item("the cluster's fee", others["cluster"], others["cluster"]),
-            *cost.pool("scheduler and Jupyter", system, 1, 1, self.prices, most=system.most),
-            *cost.pool("workers", pool, up, idle, self.prices, most=self.most_nodes),
+            cost.Item("the GKE cluster fee", others["cluster"], others["cluster"]),
+            *cost.pool("scheduler and Jupyter", system, 1, 1, self.prices, most=system.node_limit),
+            *cost.pool("workers", pool, up, idle, self.prices, most=self.max_worker_nodes),
         ]
         if self.jupyter.enabled:
             volume = memory(self.jupyter.storage) / 2**30 * others["pd-balanced"] / cost.HOURS
-            items.append(cost.Item(f"{self.jupyter.storage} for notebooks", volume, volume))
+            items.append(cost.Item(f"the notebooks' volume, {self.jupyter.storage}", volume, volume))
         if self.cluster.hardening.private_nodes and not self.cluster.network:
-            way_out = [others["address"] + others["nat"] * count for count in (1 + up, 1 + idle, most)]
-            items.append(cost.Item("the nodes' way out, Cloud NAT", *way_out))
+            nat = [others["address"] + others["nat"] * count for count in (1 + up, 1 + idle, most)]
+            items.append(cost.Item("Cloud NAT", *nat))
         if balancers := sum(getattr(self.expose, name) is not None for name in Expose.model_fields):
             price = balancers * others["loadBalancer"]
             items.append(cost.Item(f"{balancers} load balancers", price, price))
         return items
 
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
-        """Where settings contradict each other, the lock or the chart."""
+        """Settings that contradict each other, the lock or the chart."""
         place: Place
         values = list(value_conflicts(self))
         yield from values
         if isinstance(self.cluster, GkeSource):
             yield from self.cluster.conflicts()
-            if not values:  # they have workers, too
+            if not values:  # valid values can add workers
                 yield from cost_conflicts(self)
-        elif not self.cluster.is_there:
+        elif not self.cluster.exists:
             place = ("cluster", "kubeconfig")
-            text = f"{self.cluster.kubeconfig} is not a file; write the one that kubectl uses, e.g. ~/.kube/config"
+            text = f"{self.cluster.kubeconfig} is not a file; write kubectl's configuration file, e.g. ~/.kube/config"
             yield Conflict(place, text)
         exposures = {name: getattr(self.expose, name) for name in Expose.model_fields}
-        yield from not_the_world({("expose", n, "sources"): each.sources for n, each in exposures.items() if each})
+        yield from world_conflicts({("expose", n, "sources"): each.sources for n, each in exposures.items() if each})
         if self.expose.jupyter and not self.jupyter.enabled:
             place = ("expose", "jupyter")
-            yield Conflict(place, "there is no Jupyter; set jupyter.enabled: true")
+            yield Conflict(place, "requires Jupyter, which is disabled; remove it, or set jupyter.enabled: true")
         if self.jupyter.keep and self.namespace.create:
             place = ("jupyter", "keep")
             text = (
-                "the volume would go with its namespace, which this stack makes and removes; make one yourself, and"
-                " write its name with namespace.create: false"
+                "requires an existing namespace, because `destroy` deletes the stack's own with the volume; create one,"
+                " and set namespace.name and namespace.create: false"
             )
             yield Conflict(place, text)
         yield from _exposure_conflicts(self)
@@ -227,51 +227,54 @@ def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict
         if getattr(cluster.packages, kind):
             place = ("packages", kind)
             text = (
-                f"our chart's pods are not root, so {kind} cannot install anything in them; put it into an image of"
-                " your own and name that as image, or write chart: official"
+                f"{kind} cannot install packages in our chart's pods, which do not run as root; build an image that"
+                " contains them and write it as image, or write chart: official"
             )
             yield Conflict(place, text)
     if cluster.image and cluster.packages.pip:
         place = ("packages", "pip")
-        text = "nothing is installed in pods of an image of your own; put these packages into it, or leave image out"
+        text = "pods with your own image install no packages; add these to the image, or remove image"
         yield Conflict(place, text)
     if cluster.jupyter.enabled and not cluster.image:
         try:
             here = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages
         except lock.LockError:
-            return  # reported already
+            return  # lock_conflicts reports it
         try:
             jupyter = lock.read(folder / JUPYTER_LOCK, cluster.environment.python, dask=False).packages
         except lock.LockError as error:
             for setting, text in error.problems:
                 place = ("environment", setting)
-                yield Conflict(place, f"{text}; or write jupyter: {{enabled: false}}")
+                yield Conflict(place, f"{text}, or disable Jupyter with jupyter: {{enabled: false}}")
             return
         if other := [name for name in jupyter if here.get(name, jupyter[name]) != jupyter[name]]:
             place = ("environment", "lock")
-            text = f"{cluster.environment.lock} and {JUPYTER_LOCK} pin other versions of {', '.join(other)}; make lock"
+            text = (
+                f"{cluster.environment.lock} and {JUPYTER_LOCK} pin different versions of {', '.join(other)}; update"
+                " both with `make lock`"
+            )
             yield Conflict(place, text)
 
 
 def _exposure_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
-    """What is not encrypted must not cross the internet; and no pod may get to a metadata server by its network."""
+    """Services without TLS must not be exposed to the internet. Pods must not reach a cloud's metadata server."""
     reasons = {
         "dashboard": "has neither a login nor TLS",
-        "jupyter": "has no TLS, so its password would cross the internet as text",
-        **({} if cluster.completed().dask.tls else {"scheduler": "has no TLS, so whoever listens can run code"}),
+        "jupyter": "has no TLS, so its password would cross the internet in plain text",
+        **({} if cluster.completed().dask.tls else {"scheduler": "has no TLS, so eavesdroppers could run code"}),
     }
     for name, reason in reasons.items():
         exposure = getattr(cluster.expose, name)
         if exposure and not exposure.internal:
             place: Place = ("expose", name)
             other = ", or values.jupyter.ingress with tls: true" if name == "jupyter" else ""
-            remedy = "write internal: true, or leave it out and use a port-forward (`daskstack.connect`)"
+            remedy = "write internal: true, or remove it and use a port-forward (`daskstack.connect`)"
             text = f"{reason}; {remedy}{other}"
             yield Conflict(place, text)
     for index, network in enumerate(cluster.egress):
         if ipaddress.ip_network(network).overlaps(LINK_LOCAL[6 if ":" in network else 4]):
             place = ("egress", index)
-            text = f"{network} has the metadata servers of clouds in it; leave it out: a serviceAccount opens the way"
+            text = f"{network} contains the metadata servers of clouds; remove it, and set serviceAccount for access"
             yield Conflict(place, text)
 
 
@@ -279,17 +282,17 @@ LINK_LOCAL = {4: ipaddress.ip_network("169.254.0.0/16"), 6: ipaddress.ip_network
 
 
 def _package_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict]:
-    """Packages that contradict the lock, or that the official chart would take for several."""
+    """Packages that contradict the lock, or that the official chart would split at spaces."""
     try:
         locked = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages
     except lock.LockError:
-        locked = {}  # reported already
+        locked = {}  # lock_conflicts reports it
     for index, text in enumerate(cluster.packages.pip):
         wanted, place = Requirement(text), ("packages", "pip", index)
         version = locked.get(canonicalize_name(wanted.name))
         if version and not wanted.specifier.contains(version, prereleases=True):
-            text = f"{text} contradicts {cluster.environment.lock}, which pins {version}; change the lock, or this"
+            text = f"{text} contradicts {cluster.environment.lock}, which pins {version}; change one of them"
             yield Conflict(place, text)
         elif cluster.chart == "official" and re.search(r"\s", text):
-            text = f"{text!r} has a blank, and the official chart takes it for several packages; write it without"
+            text = f"{text!r} contains a space, at which the official chart would split it; remove the space"
             yield Conflict(place, text)

@@ -1,4 +1,4 @@
-"""What the environment's lock pins, for one Python on Linux x86_64."""
+"""Reads the lock file of the environment for one Python version on Linux x86_64."""
 
 import hashlib
 import re
@@ -17,9 +17,8 @@ PROJECT = Path(__file__).parents[1]
 class Lock:
     """A requirements file that pins every package with `==` and hashes.
 
-    `sha256` is that of the file, in hex; `packages` maps normalised names to versions, without those that
-    the lock's environment markers leave out; `requirements` are the lines of the same ones, with hashes and
-    without markers, as pip reads them.
+    `sha256` is the file's hash in hex. `packages` maps normalised names to versions, without packages that environment
+    markers exclude. `requirements` are the lines of the same packages in pip's format, with hashes and without markers.
     """
 
     path: Path
@@ -29,7 +28,7 @@ class Lock:
 
 
 class LockError(ValueError):
-    """`problems`: pairs of the setting at fault, `lock` or `python`, and a sentence about it."""
+    """`problems` is a list of pairs: the setting at fault (`lock` or `python`), and a message."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__("\n".join(text for _, text in problems))
@@ -37,15 +36,15 @@ class LockError(ValueError):
 
 
 def read(path: Path, python: str, dask: bool = True) -> Lock:
-    """The lock at `path` for the minor version `python`, such as "3.11"; LockError lists all that is wrong.
+    """Read the lock at `path` for the minor version `python`, such as "3.11". LockError lists all problems.
 
-    Markers are judged for that minor version's first release. Without `dask` the lock need not pin Dask.
+    Markers are evaluated for the first release of that minor version. With `dask=False`, the lock need not pin Dask.
     """
-    # The command must not write over the list that it reads.
+    # The command must not overwrite its own input.
     output = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path.name
     output = "environment.lock" if path.suffix == ".in" else output
     make = (
-        f"make it with `uv pip compile environment.in -o {output} --generate-hashes"
+        f"create one with `uv pip compile environment.in -o {output} --generate-hashes"
         f" --no-emit-index-url --universal --python-version {python}`"
     )
     try:
@@ -53,16 +52,16 @@ def read(path: Path, python: str, dask: bool = True) -> Lock:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LockError([("lock", f"{path} is not a text file; {make}")]) from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+    except (OSError, ValueError) as error:  # ValueError if the path contains a null byte
         reason = getattr(error, "strerror", error)
         raise LockError([("lock", f"{path} cannot be read ({reason}); {make}")]) from error
 
-    return _judged(path, content, text, python, dask, make)
+    return _parse(path, content, text, python, dask, make)
 
 
-@lru_cache(maxsize=16)  # every check of the settings reads the lock
-def _judged(path: Path, content: bytes, text: str, python: str, dask: bool, make: str) -> Lock:
-    requirements, lines, used, bare, odd = [], {}, {}, [], []
+@lru_cache(maxsize=16)  # several checks read the same lock
+def _parse(path: Path, content: bytes, text: str, python: str, dask: bool, make: str) -> Lock:
+    requirements, lines, used, unhashed, invalid = [], {}, {}, [], []
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
         line = re.sub(r"(^|\s)#.*", "", line).strip()
         if not line:
@@ -72,56 +71,56 @@ def _judged(path: Path, content: bytes, text: str, python: str, dask: bool, make
             requirement = Requirement(entry)
             applies = not requirement.marker or requirement.marker.evaluate(_machine(python))
         except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
-            odd.append(entry)
+            invalid.append(entry)
             continue
         requirements.append(requirement)
         used[requirement] = applies
         lines[requirement] = " ".join([entry.split(";")[0].strip(), *(f"--hash={each.strip()}" for each in hashes)])
         if not hashes or not all(re.fullmatch(r"sha(256|384|512):[0-9a-f]+\s*", value) for value in hashes):
-            bare.append(requirement.name)
+            unhashed.append(requirement.name)
 
     problems = []
-    if odd:
-        found = ", ".join(line if len(line) < 80 else line[:76] + " ..." for line in odd[:3])
-        more = f" and {len(odd) - 3} more" if odd[3:] else ""
+    if invalid:
+        found = ", ".join(line if len(line) < 80 else line[:76] + " ..." for line in invalid[:3])
+        more = f" and {len(invalid) - 3} more" if invalid[3:] else ""
         problems.append(("lock", f"{path.name} has lines that pin no package: {found}{more}; {make}"))
     if not requirements:
         raise LockError(problems or [("lock", f"{path.name} is empty; {make}")])
-    if bare:
-        problems.append(("lock", f"{path.name} has no hashes for {', '.join(bare)}; {make}"))
+    if unhashed:
+        problems.append(("lock", f"{path.name} has no hashes for {', '.join(unhashed)}; {make}"))
 
-    pinned, loose, packages, kept = set(), [], {}, []
+    pinned, unpinned, packages, selected = set(), [], {}, []
     for requirement in requirements:
         name, version = canonicalize_name(requirement.name), _pin(requirement)
         if version is None:
-            loose.append(name)
+            unpinned.append(name)
             continue
         pinned.add(name)
         if not used[requirement]:
             continue
-        kept.append(lines[requirement])
+        selected.append(lines[requirement])
         if (other := packages.setdefault(name, version)) != version:
             problems.append(("lock", f"{path.name} pins {name} to both {other} and {version}; {make}"))
     needed = ("dask", "distributed") if dask else ()
-    loose += [name for name in needed if name not in pinned and name not in loose]
-    if loose:
-        problems.append(("lock", f"{path.name} does not pin {', '.join(loose)} with ==; {make}"))
+    unpinned += [name for name in needed if name not in pinned and name not in unpinned]
+    if unpinned:
+        problems.append(("lock", f"{path.name} does not pin {', '.join(unpinned)} with ==; {make}"))
     if absent := [name for name in ("dask", "distributed") if name in pinned and name not in packages]:
-        problems.append(("python", f"{path.name} leaves out {', '.join(absent)} for Python {python}; {make}"))
+        problems.append(("python", f"{path.name} excludes {', '.join(absent)} for Python {python}; {make}"))
     versions = [packages[name] for name in ("dask", "distributed") if name in packages]
     if len(set(versions)) > 1:
         found = "dask {} and distributed {}".format(*versions)
-        problems.append(("lock", f"{path.name} pins {found}, which must agree; {make}"))
+        problems.append(("lock", f"{path.name} pins {found}, which must be equal; {make}"))
 
-    if excluded := _exclusion(text, python):
-        problems.append(("python", f"{path.name} is for {excluded}, not {python}; write that or {make}"))
+    if supported := _supported_pythons(text, python):
+        problems.append(("python", f"{path.name} supports {supported}, not {python}; change the version or {make}"))
     if problems:
         raise LockError(problems)
-    return Lock(path, hashlib.sha256(content).hexdigest(), packages, tuple(kept))
+    return Lock(path, hashlib.sha256(content).hexdigest(), packages, tuple(selected))
 
 
 def _pin(requirement: Requirement) -> str | None:
-    """The one version that a requirement allows, or None."""
+    """The version that a requirement pins, or None."""
     match list(requirement.specifier):
         case [pin] if pin.operator in ("==", "===") and not pin.version.endswith("*"):
             return pin.version
@@ -144,12 +143,12 @@ def _machine(python: str) -> dict[str, str]:
     }
 
 
-def _exclusion(text: str, python: str) -> str | None:
-    """The Pythons that the command in the lock's header made it for, where `python` is not among them."""
+def _supported_pythons(text: str, python: str) -> str | None:
+    """The Python versions that the lock's header declares if `python` is not one of them, else None."""
     command = re.search(r"^#\s+uv pip compile .*--python-version[ =](\d+\.\d+).*$", text, re.MULTILINE)
     if command is None:
         return None
-    wanted, made = (tuple(map(int, version.split("."))) for version in (python, command[1]))
+    wanted, compiled = (tuple(map(int, version.split("."))) for version in (python, command[1]))
     if "--universal" in command[0]:
-        return f"Python {command[1]} and newer" if wanted < made else None
-    return f"Python {command[1]} alone" if wanted != made else None
+        return f"Python {command[1]} and newer" if wanted < compiled else None
+    return f"only Python {command[1]}" if wanted != compiled else None

@@ -1,4 +1,4 @@
-"""What a stack may say about pods, and how they are reached."""
+"""Settings of pods, and of the services that expose them."""
 
 import re
 from functools import partial
@@ -19,9 +19,9 @@ from settings.common import (
 
 
 def valid_cpu(found: float) -> float:
-    # Kubernetes counts in thousandths; 16.1 * 1000 is not quite 16100.
+    # Kubernetes counts CPUs in thousandths. In floating point, 16.1 * 1000 is not exactly 16100.
     if not 0.001 <= found <= 10_000 or abs(round(found * 1000) - found * 1000) > 1e-6:
-        raise ValueError(f"{found} is not a number of processors; write e.g. 1 or 0.5")
+        raise ValueError(f"{found} is not a number of CPUs; write e.g. 1 or 0.5")
     return found
 
 
@@ -30,19 +30,19 @@ Cpu = Annotated[float, BeforeValidator(valid_amount), Field(strict=False), After
 
 def valid_label(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
-        raise ValueError(f"{text!r} cannot be a name in Kubernetes; use up to 63 of a-z, 0-9 and -, e.g. dask")
+        raise ValueError(f"{text!r} is not a Kubernetes name; write up to 63 of a-z, 0-9 and -, e.g. dask")
     return text
 
 
 def valid_size(text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,4}[MGT]i", text):
-        raise ValueError(f"{text!r} is not a volume's size; write e.g. 10Gi")
+        raise ValueError(f"{text!r} is not the size of a volume; write e.g. 10Gi")
     return text
 
 
 def valid_image(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._/:-]*(:[\w][\w.-]*|@sha256:[0-9a-f]{64})", text):
-        raise ValueError(f"{text!r} is not an image with its tag; write e.g. ghcr.io/me/dask:1.4")
+        raise ValueError(f"{text!r} is not an image with a tag; write e.g. ghcr.io/me/dask:1.4")
     return text
 
 
@@ -56,7 +56,7 @@ def valid_requirement(text: str) -> str:
 
 def valid_package(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._:=<>~-]*", text):
-        raise ValueError(f"{text!r} is not a package's name; write e.g. libgomp1")
+        raise ValueError(f"{text!r} is not the name of a package; write e.g. libgomp1")
     return text
 
 
@@ -65,95 +65,90 @@ ARGUMENTS = {
     "--memory-limit": "use workers.memory",
     "--protocol|--tls-.*": "use dask.tls",
     "--(port|dashboard-address|contact-address|host|interface|listen-address|local-directory|name|nworkers|pid-file"
-    "|scheduler-(file|port)|version)": "leave it out",
+    "|scheduler-(file|port)|version)": "remove it",
     **OPEN_ARGUMENTS,
 }
 Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, ARGUMENTS))], ...], Listed]
 
 
 class Pod(Section):
-    """A kind of pod. `cpu` is in processors that it is sure to get; `memory` is its limit, too."""
+    """Settings that all kinds of pods share."""
 
     cpu: Cpu = Field(1.0, examples=[0.5])
-    """Processors that the pod is sure to get."""
+    """The pod's CPU request."""
     memory: Annotated[str, AfterValidator(valid_memory)] = "2 GiB"
-    """Memory that the pod is sure to get, and its limit."""
+    """The pod's memory request and limit."""
     node_selector: dict[str, str] = Field({})
-    """Labels of the nodes on which it runs."""
+    """Labels of the nodes on which the pod may run."""
     tolerations: Annotated[tuple[dict[str, Any], ...], Listed] = Field((), examples=[[{"operator": "Exists"}]])
-    """Taints that it tolerates."""
+    """The pod's tolerations of node taints."""
     service_account: Annotated[str, AfterValidator(valid_label)] | None = Field(None, examples=["dask"])
-    """The ServiceAccount that it runs as. Its pods may reach the metadata server, which gives them that account's
-    rights.
+    """The pod's ServiceAccount. With one, the pod can reach the cloud's metadata server, which grants it the account's
+    permissions.
     """
 
 
 class Scheduler(Pod):
     cpu: Cpu = 0.5
-    """Processors that the pod is sure to get."""
+    """The pod's CPU request."""
 
 
 class KubernetesWorkers(Pod):
-    """`replicas` pods with one worker process each."""
+    """The workers' pods."""
 
     replicas: int = Field(3, ge=0, le=1000)
-    """Pods with one worker process each."""
+    """Number of worker pods. Each runs one worker process."""
     threads: int | None = Field(None, ge=1, examples=[2])
-    """Threads of each process; its processors by default."""
+    """Threads per worker; by default the number of its CPUs, rounded down, but at least 1."""
     grace_period: int = Field(120, ge=30, le=3600)
-    """Seconds to hand over tasks and results before a pod stops."""
+    """The time in seconds that a stopping worker has to hand over its tasks and results."""
 
     @property
-    def threads_each(self) -> int:
-        """Of each process; as many as it has processors where it is not said."""
+    def threads_per_worker(self) -> int:
         return self.threads or max(1, int(self.cpu))
 
 
 class Jupyter(Pod):
-    """A notebook server beside the cluster; `keep` leaves its volume when the stack is destroyed."""
+    """A notebook server in the cluster's namespace."""
 
     enabled: bool = True
-    """Whether there is a notebook server."""
+    """Run a notebook server."""
     cpu: Cpu = 0.5
-    """Processors that the pod is sure to get."""
+    """The pod's CPU request."""
     storage: Annotated[str, AfterValidator(valid_size)] = "10Gi"
-    """Size of the notebooks' volume."""
+    """Size of the volume for notebooks."""
     keep: bool = False
-    """`destroy` keeps the volume. The namespace must then be your own."""
+    """`destroy` does not delete the volume. Requires `namespace.create: false`."""
 
 
 class Packages(Section):
-    """What scheduler, workers and Jupyter have beside the lock, which these cannot change."""
+    """Packages in addition to those of the lock."""
 
     pip: Annotated[tuple[Annotated[str, AfterValidator(valid_requirement)], ...], Listed] = Field(
         (), examples=[["dask-ml"]]
     )
-    """Packages in addition to the lock, which they cannot change; the same in all pods."""
+    """Python packages to install in all pods. They cannot change the versions that the lock pins."""
     conda: Annotated[tuple[Annotated[str, AfterValidator(valid_package)], ...], Listed] = Field(
         (), examples=[["lightgbm"]]
     )
-    """Conda packages. Official chart only."""
+    """Conda packages to install in all pods. Official chart only."""
     apt: Annotated[tuple[Annotated[str, AfterValidator(valid_package)], ...], Listed] = Field(
         (), examples=[["libgomp1"]]
     )
-    """System packages. Official chart only."""
+    """System packages to install in all pods. Official chart only."""
 
 
 class Exposure(Section):
-    """A load balancer, for these networks alone; `internal`: without an address on the internet.
-
-    What is not encrypted has to be internal.
-    """
+    """A load balancer."""
 
     sources: Networks = Field(min_length=1, examples=[["203.0.113.0/24"]])
-    """The networks that may reach it; the whole world is refused."""
+    """The networks that can reach the service. Opening it to the entire internet is not allowed."""
     internal: bool = False
-    """The load balancer has no address on the internet. Required for what is not encrypted: the dashboard and Jupyter.
-    """
+    """The load balancer has no public address. Required for services without TLS, such as the dashboard and Jupyter."""
 
 
 class Expose(Section):
-    """What can be reached without a port-forward."""
+    """Services that can be reached without a port-forward."""
 
     scheduler: Exposure | None = Field(None, examples=[{"sources": ["203.0.113.0/24"]}])
     """A load balancer for the scheduler."""

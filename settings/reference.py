@@ -1,6 +1,6 @@
-"""Writes what the settings say of themselves: python -m settings.reference
+"""Generates docs/settings.md and settings/schema.json from the settings: python -m settings.reference
 
-docs/settings.md is for people, settings/schema.json for editors, which complete and check stack files with it.
+Editors use the schema to complete and check stack files.
 """
 
 import json
@@ -18,20 +18,20 @@ PROJECT = Path(__file__).parents[1]
 PAGE, SCHEMA = PROJECT / "docs" / "settings.md", PROJECT / "settings" / "schema.json"
 INTRODUCTION = f"""# Settings
 
-One key of a stack file, `{KEY}`, holds all settings. They are checked together before anything changes, and each
-mistake is reported with what would be right. Editors that use the YAML language server complete and check them.
+The key `{KEY}` in a stack file contains all settings. `up` and `preview` check them before they change anything, and
+report every mistake with its correction. Editors with the YAML language server complete and check stack files.
 
-This page is generated from [settings](../settings) by `make docs`.
+`make docs` generates this page from [settings](../settings).
 """
 SECRET_SETTINGS = {
-    "dask:secretEnv": "Environment variables of scheduler, workers and notebooks.",
-    "dask:jupyterPassword": "The notebook server's password in Kubernetes; a random one without it.",
-    "dask:sshKey": "The private SSH key that `up` connects with; the agent's keys without it.",
+    "dask:secretEnv": "Environment variables with secret values for the scheduler, workers and notebooks.",
+    "dask:jupyterPassword": "The password of the notebook server in Kubernetes; random by default.",
+    "dask:sshKey": "The private SSH key that `up` connects with; by default the keys of your SSH agent.",
 }
 
 
 def rows(section: type[Section], place: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Each setting of a section with its place; sections of several kinds are left to tables of their own."""
+    """Each setting of a section with its place. A union of sections is skipped, because each has its own table."""
     for field in section.model_fields.values():
         here, inner = f"{place}{field.alias}", sections(field)
         is_list = "tuple" in str(field.annotation)
@@ -47,15 +47,15 @@ def default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.default
-    return "" if value is None or value in ((), {}) else f"`{shown(value)}`"
+    return "" if value is None or value in ((), {}) else f"`{format_value(value)}`"
 
 
 def example(field: FieldInfo) -> str:
-    return f"`{shown(field.examples[0])}`" if field.examples else ""
+    return f"`{format_value(field.examples[0])}`" if field.examples else ""
 
 
-def shown(value: Any) -> str:
-    """As YAML takes it on one line."""
+def format_value(value: Any) -> str:
+    """A value as one line of YAML."""
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) or value[0].isdigit() else value
 
 
@@ -77,19 +77,19 @@ def page() -> str:
         name = get_args(target.model_fields["target"].annotation)[0]
         parts.append(f"## `target: {name}`\n\n{target.model_fields['target'].description}\n\n{table(target)}\n")
         for source in sections(target.model_fields[choice]):
-            word = get_args(source.model_fields["source"].annotation)[0]
+            kind = get_args(source.model_fields["source"].annotation)[0]
             text = source.model_fields["source"].description
-            parts.append(f"### `{choice}.source: {word}`\n\n{text}\n\n{table(source, f'{choice}.')}\n")
+            parts.append(f"### `{choice}.source: {kind}`\n\n{text}\n\n{table(source, f'{choice}.')}\n")
     secret = "\n".join(f"| `{key}` | {text} | `{SECRETS[key]}` |" for key, text in SECRET_SETTINGS.items())
     parts.append(
-        "## Secrets\n\nSecrets have keys of their own, which Pulumi encrypts.\n\n"
+        "## Secrets\n\nSecrets have separate keys, which Pulumi encrypts.\n\n"
         f"| key | meaning | set it with |\n| --- | --- | --- |\n{secret}\n"
     )
     return "\n".join(parts)
 
 
 def schema() -> str:
-    """A JSON schema of a stack file."""
+    """The JSON schema of a stack file."""
     cluster = TypeAdapter(Cluster).json_schema(ref_template="#/$defs/{model}")
     definitions = cluster.pop("$defs")
     config = {"type": "object", "properties": {KEY: cluster}}

@@ -1,4 +1,4 @@
-"""What Pulumi hands the program: the stack's settings, and secrets beside them."""
+"""Loads the stack's settings from Pulumi's configuration, and protects its secrets."""
 
 from pathlib import Path
 from typing import Any
@@ -8,72 +8,70 @@ import yaml
 from pulumi.runtime.config import is_config_secret
 
 from settings import MINIMAL, SECRETS, KubernetesTarget, LocalSource, MachinesTarget, SettingsError, parse
-from settings.common import KEY, Place, line, shown
+from settings.common import KEY, Place, format_value, line
 
 
 def load() -> MachinesTarget | KubernetesTarget:
-    """The stack's settings; all that is wrong with them in one `pulumi.RunError`."""
+    """The stack's settings. One `pulumi.RunError` lists all problems."""
     project = Path(__file__).parents[1]
     try:
         value = pulumi.Config("dask").get_object("cluster")
     except pulumi.ConfigTypeError:
         value = pulumi.Config("dask").get("cluster")
     try:
-        refuse_secrets(project)
+        reject_nested_secrets(project)
         if value is None:
             raise SettingsError(
-                [line((), f"is missing; write under `config:` in the stack's file {KEY}: {shown(MINIMAL)}")]
+                [line((), f"is missing; write e.g. under `config:` in the stack file {KEY}: {format_value(MINIMAL)}")]
             )
         cluster = parse(value, project)
-        refuse_a_borrowed_passphrase(cluster, pulumi.get_stack())
+        reject_empty_passphrase(cluster, pulumi.get_stack())
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
-    warn_of_plain_secrets()
+    warn_about_plain_secrets()
     return cluster
 
 
-def refuse_secrets(project: Path) -> None:
-    """Pulumi hands the program a nested secret as plain text, which would be in the state, in previews and on disks."""
+def reject_nested_secrets(project: Path) -> None:
+    """Pulumi passes nested secrets as plain text, which would end up in the state, in previews and on disks."""
     if not is_config_secret(KEY):
         return
     file = project / f"Pulumi.{pulumi.get_stack()}.yaml"
     try:
-        said = yaml.safe_load(file.read_text())["config"][KEY]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):  # the settings come from elsewhere
-        said = None
+        value = yaml.safe_load(file.read_text())["config"][KEY]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):  # the settings are in another file
+        value = None
     environment, password, key = SECRETS.values()
     remedy = (
-        "is a secret, which would become plain text in the stack's state and on the cluster. Take it out, and set it"
-        f" where it stays a secret: what tasks need by {environment}, the notebooks' password by {password}, an SSH key"
-        f" by {key}"
+        "is a secret, which would be plain text in the stack's state and on the cluster; remove it, and set variables"
+        f" for tasks with {environment}, the notebooks' password with {password}, or an SSH key with {key}"
     )
-    found = [line(place, remedy) for place in secret_places(said)]
-    raise SettingsError(found or [line((), f"some value in it {remedy}")])
+    found = [line(place, remedy) for place in secret_places(value)]
+    raise SettingsError(found or [line((), f"a value in it {remedy}")])
 
 
-def secret_places(said: Any) -> list[Place]:
-    """Where a stack file's value has encrypted ones."""
-    if isinstance(said, dict) and said.keys() == {"secure"}:
+def secret_places(value: Any) -> list[Place]:
+    """The places of encrypted values in a value of a stack file."""
+    if isinstance(value, dict) and value.keys() == {"secure"}:
         return [()]
-    inner = said.items() if isinstance(said, dict) else enumerate(said) if isinstance(said, list) else ()
-    return [(key, *place) for key, value in inner for place in secret_places(value)]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(key, *place) for key, inner in items for place in secret_places(inner)]
 
 
-def refuse_a_borrowed_passphrase(cluster: MachinesTarget | KubernetesTarget, stack: str) -> None:
-    """Anybody can decrypt the secrets of stack dev, whose passphrase is empty."""
+def reject_empty_passphrase(cluster: MachinesTarget | KubernetesTarget, stack: str) -> None:
+    """Stack dev has an empty passphrase, so anyone can decrypt its secrets."""
     if stack != "dev" or (isinstance(cluster, MachinesTarget) and isinstance(cluster.machines, LocalSource)):
         return
     place: Place = ("machines", "source") if isinstance(cluster, MachinesTarget) else ("target",)
     text = (
-        "stack dev is for machines on this computer alone, because its secrets are encrypted under an empty passphrase;"
-        " copy these settings to Pulumi.NAME.yaml, without encryptionsalt, restore Pulumi.dev.yaml, and run make up"
-        " STACK=NAME"
+        "stack dev supports only machines on this computer, because its secrets have an empty passphrase; copy these"
+        " settings without encryptionsalt to Pulumi.NAME.yaml, restore Pulumi.dev.yaml, and run make up STACK=NAME"
     )
     raise SettingsError([line(place, text)])
 
 
-def warn_of_plain_secrets() -> None:
+def warn_about_plain_secrets() -> None:
     for key, command in SECRETS.items():
         namespace, name = key.split(":")
         if pulumi.Config(namespace).get(name) and not is_config_secret(key):
-            pulumi.log.warn(f"{key} is plain text in the stack's file; choose a new one if others read it: {command}")
+            pulumi.log.warn(f"{key} is plain text in the stack file; replace it if others can read it: {command}")

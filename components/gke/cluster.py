@@ -56,7 +56,7 @@ class GkeCluster(ComponentResource):
         )
         self.cluster = self._cluster(network, account)
         pools = [
-            self._pool(SYSTEM, settings.system, account, 1, settings.system.most),
+            self._pool(SYSTEM, settings.system, account, 1, settings.system.node_limit),
             self._pool(WORKERS, settings.workers, account, settings.workers.min_nodes, args["nodes"]),
         ]
         self.kubeconfig = kubeconfig(self.home.name, self.cluster)

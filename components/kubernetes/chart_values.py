@@ -67,7 +67,7 @@ def own(settings: KubernetesTarget, names: Names, locks: Mapping[str, Lock], uv:
             "env": environment,
             "extraArgs": list(settings.dask.worker_args),
             "replicas": settings.workers.replicas,
-            "threads_per_worker": settings.workers.threads_each,
+            "threads_per_worker": settings.workers.threads_per_worker,
             "gracePeriod": settings.workers.grace_period,
         },
         "jupyter": {
@@ -162,7 +162,7 @@ def official(settings: KubernetesTarget, lock: Lock, password: str, secret: Secr
             "env": environment,
             "extraArgs": list(settings.dask.worker_args),
             "replicas": settings.workers.replicas,
-            "threads_per_worker": settings.workers.threads_each,
+            "threads_per_worker": settings.workers.threads_per_worker,
         },
         "jupyter": {
             **_pod(settings.jupyter),

@@ -120,6 +120,6 @@ def test_every_mistake_is_told_at_once_before_anything_is_registered(stack: Stac
     done = stack.preview(workers={"replica": 3}, wait=1)
     assert done.returncode
     printed = done.stdout + done.stderr
-    assert "workers.replica: is not a key that is known here; did you mean replicas?" in printed
+    assert "workers.replica: unknown key; did you mean replicas?" in printed
     assert "wait: 1 is too small; write 30 or more" in printed
     assert "Traceback" not in printed

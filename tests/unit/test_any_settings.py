@@ -15,7 +15,7 @@ import settings
 from components.kubernetes import chart_values
 from daskstack.engine import PROJECT
 from settings import cost, lock, reference
-from settings.common import KEY, Section, is_world, valid_variable
+from settings.common import KEY, Section, covers_the_world, valid_variable
 
 SCHEMA = jsonschema.Draft7Validator(json.loads((PROJECT / "charts" / "dask" / "values.schema.json").read_text()))
 EDITORS = jsonschema.Draft202012Validator(json.loads(reference.schema()))
@@ -158,12 +158,12 @@ def closed(given: dict[str, Any]) -> None:
     """What the chart is told is what its schema takes, opens nothing to the world, and leaves encryption on."""
     SCHEMA.validate(given)
     assert given["tls"] == {part: getattr(NAMES, part) for part in ("scheduler", "worker", "client")}
-    assert not is_world(networks(given["networkPolicy"].get("sources") or []))
+    assert not covers_the_world(networks(given["networkPolicy"].get("sources") or []))
     for name in ("scheduler", "webUI", "jupyter"):
         service = given.get(name, {})
         assert service.get("serviceType", "ClusterIP") in ("ClusterIP", "LoadBalancer")
         if service.get("serviceType") == "LoadBalancer":
-            assert service["sourceRanges"] and not is_world(networks(service["sourceRanges"]))
+            assert service["sourceRanges"] and not covers_the_world(networks(service["sourceRanges"]))
     assert not given.get("webUI", {}).get("ingress", {}).get("enabled")
     groups = given.get("additional_worker_groups") or []
     for section in (given["scheduler"], given["worker"], given["jupyter"], *groups):
@@ -174,10 +174,10 @@ def closed(given: dict[str, Any]) -> None:
 def within_limit(cluster: settings.KubernetesTarget) -> None:
     """Counted from the machines alone: what else there is can only add to it."""
     spent, system, workers = 0.0, cluster.cluster.system, cluster.cluster.workers
-    for kind, count in (workers, cluster.most_nodes), (system, system.most):
+    for kind, count in (workers, cluster.max_worker_nodes), (system, system.node_limit):
         spent += count * (cost.machine_price(kind.machine, getattr(kind, "spot", False), cluster.prices) or 0)
     if workers.accelerators:
         each = cost.prices()["accelerators"][workers.accelerators.type]
-        spent += cluster.most_nodes * workers.accelerators.count * each
-        assert cluster.replicas <= cluster.most_nodes * workers.accelerators.count
+        spent += cluster.max_worker_nodes * workers.accelerators.count * each
+        assert cluster.replicas <= cluster.max_worker_nodes * workers.accelerators.count
     assert spent <= (cluster.limits.hourly_cost or spent)

@@ -30,7 +30,7 @@ def problem(*arguments: Any, **changed: Any) -> str:
     ("machines", "changed", "words"),
     [
         ({}, {"firewall": {}}, ["firewall.ssh: is empty", "203.0.113.7/32", "machines.iapPort"]),
-        ({}, {"firewall": {"ssh": ["0.0.0.0/0"]}}, ["firewall.ssh[0]", "open to the whole world"]),
+        ({}, {"firewall": {"ssh": ["0.0.0.0/0"]}}, ["firewall.ssh[0]", "covers the whole internet"]),
         ({}, {"firewall": {"ssh": ["2001:db8::/64"]}}, ["firewall.ssh[0]", "IPv6"]),
         ({"zone": "us-central1"}, {}, ["machines.zone", "not a zone; write e.g. us-central1-a"]),
         ({"range": "8.8.8.0/24"}, {}, ["machines.range", "not a private network"]),
@@ -38,7 +38,7 @@ def problem(*arguments: Any, **changed: Any) -> str:
         (
             {"range": "10.9.0.0/24", "network": {"name": "n", "subnetwork": "s", "range": "10.1.0.0/24"}},
             {},
-            ["machines.range", "leave out one"],
+            ["machines.range", "remove it or machines.network"],
         ),
         ({"roles": ["owner"]}, {}, ["machines.roles[0]", "roles/storage.objectViewer"]),
         *[
@@ -51,16 +51,24 @@ def problem(*arguments: Any, **changed: Any) -> str:
         ({"labels": {"team": "A B"}}, {}, ["machines.labels.team", "not a label's value"]),
         ({"labels": {"Team": "a"}}, {}, ["machines.labels.Team: 'Team' is not a label's name; write e.g. team"]),
         ({"worker": {"machine": "n1-standrad-4"}}, {}, ["machines.worker.machine", "did you mean n1-standard-4?"]),
-        ({"scheduler": {"machine": "e2-standard-5"}}, {}, ["machines.scheduler.machine: Google has no e2-standard-5"]),
-        ({"worker": {"accelerators": {"type": "nvidia-tesla-t4", "count": 3}}}, {}, ["count: a machine has 1, 2, 4"]),
+        (
+            {"scheduler": {"machine": "e2-standard-5"}},
+            {},
+            ["machines.scheduler.machine: e2-standard-5 is not a machine type of Google's"],
+        ),
+        (
+            {"worker": {"accelerators": {"type": "nvidia-tesla-t4", "count": 3}}},
+            {},
+            ["count: 3 is not a possible number of GPUs"],
+        ),
         ({"dataDisk": {"name": "mine"}}, {"data": {"delete": True}}, ["data.delete: has no effect on disk mine"]),
-        ({}, {"limits": {"maxAge": "121d"}}, ["limits.maxAge: 121d is more than the 120 days"]),
-        ({}, {"limits": {"maxAge": "1h", "idle": "2h"}}, ["limits.maxAge: 1h ends machines before they are idle"]),
-        ({}, {"workers": {"memoryLimit": "64 GiB"}}, ["workers.memoryLimit: 1 times 64 GiB is more than the 15 GB"]),
-        ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than what the stack can cost"]),
+        ({}, {"limits": {"maxAge": "121d"}}, ["limits.maxAge: 121d is longer than the 120 days"]),
+        ({}, {"limits": {"maxAge": "1h", "idle": "2h"}}, ["limits.maxAge: 1h is not longer than limits.idle, 2h"]),
+        ({}, {"workers": {"memoryLimit": "64 GiB"}}, ["workers.memoryLimit: 1 times 64 GiB exceeds the 15 GB"]),
+        ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than the stack can cost"]),
         ({}, {"limits": {"maxAge": "5s"}}, ["limits.maxAge", "30m or 2h"]),
         ({}, {"prices": {"e2-standard-2": -1}}, ["prices.e2-standard-2: -1 is too small; write 0 or more"]),
-        ({}, {"prices": {"e3-standard-2": 1}}, ["prices.e3-standard-2: is nothing that this stack pays for"]),
+        ({}, {"prices": {"e3-standard-2": 1}}, ["prices.e3-standard-2: unknown name"]),
     ],
 )
 def test_what_is_wrong_is_told_with_what_would_be_right(
@@ -82,7 +90,9 @@ def test_what_is_for_machines_in_google_cloud_is_refused_for_others(source: dict
     with pytest.raises(settings.SettingsError) as raised:
         settings.parse({"target": "machines", "machines": source, "limits": {"maxAge": "2h", "hourlyCost": 1}}, PROJECT)
     text = str(raised.value)
-    assert "limits.maxAge: is for machines in Google Cloud alone" in text and "limits.hourlyCost: is for" in text
+    assert (
+        "limits.maxAge: applies only to machines in Google Cloud" in text and "limits.hourlyCost: applies only" in text
+    )
 
 
 def test_packages_come_from_an_index() -> None:

@@ -70,13 +70,15 @@ def test_machines_that_are_not_there_are_paid_at_the_users_own_price() -> None:
 
 def test_nodes_that_are_kept_are_no_more_than_may_run() -> None:
     cluster = stack({"workers": {"minNodes": 10}})
-    assert cluster.most_nodes == 10
+    assert cluster.max_worker_nodes == 10
     assert "10 n1-standard-4 for workers" in cost.table(cluster.bill())
 
 
 def test_the_table_in_the_docs_is_what_a_preview_shows_of_the_shipped_stack() -> None:
     pages = [path.read_text() for path in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"))]
-    shown = [block for page in pages for block in re.findall(r"^```\n(US dollars an hour.*?)\n```$", page, re.M | re.S)]
+    shown = [
+        block for page in pages for block in re.findall(r"^```\n(US dollars per hour.*?)\n```$", page, re.M | re.S)
+    ]
     said = yaml.safe_load((PROJECT / "Pulumi.gke.yaml").read_text())["config"]["dask:cluster"]
     assert shown == [cost.table(settings.parse(said, PROJECT).bill())]
 
@@ -89,12 +91,12 @@ def test_a_price_that_is_not_known_is_said() -> None:
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
-        ({"limits": {"hourlyCost": 0.3}}, ["limits.hourlyCost: 0.3 is less than what the stack can cost, about 1.15"]),
+        ({"limits": {"hourlyCost": 0.3}}, ["limits.hourlyCost: 0.3 is less than the stack can cost, about 1.15"]),
         (
             {"limits": {"hourlyCost": 9}, "cluster": {"workers": {"machine": "a3-mega"}}},
-            ["limits.hourlyCost: cannot be kept", "a3-mega", "prices"],
+            ["limits.hourlyCost: cannot be enforced", "a3-mega", "prices"],
         ),
-        ({"prices": {"n1-standard-9": 1.0}}, ["prices.n1-standard-9: is nothing that this stack pays for"]),
+        ({"prices": {"n1-standard-9": 1.0}}, ["prices.n1-standard-9: unknown name"]),
         (
             {
                 "limits": {"hourlyCost": 1.5},
@@ -105,35 +107,41 @@ def test_a_price_that_is_not_known_is_said() -> None:
         ),
         (
             {"limits": {"hourlyCost": 2}, "cluster": {"workers": {"maxNodes": 100}}},
-            ["limits.hourlyCost: 2 is less than what the stack can cost, about 20."],
+            ["limits.hourlyCost: 2 is less than the stack can cost, about 20."],
         ),
         (
             {
                 "limits": {"hourlyCost": 2},
                 "values": {"additional_worker_groups": [{"name": "more", "replicas": 90}]},
             },
-            ["limits.hourlyCost: 2 is less than what the stack can cost, about 19."],
+            ["limits.hourlyCost: 2 is less than the stack can cost, about 19."],
         ),
         (
             {"workers": {"replicas": 9, "cpu": 3}, "cluster": {"workers": {"maxNodes": 4}}},
-            ["cluster.workers.maxNodes: 4 nodes have no room for 9 workers, which need 9"],
+            ["cluster.workers.maxNodes: 4 nodes have no room for 9 workers, which need 9 nodes"],
         ),
-        ({"scheduler": {"cpu": 8}}, ["scheduler: one of 8 processors", "does not fit on a e2-standard-2"]),
-        ({"jupyter": {"memory": "64 GiB"}}, ["jupyter: one of", "or a larger cluster.system.machine"]),
+        ({"scheduler": {"cpu": 8}}, ["scheduler: a pod with 8 CPUs", "does not fit on a node of type e2-standard-2"]),
+        ({"jupyter": {"memory": "64 GiB"}}, ["jupyter: a pod with", "or a larger cluster.system.machine"]),
         ({"cluster": {"workers": {"machine": "n1-standrad-4"}}}, ["workers.machine", "did you mean n1-standard-4?"]),
-        ({"cluster": {"workers": {"machine": "n1-standard-5"}}}, ["workers.machine: Google has no n1-standard-5"]),
+        (
+            {"cluster": {"workers": {"machine": "n1-standard-5"}}},
+            ["workers.machine: n1-standard-5 is not a machine type"],
+        ),
         (
             {"cluster": {"workers": {"machine": "e2-standard-4", "accelerators": {"type": "nvidia-tesla-t4"}}}},
-            ["cluster.workers.accelerators.type: nvidia-tesla-t4 is for machines of n1"],
+            ["cluster.workers.accelerators.type: nvidia-tesla-t4 cannot be attached to e2-standard-4, only to n1"],
         ),
         (
             {"cluster": {"workers": {"accelerators": {"type": "nvidia-tesla-t4", "count": 3}}}},
-            ["cluster.workers.accelerators.count: a machine has 1, 2, 4, 8 or 16 GPUs, not 3"],
+            ["cluster.workers.accelerators.count: 3 is not a possible number of GPUs; write 1, 2, 4, 8 or 16"],
         ),
         ({"limits": {"hourlyCost": True}}, ["limits.hourlyCost: true is not a number"]),
-        ({"prices": {"n1-standard-4": float("inf")}}, ["prices.n1-standard-4: Infinity cannot be used here"]),
-        ({"workers": {"cpu": 4}}, ["workers: one of 4 processors", "does not fit on a n1-standard-4"]),
-        ({"workers": {"memory": "13 GiB"}}, ["does not fit on a n1-standard-4", "write less, or a larger"]),
+        ({"prices": {"n1-standard-4": float("inf")}}, ["prices.n1-standard-4: Infinity is not allowed here"]),
+        ({"workers": {"cpu": 4}}, ["workers: a pod with 4 CPUs", "does not fit on a node of type n1-standard-4"]),
+        (
+            {"workers": {"memory": "13 GiB"}},
+            ["does not fit on a node of type n1-standard-4", "write less, or a larger"],
+        ),
     ],
 )
 def test_a_stack_that_costs_too_much_or_cannot_be_placed_is_refused(settings_: dict, words: list[str]) -> None:

@@ -17,7 +17,7 @@ from components.kubernetes import chart_values
 from components.kubernetes.identities import jupyter_hash, tls_identities
 from on_this_computer.check_namespace import refusal
 from settings import lock
-from settings.chart import CHARTS, FREE, default_values, unknown_values
+from settings.chart import CHARTS, KUBERNETES_OBJECTS, default_values, unknown_values
 from settings.common import KEY, memory
 
 ROOT = Path(__file__).parents[2]
@@ -44,60 +44,60 @@ def problem(kubeconfig: Path, **changed: Any) -> str:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"workers": {"replicas": -1}}, "workers.replicas: -1 is too small; write 0 or more"),
-    ({"workers": {"replica": 3}}, "workers.replica: is not a key that is known here; did you mean replicas?"),
-    ({"workers": {"cpu": 0}}, "workers.cpu: 0.0 is not a number of processors; write e.g. 1 or 0.5"),
+    ({"workers": {"replica": 3}}, "workers.replica: unknown key; did you mean replicas?"),
+    ({"workers": {"cpu": 0}}, "workers.cpu: 0.0 is not a number of CPUs; write e.g. 1 or 0.5"),
     ({"workers": {"memory": "4"}}, 'workers.memory: "4" is not an amount of memory'),
-    ({"jupyter": {"storage": "10"}}, "jupyter.storage: '10' is not a volume's size; write e.g. 10Gi"),
-    ({"image": "python"}, "image: 'python' is not an image with its tag"),
+    ({"jupyter": {"storage": "10"}}, "jupyter.storage: '10' is not the size of a volume; write e.g. 10Gi"),
+    ({"image": "python"}, "image: 'python' is not an image with a tag"),
     ({"packages": {"pip": ["-r x"]}}, "packages.pip[0]: '-r x' is not a requirement"),
-    ({"packages": {"apt": ["libgomp1"]}}, "packages.apt: our chart's pods are not root"),
-    ({"image": "me/dask:1", "packages": {"pip": ["shap"]}}, "packages.pip: nothing is installed in pods of an image"),
-    ({"namespace": {"name": "Dask"}}, "namespace.name: 'Dask' cannot be a name in Kubernetes"),
-    ({"expose": {"scheduler": {"sources": ["0.0.0.0/0"]}}}, "expose.scheduler.sources[0]: 0.0.0.0/0 is open to the"),
+    ({"packages": {"apt": ["libgomp1"]}}, "packages.apt: apt cannot install packages in our chart's pods"),
+    ({"image": "me/dask:1", "packages": {"pip": ["shap"]}}, "packages.pip: pods with your own image install no"),
+    ({"namespace": {"name": "Dask"}}, "namespace.name: 'Dask' is not a Kubernetes name"),
+    ({"expose": {"scheduler": {"sources": ["0.0.0.0/0"]}}}, "expose.scheduler.sources[0]: 0.0.0.0/0 covers the whole"),
     (
         {"expose": {"jupyter": {"sources": ["0.0.0.0/2", "64.0.0.0/2"], "internal": True}}},
-        "expose.jupyter.sources: these cover half of the world or more together",
+        "expose.jupyter.sources: these networks together cover half of the internet",
     ),
     (
         {"expose": {"jupyter": {"sources": ["10.1.0.0/24"], "internal": True}}, "jupyter": {"enabled": False}},
-        "expose.jupyter: there is no Jupyter",
+        "expose.jupyter: requires Jupyter, which is disabled",
     ),
     (
         {"dask": {"workerArgs": ["--nthreads", "2"]}},
-        "dask.workerArgs[0]: --nthreads is set by the cluster; use workers",
+        "dask.workerArgs[0]: --nthreads is set by this program; use workers",
     ),
     ({"dask": {"config": {"distributed": {"comm": {"tls": {"ciphers": "x"}}}}}}, "dask.config.distributed.comm.tls"),
-    ({"dask": {"schedulerArgs": ["--jupyter"]}}, "dask.schedulerArgs[0]: --jupyter is set by the cluster; leave"),
+    ({"dask": {"schedulerArgs": ["--jupyter"]}}, "dask.schedulerArgs[0]: --jupyter is set by this program; remove"),
     (
         {"dask": {"config": {"distributed": {"scheduler": {"http": {"routes": []}}}}}},
-        "dask.config.distributed.scheduler.http.routes: is set by the cluster; leave it out",
+        "dask.config.distributed.scheduler.http.routes: is set by this program; remove it",
     ),
     (
         {"values": {"worker": {"replicaCount": 3}}},
-        "values.worker.replicaCount: is not a key of the chart; did you mean",
+        "values.worker.replicaCount: unknown key of the chart; did you mean",
     ),
-    ({"values": {"workers": {}}}, "values.workers: is not a key of the chart; did you mean worker?"),
+    ({"values": {"workers": {}}}, "values.workers: unknown key of the chart; did you mean worker?"),
     (
         {"values": {"additional_worker_groups": [{"name": "gpu", "replica": 1}]}},
-        "values.additional_worker_groups[0].replica: is not a key of the chart; did you mean replicas?",
+        "values.additional_worker_groups[0].replica: unknown key of the chart; did you mean replicas?",
     ),
     (
         {"values": {"additional_worker_groups": [{"name": "gpu", "replicas": "2"}]}},
-        'values.additional_worker_groups[0].replicas: "2" is not what the chart takes here',
+        'values.additional_worker_groups[0].replicas: "2" does not match',
     ),
-    ({"values": {"jupyter": {"storage": 5}}}, "values.jupyter.storage: 5 is not what the chart takes here"),
+    ({"values": {"jupyter": {"storage": 5}}}, "values.jupyter.storage: 5 does not match the chart's schema"),
     ({"workers": {"cpu": True}}, "workers.cpu: true is not a number"),
-    ({"workers": {"cpu": float("inf")}}, "workers.cpu: inf is not a number of processors"),
+    ({"workers": {"cpu": float("inf")}}, "workers.cpu: inf is not a number of CPUs"),
     ({"workers": {"memory": "0.5 B"}}, 'workers.memory: "0.5 B" is not an amount of memory'),
     ({"workers": {"memory": "1" * 400 + " GB"}}, "workers.memory: "),
     ({"jupyter": {"storage": "1" * 400 + "Gi"}}, "jupyter.storage: "),
     ({"packages": {"pip": ["dask==2020.1.0"]}}, "packages.pip[0]: dask==2020.1.0 contradicts environment.lock"),
     (
         {"environment": {"lock": "charts/official.lock", "python": "3.10"}},
-        "environment.python: jupyter.lock is for Python",
+        "environment.python: jupyter.lock supports Python",
     ),
-    ({"egress": ["169.254.169.254/32"]}, "egress[0]: 169.254.169.254/32 has the metadata servers of clouds in it"),
-    ({"egress": ["0.0.0.0/0"]}, "egress[0]: 0.0.0.0/0 is open to the whole world"),
+    ({"egress": ["169.254.169.254/32"]}, "egress[0]: 169.254.169.254/32 contains the metadata servers of clouds"),
+    ({"egress": ["0.0.0.0/0"]}, "egress[0]: 0.0.0.0/0 covers the whole internet"),
 ]
 
 
@@ -108,51 +108,54 @@ def test_what_is_wrong_is_named_with_what_would_be_right(kubeconfig: Path, chang
 
 # Each of these opened a door, or turned encryption or a login off, when it was merged into what the settings say.
 SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
-    ({"values": {"scheduler": {"serviceType": "LoadBalancer"}}}, "values.scheduler.serviceType: is set by the cluster"),
-    ({"values": {"webUI": {"serviceType": "NodePort"}}}, "values.webUI.serviceType: is set by the cluster; use expose"),
-    ({"values": {"scheduler": {"sourceRanges": ["10.0.0.0/8"]}}}, "values.scheduler.sourceRanges: is set by the"),
-    ({"values": {"networkPolicy": {"sources": ["0.0.0.0/0"]}}}, "values.networkPolicy.sources: 0.0.0.0/0 is open to"),
+    ({"values": {"scheduler": {"serviceType": "LoadBalancer"}}}, "values.scheduler.serviceType: is set by this"),
+    ({"values": {"webUI": {"serviceType": "NodePort"}}}, "values.webUI.serviceType: is set by this program; use"),
+    ({"values": {"scheduler": {"sourceRanges": ["10.0.0.0/8"]}}}, "values.scheduler.sourceRanges: is set by"),
+    ({"values": {"networkPolicy": {"sources": ["0.0.0.0/0"]}}}, "values.networkPolicy.sources: 0.0.0.0/0 covers the"),
     ({"values": {"networkPolicy": {"sources": ["0.0.0.0/2", "64.0.0.0/2"]}}}, "values.networkPolicy.sources: these"),
     ({"values": {"networkPolicy": {"sources": ["all"]}}}, "values.networkPolicy.sources: all is not a network"),
     (
         {"values": {"networkPolicy": {"egress": {"to": [{"ipBlock": {"cidr": "::/0"}}]}}}},
-        "values.networkPolicy.egress.to[0].ipBlock.cidr: ::/0 is open to the whole world",
+        "values.networkPolicy.egress.to[0].ipBlock.cidr: ::/0 covers the whole internet",
     ),
     (
         {"values": {"scheduler": {"serviceAnnotations": {"ranges": "10.0.0.0/8,0.0.0.0/0"}}}},
-        "values.scheduler.serviceAnnotations.ranges: 0.0.0.0/0 is open to the whole world",
+        "values.scheduler.serviceAnnotations.ranges: 0.0.0.0/0 covers the whole internet",
     ),
-    ({"values": {"webUI": {"ingress": {"enabled": True}}}}, "values.webUI.ingress.enabled: is set by the cluster; the"),
+    ({"values": {"webUI": {"ingress": {"enabled": True}}}}, "values.webUI.ingress.enabled: is set by this program"),
     ({"values": {"jupyter": {"ingress": {"enabled": True}}}}, "values.jupyter.ingress: has no TLS"),
     ({"values": {"tls": {"scheduler": ""}}}, "values.tls"),
-    ({"values": {"config": {"distributed": {}}}}, "values.config: is set by the cluster; use dask.config"),
-    ({"values": {"fullnameOverride": "x"}}, "values.fullnameOverride: is set by the cluster; leave it out"),
-    ({"values": {"worker": {"replicas": 9}}}, "values.worker.replicas: is set by the cluster; use workers.replicas"),
-    ({"values": {"worker": {"extraArgs": ["--no-x"]}}}, "values.worker.extraArgs: is set by the cluster; use dask"),
+    ({"values": {"config": {"distributed": {}}}}, "values.config: is set by this program; use dask.config"),
+    ({"values": {"fullnameOverride": "x"}}, "values.fullnameOverride: is set by this program; remove it"),
+    ({"values": {"worker": {"replicas": 9}}}, "values.worker.replicas: is set by this program; use workers.replicas"),
+    ({"values": {"worker": {"extraArgs": ["--no-x"]}}}, "values.worker.extraArgs: is set by this program; use dask"),
     (
         {"values": {"additional_worker_groups": [{"name": "a", "extraArgs": ["--tls-cert=x"]}]}},
-        "values.additional_worker_groups[0].extraArgs[0]: --tls-cert is set by the cluster; use dask.tls",
+        "values.additional_worker_groups[0].extraArgs[0]: --tls-cert is set by this program; use dask.tls",
     ),
     (
         {"values": {"scheduler": {"env": [{"name": "DASK_CONFIG", "value": "/tmp"}]}}},
-        "values.scheduler.env[0].name: DASK_CONFIG is set by the cluster; leave it out",
+        "values.scheduler.env[0].name: DASK_CONFIG is set by this program; remove it",
     ),
     (
         {"dask": {"env": {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "False"}}},
         "dask.env.DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION: ",
     ),
-    ({"dask": {"env": {"DASK_distributed__comm": "{}"}}}, "dask.env.DASK_distributed__comm: DASK_distributed__comm is"),
+    (
+        {"dask": {"env": {"DASK_distributed__comm": "{}"}}},
+        "dask.env.DASK_distributed__comm: DASK_distributed__comm changes",
+    ),
     ({"dask": {"env": {"DASK_INTERNAL_INHERIT_CONFIG": ""}}}, "dask.env.DASK_INTERNAL_INHERIT_CONFIG: "),
-    ({"dask": {"env": {"MY VAR": "x"}}}, 'dask.env.MY VAR: "MY VAR" is not a variable\'s name'),
-    ({"dask": {"config": {"default-scheme": "tcp"}}}, "dask.config.default-scheme: is set by the cluster"),
-    ({"values": {"jupyter": {"args": ["--IdentityProvider.token="]}}}, "values.jupyter.args[0]: is about Jupyter's"),
-    ({"values": {"jupyter": {"extraConfig": "c.ServerApp.password = ''"}}}, "values.jupyter.extraConfig: is about"),
-    ({"values": {"jupyter": {"passwordSecret": "mine"}}}, "values.jupyter.passwordSecret: is set by the cluster"),
+    ({"dask": {"env": {"MY VAR": "x"}}}, 'dask.env.MY VAR: "MY VAR" is not the name of a variable'),
+    ({"dask": {"config": {"default-scheme": "tcp"}}}, "dask.config.default-scheme: is set by this program"),
+    ({"values": {"jupyter": {"args": ["--IdentityProvider.token="]}}}, "values.jupyter.args[0]: changes Jupyter's"),
+    ({"values": {"jupyter": {"extraConfig": "c.ServerApp.password = ''"}}}, "values.jupyter.extraConfig: changes"),
+    ({"values": {"jupyter": {"passwordSecret": "mine"}}}, "values.jupyter.passwordSecret: is set by this program"),
     ({"expose": {"dashboard": {"sources": ["203.0.113.0/24"]}}}, "expose.dashboard: has neither a login nor TLS"),
     ({"expose": {"jupyter": {"sources": ["203.0.113.0/24"]}}}, "expose.jupyter: has no TLS, so its password would"),
     (
         {"expose": {"scheduler": {"sources": ["203.0.113.0/24"]}}, "dask": {"tls": False}},
-        "expose.scheduler: has no TLS, so whoever listens can run code; write internal: true",
+        "expose.scheduler: has no TLS, so eavesdroppers could run code; write internal: true",
     ),
 ]
 
@@ -224,7 +227,7 @@ def test_the_schema_of_the_chart_knows_its_values_and_no_others() -> None:
         return {place}.union(*(keys(each, f"{place}.{name}") for name, each in inner.items()))
 
     def paths(found: Any, place: str = "") -> set[str]:
-        free = place.rsplit(".", 1)[-1] in FREE
+        free = place.rsplit(".", 1)[-1] in KUBERNETES_OBJECTS
         inner = found if isinstance(found, dict) and not free else {}
         return {place}.union(*(paths(each, f"{place}.{name}") for name, each in inner.items()))
 
@@ -296,12 +299,12 @@ def test_a_password_has_the_same_hash_at_every_up_and_another_with_another_salt(
     ("value", "text"),
     [
         ({"TOKEN": "x", "b_1": "y\nz"}, None),
-        ({"MY VAR": "x"}, 'dask:secretEnv.MY VAR: "MY VAR" is not a variable\'s name'),
+        ({"MY VAR": "x"}, 'dask:secretEnv.MY VAR: "MY VAR" is not the name of a variable'),
         ({"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "False"}, "dask:secretEnv.DASK_DISTRIBUTED__COMM__REQUIRE"),
-        ({"PATH": "x"}, "dask:secretEnv.PATH: PATH is set by the cluster"),
-        ({"TOKEN": {"secure": "v1"}}, "dask:secretEnv.TOKEN: is not text; set it anew: pulumi config set --secret"),
-        ({"TOKEN": "a\0b"}, "dask:secretEnv.TOKEN: is longer than 100,000 bytes or has control characters"),
-        ("swordfish", "dask:secretEnv: is not a set of names and values; remove it"),
+        ({"PATH": "x"}, "dask:secretEnv.PATH: PATH is set by this program"),
+        ({"TOKEN": {"secure": "v1"}}, "dask:secretEnv.TOKEN: is not a string; set it again: pulumi config set"),
+        ({"TOKEN": "a\0b"}, "dask:secretEnv.TOKEN: is longer than 100,000 bytes or contains control characters"),
+        ("swordfish", "dask:secretEnv: is not a mapping; remove it"),
     ],
 )
 def test_secret_variables_are_checked_and_never_repeated(value: Any, text: str | None) -> None:
@@ -342,13 +345,13 @@ def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Pat
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"environment": {}}, "environment.lock: has dask 2026"),
-        ({"dask": {"tls": True}}, "dask.tls: the official chart has no TLS of its own; write chart: own"),
+        ({"environment": {}}, "environment.lock: pins dask 2026"),
+        ({"dask": {"tls": True}}, "dask.tls: the official chart does not support TLS; remove it, or write chart: own"),
         (
             {"expose": {"jupyter": {"sources": ["10.1.0.0/24"], "internal": True}}},
-            "expose.jupyter: the official chart has no source",
+            "expose.jupyter: the official chart does not support source",
         ),
-        ({"values": {"tls": {}}}, "values.tls: is not a key of the chart"),
+        ({"values": {"tls": {}}}, "values.tls: unknown key of the chart"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -366,38 +369,38 @@ def test_every_shipped_stack_file_is_accepted(kubeconfig: Path, file: Path) -> N
 
 OWN = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
 WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
-    ({"project": "My Project"}, "cluster.project: 'My Project' is not a project's id; write e.g. my-project"),
+    ({"project": "My Project"}, "cluster.project: 'My Project' is not a project ID; write e.g. my-project"),
     ({"location": "iowa"}, "cluster.location: 'iowa' is not a zone or region; write e.g. us-central1-a"),
     ({"version": "v2"}, "cluster.version: 'v2' is not a version"),
     ({"admins": ["me"]}, "cluster.admins[0]: 'me' is not an e-mail address; write e.g. me@example.com"),
-    ({"authorizedNetworks": ["0.0.0.0/0"]}, "cluster.authorizedNetworks[0]: 0.0.0.0/0 is open to the whole world"),
+    ({"authorizedNetworks": ["0.0.0.0/0"]}, "cluster.authorizedNetworks[0]: 0.0.0.0/0 covers the whole internet"),
     ({"ranges": {"pods": "8.8.0.0/16"}}, "cluster.ranges.pods: 8.8.0.0/16 is not a private network"),
     ({"ranges": {"pods": "127.0.0.0/17"}}, "cluster.ranges.pods: 127.0.0.0/17 is not a private network"),
     ({"ranges": {"pods": "169.254.0.0/17"}}, "cluster.ranges.pods: 169.254.0.0/17 is not a private network"),
     ({"ranges": {"pods": "192.0.2.0/24"}}, "cluster.ranges.pods: 192.0.2.0/24 is not a private network"),
     (
         {"ranges": {"nodes": "10.8.0.0/29"}, "workers": {"maxNodes": 5}},
-        "cluster.ranges.nodes: 10.8.0.0/29 is too small for 8 nodes, write a /28 or larger",
+        "cluster.ranges.nodes: 10.8.0.0/29 is too small for 8 nodes; write a /28 or larger",
     ),
     (
         {"ranges": {"pods": "10.12.0.0/22"}, "workers": {"maxNodes": 5}},
-        "cluster.ranges.pods: 10.12.0.0/22 is too small for 8 nodes, write a /21 or larger",
+        "cluster.ranges.pods: 10.12.0.0/22 is too small for 8 nodes; write a /21 or larger",
     ),
     ({"ranges": {"services": "10.9.0.0/29"}}, "cluster.ranges.services: 10.9.0.0/29 is too small"),
-    ({"ranges": {"services": "10.8.0.0/24"}}, "cluster.ranges.services: 10.8.0.0/24 overlaps nodes, 10.8.0.0/22"),
+    ({"ranges": {"services": "10.8.0.0/24"}}, "cluster.ranges.services: 10.8.0.0/24 overlaps cluster.ranges.nodes"),
     (
         {"network": {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}, "ranges": {"pods": "10.1.0.0/17"}},
-        "cluster.ranges: are those of a network of its own",
+        "cluster.ranges: applies only to a network that the stack creates",
     ),
     ({"workers": {"minNodes": 3, "maxNodes": 2}}, "cluster.workers.maxNodes: 2 is less than minNodes, 3"),
     ({"workers": {"machine": "big"}}, "cluster.workers.machine: 'big' is not a machine type"),
-    ({"hardening": {"shieldedNodes": False}}, "cluster.hardening.secureBoot: needs shielded nodes"),
-    ({"hardening": {"databaseKey": "key"}}, "cluster.hardening.databaseKey: 'key' is not a key; write e.g. projects/"),
+    ({"hardening": {"shieldedNodes": False}}, "cluster.hardening.secureBoot: requires shielded nodes"),
+    ({"hardening": {"databaseKey": "key"}}, "cluster.hardening.databaseKey: 'key' is not a Cloud KMS key; write"),
     (
         {"hardening": {"sandbox": True}, "workers": {"accelerators": {"type": "nvidia-tesla-t4"}}},
-        "cluster.hardening.sandbox: has no GPUs",
+        "cluster.hardening.sandbox: does not support GPUs",
     ),
-    ({"kubeconfig": "x"}, "cluster.kubeconfig: is not a key that is known here"),
+    ({"kubeconfig": "x"}, "cluster.kubeconfig: unknown key"),
 ]
 
 
@@ -411,7 +414,7 @@ def test_what_is_wrong_with_a_cluster_of_its_own_is_named(changed: dict[str, Any
 
 @pytest.mark.parametrize("text", ["30", "59s", "0m", "1.5h", "m"])
 def test_a_limit_that_is_no_duration_is_refused(kubeconfig: Path, text: str) -> None:
-    assert problem(kubeconfig, limits={"idle": text}).startswith(f"limits.idle: '{text}' is not a duration of a minute")
+    assert problem(kubeconfig, limits={"idle": text}).startswith(f"limits.idle: '{text}' is not a duration of at")
 
 
 def test_workers_of_a_cluster_of_its_own_are_where_their_pool_is_and_get_its_gpus() -> None:

@@ -55,16 +55,16 @@ class ExistingMachines(ComponentResource):
             hosts.append(
                 Host(
                     name=host.name,
-                    address=host.inside,
+                    address=host.internal_address,
                     # A machine that is made anew has a new one.
                     identity=connection.get("host_key", ""),
                     connection=connection,
-                    port=settings.inner_port,
+                    port=settings.cluster_ssh_port,
                     gone=host.gone,
                 )
             )
         self.hosts = sorted(hosts, key=lambda host: host.name != settings.scheduler_name)
-        self.network = settings.network or " ".join(host.inside for host in there)
+        self.network = settings.network or " ".join(host.internal_address for host in there)
         self.register_outputs({"network": self.network})
 
     def _connection(
