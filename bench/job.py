@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster, get_task_stream
 from bench.figures import Comparison
 from bench.prepare import up
 from bench.rig import Rig
-from daskstack import connection
+from daskstack import client_output, connection
 
 WORKERS, THREADS = 2, 1
 SEEDS = itertools.count(1)  # other data each time: a job just like the last one may find its result still there
@@ -95,4 +95,4 @@ def _cluster(rig: Rig, stack: ExitStack, *, tls: bool) -> Client:
     names = ["scheduler", *(f"worker-{number + 1}" for number in range(WORKERS))]
     settings = {"workers": {"threads": THREADS, "memoryLimit": "2 GiB"}, "dask": {"tls": tls}}
     up(program, fleet, fleet.fresh(*names), **settings)
-    return stack.enter_context(connection.Client(program.output("client")))
+    return stack.enter_context(connection.Client(client_output.parse(program.output("client"))))

@@ -163,11 +163,10 @@ def _jobs(trial: Rehearsal, secure: Comparison, repeats: int) -> None:
     for tls in (True, False):
         way = Ours(trial, tls=tls)
         way.make(FEW)
-        outputs = trial.pulumi("stack", "output", "--json", "--show-secrets", capture_output=True, text=True).stdout
         with ExitStack() as stack:
             stack.callback(way.remove)
             os.environ["PATH"] = trial.environ["PATH"]  # for kubectl, which holds the way open
-            client: Client = stack.enter_context(connection.Client(json.loads(outputs)["client"]))
+            client: Client = stack.enter_context(connection.Client(trial.client()))
             series(client)  # so that the imports are done
             rates[tls] = [60 / seconds_of(series, client) for _ in range(repeats)]
     for ours, theirs in zip(rates[True], rates[False], strict=True):

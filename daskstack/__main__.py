@@ -4,6 +4,7 @@ import sys
 import time
 
 from daskstack import engine, status_and_logs
+from daskstack.client_output import KubernetesClient, MachinesClient
 from daskstack.printable import printable
 from daskstack.route import wake, way_to
 from daskstack.tunnel import TunnelError
@@ -24,7 +25,7 @@ def summary(stack: str) -> None:
     print()
     print(f"{'scheduler':<12} {outputs['scheduler']}")
     print(f"{'dashboard':<12} {PYTHON} -m daskstack dashboard {stack}")
-    if outputs["client"].get("jupyter"):
+    if outputs["client"].jupyter:
         print(f"{'notebook':<12} {PYTHON} -m daskstack jupyter {stack}")
     print(f"{'in Python':<12} {PYTHON} -ic 'import daskstack; client = daskstack.connect(\"{stack}\")'")
     print(f"{'remove':<12} make destroy" + ("" if stack == "dev" else f" STACK={stack}"))
@@ -44,7 +45,7 @@ def logs(stack: str, machine: str | None = None) -> None:
     """The last lines of Dask's services, of all machines (or kinds of pods) or one."""
     outputs = engine.cluster(stack)
     client = outputs["client"]
-    if "kubernetes" in client:
+    if isinstance(client, KubernetesClient):
         print(printable(status_and_logs.pod_logs(client, machine)))
         return
     machines = outputs["admin"]["machines"]
@@ -65,21 +66,21 @@ def logs(stack: str, machine: str | None = None) -> None:
 def dashboard(stack: str) -> None:
     """Keeps a way to the dashboard open until Ctrl-C."""
     client = engine.cluster(stack)["client"]
-    host, _, path = client["dashboard"].removeprefix("http://").partition("/")
+    host, _, path = client.dashboard.removeprefix("http://").partition("/")
     keep_open(client, f"the dashboard of {stack}", host, path)
 
 
 def jupyter(stack: str) -> None:
     """Keeps a way to the notebook server open until Ctrl-C."""
     outputs = engine.cluster(stack)
-    if not outputs["client"].get("jupyter"):
+    if not outputs["client"].jupyter:
         raise engine.EngineError(f"stack {stack} has no notebook server")
     # Not the password itself: terminals keep what they show, and others may look on.
     print(f"its password: pulumi stack output jupyterPassword --show-secrets --stack {stack}")
-    keep_open(outputs["client"], f"the notebook server of {stack}", outputs["client"]["jupyter"], "lab")
+    keep_open(outputs["client"], f"the notebook server of {stack}", outputs["client"].jupyter, "lab")
 
 
-def keep_open(client: dict, what: str, target: str, path: str) -> None:
+def keep_open(client: MachinesClient | KubernetesClient, what: str, target: str, path: str) -> None:
     with way_to(client, [target]) as way:
         print(f"{what}: http://127.0.0.1:{way.ports[0]}/{path} (until Ctrl-C)", flush=True)
         while not (fault := way.fault()):

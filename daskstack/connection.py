@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from ssl import SSLEOFError, SSLZeroReturnError
-from typing import Any
 from urllib.parse import urlsplit
 
 import distributed
@@ -16,6 +15,7 @@ from distributed.comm.core import FatalCommClosedError
 from distributed.security import Security
 
 from daskstack import engine
+from daskstack.client_output import KubernetesClient, MachinesClient, Tls
 from daskstack.route import wake, way_to
 from daskstack.tunnel import TunnelError
 
@@ -33,17 +33,17 @@ class VersionError(RuntimeError):
 class Client(distributed.Client):
     """A client that reaches its scheduler and dashboard through tunnels; closing it closes them."""
 
-    def __init__(self, facts: Mapping[str, Any], **kwargs):
+    def __init__(self, facts: MachinesClient | KubernetesClient, **kwargs):
         self._tunnels = contextlib.ExitStack()
         self._attempt: float | None = None
-        scheduler, dashboard = urlsplit(facts["scheduler"]), urlsplit(facts["dashboard"])
+        scheduler, dashboard = urlsplit(facts.scheduler), urlsplit(facts.dashboard)
         self._way = self._tunnels.enter_context(way_to(facts, [scheduler.netloc, dashboard.netloc]))
         ports = self._way.ports
         self._dashboard = f"http://127.0.0.1:{ports[1]}{dashboard.path}"
         try:
             super().__init__(
                 f"{scheduler.scheme}://127.0.0.1:{ports[0]}",
-                security=security(facts["tls"]) if scheduler.scheme == "tls" else None,
+                security=security(facts.tls) if scheduler.scheme == "tls" else None,
                 **kwargs,
             )
         except BaseException:
@@ -96,10 +96,10 @@ def connect(stack: str = "dev", *, wakes: bool = True, **kwargs) -> Client:
     there is no way to it, and `ConnectionError` where the scheduler does not answer.
     """
     facts = engine.cluster(stack)["client"]
-    if different := differences(facts["python"], facts["packages"]):
+    if different := differences(facts.python, facts.packages):
         raise VersionError(
             f"this Python differs from the cluster's in {', '.join(different)}. Run it with the cluster's environment: "
-            f"uv run --no-project --python {facts['python']} --with-requirements {facts['lock']} python"
+            f"uv run --no-project --python {facts.python} --with-requirements {facts.lock} python"
         )
     try:
         if wakes and (workers := wake(facts)):
@@ -126,11 +126,11 @@ def differences(python: str, packages: Mapping[str, str]) -> list[str]:
     return result
 
 
-def security(tls: Mapping[str, str]) -> Security:
-    """Credentials of the stack's client, which stay in memory; PEM text each."""
+def security(tls: Tls) -> Security:
+    """Dask's form of the credentials, which stay in memory."""
     return Security(
         require_encryption=True,
-        tls_ca_file=tls["authority"],
-        tls_client_cert=tls["certificate"],
-        tls_client_key=tls["key"],
+        tls_ca_file=tls.authority,
+        tls_client_cert=tls.certificate,
+        tls_client_key=tls.key,
     )

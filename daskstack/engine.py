@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from daskstack import client_output
+
 PROJECT = Path(__file__).resolve().parents[1]
 VERSION = "3.259.0"  # what is installed where PATH has no engine
 MINIMUM = (3, 214, 0)  # older engines have no `pulumi.Stash`
@@ -169,11 +171,14 @@ def outputs(stack: str, *, secrets: bool = True) -> dict:
 
 
 def cluster(stack: str) -> dict:
-    """The outputs of a stack that has a cluster; raises EngineError where it has none."""
+    """The outputs of a stack that has a cluster, `client` parsed; raises EngineError where it has none."""
     found = outputs(stack)
     if "client" not in found:
         raise EngineError(f"stack {stack} has no cluster yet, or none that works: run `make up STACK={stack}`")
-    return found
+    try:
+        return found | {"client": client_output.parse(found["client"])}
+    except ValueError as error:
+        raise EngineError(f"{error}. Run `make up STACK={stack}`, or use the version that made the stack") from None
 
 
 @functools.cache

@@ -8,10 +8,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Generator, Sequence
+from typing import IO
 
 from daskstack import private_folder
+from daskstack.client_output import KubernetesAccess
 from daskstack.tunnel import TunnelError, Way
 
 WAIT = 30  # seconds for a port-forward to open
@@ -20,10 +21,10 @@ PAUSE = 1  # seconds until one that died is tried again
 
 
 @contextlib.contextmanager
-def kubectl(cluster: Mapping[str, Any]) -> Generator[list[str]]:
-    """The words of a command that reaches the cluster: its `kubeconfig` is a path, or the text of such a file.
+def kubectl(cluster: KubernetesAccess) -> Generator[list[str]]:
+    """The words of a command that reaches the cluster.
 
-    `context` may be empty. A text is in a file of the user's own inside the context.
+    If `kubeconfig` is text, it is in a file inside the context, which only the caller's user can read.
     """
     with contextlib.ExitStack() as stack:
         path = os.path.expanduser(cluster["kubeconfig"])
@@ -36,7 +37,7 @@ def kubectl(cluster: Mapping[str, Any]) -> Generator[list[str]]:
         yield ["kubectl", "--kubeconfig", path, *context]
 
 
-def wake(cluster: Mapping[str, Any], namespace: str) -> int:
+def wake(cluster: KubernetesAccess, namespace: str) -> int:
     """Brings back the workers that went when nothing was computed. Returns how many; they take a while to come."""
     with kubectl(cluster) as command:
 
@@ -60,7 +61,7 @@ def wake(cluster: Mapping[str, Any], namespace: str) -> int:
 
 
 @contextlib.contextmanager
-def forward(cluster: Mapping[str, Any], namespace: str, targets: Sequence[str]) -> Generator[Way]:
+def forward(cluster: KubernetesAccess, namespace: str, targets: Sequence[str]) -> Generator[Way]:
     """A port of this computer's loopback for each of `targets` ("service:port"), open inside the context."""
     with kubectl(cluster) as command, contextlib.ExitStack() as stack:
         forwarders = []

@@ -1,27 +1,27 @@
-"""How this computer gets to what a stack has inside: through SSH, or through Kubernetes."""
+"""How this computer reaches a cluster: through SSH or through Kubernetes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 from daskstack import kubectl, wake_machines
+from daskstack.client_output import KubernetesClient, MachinesClient
 from daskstack.tunnel import Way, tunnel
 
 
-def wake(facts: Mapping[str, Any]) -> int:
-    """Brings back what `limits.idle` has let go; returns how many workers will come."""
-    if not facts.get("sleeps"):
+def wake(client: MachinesClient | KubernetesClient) -> int:
+    """Starts the workers that `limits.idle` has stopped; returns how many."""
+    if not client.sleeps:
         return 0
-    if "kubernetes" in facts:
-        return kubectl.wake(facts["kubernetes"], facts["namespace"])
-    return wake_machines.wake(facts)
+    if isinstance(client, KubernetesClient):
+        return kubectl.wake(client.kubernetes, client.namespace)
+    return wake_machines.wake(client.google, client.tunnel, client.head) if client.google else 0
 
 
-def way_to(facts: Mapping[str, Any], targets: Sequence[str]) -> AbstractContextManager[Way]:
+def way_to(client: MachinesClient | KubernetesClient, targets: Sequence[str]) -> AbstractContextManager[Way]:
     """Ports of this computer's loopback that lead to `targets` ("host:port", as the cluster itself names them).
 
-    `facts` is the stack's output `client`. The ports are open inside the context; TunnelError where they do not open.
+    The ports are open inside the context. Raises TunnelError if they do not open.
     """
-    if "kubernetes" in facts:
-        return kubectl.forward(facts["kubernetes"], facts["namespace"], targets)
-    return tunnel(facts["tunnel"], targets)
+    if isinstance(client, KubernetesClient):
+        return kubectl.forward(client.kubernetes, client.namespace, targets)
+    return tunnel(client.tunnel, targets)

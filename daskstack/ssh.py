@@ -1,12 +1,13 @@
 """The OpenSSH client with keys from memory."""
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from daskstack import private_folder
+from daskstack.client_output import Connection
 
 OPTIONS = {
     "BatchMode": "yes",
@@ -20,7 +21,7 @@ OPTIONS = {
 
 
 # What is written into ssh's configuration, where another line or a quote would be another option or a command.
-_PLAIN = {
+_PLAIN: dict[Literal["host", "user", "host_key"], str] = {
     "host": r"[A-Za-z0-9:][A-Za-z0-9:._-]*(%[A-Za-z0-9_.-]+)?",
     "user": r"[A-Za-z_][A-Za-z0-9_.-]*",
     "host_key": r"[a-z0-9][a-z0-9@.-]* [A-Za-z0-9+/=]+( [^\n]*)?",
@@ -28,12 +29,10 @@ _PLAIN = {
 
 
 @contextmanager
-def command(connection: Mapping[str, Any]) -> Generator[list[str]]:
+def command(connection: Connection) -> Generator[list[str]]:
     """The `ssh` command that reaches a machine; append what to run there.
 
-    `connection` has `host`, `user`, `host_key` (one line, "ssh-ed25519 AAAA..."), and maybe `port` (22), `private_key`
-    (else the user's agent is asked) with its `certificate`, and `proxy` (the same again, for a bastion). Keys are on
-    disk only inside the context, in a folder that only the caller's user can read.
+    Keys are on disk only inside the context, in a folder that only the caller's user can read.
     """
     with private_folder.folder() as folder:
         config = folder / "config"
@@ -41,7 +40,7 @@ def command(connection: Mapping[str, Any]) -> Generator[list[str]]:
         yield ["ssh", "-F", str(config), "machine"]
 
 
-def _config(alias: str, connection: Mapping[str, Any], folder: Path) -> str:
+def _config(alias: str, connection: Connection, folder: Path) -> str:
     for name, right in _PLAIN.items():
         if not re.fullmatch(right, str(connection[name])):
             raise ValueError(f"the connection's {name} is {connection[name]!r}, which ssh could misread")

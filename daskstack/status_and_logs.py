@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from daskstack import kubectl, ssh
+from daskstack.client_output import Connection, KubernetesClient
 
 REPORT_STATUS = Path(__file__).with_name("report_status.py")
 WAIT = 90  # seconds for an answer
@@ -59,14 +60,14 @@ class Status(BaseModel):
 def status(outputs: Mapping[str, Any]) -> Status:
     """How the workers are; from a stack's outputs. RemoteError where the answer is none."""
     client = outputs["client"]
-    program, scheduler = REPORT_STATUS.read_text(), client["scheduler"]
-    if "kubernetes" in client:
+    program, scheduler = REPORT_STATUS.read_text(), client.scheduler
+    if isinstance(client, KubernetesClient):
         address = f"{urlsplit(scheduler).scheme}://127.0.0.1:8786"
-        with kubectl.kubectl(client["kubernetes"]) as command:
-            pod = ["--namespace", client["namespace"], "exec", "--stdin", "deployment/dask-scheduler"]
+        with kubectl.kubectl(client.kubernetes) as command:
+            pod = ["--namespace", client.namespace, "exec", "--stdin", "deployment/dask-scheduler"]
             said = ask([*command, *pod, "--", "python", "-I", "-", address], program)
     else:
-        machine = outputs["admin"]["machines"][client["head"]]
+        machine = outputs["admin"]["machines"][client.head]
         with ssh.command(machine) as command:
             said = ask([*command, f"{_as_root(machine)}{AS_DASK} python -I - {scheduler}"], program)
     return parse_status(said)
@@ -85,18 +86,18 @@ def parse_status(said: str) -> Status:
         ) from None
 
 
-def journal(machine: Mapping[str, Any]) -> str:
+def journal(machine: Connection) -> str:
     """The last lines of Dask's services on a machine."""
     with ssh.command(machine) as command:
         show = f"journalctl -u 'dask-*' -n {LINES} --no-pager -o short-iso"
         return ask([*command, f"{_as_root(machine)}timeout 60 {show}"])
 
 
-def pod_logs(client: Mapping[str, Any], component: str | None) -> str:
+def pod_logs(client: KubernetesClient, component: str | None) -> str:
     """The last lines of the pods of a release, or of one kind of them."""
     selector = f"release=dask,component={component}" if component else "release=dask"
-    with kubectl.kubectl(client["kubernetes"]) as command:
-        words = ["--namespace", client["namespace"], "logs", "--selector", selector, "--tail", str(LINES)]
+    with kubectl.kubectl(client.kubernetes) as command:
+        words = ["--namespace", client.namespace, "logs", "--selector", selector, "--tail", str(LINES)]
         return ask([*command, *words, "--prefix", "--all-containers"])
 
 
@@ -148,5 +149,5 @@ def ask(command: Sequence[str], program: str = "", wait: float = WAIT, size: int
     return text
 
 
-def _as_root(machine: Mapping[str, Any]) -> str:
+def _as_root(machine: Connection) -> str:
     return "" if machine["user"] == "root" else "sudo -n "

@@ -6,11 +6,12 @@ import select
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from daskstack import ssh
+from daskstack.client_output import Connection
 
 WAIT = 30  # seconds for a tunnel to open
 
@@ -29,8 +30,8 @@ class Way:
 
 
 @contextlib.contextmanager
-def tunnel(connection: Mapping[str, Any], targets: Sequence[str]) -> Generator[Way]:
-    """A port for each of `targets` ("host:port"), as the machine behind `connection` (see `ssh.command`) reaches them.
+def tunnel(connection: Connection, targets: Sequence[str]) -> Generator[Way]:
+    """A port for each of `targets` ("host:port"), as the machine behind `connection` reaches them.
 
     They are open inside the context, and nothing is sent to them before ssh itself says that it holds them: any user
     of this computer can listen at a port that ssh is about to take.

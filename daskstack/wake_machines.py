@@ -4,21 +4,20 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
-from typing import Any
 
+from daskstack.client_output import Connection, Google
 from daskstack.tunnel import TunnelError, opens
 
 WAIT = 180  # seconds for a machine that was started to answer
 OFF = ("TERMINATED", "STOPPED")
 
 
-def wake(facts: Mapping[str, Any]) -> int:
-    """Starts what is off of a stack's machines, and waits until the scheduler's answers; how many workers will come.
+def wake(google: Google, door: Connection, head: str) -> int:
+    """Starts the machines that are off, waits until `door` answers, and returns the number of workers among them.
 
-    Nothing is started without gcloud, or where it may not look while the machine answers: `make up` does it, too.
+    `head` is the scheduler's machine. Without gcloud nothing is started, and neither if gcloud fails while `door`
+    answers: `make up` starts the machines too.
     """
-    google, door = facts["google"], facts["tunnel"]
 
     def answers() -> bool:
         return opens(door.get("port") or 22, door["host"])
@@ -40,22 +39,22 @@ def wake(facts: Mapping[str, Any]) -> int:
         if time.monotonic() > deadline:
             raise TunnelError(f"{', '.join(asleep)} were started, but {door['host']} does not answer after {WAIT} s")
         time.sleep(1)
-    return len(set(asleep) - {facts["head"]})
+    return len(set(asleep) - {head})
 
 
-def statuses(google: Mapping[str, Any]) -> dict[str, str]:
+def statuses(google: Google) -> dict[str, str]:
     """How the machines are, such as RUNNING or TERMINATED, by the names that they have here."""
     listed = {each["name"]: each["status"] for each in json.loads(_compute(google, "list", "--format", "json") or "[]")}
-    return {here: listed[there] for here, there in google["machines"].items() if there in listed}
+    return {here: listed[there] for here, there in google.machines.items() if there in listed}
 
 
-def gcloud(google: Mapping[str, Any], what: str, *machines: str) -> None:
+def gcloud(google: Google, what: str, *machines: str) -> None:
     """Does something to machines, such as `start`."""
-    _compute(google, what, *(google["machines"][machine] for machine in machines), "--zone", google["zone"])
+    _compute(google, what, *(google.machines[machine] for machine in machines), "--zone", google.zone)
 
 
-def _compute(google: Mapping[str, Any], *words: str) -> str:
-    command = ["gcloud", "compute", "instances", *words, "--project", google["project"], "--quiet"]
+def _compute(google: Google, *words: str) -> str:
+    command = ["gcloud", "compute", "instances", *words, "--project", google.project, "--quiet"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT)
     except subprocess.TimeoutExpired:

@@ -14,12 +14,13 @@ import time
 from contextlib import ExitStack
 
 from daskstack import ssh
+from daskstack.client_output import Connection
 
 ATTEMPTS = 3
 ANSWER = 10  # seconds
 
 
-def scan(address: str, port: str, bastion: dict | None) -> tuple[str, str]:
+def scan(address: str, port: str, bastion: Connection | None) -> tuple[str, str]:
     """The key, "ssh-ed25519 AAAA...", empty where there is none; and what was said then."""
     command = ["ssh-keyscan", "-T", str(ANSWER), "-t", "ed25519", "-p", port, address]
     with ExitStack() as stack:
@@ -37,7 +38,7 @@ def scan(address: str, port: str, bastion: dict | None) -> tuple[str, str]:
     return "", done.stderr.strip()
 
 
-def read(address: str, port: str, bastion: dict | None) -> str:
+def read(address: str, port: str, bastion: Connection | None) -> str:
     """The key. Ends the program with a sentence where there is none."""
     said = ""
     for _ in range(ATTEMPTS):

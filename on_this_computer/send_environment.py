@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from daskstack import ssh
+from daskstack.client_output import Connection
 from daskstack.engine import PROJECT, cache_folder, digest
 from settings import lock
 
@@ -96,7 +97,7 @@ TAKE = (
 REMOVE = f"cd /; rm -rf {OPT}/files {OPT}/files.??????; rmdir {OPT} 2>/dev/null || true"
 
 
-def send(folder: Path, connection: dict) -> None:
+def send(folder: Path, connection: Connection) -> None:
     """Copies the folder to where only root can write."""
     tar = ["tar", "--create", "--directory", folder.parent, FOLDER]
     # Leaving the context closes this side of the pipe, so that tar ends when ssh has ended without reading it all.
@@ -110,7 +111,7 @@ def send(folder: Path, connection: dict) -> None:
         )
 
 
-def as_root(connection: dict, script: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> int:
+def as_root(connection: Connection, script: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> int:
     """The status of a bash script on the machine; ends the program where it takes too long."""
     privilege = [] if connection["user"] == "root" else ["sudo", "-n"]
     with ssh.command(connection) as command:

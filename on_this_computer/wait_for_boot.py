@@ -16,6 +16,7 @@ import sys
 import time
 
 from daskstack import ssh
+from daskstack.client_output import Connection
 from on_this_computer.read_host_key import fingerprint, first_contact, scan
 
 PAUSE = 2  # seconds between two attempts
@@ -34,7 +35,7 @@ def main() -> None:
     said = "its SSH did not answer"
     while time.monotonic() < deadline:
         key, problem = scan(connection["host"], str(connection["port"]), connection.get("proxy"))
-        if key and not (problem := started(connection | {"host_key": key})):
+        if key and not (problem := started({**connection, "host_key": key})):
             compare(key, first=not connection.get("proxy"))
             first_contact(connection["host"], str(connection["port"]), key)
             return
@@ -45,7 +46,7 @@ def main() -> None:
     )
 
 
-def started(connection: dict) -> str:
+def started(connection: Connection) -> str:
     """Empty where the machine has started up; else what is not so yet."""
     with ssh.command(connection) as command:
         try:

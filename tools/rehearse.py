@@ -12,14 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from daskstack import engine, kubectl, wake_machines
+from daskstack import client_output, engine, kubectl, wake_machines
+from daskstack.client_output import Google, KubernetesClient, MachinesClient
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from daskstack.route import wake
@@ -126,6 +127,9 @@ class Rehearsal:
         shown = self.pulumi("stack", "output", "--json", "--show-secrets", stdout=subprocess.PIPE, text=True)
         return json.loads(shown.stdout)
 
+    def client(self) -> MachinesClient | KubernetesClient:
+        return client_output.parse(self.outputs()["client"])
+
     def down(self) -> None:
         """What it runs on goes, also after a destroy that failed."""
         if "DASKSTACK_REHEARSAL_MACHINES" in self.environ:
@@ -159,11 +163,11 @@ IDLE = 60  # seconds, in place of the stack's own limit, once all else was seen
 PATIENCE = 180  # seconds for workers to go or to come
 
 
-def workers(client: Mapping[str, Any]) -> list[str]:
+def workers(client: KubernetesClient) -> list[str]:
     """The pods of workers, those that are about to go, too."""
     which = ["get", "pods", "--selector", "component=worker", "--output", "name"]
-    with kubectl.kubectl(client["kubernetes"]) as command:
-        words = [*command, "--namespace", client["namespace"], *which]
+    with kubectl.kubectl(client.kubernetes) as command:
+        words = [*command, "--namespace", client.namespace, *which]
         return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
@@ -186,7 +190,8 @@ def in_kubernetes(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -
     with phase(f"one worker more, and idle after {IDLE} s"):
         rehearsal.start(config)
         rehearsal.up()
-    client = rehearsal.outputs()["client"]
+    client = rehearsal.client()
+    assert isinstance(client, KubernetesClient)
     with phase("asleep: nothing was computed"):
         until("the workers did not go", lambda: not workers(client))
     awake(client, phase)
@@ -194,7 +199,7 @@ def in_kubernetes(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -
 
 def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> None:
     """What may befall machines in Google Cloud."""
-    settings, google = config["config"][KEY], rehearsal.outputs()["client"]["google"]
+    settings, google = config["config"][KEY], google_of(rehearsal.client())
     machines = settings["machines"]
 
     workers = machines.get("workers", 2)
@@ -209,16 +214,21 @@ def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> 
     with phase(f"one worker more, and idle after {IDLE} s"):
         rehearsal.start(config)
         rehearsal.up("--refresh")
-    client = rehearsal.outputs()["client"]
+    client = rehearsal.client()
     with phase("asleep: nothing was computed"):
         until(
             "the machines did not switch themselves off",
-            lambda: set(wake_machines.statuses(client["google"]).values()) == {"TERMINATED"},
+            lambda: set(wake_machines.statuses(google_of(client)).values()) == {"TERMINATED"},
         )
     awake(client, phase)
 
 
-def awake(client: Mapping[str, Any], phase: Phases) -> None:
+def google_of(client: MachinesClient | KubernetesClient) -> Google:
+    assert isinstance(client, MachinesClient) and client.google
+    return client.google
+
+
+def awake(client: MachinesClient | KubernetesClient, phase: Phases) -> None:
     with phase("awake: a job's result"):
         say(f"{wake(client)} workers come back")
         with Client(client) as dask:

@@ -13,6 +13,7 @@ from pulumi_command import local
 from components.kubernetes import chart_values
 from components.kubernetes.identities import jupyter_hash, jupyter_secret, tls_identities
 from components.machines.client_keys import notice
+from daskstack import client_output
 from daskstack.engine import PROJECT, digest
 from settings import lock
 from settings.kubernetes import JUPYTER_LOCK, KubernetesTarget
@@ -82,6 +83,7 @@ class DaskOnKubernetes(ComponentResource):
         self.password = Output.secret(jupyter["password"])
         self.client = Output.secret(
             Output.all(
+                target="kubernetes",
                 kubernetes=args["cluster"],
                 namespace=self.namespace,
                 scheduler=self.scheduler,
@@ -92,7 +94,7 @@ class DaskOnKubernetes(ComponentResource):
                 python=settings.environment.python,
                 packages=self.lock.packages,
                 lock=settings.environment.lock,
-            )
+            ).apply(client_output.exported)
         )
         self.register_outputs(
             {

@@ -13,6 +13,7 @@ from components.machines import dask_options, moves
 from components.machines.client_keys import client_identity, notice
 from components.machines.machine import Machine
 from components.machines.step import ON_THE_CLUSTER, Host, Step
+from daskstack import client_output
 from daskstack.engine import PROJECT
 from daskstack.printable import printable
 from settings import MachinesTarget, lock
@@ -94,6 +95,7 @@ class DaskOnMachines(ComponentResource):
         self.check = self._check(self._members()).command.stdout.apply(printable)  # tasks can forge it
         self.client = Output.secret(
             Output.all(
+                target="machines",
                 scheduler=self.scheduler,
                 dashboard=self.dashboard,
                 head=self.head.host.name,
@@ -101,8 +103,9 @@ class DaskOnMachines(ComponentResource):
                 python=settings.environment.python,
                 packages=self.lock.packages,
                 lock=settings.environment.lock,
-                **({"google": args["google"], "sleeps": bool(settings.limits.idle)} if "google" in args else {}),
-            )
+                sleeps=settings.limits.idle is not None,
+                google=args.get("google"),
+            ).apply(client_output.exported)
         )
         connections = {each: Output.all(**machine.host.connection) for each, machine in self.machines.items()}
         self.admin = Output.secret(Output.all(machines=Output.all(**connections)))

@@ -33,6 +33,7 @@ from on_this_computer import (
     send_environment,
     wait_for_deletion,
 )
+from tests.client_outputs import machines_client
 from tests.engine.support import wait_for
 
 PATIENCE = 60  # seconds: far more than any limit here, for a busy computer
@@ -115,8 +116,7 @@ def test_a_machine_that_accepts_and_stays_silent_ends_each_program_of_up(silent,
 
 
 def test_a_machine_that_accepts_and_stays_silent_ends_status_and_logs(silent):
-    client = {"scheduler": "tls://10.1.0.1:8786", "head": "head"}
-    outputs = {"client": client, "admin": {"machines": {"head": silent}}}
+    outputs = {"client": machines_client(), "admin": {"machines": {"head": silent}}}
     for ask in (lambda: status_and_logs.status(outputs), lambda: status_and_logs.journal(silent)):
         assert re.search("`ssh` ended with status 255: .*timed out", ends(ask), re.DOTALL)
 
@@ -246,13 +246,7 @@ def test_a_scheduler_that_stands_still_ends_connect(stopped, monkeypatch):
         yield Way([port, port], lambda: "")
 
     minor = ".".join(platform.python_version_tuple()[:2])
-    facts = {
-        "python": minor,
-        "packages": {},
-        "lock": "",
-        "scheduler": stopped,
-        "dashboard": "http://127.0.0.1:1/status",
-    }
+    facts = machines_client(python=minor, scheduler=stopped, dashboard="http://127.0.0.1:1/status")
     monkeypatch.setattr(connection.engine, "cluster", lambda stack: {"client": facts})
     monkeypatch.setattr(connection, "way_to", way)
     said = ends(lambda: connection.connect("mine", wakes=False, timeout=1))

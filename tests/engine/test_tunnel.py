@@ -12,6 +12,7 @@ import pytest
 from daskstack import __main__ as command_line
 from daskstack import kubectl, tunnel
 from daskstack.tunnel import TunnelError
+from tests.client_outputs import machines_client
 from tests.engine.support import Keys, Sshd, wait_for
 
 
@@ -80,7 +81,7 @@ def test_an_ssh_that_never_says_anything_is_given_up(monkeypatch: pytest.MonkeyP
 
 
 def test_who_keeps_a_way_open_is_told_when_it_ends(sshd: Sshd, capsys: pytest.CaptureFixture) -> None:
-    facts = {"tunnel": sshd.connection()}
+    facts = machines_client(tunnel=sshd.connection())
     printed, real = [], command_line.time.sleep
 
     def sleep(seconds: float) -> None:

@@ -27,7 +27,7 @@ import pytest
 from distributed import Client
 
 from components.kubernetes.identities import tls_identities
-from daskstack import connection, status_and_logs
+from daskstack import client_output, connection, status_and_logs
 from daskstack.engine import PROJECT, engine
 from daskstack.route import wake, way_to
 from rehearsal.kubernetes import components, images, network, objects
@@ -116,7 +116,8 @@ class Stack(Rehearsal):
         return self.run("destroy", "--yes", "--skip-preview")
 
     def outputs(self) -> dict[str, Any]:
-        return json.loads(self.run("stack", "output", "--json", "--show-secrets"))
+        known = json.loads(self.run("stack", "output", "--json", "--show-secrets"))
+        return known | {"client": client_output.parse(known["client"])}
 
     def connect(self) -> connection.Client:
         return connection.Client(self.outputs()["client"])
@@ -179,11 +180,11 @@ def test_status_and_logs_are_asked_of_the_pods(built: Stack) -> None:
 
 def test_the_scheduler_refuses_clients_without_a_certificate_and_with_a_foreign_authoritys(built: Stack) -> None:
     facts = built.outputs()["client"]
-    own = facts["tls"]
+    own = facts.tls
     foreign = tls_identities(STACK, ["client"])["client"]
     with way_to(facts, ["dask-scheduler:8786"]) as way:
         for address in (f"tls://127.0.0.1:{way.ports[0]}", balanced(built)):
-            assert accepts(address, own["certificate"], own["key"])
+            assert accepts(address, own.certificate, own.key)
             assert not accepts(address), "without a certificate"
             assert not accepts(address, foreign["tls.crt"], foreign["tls.key"]), "with a foreign authority's"
 
@@ -209,7 +210,7 @@ def test_no_secret_is_outside_of_secrets_and_encrypted_state(built: Stack) -> No
     outputs, known = built.outputs(), secrets(built)
     keys = {name: text for name, text in known.items() if name.endswith(" tls.key")}
     assert sorted(keys) == [f"dask-tls-{part} tls.key" for part in ("client", "scheduler", "worker")]
-    assert outputs["client"]["tls"]["key"] in keys.values() and known["dask-env TOKEN"] == TOKEN
+    assert outputs["client"].tls.key in keys.values() and known["dask-env TOKEN"] == TOKEN
     words = [outputs["jupyterPassword"], TOKEN, "swordfish", hashlib.sha256(TOKEN.encode()).hexdigest()]
     words += [json.loads(known["dask-jupyter-password jupyter_server_config.json"])[PROVIDER]["hashed_password"]]
     words += [line for text in keys.values() for line in text.splitlines()[1:-1]]
@@ -301,7 +302,7 @@ def log_in(port: int, password: str) -> bool:
 
 def test_the_notebook_server_takes_its_password_and_no_other(built: Stack) -> None:
     outputs = built.outputs()
-    with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as way:
+    with way_to(outputs["client"], [outputs["client"].jupyter]) as way:
         [port] = way.ports
         assert log_in(port, outputs["jupyterPassword"])
         assert not log_in(port, "dask")
@@ -310,7 +311,7 @@ def test_the_notebook_server_takes_its_password_and_no_other(built: Stack) -> No
 
 
 def test_a_load_balancer_lets_in_the_networks_that_are_named(built: Stack) -> None:
-    credentials = connection.security(built.outputs()["client"]["tls"])
+    credentials = connection.security(built.outputs()["client"].tls)
     with Client(balanced(built), security=credentials, timeout=30) as client:
         assert client.submit(sum, range(10)).result(timeout=60) == 45
 
@@ -377,7 +378,7 @@ def test_a_load_balancer_lets_no_other_network_in(changed: Stack) -> None:
 def test_a_password_of_the_users_own_takes_effect(changed: Stack) -> None:
     outputs = changed.outputs()
     assert outputs["jupyterPassword"] == PASSWORD
-    with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as way:
+    with way_to(outputs["client"], [outputs["client"].jupyter]) as way:
         assert log_in(way.ports[0], PASSWORD)
 
 

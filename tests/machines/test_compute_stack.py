@@ -75,9 +75,6 @@ class Stack(Rehearsal):
             self.up("--refresh")
         self.stands = True
 
-    def client(self) -> dict[str, Any]:
-        return self.outputs()["client"]
-
     def make(self, token: str, **inputs: Any) -> str:
         """A resource that is not the stack's."""
         config = {"project": "my-project", "region": "us-central1", "zone": "us-central1-a"}
@@ -92,7 +89,7 @@ class Stack(Rehearsal):
         subprocess.run(command, cwd=PROJECT, env=self.environ, input=stdin, text=True, check=True)
 
     def gcloud(self, what: str, machine: str) -> None:
-        wake_machines.gcloud(self.client()["google"], what, machine)
+        wake_machines.gcloud(self.client().google, what, machine)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +125,7 @@ def opens(address: str, port: int) -> bool:
 
 
 def test_a_scan_from_where_the_user_is_finds_the_door_alone(stack: Stack) -> None:
-    door = stack.client()["tunnel"]["host"]
+    door = stack.client().tunnel["host"]
     until(lambda: opens(door, 22))
     with ThreadPoolExecutor(512) as pool:
         found = pool.map(lambda port: opens(door, port), PORTS)
@@ -243,7 +240,7 @@ def test_it_is_reached_through_identity_aware_proxy_alone_and_goes_without_a_wor
         machines = told["machines"] | {"iapPort": port}
         stack.start({"config": {KEY: told | {"machines": machines, "firewall": {}}}})
         stack.up("--refresh")
-        assert stack.client()["tunnel"]["host"] == "127.0.0.1"
+        assert stack.client().tunnel["host"] == "127.0.0.1"
         with Client(stack.client()) as dask:
             dask.submit(tasks()[1], "last").result(timeout=60)
         listed = subprocess.run(

@@ -249,9 +249,10 @@ def test_a_notebook_server_that_is_not_there_is_not_opened(checkout: Checkout) -
 
 
 def test_what_a_client_has_opens_dask_and_nothing_else(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
-    facts = engine.cluster("dev")["client"]
-    assert "machines" not in facts
-    door, address = facts["tunnel"], machines["scheduler"].address
+    outputs = engine.cluster("dev")
+    facts = outputs["client"]
+    assert facts.tunnel["private_key"] not in [each["private_key"] for each in outputs["admin"]["machines"].values()]
+    door, address = facts.tunnel, machines["scheduler"].address
 
     def refused(*options: str, words: Sequence[str] = ()) -> str:
         with ssh.command(connection) as command:
@@ -346,10 +347,10 @@ def test_dask_refuses_clients_without_a_certificate_or_with_one_of_a_foreign_aut
     for address, worker in info["workers"].items():
         doors += [address, worker["nanny"]]
     assert len(doors) == 5
-    tls = engine.cluster("dev")["client"]["tls"]
-    foreign = imitated(tls["certificate"])
+    tls = engine.cluster("dev")["client"].tls
+    foreign = imitated(tls.certificate)
     for door in doors:
-        assert accepts(door, tls["certificate"], tls["key"]), door
+        assert accepts(door, tls.certificate, tls.key), door
         assert not accepts(door), door
         assert not accepts(door, *foreign), door
 

@@ -14,8 +14,7 @@ from tornado.iostream import IOStream
 
 from daskstack import connection
 from daskstack.tunnel import Way
-
-FACTS = {"scheduler": "tls://a:1", "dashboard": "http://a:2/", "tls": {}}
+from tests.client_outputs import machines_client
 
 
 class Tunnel(socketserver.ThreadingTCPServer):
@@ -71,7 +70,7 @@ def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Itera
         patch.setattr(connection, "way_to", way_to)
         patch.setattr(connection, "security", lambda _: credentials)
         try:
-            with connection.Client(FACTS, timeout=20) as found:
+            with connection.Client(machines_client(), timeout=20) as found:
                 yield found, tunnel
         finally:
             tunnel.shutdown()

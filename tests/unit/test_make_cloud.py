@@ -5,17 +5,19 @@ import os
 import pty
 import re
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from daskstack import engine
 from tests.checkout import Checkout
+from tests.client_outputs import machines_client
 
 PULUMI = """#!/bin/sh
 case "$*" in
 version) echo v3.300.0 ;;
-*stack\\ output*) echo '{{"client": {{}}, "check": "all is well", "scheduler": "of vms"}}' ;;
+*stack\\ output*) echo '{{"client": {client}, "check": "all is well", "scheduler": "of vms"}}' ;;
 *stack\\ export*) echo '{{"deployment": {{}}}}' ;;
 *) echo "$@" >>{log} ;;
 esac
@@ -38,8 +40,9 @@ class User:
     def __init__(self, folder: Path) -> None:
         self.checkout = Checkout(folder)
         self.log = folder / "log"
+        client = json.dumps(asdict(machines_client()))
         for name, text in {
-            "pulumi": PULUMI.format(log=self.log), "pulumi-language-python": "#!/bin/sh\n", "gcloud": GCLOUD
+            "pulumi": PULUMI.format(log=self.log, client=client), "pulumi-language-python": "#!/bin/sh\n", "gcloud": GCLOUD
         }.items():  # fmt: skip
             file = folder / "bin" / name
             file.parent.mkdir(exist_ok=True)
