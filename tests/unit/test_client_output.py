@@ -20,6 +20,6 @@ def test_the_output_of_another_version_is_rejected_with_the_remedy(monkeypatch: 
     former = {key: value for key, value in asdict(machines_client()).items() if key != "target"}
     monkeypatch.setattr(engine, "outputs", lambda stack: {"client": former})
     with pytest.raises(
-        engine.EngineError, match="what this version of the project writes: .*target.* Run `make up STACK=mine`"
+        engine.EngineError, match=r"not what this version .* writes: 'target'\. Run `make up STACK=mine`"
     ):
         engine.cluster("mine")

@@ -42,8 +42,10 @@ class User:
         self.log = folder / "log"
         client = json.dumps(asdict(machines_client()))
         for name, text in {
-            "pulumi": PULUMI.format(log=self.log, client=client), "pulumi-language-python": "#!/bin/sh\n", "gcloud": GCLOUD
-        }.items():  # fmt: skip
+            "pulumi": PULUMI.format(log=self.log, client=client),
+            "pulumi-language-python": "#!/bin/sh\n",
+            "gcloud": GCLOUD,
+        }.items():
             file = folder / "bin" / name
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
