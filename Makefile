@@ -1,11 +1,11 @@
-# Everything here is short for plain `pulumi`: `make env` prints the variables that it runs under.
+# Short names for plain `pulumi` commands; `make env` prints the variables that they run under.
 #   STACK=gke      another stack than dev: Pulumi.gke.yaml
-#   YES=1          no question before such a stack is changed, for scripts
-#   MACHINE=name   `make logs` of one machine
-#   PYTEST=...     arguments for pytest in `make test`, which then runs it alone
-#   JOBS=3         so many files of tests beside each other; SEED=7 repeats a run's random order
-#   ONLY=a,c       these parts alone of `make bench`, or these mutations of `make mutants`; REPEATS=5 instead of 3
-#   UPGRADE=1      `make lock` to the newest versions
+#   YES=1          change any stack without asking, for scripts
+#   MACHINE=name   one machine for `make logs`
+#   PYTEST=...     arguments for pytest; `make test` then runs only these tests
+#   JOBS=3         run 3 test files in parallel; SEED=7 repeats the random order of a run
+#   ONLY=a,c       only these parts of `make bench`, or these mutations of `make mutants`; REPEATS=5 instead of 3
+#   UPGRADE=1      `make lock` takes the newest versions
 
 STACK ?= dev
 PYTHON ?= python3
@@ -35,26 +35,26 @@ sweep = DIRECTORY=$${XDG_DATA_HOME:-$$HOME/.local/share}/daskstack/machines/$(no
 	bash on_this_computer/local_machines/network.sh sweep
 variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
-# Where this is set, every program would compile Pulumi's and Dask's packages anew: seconds of processor each.
+# If this is set, every program compiles Pulumi's and Dask's packages again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help up preview destroy left rehearse status logs env test lint unit mutants bench lock lock-project docs
 
 help:
-	@echo 'make up        build or change the cluster of stack $(STACK)'
+	@echo 'make up        create or change the cluster of stack $(STACK)'
 	@echo 'make preview   show what `make up` would change'
-	@echo 'make status    how the cluster is'
-	@echo 'make logs      what its services said (MACHINE=name for one machine)'
-	@echo 'make destroy   take the cluster away'
-	@echo 'make left      what of it still exists in Google Cloud, and costs'
-	@echo 'make rehearse  try a stack of Kubernetes or Google Cloud on this computer, and take it away (STACK=vms)'
-	@echo 'make env       the variables for plain pulumi: eval "$$(make -s env)"'
-	@echo 'make test      every check and test'
-	@echo 'make lint      check style, types and shell programs: 20 seconds'
-	@echo 'make unit      lint and the unit tests: a few minutes, without root; no machine or pod starts'
-	@echo 'make mutants   break each promise once, and see its test fail (more than an hour; ONLY=name for one)'
-	@echo 'make bench     figures beside those of other ways, into bench/results.md (100 minutes)'
-	@echo 'make docs      write the pages that are generated: settings, and what the tests prove'
+	@echo 'make status    show the state of the cluster'
+	@echo 'make logs      show the last log lines of its services (MACHINE=name for one machine)'
+	@echo 'make destroy   delete the cluster'
+	@echo 'make left      list what still exists in Google Cloud, with its cost'
+	@echo 'make rehearse  try a stack for Kubernetes or Google Cloud on this computer, then delete it (STACK=vms)'
+	@echo 'make env       print the variables for plain pulumi: eval "$$(make -s env)"'
+	@echo 'make test      run every check and test'
+	@echo 'make lint      check style, types and shell programs: ten seconds'
+	@echo 'make unit      run lint and the unit tests: about a minute, without root; starts no machine or pod'
+	@echo 'make mutants   break each promise once and require that its test fails (over an hour; ONLY=name for one)'
+	@echo 'make bench     measure this program and alternatives; write bench/results.md (100 minutes)'
+	@echo 'make docs      write the generated pages: settings and proof'
 	@echo 'make lock      update the locks of the cluster'"'"'s Python packages from environment.in'
 	@echo 'make lock-project   update the locks of this project'"'"'s own Python packages'
 

@@ -1,1 +1,1 @@
-"""Files that `pulumi up` sends to the cluster, and that run there. They import nothing of this project."""
+"""Programs that `pulumi up` sends to the cluster and that run there. They do not import this project."""

@@ -1,8 +1,7 @@
-"""Looks whether a cluster does what it is for; runs on one of its machines, in its environment, with its credentials.
+"""Checks that a cluster works; runs on one of its machines, in its environment, with its credentials.
 
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
-`packages` (name to version), and where there is one `data` (path of the shared directory). Prints a table of what it
-saw; the first line of a failure names it.
+`packages` (name to version), and `data` (path of the shared directory) if there is one. Prints a table of results.
 """
 
 import importlib.metadata
@@ -22,7 +21,7 @@ WAIT = 90  # seconds for workers to register
 
 
 class Failure(Exception):
-    """What was expected, and what was found."""
+    """Its message says what was expected and what was found."""
 
 
 def versions(packages):
@@ -53,7 +52,7 @@ def read(path, deadline):
 
 
 def check_workers(client, expected):
-    """What it found, and the addresses of the workers that work; those that are on their way out do not."""
+    """A summary, and the addresses of running workers; workers that are being retired do not count."""
     expected = expected if isinstance(expected, int) else set(expected)
     deadline = time.time() + WAIT
     while True:
@@ -64,10 +63,10 @@ def check_workers(client, expected):
             threads = sum(worker["nthreads"] for worker in running.values())
             return f"{len(names)} running, {threads} threads", list(running)
         if time.time() > deadline and isinstance(expected, int):
-            raise Failure(f"workers after {WAIT} s: {len(names)}, asked for {expected}")
+            raise Failure(f"workers after {WAIT} s: {len(names)}, expected {expected}")
         if time.time() > deadline:
             missing, others = sorted(expected - names), sorted(names - expected)
-            raise Failure(f"workers after {WAIT} s: missing {missing or 'none'}, not asked for {others or 'none'}")
+            raise Failure(f"workers after {WAIT} s: missing {missing or 'none'}, unexpected {others or 'none'}")
         time.sleep(0.2)
 
 
@@ -78,12 +77,12 @@ def check_versions(client, workers, python, packages):
     for where, seen in found.items():
         for name, version in expected.items():
             if seen[name] != version:
-                raise Failure(f"{name} is {seen[name]} on {where}, and {version} in the lock")
+                raise Failure(f"{name} is {seen[name]} on {where}, but {version} in the lock")
     return f"Python {python}, dask {packages['dask']}, {len(packages)} packages as locked on {len(found)} processes"
 
 
 def check_tls(address):
-    """Tries to get in without a certificate."""
+    """Tries to connect without a certificate."""
     host, port = urlsplit(address).hostname, urlsplit(address).port
     context = ssl._create_unverified_context()
     try:
@@ -91,7 +90,7 @@ def check_tls(address):
             answer = stream.recv(1)
     except (ssl.SSLError, ConnectionError):
         return "clients without a certificate are rejected"
-    raise Failure(f"{address} answers a client without a certificate: {answer!r}")
+    raise Failure(f"{address} accepts a client without a certificate: it answered {answer!r}")
 
 
 def check_data(client, workers, data):
@@ -103,8 +102,8 @@ def check_data(client, workers, data):
     finally:
         client.run(os.remove, path, workers=first)
     if blind := [worker for worker in workers if not seen[worker]]:
-        raise Failure(f"{data}: what {first[0]} writes is not seen by {', '.join(blind)}")
-    return f"{data} is shared by all"
+        raise Failure(f"{data}: {', '.join(blind)} cannot read what {first[0]} writes")
+    return f"all machines share {data}"
 
 
 def check_job(client, workers):
@@ -115,19 +114,21 @@ def check_job(client, workers):
     means = frame.groupby("name").x.mean()
     started = time.time()
     try:
-        # Ahead of what users have queued; tasks that have begun are waited for. Where workers are named, none are held
-        # back until a worker has nothing else to do.
+        # Runs before tasks that users have queued, but waits for running ones. Naming workers keeps the scheduler from
+        # holding tasks back until a worker is idle.
         found = client.compute(means, priority=100, workers=workers, allow_other_workers=True).result(timeout=180)
     except TimeoutError:
         busy = sum(len(tasks) for tasks in client.processing().values())
-        raise Failure(f"no result of a small job after 180 s, workers have {busy} tasks: run up again later") from None
+        raise Failure(
+            f"a small job has no result after 180 s; the workers have {busy} tasks: run up again later"
+        ) from None
     seconds = time.time() - started
-    # The same rows without Dask's own grouping, one part at a time where this runs.
+    # The same rows, grouped by pandas in this process.
     parts = [part.compute(scheduler="synchronous")[["name", "x"]] for part in frame.partitions]
     right = pd.concat(parts).groupby("name").x.mean()
     if not (abs(found.sort_index() - right.sort_index()) < 1e-9).all():
-        raise Failure(f"timeseries, mean of x by name: got {found.to_dict()}, right is {right.to_dict()}")
-    return f"timeseries, mean of x by name: right for {len(right)} names in {seconds:.1f} s"
+        raise Failure(f"timeseries, mean of x by name: found {found.to_dict()}, expected {right.to_dict()}")
+    return f"timeseries, mean of x by name: correct for {len(right)} names in {seconds:.1f} s"
 
 
 def main(expect):
@@ -153,4 +154,4 @@ if __name__ == "__main__":
     except Failure as failure:
         sys.exit(f"check failed: {failure}")
     except OSError as error:
-        sys.exit(f"check failed: no answer from the scheduler: {error}")
+        sys.exit(f"check failed: the scheduler does not answer: {error}")

@@ -1,7 +1,8 @@
-"""Keeps a file of when the cluster last worked: a preload of the scheduler.
+"""Records in a file when the cluster last worked: a preload of the scheduler.
 
-Its modification time is the moment of the last known work, its content the number of workers on other machines.
-The step `idle` reads it: a machine on which the scheduler has died stops the clock for nobody.
+The file's modification time is the time of the last known work; its content is the number of workers on other machines.
+The step `idle` reads it. A file is used because it does not change once the scheduler has died, so that the idle limit
+still applies.
 """
 
 import os
@@ -21,9 +22,9 @@ class Record:
 
     def write(self):
         now, workers = time.time(), set(self.scheduler.workers)
-        if workers - self.workers:  # who has just come gets as long, whatever was before
+        if workers - self.workers:  # a new worker gets the full idle time
             self.worked = now
-        elif workers:  # without any, tasks that wait for one keep nothing awake
+        elif workers:  # without workers, waiting tasks do not keep the cluster awake
             self.worked = max(self.worked, self.scheduler.idle_since or now)
         self.workers = workers
         here = urlsplit(self.scheduler.address).hostname

@@ -1,7 +1,7 @@
-"""Lets a running Dask process use new TLS certificates: a preload of scheduler, nanny and worker.
+"""Makes a running Dask process use new TLS certificates: a preload of scheduler, nanny and worker.
 
-Connections stay; each new one is made with what the files hold now. A certificate that the authority has revoked is
-refused: the list is in the file of the authority's certificate.
+Existing connections stay; new connections use the current files. Revoked certificates are rejected: the revocation list
+is in the file with the authority's certificate.
 """
 
 import logging
@@ -27,8 +27,8 @@ class Reload:
             if now != self.seen:
                 self.load()
                 self.seen = now
-        except OSError as error:  # ssl.SSLError is one: half of the files are new; the next look finds them all
-            logger.warning("TLS certificates are not reloaded yet: %s", error)
+        except OSError as error:  # ssl.SSLError too: only some of the files are new yet; try again in INTERVAL
+            logger.warning("TLS certificates cannot be reloaded yet: %s", error)
 
     def load(self):
         security = self.server.security
@@ -39,9 +39,9 @@ class Reload:
         for listener in self.server.listeners:
             if hasattr(listener, "tcp_server"):
                 listener.tcp_server.ssl_options = accepts
-        # The pool and each rpc share this dictionary.
+        # The connection pool and each rpc share this dictionary.
         self.server.connection_args["ssl_context"] = connects
-        client = getattr(self.server, "_client", None)  # of the tasks of a worker
+        client = getattr(self.server, "_client", None)  # that tasks on a worker use
         if client is not None:
             client.connection_args["ssl_context"] = connects
 

@@ -1,1 +1,1 @@
-"""Programs that `pulumi up` runs on this computer, as local Commands. They import nothing of Pulumi."""
+"""Programs that `pulumi up` runs on this computer, as local Commands. They do not import Pulumi."""

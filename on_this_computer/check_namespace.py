@@ -1,6 +1,6 @@
-"""Looks before anything is made: the cluster answers, and the namespace is ours to use.
+"""Checks, before `up` creates anything, that the cluster answers and that this stack may use the namespace.
 
-Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, CREATE (yes: `up` makes it), STACK.
+Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, CREATE (yes: `up` creates the namespace), STACK.
 """
 
 import json
@@ -12,18 +12,18 @@ import sys
 from daskstack.kubectl import kubectl
 
 OLDEST = (1, 28)
-WAIT = 60  # seconds for an answer
+WAIT = 60  # seconds for kubectl to answer
 
 
 def main() -> None:
     if not shutil.which("kubectl"):
-        sys.exit("error: there is no kubectl on PATH; install it: https://kubernetes.io/docs/tasks/tools")
+        sys.exit("error: kubectl is not on PATH; install it: https://kubernetes.io/docs/tasks/tools")
     with kubectl(json.loads(os.environ["CLUSTER"])) as command:
         command = [*command, "--request-timeout", "20s"]
         version = json.loads(_said([*command, "version", "--output", "json"]))["serverVersion"]
         found = tuple(int("".join(filter(str.isdigit, version[part]))) for part in ("major", "minor"))
         if found < OLDEST:
-            sys.exit(f"error: this is Kubernetes {version['gitVersion']}; it has to be 1.28 or newer")
+            sys.exit(f"error: the cluster runs Kubernetes {version['gitVersion']}; expected 1.28 or newer: upgrade it")
         namespace = os.environ["NAMESPACE"]
         said = _said([*command, "get", "namespace", namespace, "--ignore-not-found", "--output", "json"])
     if problem := refusal(namespace, json.loads(said or "null"), os.environ["CREATE"] == "yes", os.environ["STACK"]):
@@ -37,23 +37,23 @@ def _said(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=WAIT)
         problem = (done.stderr.strip() or f"status {done.returncode}") if done.returncode else ""
     except subprocess.TimeoutExpired:
-        problem = f"kubectl said nothing within {WAIT} s"
+        problem = f"kubectl did not answer within {WAIT} s"
     if problem:
         sys.exit(
             f"error: the cluster does not answer `{words}`: {problem}\n"
-            "look at cluster.kubeconfig and cluster.context, and at whether you are logged in"
+            "Check cluster.kubeconfig, cluster.context and your login to the cluster"
         )
     return done.stdout
 
 
 def refusal(namespace: str, found: dict | None, create: bool, stack: str) -> str | None:
-    """Why the namespace cannot be used, None where it can."""
+    """Why this stack cannot use the namespace; None if it can."""
     if found is None:
-        return None if create else f"there is no namespace {namespace}; make it, or leave out namespace.create: false"
+        return None if create else f"namespace {namespace} does not exist; create it, or remove namespace.create: false"
     if create and found["metadata"].get("labels", {}).get("dask-stack") != stack:
         return (
-            f"there is a namespace {namespace} already, which this stack did not make and so must not remove; choose"
-            " another namespace.name, or write namespace.create: false to use it as it is"
+            f"namespace {namespace} already exists, and this stack did not create it; choose another namespace.name,"
+            " or set namespace.create: false to use the namespace as it is"
         )
     return None
 

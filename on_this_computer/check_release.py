@@ -1,8 +1,8 @@
-"""Waits for the release, names what keeps it, and proves it by a job in a pod of its own.
+"""Waits until the release is ready, or says why it is not; then runs a check as a Kubernetes job.
 
 Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, RELEASE, WAIT (seconds for all pods to be
-ready), CHECK (the program that the job runs) and EXPECT (its argument). Prints the job's table; what it waits for
-goes to stderr.
+ready), CHECK (the program that the job runs) and EXPECT (its argument). Prints the job's table to stdout, and progress
+to stderr.
 """
 
 import json
@@ -18,11 +18,12 @@ from daskstack.printable import printable
 
 JOB = "dask-check"
 JOB_TIME = 420  # seconds
-# What a pod says that cannot be cured by waiting, after so many seconds: the first try may have met a bad moment.
+# Waiting does not help pods in these states, unless they leave them within PATIENCE seconds: the first try can fail
+# for a passing reason.
 NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
 BROKEN = {"CreateContainerConfigError", "CrashLoopBackOff"}
 PATIENCE = 45
-ANSWER = 90  # seconds for kubectl
+ANSWER = 90  # seconds for kubectl to answer
 SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}
 
 
@@ -41,7 +42,7 @@ class Cluster:
         try:
             done = subprocess.run([*self._command, *words], input=stdin, capture_output=True, text=True, timeout=ANSWER)
         except subprocess.TimeoutExpired:
-            raise Failure(f"`kubectl {' '.join(words[:2])}` said nothing within {ANSWER} s") from None
+            raise Failure(f"`kubectl {' '.join(words[:2])}` did not answer within {ANSWER} s") from None
         if done.returncode and check:
             raise Failure(f"kubectl {words[0]}: {done.stderr.strip()}")
         return done.stdout
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def wait(cluster: Cluster, limit: int) -> None:
-    """Until every Deployment runs what it should; Failure names what keeps it."""
+    """Waits until every Deployment runs its pods; raises Failure with the reasons if it does not."""
     start, told, since = time.monotonic(), "", {}
     while True:
         deployments, pods = cluster.all("deployments"), cluster.all("pods")
@@ -79,9 +80,9 @@ def wait(cluster: Cluster, limit: int) -> None:
 
 
 def behind(deployment: dict[str, Any]) -> str:
-    """How far a Deployment is, empty where it is done."""
+    """A Deployment's progress; empty if it is ready."""
     wanted, status = deployment["spec"]["replicas"], deployment["status"]
-    # Pods of before may still be handing over what they have.
+    # Former pods may still be handing over their results.
     ready = min(status.get("updatedReplicas", 0), status.get("availableReplicas", 0))
     known = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
     if known and ready == wanted == status.get("replicas", 0):
@@ -90,16 +91,16 @@ def behind(deployment: dict[str, Any]) -> str:
 
 
 def problems(deployments: list[dict], pods: list[dict]) -> Iterator[tuple[bool, str]]:
-    """Whether waiting is in vain, and what is wrong, in words that stay the same while it is."""
+    """Whether a problem is permanent, and its description, which stays the same while the problem lasts."""
     for deployment in deployments:
         for condition in deployment["status"].get("conditions", []):
             if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-                yield True, f"{deployment['metadata']['name']} gets no pods: {condition['message']}"
+                yield True, f"{deployment['metadata']['name']} cannot create pods: {condition['message']}"
     for pod in pods:
         name, status = pod["metadata"]["name"], pod["status"]
         for condition in status.get("conditions", []):
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                yield False, f"{name} finds no node: {condition.get('message', condition.get('reason'))}"
+                yield False, f"{name} cannot be scheduled: {condition.get('message', condition.get('reason'))}"
         for container in containers(pod):
             reason = container["state"].get("waiting", {}).get("reason")
             if reason in NO_IMAGE:
@@ -113,11 +114,12 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def story(cluster: Cluster, waiting: list[str], found: list[str], pods: list[dict], passed: float) -> str:
-    """All that helps to see why it does not become ready."""
+    """The facts that help to find out why the release is not ready."""
     lines = [f"not ready after {passed:.0f} s: {', '.join(waiting) or 'no Deployment'}", *found]
     for claim in cluster.all("persistentvolumeclaims"):
         if claim["status"].get("phase") == "Pending":
-            lines.append(f"the volume {claim['metadata']['name']} is not bound; is there a default StorageClass?")
+            name = claim["metadata"]["name"]
+            lines.append(f"the volume {name} is not bound; check that the cluster has a default StorageClass")
     ill = [
         pod for pod in pods if not all(each["ready"] for each in pod["status"].get("containerStatuses", [{"ready": 0}]))
     ]
@@ -136,7 +138,7 @@ def story(cluster: Cluster, waiting: list[str], found: list[str], pods: list[dic
 
 
 def manifest(deployment: dict[str, Any], program: str, expect: str) -> dict[str, Any]:
-    """A Job like a pod of this Deployment that runs the program once."""
+    """A Job that runs the program once, in a pod like those of this Deployment."""
     template = deployment["spec"]["template"]
     labels = template["metadata"]["labels"] | {"component": "check"}
     spec: dict[str, Any] = {**template["spec"], "restartPolicy": "Never", "terminationGracePeriodSeconds": 5}
@@ -160,12 +162,12 @@ def manifest(deployment: dict[str, Any], program: str, expect: str) -> dict[str,
 
 
 def job(cluster: Cluster, program: str, expect: str) -> str:
-    """What the job printed; Failure with its last lines where it failed."""
+    """The job's output; raises Failure with its last lines if it fails."""
     by_part = {each["spec"]["selector"]["matchLabels"]["component"]: each for each in cluster.all("deployments")}
     like = by_part.get("worker") or by_part["scheduler"]
     cluster.run("delete", "job", JOB, "--ignore-not-found", "--wait")
     cluster.run("apply", "--filename", "-", stdin=json.dumps(manifest(like, program, expect)))
-    print("the check's job runs", file=sys.stderr, flush=True)
+    print("running the check's job", file=sys.stderr, flush=True)
     end = time.monotonic() + JOB_TIME + 30
     try:
         while True:
@@ -184,4 +186,4 @@ if __name__ == "__main__":
     try:
         main()
     except Failure as failure:
-        sys.exit(f"error: {printable(str(failure))}")  # pods' own lines are in it
+        sys.exit(f"error: {printable(str(failure))}")  # it contains output of pods

@@ -1,7 +1,6 @@
-"""Proves, over a new SSH connection, that a machine still lets us in after the step `firewall`; else that step takes
-its change back.
+"""Confirms, over a new SSH connection, that the step `firewall` has not locked us out; without it the step rolls back.
 
-Variables: CONNECTION (JSON, as daskstack.ssh takes it) and COMMAND, which runs a step there; the step is on stdin.
+Variables: CONNECTION (JSON, as daskstack.ssh takes it) and COMMAND, which runs a step on the machine; stdin: the step.
 """
 
 import json
@@ -12,8 +11,8 @@ import time
 
 from daskstack import ssh
 
-LOST = 255  # ssh's own status: no connection
-WAIT = 45  # seconds; the change is taken back after 60
+LOST = 255  # the status of ssh if there is no connection
+WAIT = 45  # seconds; the step rolls back after 60
 STEP = 1200  # seconds for the step
 
 
@@ -26,7 +25,7 @@ def main() -> None:
             try:
                 return subprocess.run(command, input=step, text=True, timeout=limit).returncode
             except subprocess.TimeoutExpired:
-                print(f"no answer from {connection['host']} within {limit:.0f} s", file=sys.stderr)
+                print(f"{connection['host']} did not answer within {limit:.0f} s", file=sys.stderr)
                 return LOST
 
         def confirm() -> int:
@@ -37,12 +36,12 @@ def main() -> None:
 
         status = confirm()
         if status not in (0, LOST):
-            # It was taken back because nobody came within a minute: `up` was killed, or busy with many machines.
+            # The step rolled back, because nothing confirmed it within a minute: `up` was killed or too slow.
             status = run("", STEP) or confirm()
     if status == LOST:
         sys.exit(
-            f"error: no new SSH connection to {connection['host']} since its firewall changed (see above); the change"
-            " takes itself back within a minute. If no other reason is given, list the network that you come from in"
+            f"error: a new SSH connection to {connection['host']} failed after its firewall changed (see above); the"
+            " change rolls back within a minute. If no other reason is given above, add your own network to"
             " firewall.ssh; then run up again"
         )
     sys.exit(status)

@@ -1,11 +1,11 @@
-"""How programs find a Google account, looked at without using it."""
+"""Whether programs can find credentials for Google Cloud; nothing is sent to Google."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 VARIABLES = ("GOOGLE_CREDENTIALS", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_OAUTH_ACCESS_TOKEN")
-PRODUCT = Path("/sys/class/dmi/id/product_name")  # a machine of Google's own has its account
+PRODUCT = Path("/sys/class/dmi/id/product_name")  # a Google Compute Engine machine has a service account
 
 
 def has_credentials(environ: Mapping[str, str] = os.environ) -> bool:
@@ -18,6 +18,6 @@ def has_credentials(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 if __name__ == "__main__":
-    # For a preview, which asks Google nothing: the plugin wants to see some credential all the same.
+    # A preview asks Google nothing, but the gcp plugin refuses to start without a credential.
     if not has_credentials():
         print("export GOOGLE_OAUTH_ACCESS_TOKEN=preview")

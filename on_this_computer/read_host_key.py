@@ -1,6 +1,6 @@
-"""Prints a machine's ed25519 host key as the network shows it now; run once for each machine, at the first contact.
+"""Prints the ed25519 host key that a machine shows now; runs once for each machine, at the first contact.
 
-Variables: ADDRESS, PORT, and BASTION: JSON as daskstack.ssh takes it, empty where the machine is reached directly.
+Variables: ADDRESS, PORT, and BASTION: JSON as daskstack.ssh takes it, empty for direct connections.
 """
 
 import base64
@@ -17,11 +17,11 @@ from daskstack import ssh
 from daskstack.client_output import Connection
 
 ATTEMPTS = 3
-ANSWER = 10  # seconds
+ANSWER = 10  # seconds for sshd to answer
 
 
 def scan(address: str, port: str, bastion: Connection | None) -> tuple[str, str]:
-    """The key, "ssh-ed25519 AAAA...", empty where there is none; and what was said then."""
+    """The key, "ssh-ed25519 AAAA...", or an empty text with the error message."""
     command = ["ssh-keyscan", "-T", str(ANSWER), "-t", "ed25519", "-p", port, address]
     with ExitStack() as stack:
         if bastion:
@@ -39,7 +39,7 @@ def scan(address: str, port: str, bastion: Connection | None) -> tuple[str, str]
 
 
 def read(address: str, port: str, bastion: Connection | None) -> str:
-    """The key. Ends the program with a sentence where there is none."""
+    """The key; ends the program with an error message if the machine shows none."""
     said = ""
     for _ in range(ATTEMPTS):
         key, said = scan(address, port, bastion)
@@ -48,14 +48,15 @@ def read(address: str, port: str, bastion: Connection | None) -> str:
         time.sleep(1)
     through = f" through {bastion['host']}" if bastion else ""
     sys.exit(
-        f"error: no ed25519 host key from {address} port {port}{through}; is the machine up, and its sshd on that port?"
-        f" Else write its key into the settings, as hostKey. {said}"
+        f"error: {address} port {port}{through} shows no ed25519 host key; check that the machine is up and that its"
+        f" sshd listens on this port, or set the key in the settings as hostKey. {said}"
     )
 
 
 def first_contact(address: str, port: str, key: str) -> None:
-    """Says which key was met, and hands it on."""
-    print(f"first contact: {address} port {port} has the host key {fingerprint(key)}; it is kept", file=sys.stderr)
+    """Prints the key, and reports its fingerprint."""
+    said = f"first contact: {address} port {port} has the host key {fingerprint(key)}; later connections require it"
+    print(said, file=sys.stderr)
     print(key, end="")
 
 

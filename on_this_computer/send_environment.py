@@ -1,8 +1,8 @@
-"""Puts the lock, uv and, for `wheelhouse`, the lock's wheels on the authority's machine; run by the resource `files`.
+"""Copies the lock, uv and, for `wheelhouse`, its wheels to the authority's machine; the resource `files` runs it.
 
 Variables: LOCK, PYTHON, SOURCE as in the settings, CONNECTION (JSON, as daskstack.ssh takes it). The wheels are
-downloaded once, into the user's cache folder. Prints what the step `environment` needs to know, as a JSON object.
-With the argument `undo` it removes what it put there.
+downloaded once, into the user's cache folder. Prints a JSON object for the step `environment`. With the argument
+`undo` it removes these files from the machine.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ UV = PROJECT / "tools" / "uv.txt"
 FOLDER = "daskstack-files"
 OPT = "/opt/daskstack"  # as in steps/common.sh
 WAIT = 3600  # seconds: 120 MB over a line of 300 kbit/s
-# What the oldest system that we support, with glibc 2.34, can load.
+# The oldest supported system has glibc 2.34.
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(34, 4, -1)] + ["manylinux2014_x86_64"]
 
 
 def collect(path: Path, python: str, source: str) -> Path:
-    """The folder to hand out, from the cache or made there."""
+    """The folder to send; created in the cache if it is not there."""
     kept = cache_folder() / "files" / digest(path, UV, python, source) / FOLDER
     if kept.exists():
         if not (changed := difference(kept, path)):
             return kept
-        print(f"{changed}: making {kept.parent} again", file=sys.stderr)
+        print(f"{changed}: creating {kept.parent} again", file=sys.stderr)
         shutil.rmtree(kept.parent)
     kept.parent.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent.parent) as temporary:
@@ -56,9 +56,9 @@ def collect(path: Path, python: str, source: str) -> Path:
 
 
 def difference(kept: Path, lock: Path) -> str:
-    """What in a folder of the cache is not what the lock and tools/uv.txt name; empty where nothing is.
+    """How a folder of the cache differs from the lock and tools/uv.txt; empty if it does not.
 
-    Machines install it as root. They check the wheels themselves, against the lock.
+    Machines run this uv as root. They compare the wheels with the lock themselves.
     """
     if (kept / "environment.lock").read_bytes() != lock.read_bytes():
         return f"{kept / 'environment.lock'} differs from {lock}"
@@ -73,20 +73,20 @@ def sha256(path: Path) -> str:
 
 
 def download(what: list[str], python: str, folder: Path) -> None:
-    """The named wheels, checked against their hashes, for machines with this Python."""
+    """Downloads wheels for machines with this Python, and compares them with their hashes."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--require-hashes", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
     command += [f"--platform={each}" for each in PLATFORMS]
     try:
         done = subprocess.run([*command, *what, "--dest", str(folder)], stdout=sys.stderr, timeout=WAIT)
     except subprocess.TimeoutExpired:
-        sys.exit(f"error: pip had not downloaded the wheels after {WAIT} s; is its package index slow?")
+        sys.exit(f"error: pip did not download the wheels within {WAIT} s; check the network and pip's package index")
     if done.returncode:
-        sys.exit("error: the wheels could not be downloaded; pip's own words are above")
+        sys.exit("error: pip could not download the wheels; its message is above")
 
 
-# The machine's part: bash, in one line without single quotes, so that every login shell passes it on. Whole or not at
-# all: the step that uses it must not meet what a killed run is still sending.
+# What the machine runs: bash, in one line without single quotes, so that every login shell passes it on unchanged. The
+# folder appears at once and complete: the next step must not find the files of a killed run.
 TAKE = (
     f"set -eu; umask 022; cd /; install -d -m 0755 {OPT}; rm -rf {OPT}/files.??????;"
     f" new=$(mktemp -d {OPT}/files.XXXXXX);"
@@ -98,7 +98,7 @@ REMOVE = f"cd /; rm -rf {OPT}/files {OPT}/files.??????; rmdir {OPT} 2>/dev/null 
 
 
 def send(folder: Path, connection: Connection) -> None:
-    """Copies the folder to where only root can write."""
+    """Copies the folder to a place that only root can write to."""
     tar = ["tar", "--create", "--directory", folder.parent, FOLDER]
     # Leaving the context closes this side of the pipe, so that tar ends when ssh has ended without reading it all.
     with subprocess.Popen(tar, stdout=subprocess.PIPE) as sender:
@@ -106,25 +106,25 @@ def send(folder: Path, connection: Connection) -> None:
         status = as_root(connection, TAKE, sender.stdout)
     if status or sender.returncode:
         sys.exit(
-            f"error: lock and wheels could not be copied to {OPT} on {connection['host']};"
-            " the words of ssh and tar are above"
+            f"error: copying the lock and wheels to {OPT} on {connection['host']} failed;"
+            " the messages of ssh and tar are above"
         )
 
 
 def as_root(connection: Connection, script: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> int:
-    """The status of a bash script on the machine; ends the program where it takes too long."""
+    """Runs a bash script on the machine and returns its status; ends the program if it takes longer than WAIT."""
     privilege = [] if connection["user"] == "root" else ["sudo", "-n"]
     with ssh.command(connection) as command:
         try:
             run = [*command, shlex.join([*privilege, "bash", "-c", script])]
             return subprocess.run(run, stdin=stdin, timeout=WAIT).returncode
         except subprocess.TimeoutExpired:
-            sys.exit(f"error: {connection['host']} had not taken lock and wheels after {WAIT} s")
+            sys.exit(f"error: copying the lock and wheels to {connection['host']} took more than {WAIT} s")
 
 
 def main(undo: bool) -> None:
     if platform.system() == "Windows":
-        sys.exit("error: run this on Linux, macOS or in WSL: it needs tar and ssh")
+        sys.exit("error: Windows is not supported, because this needs tar and ssh: use Linux, macOS or WSL")
     connection = json.loads(os.environ["CONNECTION"])
     if undo:
         sys.exit(as_root(connection, REMOVE))

@@ -1,11 +1,11 @@
-"""Waits until a new machine has started up, and prints the ed25519 host key that it showed first.
+"""Waits until a new machine has booted, and prints the first ed25519 host key that it shows.
 
-The machine itself writes its host keys down as guest attributes, which Google's API shows over a connection that is
-verified. They are compared here, before any task has run: later any process of the machine could have changed them.
+A machine publishes its host keys as guest attributes, which Google's API returns over a verified connection. This
+program compares them before any task runs: later, any process on the machine could change them.
 
 Variables: NAME; CONNECTION (JSON, as daskstack.ssh takes it, without a host key); WAIT, seconds; CONSOLE, the command
-that shows what the machine said; HOST_KEYS, the command that asks Google's API for its host keys; TUNNEL, the command
-of a tunnel that somebody has to hold open, empty where none is.
+that shows the machine's console; HOST_KEYS, the command that asks Google's API for its host keys; TUNNEL, the command
+of the tunnel that the user has to keep open, empty for direct connections.
 """
 
 import json
@@ -20,8 +20,8 @@ from daskstack.client_output import Connection
 from on_this_computer.read_host_key import fingerprint, first_contact, scan
 
 PAUSE = 2  # seconds between two attempts
-WRITTEN = 30  # seconds after which a machine that has started up has written down its host keys, or never will
-# Units that start up are done, those of the image too; one that failed is not ours to judge.
+WRITTEN = 30  # seconds after its boot in which a machine publishes its host keys, if it does at all
+# All units have started, also those of the image. A unit that failed is no reason to stop.
 STARTED = "case $(systemctl is-system-running) in running | degraded) ;; *) exit 1 ;; esac"
 
 
@@ -30,9 +30,9 @@ def main() -> None:
     wait = float(os.environ["WAIT"])
     deadline = time.monotonic() + wait
     if os.environ["TUNNEL"]:
-        print(f"this machine is reached through a tunnel; keep it open: {os.environ['TUNNEL']}", file=sys.stderr)
+        print(f"connections to this machine use a tunnel; keep it open: {os.environ['TUNNEL']}", file=sys.stderr)
 
-    said = "its SSH did not answer"
+    said = "sshd did not answer"
     while time.monotonic() < deadline:
         key, problem = scan(connection["host"], str(connection["port"]), connection.get("proxy"))
         if key and not (problem := started({**connection, "host_key": key})):
@@ -42,24 +42,25 @@ def main() -> None:
         said = problem or said
         time.sleep(PAUSE)
     sys.exit(
-        f"error: {os.environ['NAME']} was not ready within {wait:g} s ({said}); what it said: {os.environ['CONSOLE']}"
+        f"error: {os.environ['NAME']} was not ready within {wait:g} s ({said}); show its console with:"
+        f" {os.environ['CONSOLE']}"
     )
 
 
 def started(connection: Connection) -> str:
-    """Empty where the machine has started up; else what is not so yet."""
+    """Why the machine is not ready; empty if it is."""
     with ssh.command(connection) as command:
         try:
             done = subprocess.run([*command, STARTED], capture_output=True, text=True, timeout=60)
         except subprocess.TimeoutExpired:
             return "it stopped answering"
-    return {0: "", 1: "it still starts"}.get(done.returncode, done.stderr.strip() or "nobody could log in")
+    return {0: "", 1: "it is still booting"}.get(done.returncode, done.stderr.strip() or "the login failed")
 
 
 def compare(key: str, *, first: bool) -> None:
-    """Ends the program where Google's API knows the machine by another key.
+    """Ends the program if Google's API reports another key for this machine.
 
-    Says on the stack's first machine if nothing could be compared.
+    If the keys cannot be compared, the stack's first machine reports that.
     """
     name, deadline = os.environ["NAME"], time.monotonic() + WRITTEN
     known, problem = vouched()
@@ -68,22 +69,21 @@ def compare(key: str, *, first: bool) -> None:
         known, problem = vouched()
     if known and known != key:
         sys.exit(
-            f"error: {name} showed the host key {fingerprint(key)}, but Google's API says that it has"
-            f" {fingerprint(known)}: another machine or program answered in its place (with machines.iapPort: a program"
-            " that held this port before the tunnel did). No step was run there; find out what answers, then run up"
-            " again"
+            f"error: {name} showed the host key {fingerprint(key)}, but Google's API reports {fingerprint(known)}:"
+            " another machine or program answered in its place (with machines.iapPort, a program that listened on this"
+            " port before the tunnel did). No step ran there; find out what answers, then run up again"
         )
     if not known and first:
         print(
-            f"the host key of {name} was not compared with Google's API ({problem or 'it has none for this machine'}):"
-            " the first one seen is accepted",
+            f"the host key of {name} was not compared with Google's API ({problem or 'it has no key of this machine'}):"
+            " the first key that the machine shows is accepted",
             file=sys.stderr,
         )
 
 
 def vouched() -> tuple[str, str]:
-    """The key that Google's API shows, empty where there is none; and why it could not be asked."""
-    # gcloud has a login of its own; the program's is used where it can be handed on.
+    """The key that Google's API reports, or empty; and the reason if the API could not be asked."""
+    # gcloud has its own login; pass the program's credentials on where gcloud accepts them.
     handed = {
         "CLOUDSDK_AUTH_ACCESS_TOKEN": os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN"),
         "CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE": os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"),
@@ -99,7 +99,7 @@ def vouched() -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         return "", f"{command[0]} did not answer within 60 s"
     if done.returncode:
-        # It answers so until the machine has written something.
+        # The API's answer until the machine publishes its first attribute.
         missing = "404" in done.stderr or "not found" in done.stderr
         return "", "" if missing else " ".join(done.stderr.split())[:200] or f"{command[0]} failed"
     keys = {each["key"]: each["value"].split()[-1] for each in json.loads(done.stdout or "[]")}

@@ -1,7 +1,8 @@
-"""Runs when all else of a release was deleted, before a cluster is: waits until load balancers and volumes are gone.
+"""Waits, after a release is deleted and before its cluster is, until its load balancers and volumes are deleted.
 
-Kubernetes removes what costs money after it has said that a Service or a claim is deleted; a cluster that goes too soon
-leaves it behind. Says what stays. Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, RELEASE.
+Kubernetes reports a Service or a volume claim as deleted before it deletes the load balancer or the disk. If the
+cluster is deleted in between, these stay and cost money. Prints which volumes are kept. Variables: CLUSTER (JSON, as
+daskstack.kubectl takes it), NAMESPACE, RELEASE.
 """
 
 import json
@@ -13,7 +14,7 @@ import time
 from daskstack.kubectl import kubectl
 
 WAIT = 300  # seconds
-ANSWER = 60  # seconds for kubectl
+ANSWER = 60  # seconds for kubectl to answer
 
 
 def main() -> None:
@@ -32,11 +33,11 @@ def main() -> None:
                 )
             except subprocess.TimeoutExpired:
                 sys.exit(
-                    "error: what is left in the cluster cannot be seen:"
-                    f" `kubectl get {kind}` said nothing within {ANSWER} s"
+                    "error: the cluster's remaining resources cannot be listed:"
+                    f" `kubectl get {kind}` did not answer within {ANSWER} s"
                 )
             if done.returncode:
-                sys.exit(f"error: what is left in the cluster cannot be seen: {done.stderr.strip()}")
+                sys.exit(f"error: the cluster's remaining resources cannot be listed: {done.stderr.strip()}")
             return json.loads(done.stdout)["items"]
 
         while True:
@@ -47,22 +48,22 @@ def main() -> None:
             if not waiting:
                 break
             if time.monotonic() > end:
-                sys.exit(f"error: not gone after {WAIT} s: {', '.join(waiting)}; look at it with kubectl describe")
-            if (now := f"waiting until it is gone: {', '.join(waiting)}") != said:
+                sys.exit(f"error: not deleted within {WAIT} s: {', '.join(waiting)}; kubectl describe shows why")
+            if (now := f"waiting until these are deleted: {', '.join(waiting)}") != said:
                 print(said := now, file=sys.stderr, flush=True)
             time.sleep(1)
     for claim in claims:
         if claim["metadata"].get("labels", {}).get("release") == release:
             name, size = claim["metadata"]["name"], claim["spec"]["resources"]["requests"]["storage"]
             print(
-                f"kept, as jupyter.keep says: {size} of notebooks; to delete them:"
+                f"kept because of jupyter.keep: {size} of notebooks; delete them with:"
                 f" kubectl --namespace {namespace} delete persistentvolumeclaim {name}",
                 file=sys.stderr,
             )
 
 
 def going(volumes: list[dict], claims: list[dict], namespace: str) -> list[str]:
-    """Names of the namespace's volumes that no claim holds any more, and that Kubernetes therefore deletes."""
+    """Names of the namespace's volumes that no claim uses any more, so that Kubernetes deletes them."""
     held = {claim["metadata"]["uid"] for claim in claims if "deletionTimestamp" not in claim["metadata"]}
     return [
         each["metadata"]["name"]

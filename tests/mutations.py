@@ -681,7 +681,7 @@ DOORS = [
         "check-of-tls",
         "The check fails if the scheduler accepts a client without a certificate.",
         "on_the_cluster/check.py",
-        '    raise Failure(f"{address} answers a client without a certificate: {answer!r}")',
+        '    raise Failure(f"{address} accepts a client without a certificate: it answered {answer!r}")',
         '    return "clients without a certificate are rejected"',
         "tests/unit/test_check_tls.py::test_a_scheduler_that_demands_no_certificate_fails_the_check",
     ),

@@ -437,10 +437,10 @@ def test_quotas_volumes_images_and_nodes_that_keep_pods_from_starting_are_all_na
         asleep.kubectl("delete", "quota", "few")
         asleep.cluster.apply(objects.STORAGE_CLASS)
     for text in (
-        r"dask-costly gets no pods: .*exceeded quota: few",
-        r"dask-large-\S+ finds no node: .*Insufficient cpu",
+        r"dask-costly cannot create pods: .*exceeded quota: few",
+        r"dask-large-\S+ cannot be scheduled: .*Insufficient cpu",
         r"dask-lost-\S+: the image example.invalid/dask:1 cannot be pulled",
-        r"the volume dask-jupyter is not bound; is there a default StorageClass",
+        r"the volume dask-jupyter is not bound; check that the cluster has a default StorageClass",
     ):
         assert re.search(text, said), said
 
@@ -531,6 +531,6 @@ def test_a_killed_first_up_is_finished_by_the_next_and_kept_notebooks_outlive_th
         assert client.submit(sum, range(10)).result(timeout=60) == 45
     assert "dask-tls" not in plain.cluster.kubectl(*space, "get", "secrets,deployments,configmaps", "-o", "json")
 
-    assert "kept, as jupyter.keep says: 10Gi of notebooks" in plain.destroyed()
+    assert "kept because of jupyter.keep: 10Gi of notebooks" in plain.destroyed()
     left = plain.cluster.kubectl(*space, "get", "deployments,services,pvc,secrets", "-o", "name")
     assert left.split() == ["persistentvolumeclaim/dask-jupyter"]

@@ -241,7 +241,7 @@ def destroyed(lost: SimpleNamespace, office: Office) -> SimpleNamespace:
 
 def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: Office, made: SimpleNamespace) -> None:
     assert "workers      3 running" in made.printed, "the scheduler's machine works too"
-    assert "right for 26 names" in made.printed
+    assert "correct for 26 names" in made.printed
     for machine in office.machines.values():
         digest = subprocess.run(["ssh-keygen", "-lf", "-"], input=machine.host_key, capture_output=True, text=True)
         first_contact = f"first contact: {machine.address} port {PORT} has the host key {digest.stdout.split()[1]}"
@@ -291,7 +291,7 @@ def test_neither_scheduler_nor_data_moves_without_a_word(moved: SimpleNamespace)
 def test_with_the_word_scheduler_and_data_move(office: Office, moved: SimpleNamespace) -> None:
     assert f"scheduler    tcp://{office.machines['hand'].address}:8786" in moved.printed
     assert "workers      3 running" in moved.printed
-    assert "right for 26 names" in moved.printed
+    assert "correct for 26 names" in moved.printed
     assert moved.files == ""
     assert moved.new == "new\n"
     assert moved.former_scheduler == "inactive\n"

@@ -35,7 +35,7 @@ def test_a_full_disk_ends_the_sending_with_its_name_and_leaves_nothing(
 ) -> None:
     machine.run("mount -t tmpfs -o size=4m none /opt")
     try:
-        with pytest.raises(SystemExit, match=f"could not be copied to /opt/daskstack on {machine.address}"):
+        with pytest.raises(SystemExit, match=f"wheels to /opt/daskstack on {machine.address} failed"):
             send(folder, machine)
         assert "No space left on device" in capfd.readouterr().err
         assert machine.run("ls -A /opt").stdout == ""

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(1800)
 def test_up_ends_with_the_jobs_result_and_the_ways_in(checkout: Checkout) -> None:
     ending = checkout.first_up[checkout.first_up.index("Duration:") :]
     assert re.search(r"^workers +2 running", ending, re.MULTILINE)
-    assert re.search(r"^job +timeseries, mean of x by name: right for 26 names", ending, re.MULTILINE)
+    assert re.search(r"^job +timeseries, mean of x by name: correct for 26 names", ending, re.MULTILINE)
     assert "daskstack dashboard dev" in ending
     assert 'daskstack.connect("dev")' in ending
 
@@ -417,11 +417,11 @@ def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) ->
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"workers": ["worker-1-1", "worker-2-1", "worker-3-1"]}, "missing ['worker-3-1'], not asked for none"),
-        ({"workers": ["worker-1-1"]}, "missing none, not asked for ['worker-2-1']"),
+        ({"workers": ["worker-1-1", "worker-2-1", "worker-3-1"]}, "missing ['worker-3-1'], unexpected none"),
+        ({"workers": ["worker-1-1"]}, "missing none, unexpected ['worker-2-1']"),
         ({"packages": {"dask": "2020.1.0"}}, "and 2020.1.0 in the lock"),
         ({"python": "3.9"}, "and 3.9 in the lock"),
-        ({"data": "/var/tmp"}, "is not seen by"),
+        ({"data": "/var/tmp"}, "cannot read what"),
     ],
 )
 def test_a_failed_check_says_first_what_failed(

@@ -42,8 +42,8 @@ UNSCHEDULED = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes 
 @pytest.mark.parametrize(
     ("deployments", "pods", "final", "text"),
     [
-        ([deployment(conditions=[FAILED_QUOTA])], [], True, "dask-worker gets no pods: pods are forbidden: exceeded"),
-        ([], [pod(conditions=[UNSCHEDULED])], False, "dask-worker-x finds no node: 0/1 nodes are available"),
+        ([deployment(conditions=[FAILED_QUOTA])], [], True, "dask-worker cannot create pods: pods are forbidden"),
+        ([], [pod(conditions=[UNSCHEDULED])], False, "dask-worker-x cannot be scheduled: 0/1 nodes are available"),
         ([], [pod(containerStatuses=[container("ImagePullBackOff")])], True, "the image example.org/dask:1 cannot be"),
         ([], [pod(initContainerStatuses=[container("CrashLoopBackOff")])], True, "worker is in CrashLoopBackOff"),
     ],

@@ -43,7 +43,7 @@ def server(folder: Path, demands: ssl.VerifyMode) -> Iterator[str]:
 def test_a_scheduler_that_demands_no_certificate_fails_the_check(tmp_path: Path) -> None:
     with server(tmp_path, ssl.CERT_NONE) as address, pytest.raises(check.Failure) as raised:
         check.check_tls(address)
-    assert str(raised.value) == f"{address} answers a client without a certificate: b'h'"
+    assert str(raised.value) == f"{address} accepts a client without a certificate: it answered b'h'"
 
 
 def test_a_scheduler_that_demands_one_passes(tmp_path: Path) -> None:

@@ -238,9 +238,9 @@ def test_a_namespace_of_somebody_else_is_not_taken_over() -> None:
     ours, theirs = ({"metadata": {"labels": {"dask-stack": name}}} for name in ("mine", "other"))
     assert refusal("n", None, True, "mine") is None
     assert refusal("n", ours, True, "mine") is None
-    assert "already, which this stack did not make" in (refusal("n", theirs, True, "mine") or "")
+    assert "already exists, and this stack did not create it" in (refusal("n", theirs, True, "mine") or "")
     assert refusal("n", theirs, False, "mine") is None
-    assert "there is no namespace n" in (refusal("n", None, False, "mine") or "")
+    assert "namespace n does not exist" in (refusal("n", None, False, "mine") or "")
 
 
 def test_the_authoritys_key_is_kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
