@@ -1,26 +1,26 @@
-# State: this machine is the cluster's authority: it holds the keys that sign SSH and TLS credentials, and they are
-# root's alone. It signs again what is about to end, and publishes for each machine what that machine fetches.
+# State: this machine is the cluster's authority. It holds the keys that sign SSH and TLS credentials, which only root
+# can read. It renews certificates before they expire, and publishes a bundle for each machine to fetch.
 #   CLUSTER   the cluster's name, for the certificates' subject
-#   NETWORK   from where machines may use their SSH certificates: networks or addresses, separated by blanks
-#   DAYS      how long a machine's certificates last; the authority renews them when a third of that has passed
-#   RENEWAL   a change of it makes new keys beside the ones that sign
-# The new keys lie in `next` until every machine trusts both, then the step `renewal` lets them sign; the ones before are
-# trusted until the step `members` ends that, when every machine has its new certificates. What is published has them all.
-# Certificates begin a day ago, for clocks that differ.
+#   NETWORK   networks or addresses from which machines may use their SSH certificates, separated by spaces
+#   DAYS      validity of a machine's certificates; the authority renews them after a third of this time
+#   RENEWAL   a new value creates new keys in addition to the current ones
+# New keys stay in `next` until every machine trusts them as well. Then the step `renewal` makes them sign. Machines
+# trust the former keys until the step `members` ends that, after every machine has received its new certificates. The
+# bundles contain all of these public keys. Certificates are backdated by one day, because clocks can differ.
 
 AUTHORITY=$ETC/authority
 PUBLISHED=$ETC/published
 PROGRAM=$OPT/authority
 UNIT=/etc/systemd/system/dask-authority
-CLIENT_DAYS=365 # nothing renews the client's by itself
+CLIENT_DAYS=365 # the client's certificates are not renewed automatically
 
-# Runs by itself, as root:
-#   authority admit NAME FOLDER   signs the keys in FOLDER for the machine NAME, and publishes
-#   authority revoke NAME         nothing that was signed for NAME is valid any more
-#   authority settle MINUTES      the same for all keys that were replaced so long ago; after 0, nothing trusts what
-#                                 the authority signed with its former keys
-#   authority advance             its next keys sign from now on
-#   authority renew               signs again what ends, and publishes what changed
+# The program that steps and the timer run as root:
+#   authority admit NAME FOLDER   sign the keys in FOLDER for machine NAME, and publish its bundle
+#   authority revoke NAME         revoke everything signed for NAME
+#   authority settle MINUTES      revoke keys that were replaced at least MINUTES ago, and renew; with 0, machines also
+#                                 stop trusting the authority's former keys
+#   authority advance             start to sign with the next keys
+#   authority renew               renew certificates that expire soon, and publish changes
 program() {
   echo '#!/bin/bash'
   echo 'set -euo pipefail'
@@ -56,7 +56,7 @@ admit() {
   fi
   mkdir -p "machines/$name"
   cp "$folder"/* "machines/$name/"
-  # A machine that was removed and is back has new keys, but its sshd still has the old one.
+  # A machine that was removed and added again has new keys, except for its SSH host key.
   if [ -e "$folder/host.pub" ] && grep -qxFf "$folder/host.pub" revoked; then
     { grep -vxFf "$folder/host.pub" revoked || true; } >.work/revoked
     mv .work/revoked revoked
@@ -82,7 +82,7 @@ settle() {
   renew
 }
 
-# A killed run is completed by the next one.
+# If this is interrupted, the next run completes it.
 advance() {
   local former
   [ -d next ] || return 0
@@ -124,8 +124,8 @@ renew() {
   rm -f unpublished
 }
 
-# What a machine fetches: all that it has from the authority, signed as a whole, because what serves it is the cluster's
-# user, who runs tasks. A later one has the higher version.
+# Write the bundle that a machine fetches: everything it gets from the authority. The bundle is signed, because tasks
+# run as the same user that serves it. Newer bundles have higher version numbers.
 publish() {
   local name=$1 each new=$AUTHORITY/.work/bundle
   [ -s "machines/$name/address" ] || return 0
@@ -157,7 +157,7 @@ Description=Renews and publishes the certificates of the Dask cluster
 
 [Service]
 Type=oneshot
-# A day is time for an up that failed to be completed: a machine may not have its new keys yet.
+# Wait a day before revoking replaced keys: after a failed up, a machine may not have its new keys yet.
 ExecStart=$PROGRAM settle 1440
 TimeoutStartSec=600
 PrivateTmp=yes
@@ -192,7 +192,7 @@ main() {
   install -d -m 0755 $ETC $OPT $PUBLISHED
   install -d -m 0700 $AUTHORITY $AUTHORITY/machines $AUTHORITY/replaced
   touch $AUTHORITY/revoked
-  # A machine reaches itself by its own name, too.
+  # A machine can also connect to itself.
   SOURCES=${NETWORK// /,},127.0.0.0/8,::1/128
   if [ ! -s $AUTHORITY/tls.pem ] || [ "$(cat $AUTHORITY/renewal 2>/dev/null || echo "$RENEWAL")" != "$RENEWAL" ]; then
     make_next
@@ -206,9 +206,9 @@ main() {
   systemctl -q enable --now dask-authority.timer
   [ -s $AUTHORITY/tls.pem ] || $PROGRAM advance # the first keys
   [ $changed = no ] && [ ! -e $AUTHORITY/unpublished ] || $PROGRAM renew
-  # The other machines fetch in their step `keys`.
+  # The other machines fetch their bundles in the step `keys`.
   [ ! -d $AUTHORITY/next ] || [ ! -x $OPT/credentials ] || $OPT/credentials ||
-    note "the scheduler's machine has not taken up what the authority publishes; this up brings it"
+    note "could not install the bundle that the authority published for $(hostname); a later step of this up installs it"
 }
 
 make_next() {
@@ -219,7 +219,8 @@ make_next() {
     ssh-keygen -q -t ed25519 -N '' -C "dask-$kind-authority" -f $new/$kind
   done
   tls_config >$new/.work/conf
-  # Ten years: everything that it signs lasts one at most. Names differ, because certificates and lists name it.
+  # Valid for ten years; certificates that it signs are valid for at most one. The random OU makes each authority's name
+  # unique, because certificates and revocation lists refer to the authority by name.
   openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -config $new/.work/conf \
     -subj "/OU=$(openssl rand -hex 8)/CN=dask authority of $CLUSTER" -keyout $new/tls.key -out $new/tls.pem \
     2>$new/.work/log || fatal "$(cat $new/.work/log)"
@@ -235,11 +236,11 @@ undo() {
     systemctl -q disable --now dask-authority.timer
     systemctl -q stop dask-authority.service
   fi
-  # The list of members moved with the authority, and stays behind as the keys do.
+  # If the authority moved to another machine, its list of members stayed here.
   drop $UNIT.timer $UNIT.service $PROGRAM $ETC/members
   rm -rf $AUTHORITY $PUBLISHED
   systemctl daemon-reload
   tidy
 }
 
-alone main "$@" </dev/null
+exclusively main "$@" </dev/null

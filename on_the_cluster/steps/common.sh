@@ -1,21 +1,22 @@
-# Put in front of every step. To run a step by hand, on the machine, with the files of its folder where it has one:
+# This file precedes every step. To run a step by hand on a machine, include the files of the step's folder, if any:
 #   (echo NETWORK=10.1.0.0/24 ...; cat common.sh firewall/*.sh firewall.sh) | sudo bash -s        (or: bash -s undo)
-# `bash -s first` is the run that Pulumi does not know yet: if it fails, the step undoes itself, because no destroy will.
-# Parameters come as plain assignments on standard input, never on a command line that others can read.
+# `bash -s first` is a resource's first run. If it fails, the step undoes itself, because Pulumi does not record the
+# resource and destroy would not undo it. Parameters are assignments on standard input, because other users can read
+# command lines.
 # shellcheck shell=bash
 set -euo pipefail
-shopt -s lastpipe # what `put` sets at the end of a pipe is set here
-umask 022         # that of the machine may keep the cluster's user from what root installs
-cd /              # no program reads its modules or settings from the login user's home
+shopt -s lastpipe # `put` sets `changed` at the end of a pipe
+umask 022         # with a stricter umask, the cluster's user could not read what root installs
+cd /              # no program loads modules or settings from the login user's home
 
 CLUSTER_USER=dask
-# Root's alone to write, but for the home in VAR: what runs on the cluster must not be able to put a link or a program
-# where root would follow it.
+# Only root can write to these folders, except for the home in VAR. Otherwise a task could place a link or a program
+# that root follows or runs.
 ETC=/etc/daskstack
 OPT=/opt/daskstack
 VAR=/var/lib/daskstack
 CLUSTER_HOME=$VAR/home
-# What was here before us, so that undo can give it back.
+# The machine's original state, which undo restores.
 BEFORE=$VAR/before
 
 fatal() {
@@ -25,19 +26,19 @@ fatal() {
 
 note() { printf '%s\n' "$*" | printable >&2; }
 
-# Tasks choose some of what is printed, and a terminal would obey its control characters.
+# Tasks can influence the output, and terminals would interpret its control characters.
 printable() { LC_ALL=C tr -dc '\11\12\40-\176'; }
 
-# alone COMMAND...: runs it as the only step on this machine: that of an up that was killed may still be at work here.
-# What such a step changed and did not see through counts as changed, so that services take it up.
+# exclusively COMMAND...: run COMMAND while no other step runs on this machine. A step of a killed up may still be
+# running. If that step changed files but did not finish, this one treats them as changed, so that it restarts services.
 UNFINISHED=/run/daskstack-unfinished
-STEPPED=/run/daskstack-stepped # when the last step ended
+STEPPED=/run/daskstack-stepped # its modification time is the end of the last step
 LOCK=/run/daskstack.lock
-alone() {
+exclusively() {
   open_lock
   if ! flock --nonblock 9; then
-    note "waiting for a step of an earlier run that is still at work on $(hostname)"
-    flock --wait 300 9 || fatal "a step of an earlier run is still at work after 300 s; end it or restart the machine, then run up again"
+    note "waiting for a step of an earlier run that is still running on $(hostname)"
+    flock --wait 300 9 || fatal "a step of an earlier run is still running after 300 s; end it or restart the machine, then run up again"
   fi
   [ ! -e $UNFINISHED ] || changed=yes
   if [ "${2:-}" = first ]; then undo_on_failure=yes; fi
@@ -46,36 +47,36 @@ alone() {
   if [ -d $VAR ]; then touch $STEPPED; else rm -f $STEPPED; fi
 }
 
-# Every user who can open a file, for reading too, can hold its lock.
+# Any user who can open a file, even only for reading, can lock it. So only root may open this one.
 open_lock() {
   (umask 077 && : >>$LOCK)
   chmod 0600 $LOCK
   exec 9>>$LOCK
 }
 
-at_exit=: # what a step has to clean up
+at_exit=: # the step's own cleanup
 undo_on_failure=no
-trap 'ended $?' EXIT
-ended() {
-  trap '' PIPE # the connection may be gone, and with it whoever would read what is said here
+trap 'on_exit $?' EXIT
+on_exit() {
+  trap '' PIPE # writing must not fail if the connection is lost
   $at_exit
   [ "$1" != 0 ] || return 0
-  name_full_disk
+  report_full_disk
   [ $undo_on_failure = no ] || undo_first_run
 }
 
-# A full disk fails a step at any point, and what fails then seldom says why.
-name_full_disk() {
+# A full disk can fail any command, and few of them mention the cause.
+report_full_disk() {
   local folder left
   for folder in /etc /tmp /opt $OPT /var $VAR; do
     left=$(df --output=avail --block-size=1M "$folder" 2>/dev/null | tail -n 1 | tr -dc 0-9) || continue
     [ "${left:-100}" -lt 20 ] || continue
-    note "the disk of $folder on $(hostname) is full ($left MB left): make room there, then run up again"
+    note "the disk of $folder on $(hostname) is full ($left MB left); free some space, then run up again"
     return
   done
 }
 
-# In a process group of its own, which can be ended as a whole.
+# The undo runs in its own process group, so that it can be killed with all its children.
 undo_first_run() {
   local undoing
   set -m
@@ -85,16 +86,16 @@ undo_first_run() {
   timeout 120 tail -s 0.1 --pid=$undoing -f /dev/null || kill -KILL -- -$undoing
   if wait $undoing 2>/dev/null; then
     rm -f $UNFINISHED
-    note "what this step had begun on $(hostname) is undone"
+    note "undid this step's changes on $(hostname)"
   else
-    note "what this step had begun on $(hostname) could not be undone; run up again when the cause is mended, then destroy"
+    note "could not undo this step's changes on $(hostname); fix the cause and run up again, then destroy"
   fi
 }
 
-# put FILE MODE OWNER: FILE holds what arrives on standard input. Sets `changed` when it did not before.
+# put FILE MODE OWNER: write standard input to FILE. Sets `changed` if contents, mode or owner differ.
 changed=no
 put() {
-  local file=$1 mode=$2 owner=$3 new=$1.new # one name: a killed run's is written over
+  local file=$1 mode=$2 owner=$3 new=$1.new # a fixed name, so that the next run overwrites a killed run's file
   rm -f "$new"
   (umask 077 && cat >"$new")
   chmod "$mode" "$new"
@@ -108,29 +109,29 @@ put() {
   fi
 }
 
-# drop FILE...: removes them, and what a killed run has begun to put there.
+# drop FILE...: remove the files, and any temporary files of a killed `put`.
 drop() {
   local file
   for file; do rm -f "$file" "$file.new"; done
 }
 
-# need COMMAND PACKAGE...: COMMAND is there, from the first of these packages that the system knows.
+# need COMMAND PACKAGE...: if COMMAND is missing, install the first of the packages that the system has.
 need() {
   local command=$1 package
   shift
   if command -v "$command" >/dev/null; then return; fi
-  note "installing $1, for $command"
+  note "installing $1 for $command"
   for package in "$@"; do
     if install_package "$package"; then
       hash -r
       command -v "$command" >/dev/null && return
     fi
   done
-  fatal "'$command' is missing and no package could be installed for it ($*); install it, then run up again"
+  fatal "'$command' is missing, and none of these packages could be installed: $*; install it, then run up again"
 }
 
-LOCKED=120         # seconds to wait for another program that installs packages
-INSTALL_LIMIT=1800 # seconds for one package or the package lists
+LOCKED=120         # seconds to wait for another program to release apt's lock
+INSTALL_LIMIT=1800 # timeout in seconds for one package, or for the package lists
 install_package() {
   if command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
@@ -139,35 +140,36 @@ install_package() {
   elif command -v dnf >/dev/null; then
     timeout $INSTALL_LIMIT dnf -q -y install "$1" >&2
   else
-    fatal "no apt-get and no dnf to install $1 with; install it by hand, then run up again"
+    fatal "cannot install $1, because this machine has neither apt-get nor dnf; install it by hand, then run up again"
   fi
 }
 
-# apt-get waits for dpkg's lock by itself, but not for that of the lists, which a new cloud machine holds at first.
+# apt-get can wait for dpkg's lock, but not for the lock of the package lists, which new cloud machines hold at first.
 update_lists() {
-  local end=$((SECONDS + LOCKED)) said told=
-  until said=$(timeout $INSTALL_LIMIT apt-get -q update 2>&1); do
-    if [[ $said != *lists/lock* ]] || [ $SECONDS -ge $end ]; then
-      note "apt-get update failed on $(hostname): $(grep '^E:' <<<"$said" || tail -n 3 <<<"$said")"
+  local end=$((SECONDS + LOCKED)) output announced=
+  until output=$(timeout $INSTALL_LIMIT apt-get -q update 2>&1); do
+    if [[ $output != *lists/lock* ]] || [ $SECONDS -ge $end ]; then
+      note "apt-get update failed on $(hostname): $(grep '^E:' <<<"$output" || tail -n 3 <<<"$output")"
       return 1
     fi
-    [ -n "$told" ] || note "waiting for another program to give back apt's lock: $(grep -m 1 lists/lock <<<"$said")"
-    told=yes
+    [ -n "$announced" ] || note "waiting for another program to release apt's lock: $(grep -m 1 lists/lock <<<"$output")"
+    announced=yes
     sleep 1
   done
 }
 
-# wait_for SECONDS WHAT COMMAND...: COMMAND succeeds within SECONDS, or the step fails and says WHAT did not happen.
+# wait_for SECONDS CONDITION COMMAND...: wait until COMMAND succeeds. CONDITION completes the error "timed out waiting
+# for".
 wait_for() {
-  local end=$((SECONDS + $1)) seconds=$1 what=$2
+  local end=$((SECONDS + $1)) seconds=$1 condition=$2
   shift 2
   until "$@" >/dev/null 2>&1; do
-    [ "$SECONDS" -lt "$end" ] || fatal "waited $seconds s in vain: $what"
+    [ "$SECONDS" -lt "$end" ] || fatal "timed out after $seconds s waiting for $condition"
     sleep 0.2
   done
 }
 
-# remember NAME: keeps standard input as what was there before us, unless it is kept already.
+# remember NAME: save standard input as the original state, unless it is already saved.
 remember() {
   install -d -m 0755 $VAR
   install -d -m 0700 "$BEFORE"
@@ -179,35 +181,35 @@ forget() {
   tidy
 }
 
-# The last undo of a machine leaves no empty folder of ours.
+# The last undo on a machine removes our empty folders.
 tidy() { rmdir "$BEFORE" $VAR $ETC $OPT 2>/dev/null || true; }
 
-# The topmost folder that `mkdir -p FOLDER` would make.
+# first_missing FOLDER: print the topmost folder that `mkdir -p FOLDER` would create.
 first_missing() {
   local folder=$1
   while [ ! -e "$(dirname "$folder")" ]; do folder=$(dirname "$folder"); done
   printf '%s\n' "$folder"
 }
 
-# remove_made TOP FOLDER: removes FOLDER and the folders above it up to TOP, as far as they are empty.
+# remove_made TOP FOLDER: remove FOLDER and its parents up to TOP, as long as they are empty.
 remove_made() {
   local above
   above=$(dirname "$1")
   [ ! -d "$2" ] || (cd "$above" && rmdir --parents --ignore-fail-on-non-empty "${2#"${above%/}/"}")
 }
 
-# as_cluster_user COMMAND...: tasks can make any command of their user stand still, so it ends after a minute, or after
-# `within` seconds.
+# as_cluster_user COMMAND...: run COMMAND as the cluster's user, for at most `within` seconds (60). Tasks run as the
+# same user, so they could suspend it.
 as_cluster_user() {
   timeout -k 5 "${within:-60}" setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --init-groups --no-new-privs \
     env HOME=$CLUSTER_HOME "$@"
 }
 
-# Another user of that name is none of our business.
+# The machine may have an unrelated user with this name.
 cluster_user_is_ours() { [ "$(getent passwd $CLUSTER_USER | cut -d: -f6)" = $CLUSTER_HOME ]; }
 
-# Ends every process of the cluster's user, and removes what would start another one. The kernel signals all of them at
-# once and lets none fork meanwhile, so this ends a fork bomb too.
+# Kill every process of the cluster's user, and remove whatever could start new ones. `kill -1` signals all processes at
+# once, and none can fork meanwhile, so this also stops a fork bomb.
 end_processes() {
   local end=$((SECONDS + 60))
   cluster_user_is_ours || return 0
@@ -215,14 +217,15 @@ end_processes() {
   delete_files_of_cluster_user /var/spool # crontabs and at jobs
   timeout 20 loginctl terminate-user $CLUSTER_USER 2>/dev/null || true
   while pgrep -u $CLUSTER_USER >/dev/null || pgrep -U $CLUSTER_USER >/dev/null; do
-    [ $SECONDS -lt $end ] || fatal "processes of user $CLUSTER_USER do not end: $(pgrep -l -u $CLUSTER_USER | head -n 5 | xargs)"
+    [ $SECONDS -lt $end ] ||
+      fatal "cannot end all processes of user $CLUSTER_USER: $(pgrep -l -u $CLUSTER_USER | head -n 5 | xargs)"
     setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --clear-groups bash -c 'kill -KILL -1' 2>/dev/null || true
     pkill -KILL -U $CLUSTER_USER || true
     sleep 0.1
   done
 }
 
-# end_cluster_user: besides, nothing of that user is left where every user may leave something.
+# end_cluster_user: end_processes, and remove the user's files from places where every user can write.
 end_cluster_user() {
   local target
   cluster_user_is_ours || return 0
@@ -235,7 +238,7 @@ end_cluster_user() {
   delete_files_of_cluster_user /tmp /var/tmp /dev/shm /dev/mqueue /run /run/lock /var/mail /var/crash
 }
 
-# delete_files_of_cluster_user FOLDER...: a folder of that user with files of others in it becomes root's.
+# delete_files_of_cluster_user FOLDER...: a folder that contains other users' files is given to root instead.
 delete_files_of_cluster_user() {
   local folder
   for folder; do
@@ -245,38 +248,38 @@ delete_files_of_cluster_user() {
   done
 }
 
-# A program of the installed environment, as the cluster's user, with Dask's configuration. Not in the home, from which
-# Python would import what a task put there.
+# in_environment COMMAND...: run a program of the installed environment as the cluster's user, with Dask's
+# configuration. The working directory is not the home, where Python would import modules that a task placed there.
 in_environment() {
   (cd / && as_cluster_user PYTHONSAFEPATH=1 PATH=$OPT/environment/bin:/usr/local/bin:/usr/bin:/bin DASK_CONFIG=$ETC/dask.yaml \
     PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache "$@")
 }
 
-# one_at_a_time AUTHORITY_ADDRESS: until this step ends, no other machine of the cluster stops its workers. The lock is
-# on the authority's machine (no address: this one), and ends with the connection; after 300 s at the latest, when this
-# machine died with it. Tasks can hold it too, or break it: then the workers restart all the same.
-one_at_a_time() {
-  local here=(sh -c) patience=600
+# lock_restarts AUTHORITY_ADDRESS: until this step ends, no other machine of the cluster stops its workers. The lock is
+# on the authority's machine (this one if the address is empty). It is released with the connection, or after 300 s if
+# this machine dies. Tasks can also hold or break the lock; the workers then restart anyway.
+lock_restarts() {
+  local shell=(sh -c) patience=600
   local lock="exec 9>$CLUSTER_HOME/stopping.lock && flock -w $patience 9 && echo held && timeout 300 cat"
-  [ -z "$1" ] || here=("$ETC/ssh/ssh" "$1")
-  coproc LOCK { within=$((patience + 360)) as_cluster_user "${here[@]}" "$lock" 2>/dev/null; }
+  [ -z "$1" ] || shell=("$ETC/ssh/ssh" "$1")
+  coproc LOCK { within=$((patience + 360)) as_cluster_user "${shell[@]}" "$lock" 2>/dev/null; }
   read -r -t $((patience + 30)) _ <&"${LOCK[0]}" ||
-    note "no turn to restart workers within $patience s, or no answer from ${1:-this machine}: $(hostname) restarts its own now"
+    note "could not lock restarts of workers on ${1:-this machine} within $patience s; restarting those of $(hostname) anyway"
 }
 
-# Starts the worker units that are named, and waits until each answers.
+# start_workers UNIT...: start the worker units, and wait until each answers.
 start_workers() {
   local unit
-  # Not for as long as they take: tasks can keep them from starting.
+  # --no-block, because tasks can delay a start forever.
   systemctl start --no-block "$@"
   for unit in "$@"; do
     # shellcheck source=/dev/null
-    (source "$ETC/worker-${unit#*@}.env" && until_it_answers "$unit" "$ADDRESS" "$WORKER_PORT")
+    (source "$ETC/worker-${unit#*@}.env" && wait_for_service "$unit" "$ADDRESS" "$WORKER_PORT")
   done
 }
 
-# until_it_answers UNIT ADDRESS PORT
-until_it_answers() {
+# wait_for_service UNIT ADDRESS PORT
+wait_for_service() {
   local end=$((SECONDS + 60))
   until (exec 3<>"/dev/tcp/$2/$3") 2>/dev/null; do
     [ $SECONDS -lt $end ] ||

@@ -1,31 +1,31 @@
-# State: from this machine the cluster's user reaches every other machine, and is reached from it, without a password
-# or a prompt; host keys are verified; the machine has its TLS certificate.
+# State: the cluster's user can log in from this machine to every other and vice versa, without a password or a prompt.
+# Host keys are verified. The machine has its TLS certificate.
 #   ADDRESS              this machine's address in the cluster's network
 #   SSH_PORT             22
-#   TUNNEL               what clients may reach through this machine, such as "10.1.0.10:8786 10.1.0.10:8787"; empty on
-#                        all machines but the scheduler's
-#   AUTHORITY_ADDRESS    the authority's machine, from which this one fetches; empty on the authority itself
-#   HOST_AUTHORITY       the authority's public key: what it did not sign is not installed
-#   BUNDLE               what it has signed and published for this machine
-#   NAME                 this machine
-# From then on a timer fetches what the authority publishes: renewed certificates, and what is revoked.
+#   TUNNEL               targets of clients' tunnels, e.g. "10.1.0.10:8786 10.1.0.10:8787"; empty except on the
+#                        scheduler's machine
+#   AUTHORITY_ADDRESS    the authority's machine, from which this one fetches bundles; empty on the authority itself
+#   HOST_AUTHORITY       the authority's public key; bundles without its signature are rejected
+#   BUNDLE               the bundle that the authority published for this machine
+#   NAME                 this machine's name
+# Afterwards a timer fetches new bundles: renewed certificates and revocation lists.
 
 SSHD=/etc/ssh/sshd_config.d/60-daskstack.conf
 SSH=$ETC/ssh
 TLS=$ETC/tls
 TUNNEL_USER=dask-tunnel
-TUNNEL_HOME=$VAR/tunnel # it does not exist
+TUNNEL_HOME=$VAR/tunnel # does not exist
 PROGRAM=$OPT/credentials
 UNIT=/etc/systemd/system/dask-credentials
-FETCHED=$ETC/fetched # root's alone: what was fetched last
-NEXT=$ETC/next       # keys of the step `keys` that wait for their certificates
+FETCHED=$ETC/fetched # the last bundle; readable by root only
+NEXT=$ETC/next       # keys that the step `keys` created and that have no certificates yet
 
 sshd_config() {
   cat <<CONF
 HostCertificate $SSH/host-cert.pub
-# Many machines meet one at once, when they mount from it.
+# Many machines connect at the same time when they mount the shared directory.
 MaxStartups 100:30:300
-# Only here: a certificate must open no other user's door.
+# Only for this user: a certificate must not allow logins as anyone else.
 Match User $CLUSTER_USER
     TrustedUserCAKeys $SSH/user-authority.pub
     RevokedKeys $SSH/revoked
@@ -35,7 +35,7 @@ Match User $CLUSTER_USER
     KbdInteractiveAuthentication no
     GSSAPIAuthentication no
     HostbasedAuthentication no
-    # A session must not be a way out of what the units of Dask forbid.
+    # Sessions must have no more privileges than Dask's systemd units.
     ForceCommand $SSH/session
     PermitUserRC no
     PermitTunnel no
@@ -44,7 +44,7 @@ Match User $CLUSTER_USER
 Match all
 CONF
   [ -z "$TUNNEL" ] || cat <<CONF
-# Clients get connections to Dask, and no session.
+# Clients can open tunnels to Dask, but no sessions.
 Match User $TUNNEL_USER
     TrustedUserCAKeys $SSH/user-authority.pub
     RevokedKeys $SSH/revoked
@@ -76,20 +76,20 @@ tunnel_user() {
     useradd --system --user-group --no-create-home --home-dir $TUNNEL_HOME --shell /usr/sbin/nologin \
       --comment "Tunnels to Dask" $TUNNEL_USER
   elif ! tunnel_user_is_ours; then
-    fatal "a user '$TUNNEL_USER' exists already and is not the cluster's; rename it or use another machine"
+    fatal "user '$TUNNEL_USER' already exists and does not belong to this cluster; rename it or use another machine"
   fi
 }
 
 remove_tunnel_user() {
   tunnel_user_is_ours || return 0
-  usermod --expiredate 1 $TUNNEL_USER # no new connection from here on
-  wait_for 20 "connections of user $TUNNEL_USER end" tunnels_end
+  usermod --expiredate 1 $TUNNEL_USER # rejects new connections
+  wait_for 20 "connections of user $TUNNEL_USER to end" end_tunnels
   userdel $TUNNEL_USER
 }
 
-tunnels_end() { ! pkill -KILL -U $TUNNEL_USER; }
+end_tunnels() { ! pkill -KILL -U $TUNNEL_USER; }
 
-# What sshd runs for each session: no set-user-id program gives more rights than the cluster's user has.
+# The program that sshd runs for each session. No set-user-ID program can raise the session's privileges.
 session() {
   cat <<PROGRAM
 #!/bin/sh
@@ -140,7 +140,7 @@ main() {
   install -d -m 0755 $OPT
   install -d -m 0700 $FETCHED
   exec 8<$FETCHED
-  flock --wait 120 8 # the timer's own fetch
+  flock --wait 120 8 # the timer may be fetching a bundle
   echo "authority namespaces=\"daskstack\" $HOST_AUTHORITY" | put $SSH/authorities 0644 root:root
   printf '%s' "$BUNDLE" >$FETCHED/given
   take $FETCHED/given
@@ -150,12 +150,12 @@ main() {
   local sshd_changed=$changed
   ssh_config | put $SSH/config 0644 root:root
   printf '#!/bin/sh\nexec ssh -F %s "$@"\n' $SSH/config | put $SSH/ssh 0755 root:root
-  # So that a plain "ssh ADDRESS" of the cluster's user, a task's too, does the same.
+  # A plain "ssh ADDRESS" by the cluster's user or a task then uses the same configuration.
   echo "Include $SSH/config" | put $CLUSTER_HOME/.ssh/config 0644 root:root
   if [ "$sshd_changed" = yes ]; then
-    sshd -t || { # or the next restart of sshd would close the machine's door
+    sshd -t || { # with an invalid configuration, the next restart of sshd would lock everyone out
       drop $SSHD
-      fatal "sshd does not take our settings together with /etc/ssh/sshd_config; its complaint is above"
+      fatal "sshd rejects our settings in combination with /etc/ssh/sshd_config; its error message is above"
     }
     reload_sshd
   fi
@@ -165,21 +165,20 @@ main() {
   timer | put $UNIT.timer 0644 root:root
   systemctl daemon-reload
   systemctl -q enable --now dask-credentials.timer
-  wait_for 20 "the cluster's user reaches its own machine; try: sudo -u $CLUSTER_USER ssh $ADDRESS" reaches "$ADDRESS"
+  wait_for 20 "SSH from this machine to itself; try: sudo -u $CLUSTER_USER ssh $ADDRESS" reaches "$ADDRESS"
   [ -z "$AUTHORITY_ADDRESS" ] ||
-    wait_for 30 "the cluster's user reaches the authority; try: sudo -u $CLUSTER_USER ssh $AUTHORITY_ADDRESS" \
-      reaches "$AUTHORITY_ADDRESS"
+    wait_for 30 "SSH to the authority; try: sudo -u $CLUSTER_USER ssh $AUTHORITY_ADDRESS" reaches "$AUTHORITY_ADDRESS"
 }
 
-# Runs by itself, as root.
+# The program that the timer runs as root.
 program() {
   echo '#!/bin/bash'
   echo 'set -euo pipefail'
   echo 'shopt -s lastpipe'
-  # Not a step: it leaves nothing unfinished for the next one.
+  # This is not a step, so it must not mark anything as unfinished.
   echo 'UNFINISHED=/dev/null changed=no'
   declare -p NAME ADDRESS SSH_PORT AUTHORITY_ADDRESS CLUSTER_USER CLUSTER_HOME ETC SSH TLS FETCHED NEXT
-  declare -f fatal printable put fetch take belongs replace_keys move ssh_is_for tls_is_for
+  declare -f fatal printable put fetch take matches_keys replace_keys move ssh_is_for tls_is_for
   declare -f reload_sshd listening answers wait_for
   echo fetch
 }
@@ -215,19 +214,20 @@ WantedBy=timers.target
 CONF
 }
 
-# The unit is ssh on Debian and Ubuntu, sshd elsewhere; an sshd that a socket starts reads its config every time.
-# It takes a moment before it even begins to, and then does not listen: the next step must not meet a closed door.
+# The unit is `ssh` on Debian and Ubuntu, and `sshd` elsewhere. A socket-activated sshd reads its configuration on every
+# start. A reload begins after a short delay, and sshd then briefly does not listen, so wait: the next step has to
+# connect.
 reload_sshd() {
   local unit before
   before=$(listening)
   for unit in ssh sshd; do
     if systemctl is-active -q $unit; then
       systemctl reload $unit
-      for _ in {1..15}; do # a socket that systemd holds stays the same
+      for _ in {1..15}; do # a socket that systemd owns does not change
         [ "$(listening)" = "$before" ] || break
         sleep 0.2
       done
-      wait_for 20 "sshd answers on $ADDRESS again after its reload; see: journalctl -u $unit" answers
+      wait_for 20 "sshd to answer on $ADDRESS after its reload; see journalctl -u $unit" answers
       return
     fi
   done
@@ -253,4 +253,4 @@ undo() {
   tidy
 }
 
-alone main "$@" </dev/null
+exclusively main "$@" </dev/null

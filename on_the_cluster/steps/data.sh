@@ -1,14 +1,14 @@
-# State: the shared directory is mounted at the same path on every machine, on the one that holds its files too.
+# State: the shared directory is mounted at the same path on every machine, including the one that stores its files.
 #   DATA_PATH     /srv/daskdata
-#   HOLDS         yes on the machine that holds the files, else no
+#   HOLDS         yes on the machine that stores the files, else no
 #   DATA_ADDRESS  address of that machine
-#   DEVICE        block device of that machine that holds them:  /dev/disk/by-id/google-dask-data; empty: its own disk
-#   DEVICE_SIZE   of that; a change of it runs the step, which lets the file system grow
-#   OPTIONS       further sshfs mount options, each with a comma in front
-#   DELETE        yes: undo deletes the files, too
-#   LOGIN_USER    the user that up logs in as, who may use the directory like root and the cluster's user
-# On the machine that holds them the files lie at DATA_PATH, underneath the mount, or on DEVICE. It mounts from itself
-# so that whose a file is does not depend on where it was written: on disk all are the cluster user's.
+#   DEVICE        block device of the files, e.g. /dev/disk/by-id/google-dask-data; empty: the machine's own disk
+#   DEVICE_SIZE   size of the device; a new value runs the step, which grows the file system
+#   OPTIONS       additional sshfs mount options, each with a leading comma
+#   DELETE        yes: undo also deletes the files
+#   LOGIN_USER    the user that up logs in as; it can use the directory like root and the cluster's user
+# The files are at DATA_PATH underneath the mount, or on DEVICE. Their machine mounts from itself, so that all files
+# belong to the cluster's user on disk, wherever they were written.
 # shellcheck shell=bash
 
 UNITS=/etc/systemd/system
@@ -16,15 +16,15 @@ TMPFILES=/etc/tmpfiles.d/tmp.conf
 DISK=$VAR/data
 DISK_UNIT=dask-data.service
 WATCH_UNIT=dask-data-watch.service
-PATH_FILE=$ETC/data # where the shared directory is now, and on which device
+PATH_FILE=$ETC/data # the current path and device of the shared directory
 
-members() {
+add_login_user_to_group() {
   if [ "$LOGIN_USER" != root ]; then usermod --append --groups $CLUSTER_USER "$LOGIN_USER"; fi
 }
 
 in_tmp() { case $DATA_PATH in /tmp/* | /var/tmp/*) ;; *) return 1 ;; esac }
 
-# At boot, and once a day, /tmp is emptied of what systemd-tmpfiles is not told to leave alone.
+# At boot and once a day, systemd-tmpfiles cleans /tmp, except for paths that are excluded in its configuration.
 keep_from_cleaning() {
   in_tmp || return 0
   { sed 's/^D /q /' /usr/lib/tmpfiles.d/tmp.conf 2>/dev/null && echo "x $DATA_PATH"; } | put $TMPFILES 0644 root:root
@@ -35,52 +35,52 @@ refuse_tmpfs() {
   while [ ! -e "$parent" ]; do parent=$(dirname "$parent"); done
   case $(stat -f -c %T "$parent") in
     tmpfs | ramfs)
-      fatal "$DATA_PATH is in memory here ($parent is a tmpfs): a restart would lose the data; use a data.path on disk"
+      fatal "$DATA_PATH is in memory ($parent is a tmpfs), so a restart would lose the data; use a data.path on a disk"
       ;;
   esac
 }
 
 is_mounted() { findmnt -n "$1" >/dev/null; }
 
-# The path of the last run: what is there now is this step's own.
+# Whether the last run used the same path, so that its contents and mounts belong to this step.
 is_ours() { [ "$(cut -d ' ' -f 1 $PATH_FILE 2>/dev/null)" = "$DATA_PATH" ]; }
 
-# Refuses a path that something else on this machine uses, before anything is changed.
-refuse_what_is_used() {
+# Fail before changing anything if something else on this machine uses the path.
+refuse_used_path() {
   local real unit mount owner user
   is_ours && return
   real=$(realpath -m "$DATA_PATH")
   [ "$real" = "$DATA_PATH" ] ||
-    fatal "data.path $DATA_PATH leads through a symbolic link to $real on this machine; use a data.path without links"
+    fatal "data.path $DATA_PATH contains a symbolic link and resolves to $real on this machine; use a path without links"
   { findmnt -rn -o TARGET && { findmnt -rn --fstab -o TARGET || true; }; } | while read -r mount; do
     case $mount/ in
-      "$DATA_PATH/") fatal "data.path $DATA_PATH is a mount of this machine's own; use a folder below it, such as $DATA_PATH/dask" ;;
-      "$DATA_PATH"/*) fatal "$mount is mounted below data.path $DATA_PATH, which would hide it; use a folder without mounts in it, such as $DATA_PATH/dask" ;;
+      "$DATA_PATH/") fatal "data.path $DATA_PATH is already a mount point on this machine; use a folder below it, such as $DATA_PATH/dask" ;;
+      "$DATA_PATH"/*) fatal "data.path $DATA_PATH would hide the mount $mount on this machine; use a folder without mounts, such as $DATA_PATH/dask" ;;
     esac
   done
   for unit in "$(systemd-escape --path --suffix=mount "$DATA_PATH")" "$(systemd-escape --path --suffix=automount "$DATA_PATH")"; do
     [ "$(systemctl show -P LoadState "$unit")" = not-found ] ||
-      fatal "this machine has a unit $unit of its own, so data.path $DATA_PATH is in use; use a folder below it, such as $DATA_PATH/dask"
+      fatal "data.path $DATA_PATH is used by this machine's unit $unit; use a folder below it, such as $DATA_PATH/dask"
   done
   if in_tmp && [ -e $TMPFILES ]; then
-    fatal "$TMPFILES exists already: a rule of yours about /tmp that ours would replace; use a data.path outside /tmp"
+    fatal "$TMPFILES already exists, and our rule for /tmp would replace it; use a data.path outside /tmp"
   fi
   [ -d "$DATA_PATH" ] || return 0
   owner=$(find "$DATA_PATH" -xdev ! -uid 0 -uid "-$(least_login_uid)" -printf '%p of user %u' -quit)
   [ -z "$owner" ] ||
-    fatal "data.path $DATA_PATH is used by a service of this machine: it has $owner; use a folder of your own, e.g. /srv/daskdata"
-  user=$(open_files)
+    fatal "data.path $DATA_PATH is used by a service of this machine: it contains $owner; use another folder, e.g. /srv/daskdata"
+  user=$(system_processes_in_path)
   [ -z "$user" ] ||
-    fatal "data.path $DATA_PATH is used by a service of this machine: ${user%%$'\n'*} has files open in it; use a folder of your own, e.g. /srv/daskdata"
+    fatal "data.path $DATA_PATH is used by a service of this machine: ${user%%$'\n'*} has files open in it; use another folder, e.g. /srv/daskdata"
 }
 
 least_login_uid() { awk '$1 == "UID_MIN" { min = $2 } END { print min ? min : 1000 }' /etc/login.defs; }
 
-# Processes of the system that have files open below DATA_PATH.
-open_files() {
+# System processes that have files open below DATA_PATH.
+system_processes_in_path() {
   local min pid
   min=$(least_login_uid)
-  # Any process may end meanwhile.
+  # Processes can end during the search.
   { find /proc/[0-9]*/fd -lname "$DATA_PATH/*" 2>/dev/null || true; } | cut -d / -f 3 | sort -u | while read -r pid; do
     [ "$(stat -c %u "/proc/$pid" 2>/dev/null || echo "$min")" -ge "$min" ] ||
       echo "$(cat "/proc/$pid/comm" 2>/dev/null) (process $pid)"
@@ -100,39 +100,39 @@ directory() {
 refuse_to_hide_files() {
   if [ "$HOLDS$DEVICE" = yes ] || is_mounted "$DATA_PATH" || [ ! -d "$DATA_PATH" ]; then return; fi
   [ -z "$(ls -A "$DATA_PATH")" ] ||
-    fatal "$DATA_PATH has files on this machine, which the shared directory would hide; move them away"
+    fatal "the shared directory would hide files in $DATA_PATH on this machine; move them away"
 }
 
-# A setting that changed: what was made for the old path or device goes, its files stay.
-leave_former_path() {
+# If the path or the device has changed, remove the old mount but not its files.
+remove_former_mount() {
   local place=$DATA_PATH${DEVICE:+ $DEVICE} former
   former=$(cat $PATH_FILE 2>/dev/null || true)
   if [ -n "$former" ] && [ "$former" != "$place" ]; then
-    (DELETE=no && leave)
-    refuse_to_hide_files # what lay underneath the mount
+    (DELETE=no && remove_mount)
+    refuse_to_hide_files # files underneath the old mount are visible now
   fi
   printf '%s\n' "$place" | put $PATH_FILE 0644 root:root
 }
 
-# A blank device gets a file system. What has one already is mounted as it is, and nothing is ever formatted.
+# Create a file system on a blank device. Never format a device that contains anything.
 file_system() {
   need blkid util-linux
   need mkfs.ext4 e2fsprogs
-  wait_for 60 "there is no block device $DEVICE; attach the disk" test -b "$DEVICE"
+  wait_for 60 "block device $DEVICE to appear; attach the disk" test -b "$DEVICE"
   [ "$(blkid -p -s USAGE -o value "$DEVICE")" != filesystem ] || return 0
   if blkid -p "$DEVICE" >&2 || ! cmp -s -n 1048576 "$DEVICE" /dev/zero; then
-    fatal "$DEVICE is neither blank nor a file system: keep what is on it elsewhere and run wipefs --all $DEVICE" \
-      "and blkdiscard -z $DEVICE here, or name another device; then run up again"
+    fatal "$DEVICE has no file system but is not blank; save its contents elsewhere and run wipefs --all $DEVICE" \
+      "and blkdiscard -z $DEVICE here, or use another device; then run up again"
   fi
-  note "making a file system on $DEVICE"
+  note "creating a file system on $DEVICE"
   mkfs.ext4 -q -m 0 -L daskdata "$DEVICE"
 }
 
-# The disk may have grown, or have been another machine's, where the cluster's user had another number.
+# The disk may have grown, or come from another machine on which the cluster's user had a different ID.
 adapt_file_system() {
-  local said
+  local output
   case $(findmnt -n -o FSTYPE $DISK) in
-    ext*) said=$(resize2fs "$DEVICE" 2>&1) || fatal "the file system on $DEVICE cannot be made as large as it: $said" ;;
+    ext*) output=$(resize2fs "$DEVICE" 2>&1) || fatal "cannot grow the file system on $DEVICE to the device's size: $output" ;;
   esac
   rmdir $DISK/lost+found 2>/dev/null || true
   [ "$(stat -c %U $DISK)" = $CLUSTER_USER ] || chown -hR $CLUSTER_USER:$CLUSTER_USER $DISK
@@ -145,8 +145,9 @@ mount_all() {
   local data below=''
   data=$(systemd-escape --path "$DATA_PATH")
   if [ "$HOLDS" = yes ]; then
-    # The order matters: bound after the mount, DISK would be the mount, which then waits for itself. By default an
-    # automount begins before every service, which would be a circle: systemd leaves out any job of it at boot.
+    # The order matters: if DISK were bound after the mount, it would show the mount itself, which would wait for
+    # itself. By default an automount starts before every service. That would be an ordering cycle, and systemd resolves
+    # a cycle at boot by dropping one of its jobs.
     below="Requires=$DISK_UNIT
 After=$DISK_UNIT
 DefaultDependencies=no
@@ -168,7 +169,7 @@ Before=umount.target"
     systemctl start $DISK_UNIT
     [ -z "$DEVICE" ] || adapt_file_system
   else
-    drop_disk # held the files until the data moved to another machine
+    drop_disk # in case the data moved to another machine
   fi
   systemctl -q enable "$data.automount"
   systemctl start "$data.automount"
@@ -183,13 +184,13 @@ drop_disk() {
   [ ! -d $DISK ] || rmdir $DISK
 }
 
-# Also the proof that nothing goes beside the mount: what is written must arrive where the files are.
+# A file written here must arrive on the machine that stores the files; otherwise the path is not the mount.
 verify() {
   local probe
   probe=.daskstack-$(hostname)-$$
-  as_cluster_user touch "$DATA_PATH/$probe" || fatal "the cluster's user cannot write to $DATA_PATH"
+  as_cluster_user touch "$DATA_PATH/$probe" || fatal "user $CLUSTER_USER cannot write to $DATA_PATH"
   as_cluster_user $ETC/ssh/ssh "$DATA_ADDRESS" rm "$DISK/$probe" ||
-    fatal "what is written to $DATA_PATH here does not arrive on $DATA_ADDRESS"
+    fatal "a file written to $DATA_PATH on this machine did not arrive on $DATA_ADDRESS"
 }
 
 main() {
@@ -197,11 +198,11 @@ main() {
     undo
     return
   fi
-  refuse_what_is_used
+  refuse_used_path
   if [ -n "$DEVICE" ]; then file_system; elif [ "$HOLDS" = yes ]; then refuse_tmpfs; fi
   refuse_to_hide_files
-  leave_former_path
-  members
+  remove_former_mount
+  add_login_user_to_group
   keep_from_cleaning
   directory
   mount_all
@@ -210,17 +211,17 @@ main() {
 
 undo() {
   if [ $undo_on_failure = yes ]; then
-    DELETE=no # which is for a destroy
+    DELETE=no # only destroy deletes files
   else
     end_processes
   fi
-  leave
+  remove_mount
   if [ "$LOGIN_USER" != root ]; then gpasswd -d "$LOGIN_USER" $CLUSTER_USER >/dev/null 2>&1 || true; fi
   tidy
 }
 
-# Takes away what was made for the path and the device of the last run, whatever the settings say now.
-leave() {
+# Remove the mount of the last run, whatever the settings say now.
+remove_mount() {
   local data
   if [ ! -e $PATH_FILE ]; then
     drop $PATH_FILE
@@ -238,19 +239,19 @@ leave() {
   systemctl daemon-reload
   systemctl reset-failed "$data.mount" 2>/dev/null || true
   if in_tmp; then drop $TMPFILES; fi
-  give_back
+  restore_owner
   drop $PATH_FILE
   forget data
 }
 
 empty_device() {
   [ "$DELETE" = no ] || find $DISK -xdev -mindepth 1 -delete
-  [ -z "$(ls -A $DISK)" ] || note "$DEVICE on $(hostname) is kept: it has files on it"
+  [ -z "$(ls -A $DISK)" ] || note "kept $DEVICE on $(hostname), because it contains files"
 }
 
-# The files are the user's: they stay, and are those of the directory's owner, or of the login user where we made it.
-# Tasks may still run and move things about meanwhile, so no name below the directory is looked up twice.
-give_back() {
+# The files belong to the user, so they stay. Give them to the directory's original owner, or to the login user if we
+# created the directory. Tasks may still be running and moving files, so never look up a name below the directory twice.
+restore_owner() {
   local mode owner
   [ -e $BEFORE/data ] || return 0
   read -r mode owner <$BEFORE/data
@@ -264,13 +265,13 @@ give_back() {
   fi
   chown -h "$owner" "$DATA_PATH" || true
   if [ -L "$DATA_PATH" ] || [ ! -d "$DATA_PATH" ]; then
-    note "$DATA_PATH on $(hostname) is not the folder any more that it was; it is left alone"
+    note "left $DATA_PATH on $(hostname) unchanged, because it was replaced by something else"
     return
   fi
   chmod "$mode" "$DATA_PATH"
   chown -hRf --from=$CLUSTER_USER "$owner" "$DATA_PATH" ||
-    note "not every file in $DATA_PATH on $(hostname) could be given to ${owner%%:*}: something changed them meanwhile"
-  [ -z "$(ls -A "$DATA_PATH")" ] || note "$DATA_PATH on $(hostname) is kept: it has files in it"
+    note "could not give every file in $DATA_PATH on $(hostname) to ${owner%%:*}, because some changed meanwhile"
+  [ -z "$(ls -A "$DATA_PATH")" ] || note "kept $DATA_PATH on $(hostname), because it contains files"
 }
 
-alone main "$@" </dev/null
+exclusively main "$@" </dev/null

@@ -1,40 +1,40 @@
-# State: this machine's cluster ports are open to the cluster's network, SSH to who may use it, nothing else to anyone.
-#   NETWORK       sources of the cluster's own traffic, separated by blanks:  10.1.0.0/24
+# State: the cluster's ports are open to the cluster's network, SSH is open to the listed networks, and every other port
+# is closed.
+#   NETWORK       sources of the cluster's own traffic, separated by spaces:       10.1.0.0/24
 #   SSH_PORT      22
-#   SSH_SOURCES   further sources that may reach SSH, separated by blanks:    203.0.113.7/32
-#   PORTS         the cluster's own TCP ports, separated by blanks:           8786 8787 9000-9005
-#   OPEN          further ports, each with one source, separated by blanks:   9100=198.51.100.0/24
-#   CLOSE_OTHERS  yes: what else listens here may be closed; no: it stops the step
-#   MANAGE        yes; no: firewalls are left alone, and it is said what they must let in
-# A guest on machines that people use already: it stops before it changes anything beside another firewall, or where
-# somebody would be shut out. A change takes itself back after a minute, unless the step is run with `confirm` by then:
-# over a new SSH connection, which is the proof that there still is a way in.
+#   SSH_SOURCES   additional sources that may reach SSH, separated by spaces:      203.0.113.7/32
+#   PORTS         the cluster's own TCP ports, separated by spaces:                8786 8787 9000-9005
+#   OPEN          additional ports, each with one source, separated by spaces:     9100=198.51.100.0/24
+#   CLOSE_OTHERS  yes: close ports on which other services listen; no: fail if there are any
+#   MANAGE        yes; no: do not change firewalls, and report the ports that they must open
+# This step never overrides an existing firewall, and fails before it would lock anyone out. A change rolls back after
+# one minute unless the step runs again with `confirm` over a new SSH connection, which proves that SSH still works.
 
 CONF=/etc/firewalld/firewalld.conf
 ZONES=/etc/firewalld/zones
 INSIDE=dask
 OUTSIDE=dask-outside
-KEPT=$BEFORE/firewall
-# What a change that nobody confirmed goes back to; for the first change a link to KEPT.
-FORMER=/run/daskstack-firewall
+ORIGINAL=$BEFORE/firewall
+# The state to which an unconfirmed change rolls back. For the first change, this is a link to ORIGINAL.
+PREVIOUS=/run/daskstack-firewall
 ROLLBACK=daskstack-firewall-rollback
 NEEDED="TCP $SSH_PORT $PORTS to $NETWORK${SSH_SOURCES:+; $SSH_PORT to $SSH_SOURCES}${OPEN:+; ${OPEN//=/ to }}"
-LEAVE="or have firewalls left alone (firewall: {manage: false}) and open there yourself: $NEEDED"
+UNMANAGED="or manage the firewall yourself (firewall: {manage: false}) and open: $NEEDED"
 
 manage() {
   local found enabled active
   need nft nftables
   need python3 python3
-  if [ -e $FORMER ]; then
-    # This run came over a new connection.
-    if in_place; then confirm; else take_back; fi
+  if [ -e $PREVIOUS ]; then
+    # This run uses a new connection, which confirms the previous change.
+    if is_applied; then confirm; else roll_back; fi
   fi
-  found=$(others)
-  [ -z "$found" ] || fatal "another firewall is at work:
+  found=$(other_firewalls)
+  [ -z "$found" ] || fatal "another firewall is active:
 $found
-turn it off, $LEAVE"
-  check_way_in
-  if in_place; then
+turn it off, $UNMANAGED"
+  check_ssh_access
+  if is_applied; then
     verify
     return
   fi
@@ -45,41 +45,41 @@ turn it off, $LEAVE"
   enabled=$(systemctl is-enabled firewalld 2>/dev/null || true)
   enabled=${enabled:-missing}
   active=$(systemctl is-active firewalld || true)
-  [ "$enabled" != masked ] || fatal "firewalld is masked here; allow it (systemctl unmask firewalld), $LEAVE"
+  [ "$enabled" != masked ] || fatal "firewalld is masked; unmask it (systemctl unmask firewalld), $UNMANAGED"
   if ! command -v firewall-cmd >/dev/null || [ "$enabled" = masked-runtime ]; then
-    systemctl -q mask --runtime firewalld # Debian starts what it installs
+    systemctl -q mask --runtime firewalld # Debian starts services when it installs them
     need firewall-cmd firewalld
     systemctl -q unmask --runtime firewalld
   fi
-  if [ -e $KEPT ]; then
-    keep $FORMER "$enabled" "$active"
+  if [ -e $ORIGINAL ]; then
+    save_state $PREVIOUS "$enabled" "$active"
   else
-    keep $KEPT "$enabled" "$active"
-    ln -s $KEPT $FORMER
+    save_state $ORIGINAL "$enabled" "$active"
+    ln -s $ORIGINAL $PREVIOUS
   fi
-  arm
+  schedule_rollback
   apply
   verify
   at_exit=:
 }
 
-leave_alone() {
-  local found accepted port shut=""
+report_needed_ports() {
+  local found accepted port closed=""
   undo
   found=$(
-    others
-    ! running || echo "firewalld is on"
+    other_firewalls
+    ! running || echo "firewalld is active"
   )
   [ -n "$found" ] || return 0
   accepted=$(open_ports tcp ruleset)
   for port in $SSH_PORT $PORTS; do
     # shellcheck disable=SC2086
-    listed "${port%-*}" $accepted || shut+=" $port"
+    port_in "${port%-*}" $accepted || closed+=" $port"
   done
-  note "firewalls on $(hostname) are left alone:
+  note "not changing the firewalls on $(hostname):
 $found
-they must let in $NEEDED${shut:+"
-no rule names TCP$shut: that seems to be turned away"}"
+they must accept $NEEDED${closed:+"
+found no rule that accepts TCP$closed"}"
 }
 
 main() {
@@ -88,20 +88,20 @@ main() {
   elif [ "$MANAGE" = yes ]; then
     manage
   else
-    leave_alone
+    report_needed_ports
   fi
 }
 
 undo() {
-  disarm
-  rm -rf $FORMER $FORMER.sh $FORMER.new $KEPT.new
-  # An installation that was killed.
+  cancel_rollback
+  rm -rf $PREVIOUS $PREVIOUS.sh $PREVIOUS.new $ORIGINAL.new
+  # An interrupted installation leaves firewalld masked.
   if [ "$(systemctl is-enabled firewalld 2>/dev/null)" = masked-runtime ]; then
     systemctl -q unmask --runtime firewalld
     systemctl -q disable firewalld 2>/dev/null || true
   fi
-  if [ -e $KEPT ]; then put_back $KEPT; else tidy; fi
+  if [ -e $ORIGINAL ]; then restore $ORIGINAL; else tidy; fi
 }
 
-# The steps that follow run already: a confirmation must not wait for them.
-if [ "${1:-}" = confirm ]; then confirm; else alone main "$@"; fi </dev/null
+# The next steps are already running, and a confirmation must not wait for them.
+if [ "${1:-}" = confirm ]; then confirm; else exclusively main "$@"; fi </dev/null

@@ -1,16 +1,17 @@
-# State: when the cluster has computed nothing for so long, this machine powers itself off, the scheduler's last.
+# State: this machine powers off when the cluster has been idle for LIMIT seconds. The scheduler's machine powers off
+# last.
 #   LIMIT    seconds
-#   ADDRESS  of the scheduler's machine, which knows; empty on that machine
-# What counts as work beside Dask's own: a boot, and a step on this machine or on the scheduler's. A machine that cannot
-# ask the other for as long goes, too.
+#   ADDRESS  address of the scheduler's machine, which records when Dask last worked; empty on that machine
+# Besides Dask's work, these reset the idle time: a boot, and a step on this machine or on the scheduler's. A worker's
+# machine that cannot reach the scheduler's for LIMIT seconds also powers off.
 
 PROGRAM=$OPT/idle
 UNIT=dask-idle.service
 UNIT_FILE=/etc/systemd/system/$UNIT
-LOOK=$((LIMIT < 80 ? LIMIT / 4 : 20)) # seconds from look to look, as the end comes near
-PATIENCE=300                          # seconds that the scheduler's machine gives workers to go first
+LOOK=$((LIMIT < 80 ? LIMIT / 4 : 20)) # shortest interval between checks in seconds
+PATIENCE=300                          # seconds that the scheduler's machine waits for workers to power off first
 
-# Runs by itself, as root.
+# The program that the unit runs as root.
 program() {
   echo '#!/bin/bash'
   declare -p LIMIT ADDRESS CLUSTER_USER CLUSTER_HOME ETC STEPPED LOCK LOOK PATIENCE
@@ -18,15 +19,15 @@ program() {
   echo watch
 }
 
-# Prints the seconds since the last work and the number of workers on other machines, as the scheduler's machine has it.
+# Ask the scheduler's machine for the seconds since the last work, and for the number of workers on other machines.
 ask() {
-  local here=(sh -c)
-  [ -z "$ADDRESS" ] || here=("$ETC/ssh/ssh" "$ADDRESS")
-  within=30 as_cluster_user "${here[@]}" "cd $CLUSTER_HOME && workers=\$(cat worked) &&
+  local shell=(sh -c)
+  [ -z "$ADDRESS" ] || shell=("$ETC/ssh/ssh" "$ADDRESS")
+  within=30 as_cluster_user "${shell[@]}" "cd $CLUSTER_HOME && workers=\$(cat worked) &&
     echo \$((\$(date +%s) - \$(stat -c %Y worked $STEPPED 2>/dev/null | sort -n | tail -n 1))) \$workers" </dev/null
 }
 
-# Nobody sets this clock.
+# A monotonic clock, unlike `date`.
 uptime() { cut -d. -f1 /proc/uptime; }
 
 watch() {
@@ -45,11 +46,11 @@ watch() {
   done
 }
 
-# Not while a step is at work here; and from now on none begins.
+# Do not power off while a step is running, and prevent new steps from starting.
 power_off() {
   open_lock
   flock --nonblock 9 || return 0
-  echo "nothing was computed for $LIMIT s: powering off"
+  echo "the cluster was idle for $LIMIT s: powering off"
   systemctl poweroff && sleep 300
   exec 9<&-
 }
@@ -57,7 +58,7 @@ power_off() {
 unit() {
   cat <<CONF
 [Unit]
-Description=Powers off a machine of the Dask cluster when nothing was computed for $LIMIT s
+Description=Powers off this machine of the Dask cluster after $LIMIT s without work
 After=network-online.target
 Wants=network-online.target
 
@@ -65,7 +66,7 @@ Wants=network-online.target
 ExecStart=$PROGRAM
 Restart=always
 RestartSec=$LOOK
-# It becomes the cluster's user, ends what that user let stand still, and powers off.
+# The program switches to the cluster's user, kills that user's commands on a timeout, and powers off.
 CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_KILL CAP_SYS_BOOT
 NoNewPrivileges=yes
 ProtectSystem=strict
@@ -119,4 +120,4 @@ undo() {
   tidy
 }
 
-alone main "$@" </dev/null
+exclusively main "$@" </dev/null

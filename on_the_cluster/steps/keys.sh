@@ -1,33 +1,35 @@
-# State: the cluster's user exists, and this machine has made its own SSH and TLS keys. Prints their public halves.
+# State: the cluster's user exists, and this machine has generated its SSH and TLS keys. Prints the public keys.
 #   NAME      the machine's name in the cluster
-#   METADATA  no: the cluster's user cannot reach the cloud's metadata server, which hands out the machine's account; yes
-#   RENEWAL   a change of it makes new keys: they are used when the step credentials, or a fetch, has certificates for them
-# Private keys never leave the machine; the authority signs what is printed here.
+#   METADATA  no: block the cluster's user from the cloud's metadata server, which grants access to the machine's account;
+#             yes: allow it
+#   RENEWAL   a new value generates new keys, which are used once the step `credentials` or a fetch installs certificates
+# Private keys never leave the machine. The authority signs the public keys.
 
 UNITS=/etc/systemd/system
 GUARD=dask-metadata
 TABLE=daskstack
-NEXT=$ETC/next # like $ETC: the keys that are to replace those there
+NEXT=$ETC/next # the next keys, with the same layout as $ETC
 
 cluster_user() {
   if id $CLUSTER_USER >/dev/null 2>&1; then
     cluster_user_is_ours ||
-      fatal "a user '$CLUSTER_USER' exists already and is not the cluster's; rename it or use another machine"
+      fatal "user '$CLUSTER_USER' already exists and does not belong to this cluster; rename it or use another machine"
   else
     useradd --system --user-group --home-dir $CLUSTER_HOME --shell /bin/sh --comment "Dask cluster" $CLUSTER_USER
   fi
-  # Unlike bash it reads no file of the home when sshd starts it.
+  # Unlike bash, sh reads no files from the home when sshd starts it.
   [ "$(getent passwd $CLUSTER_USER | cut -d: -f7)" = /bin/sh ] || usermod --shell /bin/sh $CLUSTER_USER
   install -d -m 0755 $VAR $ETC $ETC/ssh $ETC/tls
-  # In a home that is the cluster's user's own, that user could replace what is root's in it.
+  # Root owns the home; otherwise the cluster's user could replace root's files in it.
   install -d -m 1770 -o root -g $CLUSTER_USER $CLUSTER_HOME
-  roots_own .ssh
-  # From here PAM would take LD_PRELOAD for sessions.
-  roots_own .pam_environment
+  ensure_root_folder .ssh
+  # From a file with this name, PAM would set variables such as LD_PRELOAD for sessions.
+  ensure_root_folder .pam_environment
   limit_user_units
 }
 
-# A table of its own: a reload of firewalld leaves it alone. On Google Cloud the metadata server answers DNS, too.
+# Use a separate table, which survives a reload of firewalld. On Google Cloud, the metadata server is also the DNS
+# server.
 metadata_rules() {
   cat <<RULES
 table inet $TABLE
@@ -46,7 +48,7 @@ RULES
 metadata_unit() {
   cat <<UNIT
 [Unit]
-Description=Keeps Dask tasks from the cloud's metadata server
+Description=Blocks Dask tasks from the cloud's metadata server
 After=nftables.service
 Before=network-pre.target
 Wants=network-pre.target
@@ -58,42 +60,43 @@ ExecStart=$(command -v nft) -f $ETC/metadata.nft
 
 [Install]
 WantedBy=multi-user.target
-# Without the rule nothing of Dask starts.
+# Dask does not start without the rule.
 RequiredBy=dask-scheduler.service dask-worker@.service
 UNIT
 }
 
-guard_metadata() {
+block_metadata() {
   need nft nftables
   metadata_rules | put $ETC/metadata.nft 0644 root:root
   metadata_unit | put $UNITS/$GUARD.service 0644 root:root
   systemctl daemon-reload
-  nft -f $ETC/metadata.nft || fatal "the rule that keeps tasks from the metadata server does not load; see above"
-  systemctl -q enable --now $GUARD # not restarted: Dask would be, too
+  nft -f $ETC/metadata.nft || fatal "cannot load the rule that blocks the metadata server; the error is above"
+  systemctl -q enable --now $GUARD # do not restart it, because that would restart Dask
 }
 
-open_metadata() {
+allow_metadata() {
   if [ -e $UNITS/$GUARD.service ]; then
     systemctl -q disable $GUARD
     drop $UNITS/$GUARD.service
-    systemctl daemon-reload # first: now Dask does not stop with it
+    systemctl daemon-reload # before the stop, or Dask would stop, too
     systemctl stop $GUARD
   fi
   drop $UNITS/$GUARD.service $ETC/metadata.nft
   ! nft list table inet $TABLE >/dev/null 2>&1 || nft delete table inet $TABLE
 }
 
-# roots_own NAME: NAME in the home is a folder of root's, whatever a task put there.
-roots_own() {
+# ensure_root_folder NAME: NAME in the home is a folder that belongs to root. Tasks may have created something else
+# there.
+ensure_root_folder() {
   local file=$CLUSTER_HOME/$1 end=$((SECONDS + 10))
   while [ "$(stat -c %U:%F "$file" 2>/dev/null)" != root:directory ]; do
-    [ $SECONDS -lt $end ] || fatal "$file cannot be made root's: tasks put their own there again and again; stop Dask here"
+    [ $SECONDS -lt $end ] || fatal "cannot create $file, because tasks keep replacing it; stop Dask on this machine"
     rm -rf "$file"
     mkdir -m 0755 "$file" 2>/dev/null || true
   done
 }
 
-# A session can start units of the user, which are no children of the session.
+# A session can start user units, which are not children of the session and do not inherit its restrictions.
 limit_user_units() {
   install -d -m 0755 "$(dirname "$(user_unit)")"
   printf '[Service]\nNoNewPrivileges=yes\n' | put "$(user_unit)" 0644 root:root
@@ -102,8 +105,8 @@ limit_user_units() {
 
 user_unit() { echo "/etc/systemd/system/user@$(id -u $CLUSTER_USER).service.d/daskstack.conf"; }
 
-# make_keys FOLDER: in FOLDER/ssh and FOLDER/tls, where they are missing. A key that a killed run left half-written does
-# not count: keys are made beside their place and moved there whole.
+# make_keys FOLDER: generate missing keys in FOLDER/ssh and FOLDER/tls. Keys are written to temporary files and renamed,
+# so that a killed run leaves no partial key.
 make_keys() {
   local key=$1/ssh/id_ed25519
   if [ ! -s "$key" ]; then
@@ -129,19 +132,19 @@ renew_keys() {
     install -d -m 0755 $NEXT.new/ssh $NEXT.new/tls
     make_keys $NEXT.new
     mv $NEXT.new $NEXT
-    # The authority's new keys must be trusted here before anything is signed with them. Where this fails, because
-    # certificates have ended, the step credentials brings both.
+    # This machine must trust the authority's new keys before they sign anything. If the fetch fails, e.g. because
+    # certificates have expired, the step `credentials` installs the bundle.
     [ ! -x $OPT/credentials ] || [ -d $ETC/authority ] || $OPT/credentials ||
-      note "$NAME has not fetched what the authority publishes; this up brings it"
+      note "$NAME could not fetch the authority's bundle; a later step of this up installs it"
   fi
   printf '%s\n' "$RENEWAL" | put $known 0644 root:root
 }
 
-# newest FILE: among the keys that are in use and those that are to replace them.
+# newest FILE: the path of FILE among the next keys if there are any, else among the current ones.
 newest() { if [ -e "$NEXT/$1" ]; then echo "$NEXT/$1"; else echo "$ETC/$1"; fi; }
 
-# Public keys and PEM text have neither quotes nor backslashes, so this needs no JSON tool on the machine.
-public_halves() {
+# Public keys and PEM text contain neither quotes nor backslashes, so printf can write this JSON.
+print_public_keys() {
   printf '{"hostKey": "%s", "userKey": "%s", "request": "%s"}\n' \
     "$(cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub)" \
     "$(cut -d' ' -f1,2 "$(newest ssh/id_ed25519.pub)")" \
@@ -154,14 +157,14 @@ main() {
     return
   fi
   need openssl openssl
-  need pgrep procps procps-ng # for undo
+  need pgrep procps procps-ng # undo uses it
   cluster_user
-  if [ "$METADATA" = no ]; then guard_metadata; else open_metadata; fi
+  if [ "$METADATA" = no ]; then block_metadata; else allow_metadata; fi
   make_keys $ETC
   renew_keys
   [ -s /etc/ssh/ssh_host_ed25519_key.pub ] ||
-    fatal "sshd has no ed25519 host key; make one (ssh-keygen -A), restart sshd and run up again"
-  public_halves
+    fatal "sshd has no ed25519 host key; create one (ssh-keygen -A), restart sshd and run up again"
+  print_public_keys
 }
 
 undo() {
@@ -172,9 +175,9 @@ undo() {
     systemctl daemon-reload
     userdel $CLUSTER_USER
   fi
-  open_metadata
+  allow_metadata
   rm -rf $ETC/ssh $ETC/tls $NEXT $NEXT.new $CLUSTER_HOME
   tidy
 }
 
-alone main "$@" </dev/null
+exclusively main "$@" </dev/null

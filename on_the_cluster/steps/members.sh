@@ -1,9 +1,10 @@
-# State (on the authority's machine): only the cluster's own workers work; others hand over what they have, and end.
-#   DRAIN      the program that lets workers leave, Python
+# State (on the authority's machine): only listed workers belong to the cluster. All others hand over their results and
+# stop.
+#   DRAIN      the Python program that retires workers
 #   SCHEDULER  tls://10.1.0.10:8786
-#   MEMBERS    names of the cluster's workers, separated by blanks
-#   RENEWAL    of the credentials: every machine has its new ones now, and the former ones are not accepted any more
-# This runs while a machine that is to go is still there; its workers stay away until it is stopped, or on the list again.
+#   MEMBERS    names of the cluster's workers, separated by spaces
+#   RENEWAL    every machine has the credentials of this renewal, so the former ones are revoked
+# This step runs before machines are removed. Their workers do not return unless they are listed again.
 
 LIST=$ETC/members
 
@@ -15,19 +16,19 @@ main() {
   fi
   local list
   list=$(tr ' ' '\n' <<<"$MEMBERS")
-  # The first workers of a cluster have nothing to hand over.
+  # On the first run there are no results to hand over.
   if [ -e $LIST ] && [ "$(<$LIST)" != "$list" ]; then
-    # shellcheck disable=SC2086 # the names are words
+    # shellcheck disable=SC2086 # split into names
     within=600 in_environment python -c "$DRAIN" "$SCHEDULER" --all-but $MEMBERS ||
-      fatal "workers could not be taken out without a loss (above is why, or it took 600 s)." \
-        "Release what they hold in the notebooks that use it, or give it up with client.restart(); then run up again"
+      fatal "cannot remove workers without losing results (the cause is above, or it took more than 600 s);" \
+        "release the results in the notebooks that use them, or discard them with client.restart(); then run up again"
   fi
   printf '%s\n' "$list" | put $LIST 0644 root:root
   if compgen -G "$ETC/authority/replaced/*" >/dev/null || [ -d $ETC/authority/former ]; then
-    note "renewal $RENEWAL: the former keys are refused when machines have fetched that, within minutes"
-    sleep 10 # Dask's processes look for new certificates every 5 s
+    note "renewal $RENEWAL: all machines will reject the former keys within minutes"
+    sleep 10 # Dask's processes check for new certificates every 5 s
     $OPT/authority settle 0
   fi
 }
 
-alone main "$@" </dev/null
+exclusively main "$@" </dev/null

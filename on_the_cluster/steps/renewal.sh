@@ -1,14 +1,14 @@
-# State (on the authority): it signs with its newest keys. Prints their public halves.
-#   RENEWAL   a change of it has made new keys in the step `authority`
-# This runs when every machine trusts the new keys, and before anything is signed with them.
+# State (on the authority): the newest keys sign. Prints their public keys.
+#   RENEWAL   a new value has generated new keys in the step `authority`
+# This step runs after every machine trusts the new keys, and before they sign anything.
 
 AUTHORITY=$ETC/authority
 
 main() {
   [ "${1:-}" != undo ] || return 0
   if [ -d $AUTHORITY/next ]; then
-    note "renewal $RENEWAL: new keys sign from now on"
-    sleep 10 # Dask's processes look for what to trust every 5 s
+    note "renewal $RENEWAL: signing with the new keys from now on"
+    sleep 10 # Dask's processes check for new trusted certificates every 5 s
     $OPT/authority advance
   fi
   printf '{"hostAuthority": "%s", "tlsAuthority": "%s"}\n' \

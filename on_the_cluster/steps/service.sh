@@ -1,39 +1,39 @@
-# State: Dask runs on this machine, as services that come back after a failure and a reboot.
+# State: Dask runs on this machine as systemd services, which restart after a failure or a reboot.
 #   ROLES           scheduler, worker, or both
-#   NAME, ADDRESS   this machine
-#   SCHEDULER       where workers find the scheduler:  tls://10.1.0.10:8786
-#   SCHEDULER_PORT, DASHBOARD_PORT, WORKERS_PORT       the last: first of a block of three for each worker process
-#   WORKERS         worker processes on this machine
-#   THREADS         threads of each; empty: the machine's processors shared out
-#   MEMORY          memory limit of each; empty: the machine's memory shared out
-#   SPILL           folder on this machine's own disk, which may be somebody's: workers use a folder of ours in it
+#   NAME, ADDRESS   this machine's name and address
+#   SCHEDULER       the scheduler's address for workers, e.g. tls://10.1.0.10:8786
+#   SCHEDULER_PORT, DASHBOARD_PORT, WORKERS_PORT       WORKERS_PORT is the first; each worker process uses three
+#   WORKERS         number of worker processes on this machine
+#   THREADS         threads per worker; empty: CPUs divided by WORKERS
+#   MEMORY          memory limit per worker; empty: memory divided by WORKERS
+#   SPILL           folder on this machine's own disk; workers only use the subfolder daskstack
 #   DATA_PATH       the shared directory
 #   CONFIG          Dask's configuration, YAML
-#   SECRET_ENV      variables of scheduler and workers, in systemd's form; only root reads the file, and systemd as root
-#   SCHEDULER_ARGS, WORKER_ARGS    further arguments, quoted for systemd
-#   DRAIN           the program that lets workers leave, Python
-#   GRACE           seconds that they have to leave, when they or this machine are stopped
-#   WORKED          the scheduler's preload that records when it last worked, Python; empty: none
-#   RELOAD          the preload that takes up new certificates while Dask runs, Python; empty without TLS
-#   CREDENTIALS     changes when the authority's machine was made anew
-#   FIREWALL        yes: Dask runs only where firewalld runs
-#   AUTHORITY_ADDRESS  of the machine that lets workers restart on one machine at a time; empty on that machine
-# What runs restarts where its own files have changed since it began; changed packages are the step environment's.
+#   SECRET_ENV      environment variables of scheduler and workers in systemd's format; only root can read the file
+#   SCHEDULER_ARGS, WORKER_ARGS    additional arguments, quoted for systemd
+#   DRAIN           the Python program that retires workers
+#   GRACE           seconds that workers have to hand over results when they or this machine stop
+#   WORKED          the scheduler's Python preload that records when it last worked; empty: none
+#   RELOAD          the Python preload that loads new certificates while Dask runs; empty without TLS
+#   CREDENTIALS     changes when the authority's machine is replaced
+#   FIREWALL        yes: Dask runs only while firewalld runs
+#   AUTHORITY_ADDRESS  address of the machine that holds the lock for restarts of workers; empty on that machine
+# A service restarts if its own files have changed since it started. The step `environment` handles changed packages.
 
 UNITS=/etc/systemd/system
 DASK=$OPT/environment/bin/dask
-LEAVE=$OPT/drain.py
+DRAIN_PROGRAM=$OPT/drain.py
 RECORD=$OPT/worked.py
 RELOADER=$OPT/reload_tls.py
 RETIRED=$CLUSTER_HOME/retired
 # One line per spill folder in use: SPILL, and the topmost folder that was created for it, or -.
 SPILLS=$ETC/spill
-COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env") # new certificates are taken up by what runs
+COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env") # running services load new certificates without a restart
 
-# As many open files as the machine lets a service have, up to what a large cluster's scheduler needs.
+# The machine's limit on open files, but at most 65536, which is enough for the scheduler of a large cluster.
 open_files() { awk '/^Max open files/ {print ($5 == "unlimited" || $5 > 65536) ? 65536 : $5}' /proc/1/limits; }
 
-# GPUs and fast network cards, whose devices a worker would not see in a /dev of its own.
+# Whether the machine has GPUs or InfiniBand. PrivateDevices would hide their devices from workers.
 uses_devices() {
   compgen -G '/dev/nvidia*' || compgen -G '/dev/dri/render*' || ls -d /dev/kfd || ls -d /dev/infiniband ||
     grep -qx 0x10de /sys/bus/pci/devices/*/vendor
@@ -47,7 +47,7 @@ unit() {
   cat <<UNIT
 [Unit]
 Description=$1
-# At a shutdown it stops while network and shared directory are still there.
+# At a shutdown, stop this service before the network and the shared directory.
 After=network-online.target remote-fs.target
 Wants=network-online.target
 $([ "$FIREWALL" != yes ] || echo After=firewalld.service)
@@ -58,23 +58,24 @@ User=$CLUSTER_USER
 Group=$CLUSTER_USER
 WorkingDirectory=$CLUSTER_HOME
 Environment=DASK_CONFIG=$ETC/dask.yaml PATH=$OPT/environment/bin:/usr/local/bin:/usr/bin:/bin
-# The environment is root's, so Python could not keep its compiled files beside the sources.
+# Only root can write to the environment, so Python must store compiled files elsewhere.
 Environment=PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache
 EnvironmentFile=$ETC/secret.env
-# Without it dashboards would be open to the network. Not Requires=: a restart of firewalld must not end Dask.
+# Without firewalld, dashboards would be open to the network. Do not use Requires=: restarting firewalld would stop
+# Dask.
 $([ "$FIREWALL" != yes ] || echo "ExecStartPre=systemctl is-active firewalld")
 $2
 Restart=always
 RestartSec=2
 TimeoutStopSec=$((GRACE + 10))
-# Else the process that a nanny minds would die before the nanny closes it.
+# With other modes, systemd would kill the worker process before its nanny can close it.
 KillMode=mixed
 UMask=0007
 LimitNOFILE=$(open_files)
 NoNewPrivileges=yes
 PrivateTmp=$private_tmp
 ProtectHome=$protect_home
-# Not strict: what you mount for tasks would be read-only, and a dead mount of the shared directory would stay.
+# Not strict, which would make your own mounts read-only, and keep a dead mount of the shared directory.
 ProtectSystem=full
 PrivateDevices=$private_devices
 PrivateMounts=yes
@@ -109,14 +110,14 @@ scheduler_unit() {
 worker_unit() {
   local host=${SCHEDULER#*://}
   unit "Dask worker %i" "EnvironmentFile=$ETC/worker-%i.env
-# Retired by the step members: it comes back when it is on that step's list again.
+# A worker that the step members retired waits until that step lists it again.
 ExecStartPre=/bin/sh -c 'while [ -e $RETIRED-$NAME-%i ]; do $ETC/ssh/ssh ${host%:*} grep -qx $NAME-%i $ETC/members && rm $RETIRED-$NAME-%i || sleep 5; done'
 TimeoutStartSec=infinity
 ExecStart=$DASK worker $SCHEDULER --name $NAME-%i --host $ADDRESS --worker-port \${WORKER_PORT} \
 --nanny-port \${NANNY_PORT} --dashboard-address $ADDRESS:\${DASHBOARD_PORT} --nthreads \${THREADS} \
 --memory-limit \${MEMORY} --local-directory $SPILL/daskstack \
 ${RELOAD:+--preload $RELOADER --preload-nanny $RELOADER }$WORKER_ARGS
-ExecStop=-timeout $GRACE $OPT/environment/bin/python $LEAVE $SCHEDULER --within $GRACE $NAME-%i"
+ExecStop=-timeout $GRACE $OPT/environment/bin/python $DRAIN_PROGRAM $SCHEDULER --within $GRACE $NAME-%i"
 }
 
 worker_environment() {
@@ -128,7 +129,7 @@ worker_environment() {
     "$ADDRESS" $port $((port + 1)) $((port + 2)) "$threads" "$memory"
 }
 
-# outdated UNIT FILE...: UNIT runs, and one of the files that it began with has changed since.
+# outdated UNIT FILE...: whether UNIT is running and one of the files has changed since it started.
 outdated() {
   local since file
   systemctl is-active -q "$1" || return
@@ -140,7 +141,7 @@ outdated() {
   return 1
 }
 
-# Units of worker processes from NUMBER on are not wanted any more.
+# stop_workers_from NUMBER: stop and remove the units of workers with this number or a higher one.
 stop_workers_from() {
   local file number
   for file in "$ETC"/worker-*.env; do
@@ -157,7 +158,7 @@ stop_scheduler() {
   drop $UNITS/dask-scheduler.service $RECORD
 }
 
-has() { case " $ROLES " in *" $1 "*) ;; *) return 1 ;; esac }
+has_role() { case " $ROLES " in *" $1 "*) ;; *) return 1 ;; esac }
 
 main() {
   if [ "${1:-}" = undo ]; then
@@ -169,22 +170,22 @@ main() {
   printf '%s\n' "$SECRET_ENV" | put $ETC/secret.env 0600 root:root
   printf '%s\n' "$SCHEDULER" | put $ETC/scheduler 0644 root:root
   if [ -n "$RELOAD" ]; then printf '%s' "$RELOAD" | put $RELOADER 0644 root:root; else drop $RELOADER; fi
-  # What moved to another machine stops here.
-  if has scheduler; then run_scheduler; else stop_scheduler; fi
-  if has worker; then run_workers; else stop_workers_from 1; fi
-  leave_spills "$SPILL"
+  # Stop a role that moved to another machine.
+  if has_role scheduler; then run_scheduler; else stop_scheduler; fi
+  if has_role worker; then run_workers; else stop_workers_from 1; fi
+  remove_other_spills "$SPILL"
 }
 
-# Parents keep their owners and modes, and what else is in them is left alone.
+# Create the spill folder without changing its parents or their contents.
 make_spill() {
   local folder=$SPILL/daskstack parent=$SPILL made=-
   while [ ! -e "$parent" ]; do made=$parent parent=$(dirname "$parent"); done
   as_cluster_user test -d "$parent/." ||
-    fatal "workers.spill $SPILL cannot be used: user $CLUSTER_USER may not enter $parent on this machine, or it is no" \
-      "folder; open it (chmod o+x) or choose another, e.g. $VAR/spill"
+    fatal "cannot use workers.spill $SPILL: user $CLUSTER_USER has no access to $parent on this machine, or it is not a" \
+      "folder; grant access (chmod o+x) or use another folder, e.g. $VAR/spill"
   if ! cut -d ' ' -f 1 $SPILLS 2>/dev/null | grep -qxF "$SPILL"; then
     if [ -e "$folder" ] || [ -L "$folder" ]; then
-      fatal "$folder exists already and is not this cluster's; move it away, or choose another workers.spill"
+      fatal "$folder already exists and does not belong to this cluster; move it away, or use another workers.spill"
     fi
     {
       cat $SPILLS 2>/dev/null || true
@@ -195,12 +196,12 @@ make_spill() {
   [ -d "$folder" ] || mkdir -m 0700 "$folder"
   case $(stat -c %U:%F "$folder") in
     root:directory | "$CLUSTER_USER:directory") chown -h $CLUSTER_USER:$CLUSTER_USER "$folder" ;;
-    *) fatal "$folder is not this cluster's any more; move it away, or choose another workers.spill" ;;
+    *) fatal "$folder was replaced and no longer belongs to this cluster; move it away, or use another workers.spill" ;;
   esac
 }
 
-# leave_spills SPILL: removes the folders of former settings; of all, where SPILL is empty.
-leave_spills() {
+# remove_other_spills SPILL: remove the spill folders of earlier settings, or all of them if SPILL is empty.
+remove_other_spills() {
   local spill made kept=''
   if [ ! -e $SPILLS ]; then
     drop $SPILLS
@@ -229,12 +230,12 @@ run_scheduler() {
   systemctl daemon-reload
   if outdated dask-scheduler "${files[@]}"; then systemctl stop dask-scheduler; fi
   systemctl -q enable --now dask-scheduler
-  until_it_answers dask-scheduler "$ADDRESS" "$SCHEDULER_PORT"
+  wait_for_service dask-scheduler "$ADDRESS" "$SCHEDULER_PORT"
 }
 
 run_workers() {
   local number workers=() restart=()
-  printf '%s' "$DRAIN" | put $LEAVE 0644 root:root
+  printf '%s' "$DRAIN" | put $DRAIN_PROGRAM 0644 root:root
   worker_unit | put $UNITS/dask-worker@.service 0644 root:root
   systemctl daemon-reload
   forget_retired
@@ -247,26 +248,26 @@ run_workers() {
     fi
   done
   if [ ${#restart[@]} -gt 0 ]; then
-    one_at_a_time "$AUTHORITY_ADDRESS"
+    lock_restarts "$AUTHORITY_ADDRESS"
     systemctl stop "${restart[@]}"
   fi
   systemctl -q enable "${workers[@]}"
   start_workers "${workers[@]}"
 }
 
-# What has such a name may be a task's, of any kind and number.
+# Tasks can create files, folders or links with such names, in any number.
 forget_retired() { find $CLUSTER_HOME -maxdepth 1 -name 'retired-*' -exec rm -rf {} + 2>/dev/null || true; }
 
 undo() {
   stop_workers_from 1
   stop_scheduler
   rm -f $ETC/worker-*.env.new
-  drop $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $LEAVE $RELOADER
+  drop $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $DRAIN_PROGRAM $RELOADER
   systemctl daemon-reload
-  # When only this step has failed, others' connections to this machine go on.
+  # If only this step failed, keep the connections of other machines.
   [ $undo_on_failure = yes ] || end_processes
-  leave_spills ''
+  remove_other_spills ''
   tidy
 }
 
-alone main "$@" </dev/null
+exclusively main "$@" </dev/null

@@ -260,7 +260,7 @@ def test_a_check_without_end_says_who_does_not_answer():
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-s"], input=step, env=environ, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
-    assert "the check had not ended after 1 s: scheduler or workers do not answer" in done.stderr
+    assert "the check timed out after 1 s, because the scheduler or workers do not answer" in done.stderr
 
 
 # What a step installs from
@@ -289,7 +289,7 @@ def test_a_held_lock_of_the_package_lists_is_waited_for_and_named(tmp_path, wait
             fcntl.lockf(lock, fcntl.LOCK_UN)
         said, more = process.stdout.read(), process.stderr.read()
         process.wait(PATIENCE)
-    assert "waiting for another program to give back apt's lock" in told and f"{lists}/lock" in told
+    assert "waiting for another program to release apt's lock" in told and f"{lists}/lock" in told
     assert said.strip() == status, more
     assert status == "0" or f"{lists}/lock" in more
 
@@ -306,7 +306,7 @@ def test_a_package_index_that_accepts_and_stays_silent_is_named(tmp_path):
     variables |= {"LOCK_SHA256": send_environment.sha256(handed_out / "environment.lock"), "AUTHORITY_ADDRESS": ""}
     step = script("environment", variables).partition("\nmain()")[0]
     step = step.replace("OPT=/opt/daskstack", f"OPT={tmp_path}").replace("UV_SILENCE=30", "UV_SILENCE=1")
-    step += '\ntake environment.lock "$LOCK_SHA256"; install_uv; make_environment; install_packages\n'
+    step += '\ncopy_verified environment.lock "$LOCK_SHA256"; install_uv; make_environment; install_packages\n'
     with socket.create_server(("127.0.0.1", 0)) as server:
         index = f"http://127.0.0.1:{server.getsockname()[1]}/simple"
         environ = os.environ | {"UV_DEFAULT_INDEX": index, "NO_PROXY": "127.0.0.1"}
@@ -314,5 +314,5 @@ def test_a_package_index_that_accepts_and_stays_silent_is_named(tmp_path):
             ["bash", "-s"], input=step, env=environ, capture_output=True, text=True, timeout=2 * PATIENCE
         )
     assert done.returncode == 1
-    assert "uv could not install the lock" in done.stderr
+    assert "uv could not install the lock's packages" in done.stderr
     assert index in done.stderr, done.stderr

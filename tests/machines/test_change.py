@@ -119,7 +119,7 @@ def test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what
     checkout.change("Pulumi.dev.yaml", "workers: 3", "workers: 2")
     refusal = checkout.make("up", succeeds=False)
     assert "what worker-3-1 hold cannot be moved" in refusal
-    assert "Release what they hold in the notebooks that use it" in refusal
+    assert "release the results in the notebooks that use them" in refusal
     assert actor.more().result(timeout=120) == 2
     assert work.client.gather(part) == bytes(1000)
     comes_back(work, "worker-3-1")

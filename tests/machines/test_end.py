@@ -61,7 +61,9 @@ def test_processes_that_end_while_a_folder_is_looked_at_do_not_fail_the_step(alo
     alone.head.run("install -d -o admin /srv/busy")
     alone.head.run("systemd-run -q -u churn bash -c 'while :; do sleep 0.01 & wait; done'")
     text = script("data", alone.data_variables(alone.head, "/srv/busy"))
-    looked = text.replace('alone main "$@" </dev/null', "for _ in {1..60}; do refuse_what_is_used; done; echo looked")
+    looked = text.replace(
+        'exclusively main "$@" </dev/null', "for _ in {1..60}; do refuse_used_path; done; echo looked"
+    )
     assert looked != text
     try:
         assert alone.head.run(looked).stdout == "looked\n"
@@ -84,14 +86,16 @@ def test_files_of_others_stay_theirs_while_tasks_swap_folders_for_links(alone: P
     machine = alone.head
     variables = {"IDENTITY": machine.id, **alone.data_variables(machine, "/srv/race")}
     step, last = script("data", variables).rsplit("\n", 2)[:2]
-    assert last == 'alone main "$@" </dev/null'
+    assert last == 'exclusively main "$@" </dev/null'
     machine.run(
         "mkdir -p /srv/treasure /srv/race/in/d; touch /srv/{treasure,race/in/d}/{1..3000}\n"
         "chown -R dask: /srv/race; chmod 0777 /srv/race/in /srv/race/in/d"
     )
     machine.run("install -d -m 0700 /var/lib/daskstack/before; echo 755 admin:admin >/var/lib/daskstack/before/data")
     machine.run(f"systemd-run -q --uid=dask -u swap -p WorkingDirectory=/srv/race/in python3 -c '{SWAP}'")
-    machine.run(step + "\nfor try in {1..20}; do give_back; chown -hRf dask: /srv/race || true; done; give_back")
+    machine.run(
+        step + "\nfor try in {1..20}; do restore_owner; chown -hRf dask: /srv/race || true; done; restore_owner"
+    )
     machine.run("systemctl stop swap")
     taken = machine.run("find /srv/treasure -user admin | wc -l; find /srv/race -user admin | wc -l").stdout.split()
     machine.run("rm -r /srv/treasure /srv/race /var/lib/daskstack/before/data")

@@ -143,7 +143,7 @@ class Guest(Pair):
             failed = self.first(machine, state, **variables)
             machine.run(MEND, broken)
             assert failed.returncode != 0
-            undone = f"what this step had begun on {machine.name} is undone" in failed.stderr
+            undone = f"undid this step's changes on {machine.name}" in failed.stderr
             if (left := changes(machine, before)) or not undone:
                 self.left[f"{state} failed on {machine.name}"] = (failed.stderr, left)
         super().step(machine, state, **variables)

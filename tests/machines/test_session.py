@@ -125,7 +125,7 @@ def test_a_key_that_a_task_plants_opens_no_door(machine: Machine) -> None:
 )
 def test_systemd_rates_the_units_as_closed(machine: Machine, state: str, function: str) -> None:
     """2.0 or better, where 10 is worst; a service without any of this has 9.6."""
-    text = script(state, UNITS).rpartition("alone main")[0]
+    text = script(state, UNITS).rpartition("exclusively main")[0]
     file = "/tmp/rated.service"
     done = machine.run(
         f"{text}\n{function} >{file}\nsystemd-analyze security --offline=true --no-pager {file}\nrm {file}"
@@ -135,7 +135,7 @@ def test_systemd_rates_the_units_as_closed(machine: Machine, state: str, functio
 
 
 def test_what_the_clusters_user_answers_is_no_command_of_the_idle_loop(machine: Machine) -> None:
-    text = script("idle", UNITS | {"ADDRESS": ""}).rpartition("alone main")[0]
+    text = script("idle", UNITS | {"ADDRESS": ""}).rpartition("exclusively main")[0]
     loop = r"""
 sleep() { ((turn++ < 3)) || exit 0; }
 power_off() { :; }
@@ -174,9 +174,9 @@ def test_a_command_of_the_clusters_user_that_stands_still_is_ended(machine: Mach
 def test_workers_of_one_machine_restart_at_a_time(machine: Machine) -> None:
     turns = """
 said=$(mktemp)
-(one_at_a_time ''; echo one begins; sleep 2; echo one ends) >>$said &
+(lock_restarts ''; echo one begins; sleep 2; echo one ends) >>$said &
 until grep -q begins $said; do sleep 0.1; done
-(one_at_a_time ''; echo other begins) >>$said
+(lock_restarts ''; echo other begins) >>$said
 wait
 cat $said
 rm $said
@@ -194,11 +194,11 @@ def test_workers_restart_though_a_task_keeps_the_turn_to_itself(machine: Machine
     machine.run(f"systemd-run -q --collect --uid=dask -u holder flock {lock} sleep 60")
     machine.run(f"timeout 60 sh -c 'until ! flock --nonblock {lock} true; do sleep 0.1; done'")
     try:
-        done = machine.run(f"{text}\none_at_a_time ''\necho went on")
+        done = machine.run(f"{text}\nlock_restarts ''\necho went on")
     finally:
         machine.run(f"systemctl stop holder; rm -f {lock}", check=False)
     assert done.stdout == "went on\n"
-    assert "no turn to restart workers within 1 s" in done.stderr
+    assert "could not lock restarts of workers on" in done.stderr
 
 
 def test_what_tasks_choose_reaches_no_terminal_as_control_characters(machine: Machine) -> None:

@@ -1,4 +1,4 @@
-# What the authority signs, and what it revokes.
+# Functions of the authority's program that sign and revoke.
 # shellcheck shell=bash
 
 day() { date -u -d "$1" +%Y%m%d%H%M%SZ; }
@@ -58,14 +58,14 @@ sign() {
     sign_ssh user "$name" -n dask-tunnel -O clear -O permit-port-forwarding
   else
     sign_ssh host "$name" -h -n "$name,$address"
-    # Nothing but commands and the shared directory: no terminal, no forwarding of anything.
+    # Allow commands and SFTP, but no terminal and no forwarding.
     sign_ssh user "$name" -n $CLUSTER_USER -O clear -O "source-address=$SOURCES"
     printf '%s\n' "$SOURCES" >"machines/$name/sources"
   fi
   sign_tls "$name" "$days"
 }
 
-# The list for TLS; its certificates are in `index` until they end. It begins a day ago, too.
+# Write the TLS revocation list. `index` keeps revoked certificates until they expire. The list is backdated, too.
 revocations() {
   local now
   now=$(date -u +%y%m%d%H%M%SZ)
@@ -77,7 +77,7 @@ revocations() {
   mv .work/crl crl
 }
 
-# revoke_tls COLUMN VALUE: certificates that have VALUE in that column of `index` are revoked from now on.
+# revoke_tls COLUMN VALUE: revoke the certificates with VALUE in this column of `index`.
 revoke_tls() {
   awk -F '\t' -v OFS='\t' -v now="$(date -u +%y%m%d%H%M%SZ)" -v column="$1" -v value="$2" \
     '$1 == "V" && $column == value { $1 = "R"; $3 = now } { print }' index >.work/index
@@ -85,7 +85,7 @@ revoke_tls() {
   touch unpublished
 }
 
-# retire FOLDER: its SSH keys are never accepted again.
+# retire FOLDER: revoke the SSH keys in FOLDER.
 retire() {
   local key
   for key in "$1"/host.pub "$1"/user.pub; do

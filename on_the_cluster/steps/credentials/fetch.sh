@@ -1,7 +1,7 @@
-# What a machine fetches from the authority, and installs.
+# Functions that fetch and install the authority's bundles.
 # shellcheck shell=bash
 
-# Not while a step installs them here.
+# A step on this machine may be installing a bundle, so this takes the same lock.
 fetch() {
   local before published=$ETC/published/$NAME
   exec 9<$FETCHED
@@ -9,7 +9,7 @@ fetch() {
   if [ -z "$AUTHORITY_ADDRESS" ]; then
     [ ! -e "$published" ] || cp "$published" $FETCHED/new
   else
-    # What comes is a task's to forge, but not to sign.
+    # Tasks can forge the response, but not its signature.
     timeout 60 setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --init-groups env HOME=$CLUSTER_HOME \
       $SSH/ssh "$AUTHORITY_ADDRESS" "cat $published" </dev/null 9<&- | head -c 1000000 >$FETCHED/new
   fi
@@ -20,7 +20,7 @@ fetch() {
   [ "$before" = "$(<$SSH/host-cert.pub)" ] || reload_sshd
 }
 
-# take BUNDLE: installs what is in it, where it is newer.
+# take BUNDLE: verify the bundle, and install it if it is newer than the last one.
 take() {
   local bundle=$1 new=$FETCHED/work file version
   rm -rf $new
@@ -28,12 +28,12 @@ take() {
   sed '/^-----END SSH SIGNATURE-----$/q' "$bundle" >$new/signature
   sed '1,/^-----END SSH SIGNATURE-----$/d' "$bundle" >$new/payload
   ssh-keygen -q -Y verify -f $SSH/authorities -I authority -n daskstack -s $new/signature <$new/payload >/dev/null ||
-    fatal "what came from the authority ($AUTHORITY_ADDRESS) does not have its signature; nothing of it is installed"
+    fatal "the bundle from the authority ($AUTHORITY_ADDRESS) has no valid signature; it was not installed"
   base64 -d $new/payload | tar -x --no-same-owner -C $new/files
   version=$(<$new/files/version)
-  # An older one would take back what is revoked.
+  # An older bundle would undo revocations.
   if [ "$version" -gt "$(cat $FETCHED/version 2>/dev/null || echo 0)" ]; then
-    belongs $new/files || fatal "what came from the authority is for other keys than this machine has; run up again"
+    matches_keys $new/files || fatal "the bundle from the authority does not match this machine's keys; run up again"
     replace_keys $new/files
     for file in authorities known_hosts user-authority.pub revoked id_ed25519-cert.pub; do
       put $SSH/$file 0644 root:root <$new/files/$file
@@ -46,13 +46,13 @@ take() {
   rm -rf $new
 }
 
-# belongs FOLDER: its certificates are for this machine's keys, or for those that are to replace them.
-belongs() {
+# matches_keys FOLDER: whether its certificates are for this machine's current keys, or for its next ones.
+matches_keys() {
   { ssh_is_for $SSH "$1" || ssh_is_for $NEXT/ssh "$1"; } && { tls_is_for $TLS "$1" || tls_is_for $NEXT/tls "$1"; }
 }
 
-# replace_keys FOLDER: where its certificates are for the keys that wait for them, both take their places at once. The
-# public half comes last: by it a killed run's successor sees what is left to do.
+# replace_keys FOLDER: if its certificates are for the next keys, install both together. The public key is moved last,
+# so that the next run notices an interrupted replacement.
 replace_keys() {
   if ssh_is_for $NEXT/ssh "$1"; then
     install -m 0644 "$1/id_ed25519-cert.pub" $NEXT/ssh/
@@ -65,7 +65,7 @@ replace_keys() {
   rmdir $NEXT/ssh $NEXT/tls $NEXT 2>/dev/null || true
 }
 
-# move FROM TO FILE...: those that are there, by one command.
+# move FROM TO FILE...: move those files that exist, with a single command.
 move() {
   local from=$1 to=$2 each files=()
   shift 2
@@ -75,7 +75,7 @@ move() {
   mv -f "${files[@]}" "$to/"
 }
 
-# ssh_is_for KEYS FOLDER, tls_is_for KEYS FOLDER: FOLDER's certificate is for the key in KEYS.
+# ssh_is_for KEYS FOLDER, tls_is_for KEYS FOLDER: whether FOLDER's certificate is for the key in KEYS.
 ssh_is_for() {
   [ -e "$1/id_ed25519.pub" ] &&
     ssh-keygen -Lf "$2/id_ed25519-cert.pub" |

@@ -1,8 +1,9 @@
-# The units that mount the shared directory.
+# systemd units that mount the shared directory.
 # shellcheck shell=bash
 
-# Where the files stay reachable once the mount lies over them. Not a mount unit: systemd would want DATA_PATH mounted
-# before it. Private: else what is mounted over DATA_PATH would appear over DISK too.
+# Keeps the files accessible at DISK while the mount covers DATA_PATH. This is not a mount unit, because systemd would
+# then order it after the mount of DATA_PATH. The bind mount is private, or a mount on DATA_PATH would propagate to
+# DISK.
 disk_unit() {
   local start="ExecStart=mount --bind --make-private $DATA_PATH $DISK"
   [ -z "$DEVICE" ] || start="ExecStartPre=timeout 60 sh -c 'until [ -b $DEVICE ]; do sleep 1; done'
@@ -23,15 +24,15 @@ WantedBy=multi-user.target
 UNIT
 }
 
-# Owner and mode are the mount's, not the file's: user ids differ from machine to machine, and everyone who may use
-# the directory may use every file. Attributes are not cached: what one machine wrote, the next reads whole.
+# The mount's options set owner and mode of all files, because user IDs differ between machines, and everyone who can
+# use the directory can use every file. Attributes are not cached, so that machines see each other's changes at once.
 mount_unit() {
   cat <<UNIT
 [Unit]
 Description=Shared directory of the Dask cluster
 After=network-online.target
 Wants=network-online.target $WATCH_UNIT
-# The machine that holds the files may be away for long; each access tries again.
+# The machine that stores the files can be down for a long time; each access retries the mount.
 StartLimitIntervalSec=0
 
 [Mount]
@@ -44,16 +45,17 @@ LazyUnmount=yes
 UNIT
 }
 
-# A mount whose sshfs has died answers "Transport endpoint is not connected" for ever, and systemd takes it for mounted.
+# If sshfs dies, every access to the mount fails with "Transport endpoint is not connected", but systemd still considers
+# it mounted.
 watch_unit() {
   cat <<UNIT
 [Unit]
-Description=Lets go of the shared directory when its sshfs has died; the next access mounts it again
+Description=Unmounts the shared directory if its sshfs has died, so that the next access mounts it again
 BindsTo=$1.mount
 After=$1.mount
 
 [Service]
-# The unit, not the path: where sshfs took its mount along, the path is the automount's, which has to stay.
+# Stop the unit rather than unmount the path: if the mount is already gone, the path belongs to the automount.
 ExecStart=/bin/sh -c 'for p in \$\$(cat /sys/fs/cgroup\$\$(systemctl show -P ControlGroup $1.mount)/cgroup.procs); do \
 case \$\$(readlink /proc/\$\$p/exe) in */sshfs) tail --pid=\$\$p -f /dev/null ;; esac; done; systemctl stop --no-block $1.mount'
 UNIT
@@ -62,7 +64,7 @@ UNIT
 automount_unit() {
   cat <<UNIT
 [Unit]
-Description=Shared directory of the Dask cluster, mounted when it is used
+Description=Shared directory of the Dask cluster, mounted on first access
 $1
 
 [Automount]

@@ -1,7 +1,7 @@
-# firewalld's zones of the cluster.
+# firewalld zones for the cluster.
 # shellcheck shell=bash
 
-inside() {
+inside_zone() {
   local source port
   echo '<?xml version="1.0" encoding="utf-8"?>'
   echo '<zone>'
@@ -17,7 +17,7 @@ rule() {
   echo "  <rule family=\"$family\"><source address=\"$2\"/><port port=\"$1\" protocol=\"tcp\"/><accept/></rule>"
 }
 
-outside() {
+outside_zone() {
   local source open
   echo '<?xml version="1.0" encoding="utf-8"?>'
   echo '<zone>'
@@ -33,16 +33,16 @@ set_default_zone() { sed -i "s/^DefaultZone=.*/DefaultZone=$1/" $CONF; }
 
 running() { systemctl -q is-active firewalld; }
 
-in_place() {
+is_applied() {
   running && systemctl -q is-enabled firewalld && [ "$(default_zone)" = $OUTSIDE ] &&
-    inside | cmp -s - $ZONES/$INSIDE.xml && outside | cmp -s - $ZONES/$OUTSIDE.xml
+    inside_zone | cmp -s - $ZONES/$INSIDE.xml && outside_zone | cmp -s - $ZONES/$OUTSIDE.xml
 }
 
 apply() {
   local was_running=no
   if running; then was_running=yes; fi
-  outside | put $ZONES/$OUTSIDE.xml 0644 root:root
-  inside | put $ZONES/$INSIDE.xml 0644 root:root
+  outside_zone | put $ZONES/$OUTSIDE.xml 0644 root:root
+  inside_zone | put $ZONES/$INSIDE.xml 0644 root:root
   set_default_zone $OUTSIDE
   systemctl -q enable --now firewalld ||
     fatal "firewalld does not start: $(journalctl -u firewalld -n 5 --no-pager -o cat)"
@@ -51,12 +51,12 @@ apply() {
 
 verify() {
   local zones port want have
-  # On a busy machine it is running before it can be asked.
-  wait_for 20 "firewalld answers; see journalctl -u firewalld" firewall-cmd --state
+  # On a busy machine, firewalld is active before it answers.
+  wait_for 20 "firewalld to answer; see journalctl -u firewalld" firewall-cmd --state
   zones=$(firewall-cmd --list-all-zones)
   want=$(for port in $SSH_PORT $PORTS; do echo "$port/tcp"; done | sort)
   have=$(sed -n "/^$INSIDE (active)/,/^$/s/^  ports: //p" <<<"$zones" | tr ' ' '\n' | sort)
   [ "$want" = "$have" ] ||
-    fatal "firewalld has the ports '${have//$'\n'/ }' open to the cluster, not '${want//$'\n'/ }'; see journalctl -u firewalld"
+    fatal "firewalld opened the ports '${have//$'\n'/ }' to the cluster instead of '${want//$'\n'/ }'; see journalctl -u firewalld"
   check_bound "$zones"
 }

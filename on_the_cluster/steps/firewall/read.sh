@@ -1,10 +1,10 @@
-# What this machine's firewalls say, and what listens here.
+# Functions that read this machine's firewalls and listening services.
 # shellcheck shell=bash
 
-# Other firewalls, a line each. Rules that only translate addresses shut nobody out, and fail2ban's shut out few.
-others() {
+# One line for each other firewall. Ignore address translation, which blocks nobody, and fail2ban, which blocks few.
+other_firewalls() {
   local unit
-  if grep -qs '^ENABLED=yes' /etc/ufw/ufw.conf; then echo "ufw is on; turn it off: ufw disable"; fi
+  if grep -qs '^ENABLED=yes' /etc/ufw/ufw.conf; then echo "ufw is active; turn it off: ufw disable"; fi
   for unit in nftables iptables ip6tables netfilter-persistent; do
     if systemctl -q is-enabled $unit 2>/dev/null || systemctl -q is-active $unit; then
       echo "$unit.service loads rules; turn it off: systemctl disable --now $unit"
@@ -23,7 +23,8 @@ others() {
   fi
 }
 
-# overlap NETWORKS NETWORKS: whether they have an address in common. What is no network (an ipset) has none.
+# overlap NETWORKS NETWORKS: whether the two lists have an address in common. Entries that are not networks (ipsets) are
+# ignored.
 overlap() {
   python3 - "$@" <<'END'
 import contextlib, ipaddress, sys
@@ -36,7 +37,7 @@ sys.exit(not any(a.version == b.version and a.overlaps(b) for a in networks[0] f
 END
 }
 
-# The SSH connection over which this runs: "CLIENT PORT SERVER PORT". sudo drops the variable, its parents have it.
+# The SSH connection that runs this step: "CLIENT PORT SERVER PORT". sudo removes the variable, but its parents have it.
 connection() {
   local pid=$$
   while [ "$pid" -gt 1 ]; do
@@ -45,17 +46,18 @@ connection() {
   done
 }
 
-plain() { sed -E 's/^([^ ]+) \(.*/\1/; /^  interfaces:/d' <<<"$1"; }
+permanent_part() { sed -E 's/^([^ ]+) \(.*/\1/; /^  interfaces:/d' <<<"$1"; }
 
-# open_ports PROTOCOL NFT-WORDS...: ports and ranges that rules accept.
+# open_ports PROTOCOL NFT-WORDS...: the ports and port ranges that rules accept.
 open_ports() {
   local protocol=$1
   shift
   nft list "$@" | sed -nE "s/.*\b$protocol dport (\{ )?([0-9, -]*[0-9]).* accept.*/\2/p" | tr -d ' ' | tr ',' '\n'
 }
 
-# Ports that others reach now: all, or where firewalld runs those of its default zone.
-reached() {
+# reachable_ports PROTOCOL: ports that other machines can reach now: those of firewalld's default zone if it runs, else
+# all.
+reachable_ports() {
   local zone
   zone=filter_IN_$(default_zone)
   if running && ! nft list chain inet firewalld "$zone" | grep '^[[:space:]]*accept$' >/dev/null; then
@@ -65,8 +67,8 @@ reached() {
   fi
 }
 
-# listed PORT PORT-OR-RANGE...
-listed() {
+# port_in PORT PORT-OR-RANGE...
+port_in() {
   local port=$1 each
   shift
   for each; do
@@ -75,8 +77,8 @@ listed() {
   return 1
 }
 
-# What listens to others, "PORT PROTOCOL PROCESS" each. DHCP clients and programs that wait for an answer to what they
-# sent (UDP, on a port that the kernel chose) need no open port.
+# Services that listen to other machines, one "PORT PROTOCOL PROCESS" per line. DHCP clients, and programs that wait for
+# replies on an ephemeral UDP port, need no open port.
 listening() {
   local first last
   read -r first last </proc/sys/net/ipv4/ip_local_port_range

@@ -1,8 +1,8 @@
-# A change goes back after a minute, unless it is confirmed by then.
+# A change rolls back after one minute unless it is confirmed.
 # shellcheck shell=bash
 
-# keep FOLDER ENABLED ACTIVE: what put_back needs.
-keep() {
+# save_state FOLDER ENABLED ACTIVE: save what `restore` needs.
+save_state() {
   local zone
   rm -rf "$1" "$1.new"
   install -d -m 0755 $VAR
@@ -14,8 +14,8 @@ keep() {
   mv "$1.new" "$1"
 }
 
-# put_back FOLDER: firewalld is as it was when FOLDER was made, which goes.
-put_back() {
+# restore FOLDER: restore firewalld's state from FOLDER, and delete FOLDER.
+restore() {
   local folder enabled active default zone
   folder=$(readlink -f "$1")
   read -r enabled active default <"$folder/state" || return 0
@@ -34,36 +34,36 @@ put_back() {
       systemctl start firewalld
     fi
   fi
-  rm -rf "$folder" $FORMER $FORMER.sh
+  rm -rf "$folder" $PREVIOUS $PREVIOUS.sh
   tidy
 }
 
-# The change that follows goes back in a minute, and at once where the step fails.
-arm() {
+# Roll back the next change after one minute, or at once if the step fails.
+schedule_rollback() {
   {
-    declare -p CONF ZONES INSIDE OUTSIDE FORMER BEFORE VAR ETC OPT
-    declare -f put_back set_default_zone running drop tidy
-    echo "put_back $FORMER"
-  } >$FORMER.sh
-  systemd-run -q --collect --on-active=60 --timer-property=AccuracySec=1 --unit=$ROLLBACK bash "$FORMER.sh"
-  at_exit=take_back
+    declare -p CONF ZONES INSIDE OUTSIDE PREVIOUS BEFORE VAR ETC OPT
+    declare -f restore set_default_zone running drop tidy
+    echo "restore $PREVIOUS"
+  } >$PREVIOUS.sh
+  systemd-run -q --collect --on-active=60 --timer-property=AccuracySec=1 --unit=$ROLLBACK bash "$PREVIOUS.sh"
+  at_exit=roll_back
 }
 
-take_back() {
-  disarm
-  put_back $FORMER
+roll_back() {
+  cancel_rollback
+  restore $PREVIOUS
 }
 
-disarm() {
+cancel_rollback() {
   systemctl stop $ROLLBACK.timer 2>/dev/null || true
   while systemctl -q is-active $ROLLBACK.service; do sleep 0.2; done
 }
 
 confirm() {
-  disarm
-  if ! in_place; then
-    note "the firewall of $(hostname) is not as this step made it: taken back after a minute, or changed since"
+  cancel_rollback
+  if ! is_applied; then
+    note "the firewall of $(hostname) differs from what this step applied: it rolled back after a minute, or was changed"
     exit 3
   fi
-  rm -rf $FORMER $FORMER.sh
+  rm -rf $PREVIOUS $PREVIOUS.sh
 }
