@@ -38,7 +38,7 @@ variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$vari
 # If this is set, every program compiles Pulumi's and Dask's packages again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up preview destroy left rehearse status logs env test lint unit mutants bench lock lock-project docs
+.PHONY: help up preview destroy left rehearse status logs env test lint unit mutants bench lock lock-project docs pictures
 
 help:
 	@echo 'make up        create or change the cluster of stack $(STACK)'
@@ -55,6 +55,7 @@ help:
 	@echo 'make mutants   break each promise once and require that its test fails (over an hour; ONLY=name for one)'
 	@echo 'make bench     measure this program and alternatives; write bench/results.md (100 minutes)'
 	@echo 'make docs      write the generated pages: settings and proof'
+	@echo 'make pictures  take the pictures in docs/pictures from real runs (ten minutes)'
 	@echo 'make lock      update the locks of the cluster'"'"'s Python packages from environment.in'
 	@echo 'make lock-project   update the locks of this project'"'"'s own Python packages'
 
@@ -130,6 +131,10 @@ docs:
 	@$(install) unit
 	@$(python) -m settings.reference
 	@$(python) -m tools.mutants --table
+
+pictures:
+	@$(install) program machines rehearsal kubernetes pictures
+	@$(python) -m tools.pictures
 
 lock:
 	@$(install) && $(PYTHON) -m tools.lock

@@ -10,6 +10,7 @@
     unit       .venv with what tests/unit needs
     lint       the same, and actionlint if Go can build it
     bench      Ansible, for the comparison in bench/
+    pictures   Chromium, and in .venv what takes the pictures in docs/pictures
 
 Needs Python's standard library alone. Messages are written to stderr; if nothing is missing, nothing is printed.
 """
@@ -85,6 +86,11 @@ def kubernetes() -> None:
     build_kubernetes(programs.kubernetes_programs())
 
 
+def pictures() -> None:
+    install_packages({"chromium": "chromium"}, "for pictures")
+    install_venv("requirements.txt", "docs/requirements.txt")
+
+
 def rehearsal() -> None:
     """Installs all stand-ins, even if the official plugins are installed."""
     folder = engine.standins(install_engine())
@@ -101,6 +107,7 @@ WORDS = {
     "kubernetes": kubernetes,
     "lint": lint,
     "machines": machines,
+    "pictures": pictures,
     "program": program,
     "rehearsal": rehearsal,
     "test": test,

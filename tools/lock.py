@@ -25,6 +25,7 @@ PROJECTS: dict[str, tuple[str, ...]] = {
     "requirements.txt": (*UNIVERSAL, "pyproject.toml", "-c", "environment.lock"),
     "tests/requirements.txt": (*UNIVERSAL, "--group", "test", "-c", "requirements.txt", "-c", "environment.lock"),
     "bench/requirements.txt": (*UNIVERSAL, "--group", "bench"),
+    "docs/requirements.txt": (*UNIVERSAL, "--group", "pictures", "-c", "requirements.txt", "-c", "environment.lock"),
     "rehearsal/plugins/requirements.txt": (*UNIVERSAL, "rehearsal/plugins/requirements.in"),
     # The Python of the official chart's image.
     "charts/official.lock": ("--python-version", "3.10", *UNIVERSAL[3:], "charts/official.in"),
