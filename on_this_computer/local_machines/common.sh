@@ -1,7 +1,7 @@
-# Shared by image.sh, network.sh and machine.sh: messages, and the way to root.
+# Shared by image.sh, network.sh and machine.sh: messages, prerequisites, and becoming root.
 # shellcheck shell=bash
 
-# A login shell's PATH may lack the folders of debootstrap and ip.
+# debootstrap and ip may be in folders that the user's PATH does not contain.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 say() { printf '%s\n' "$*" >&2; }
@@ -11,21 +11,21 @@ fatal() {
   exit 1
 }
 
-# The one answer for a computer that cannot run machines of its own.
+# Fail because this computer does not meet a requirement.
 cannot() {
   fatal "this computer cannot run local machines: $*" $'\n' \
-    "Mend that, use a Linux computer or VM that has it," $'\n' \
-    "or give machines that you have already: 'source: existing' in the stack's settings."
+    "Fix that, use another Linux computer or VM," $'\n' \
+    "or use machines that you already have: 'source: existing' in the stack's settings."
 }
 
 # become_root "VARIABLE ..." ARGUMENT...
-# Runs the script again as root, with these variables and no others, where it is not root.
+# Unless this is root, run the script again as root with these variables and no others.
 become_root() {
   local variables=$1 variable assignments=()
   shift
-  [[ $(uname -s) == Linux ]] || cannot "it runs $(uname -s), and they need Linux."
+  [[ $(uname -s) == Linux ]] || cannot "they require Linux, but it runs $(uname -s)."
   ((EUID != 0)) || return 0
-  sudo -n true 2>/dev/null || cannot "you are not root, and 'sudo -n' does not work without a password."
+  sudo -n true 2>/dev/null || cannot "you are not root, and sudo requires a password."
   for variable in $variables; do
     [[ ! -v $variable ]] || assignments+=("$variable=${!variable}")
   done
@@ -38,5 +38,5 @@ need() {
   for pair in "$@"; do
     command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
   done
-  ((${#missing[@]} == 0)) || cannot "it lacks programs (Debian and Ubuntu: apt-get install ${missing[*]})."
+  ((${#missing[@]} == 0)) || cannot "programs are missing (Debian and Ubuntu: apt-get install ${missing[*]})."
 }

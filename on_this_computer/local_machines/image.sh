@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The Debian 12 image that local machines start from: found in the cache, or built there once (about a minute).
+# Builds the Debian 12 image of local machines in the cache, unless it is already there (about a minute).
 #
-#   CACHE   folder to keep it in, e.g. ~/.cache/daskstack
+#   CACHE   the cache folder, e.g. ~/.cache/daskstack
 #
-# Prints the image's folder, $CACHE/images/<hash of this file>. Nothing in it belongs to one machine: no SSH
-# host key, no machine-id, no address. Any change to this file makes another image.
+# Prints the image's folder, $CACHE/images/<hash of this file>. The image contains nothing specific to one machine: no
+# SSH host key, no machine-id, no address. Any change to this file builds a new image.
 set -euo pipefail
 umask 022
 here=$(dirname "$(readlink -f "$0")")
@@ -19,7 +19,7 @@ packages=(
 
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# Package updates that cannot reach anything, and a log-in prompt on a console that is a log file.
+# Machines cannot reach package indexes, and their console is a log file, so it needs no login prompt.
 masked=(apt-daily.timer apt-daily-upgrade.timer console-getty.service)
 
 main() {
@@ -32,18 +32,18 @@ main() {
   mkdir -p "$CACHE/images"
   become_root CACHE
   need debootstrap=debootstrap flock=util-linux gpgv=gpgv
-  # Without these keys debootstrap would take what it gets, signed or not.
+  # Without these keys, debootstrap would not verify signatures.
   [[ -s $keyring ]] ||
-    cannot "it lacks the keys of Debian's archive, $keyring (Debian and Ubuntu: apt-get install debian-archive-keyring)."
+    cannot "the keys of Debian's archive, $keyring, are missing (try: apt-get install debian-archive-keyring)."
 
   exec 9<"$CACHE/images"
   flock -n 9 || {
-    say "Waiting for another run that builds the image..."
+    say "Waiting for another run to build the image..."
     flock 9
   }
   if [[ ! -d $image ]]; then
     partial=$image.partial
-    # A build that was killed leaves its /proc mounted.
+    # A killed build leaves its /proc mounted.
     ! mountpoint -q "$partial/proc" || umount "$partial/proc"
     rm -rf "$partial"
     build "$partial"
@@ -53,7 +53,7 @@ main() {
   echo "$image"
 }
 
-# mirror LABEL: where this computer's own apt gets Debian (or Debian-Security) from, or nothing.
+# mirror LABEL: print the mirror from which this computer's apt gets Debian or Debian-Security, if any.
 mirror() {
   command -v apt-get >/dev/null || return 0
   apt-get indextargets --format "\$(REPO_URI)" 'Created-By: Packages' 'Origin: Debian' "Label: $1" |
@@ -65,14 +65,14 @@ build() {
   debian=$(mirror Debian)
   security=$(mirror Debian-Security)
 
-  say "Building the machines' image (Debian 12, once): base system"
-  # Without a mirror of this computer's own, debootstrap knows one, and security updates lie beside it.
+  say "Building the machines' image (Debian 12, only once): base system"
+  # If this computer's apt has no mirror, use debootstrap's default one, which also has the security updates.
   logged "$root" debootstrap --variant=minbase --force-check-gpg --keyring="$keyring" bookworm "$root" ${debian:+"$debian"}
   security=${security:-$(sed -n 's#^deb \(.*\)/debian/* .*#\1/debian-security#p' "$root/etc/apt/sources.list")}
   echo "deb $security bookworm-security main" >>"$root/etc/apt/sources.list"
 
   say "Building the machines' image: security updates and ${#packages[@]} packages"
-  printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" # nothing starts while it is installed
+  printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" # do not start services during the installation
   chmod 755 "$root/usr/sbin/policy-rc.d"
   mount -t proc proc "$root/proc" # polkit's installation reads it
   logged "$root" inside "$root" apt-get update
@@ -92,11 +92,11 @@ inside() {
   env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 chroot "$root" "$@"
 }
 
-# logged ROOT COMMAND...: quiet, unless it fails.
+# logged ROOT COMMAND...: run COMMAND, and show its output only if it fails.
 logged() {
   local log=$1.log
   shift
-  "$@" >"$log" 2>&1 9<&- || fatal "'$*' failed: $(tail -n 15 "$log")" $'\n' "Its whole output is in $log"
+  "$@" >"$log" 2>&1 9<&- || fatal "'$*' failed: $(tail -n 15 "$log")" $'\n' "The full output is in $log"
   rm "$log"
 }
 
@@ -106,7 +106,7 @@ configure() {
   echo 'admin ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/admin"
   chmod 440 "$root/etc/sudoers.d/admin"
 
-  # What differs between machines is in /etc/machine, which machine.sh binds into each.
+  # Each machine's own settings are in /etc/machine, which machine.sh mounts.
   mkdir "$root/etc/machine"
   ln -s /etc/machine/host0.network "$root/etc/systemd/network/10-host0.network"
   cat >"$root/etc/ssh/sshd_config.d/machine.conf" <<'END'
@@ -116,11 +116,11 @@ KbdInteractiveAuthentication no
 AuthorizedKeysFile .ssh/authorized_keys /etc/machine/authorized_keys.%u
 END
   rm -f "$root"/etc/ssh/ssh_host_*
-  # Empty, and not absent: an absent one makes systemd enable every unit at first boot, firewalld too.
+  # Empty rather than missing: without this file, systemd enables every unit at the first boot, including firewalld.
   : >"$root/etc/machine-id"
   rm -f "$root/var/lib/dbus/machine-id" "$root/etc/hostname"
-  printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts" # a machine's own name: libnss-myhostname
-  : >"$root/etc/resolv.conf"                                       # debootstrap leaves the builder's; nothing outside can be reached
+  printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts" # libnss-myhostname resolves the machine's own name
+  : >"$root/etc/resolv.conf"                                       # debootstrap copied this computer's; machines have no DNS
 
   logged "$root" inside "$root" systemctl disable firewalld nftables
   logged "$root" inside "$root" systemctl enable systemd-networkd ssh

@@ -1,31 +1,30 @@
 #!/usr/bin/env bash
-# machine.sh up|down|start|stop|status: one local machine, a Debian system on systemd-nspawn with its own sshd.
+# machine.sh up|down|start|stop|status: one local machine, a Debian system in systemd-nspawn with its own sshd.
 #
-#   DIRECTORY        the stack's own folder (network.sh made it); the machine's files are in DIRECTORY/NAME
+#   DIRECTORY        the stack's folder, which network.sh created; the machine's files are in DIRECTORY/NAME
 #   NAME             the machine's host name, e.g. worker-1
-#   BRIDGE           what network.sh printed
+#   BRIDGE           the bridge that network.sh printed
 #   for `up` and `start`:
-#   IMAGE            what image.sh printed
-#   NETWORK          what network.sh printed, e.g. 10.20.30.0/24
+#   IMAGE            the image that image.sh printed
+#   NETWORK          the network that network.sh printed, e.g. 10.20.30.0/24
 #   NUMBER           host part of the machine's address, e.g. 11
-#   ADDRESS, GATEWAY  in place of these two: the machine's whole address, and by whom alone it reaches any other
-#   AUTHORIZED_KEY   SSH public keys that may log in as `admin`, who may use sudo
-#   FILES            folder whose files a new machine has beside the image's (none)
-#   DISKS            lines of NAME=FILE: the file is the machine's block device /dev/disk/by-id/NAME (none)
-#   STARTED          kept in DIRECTORY/NAME/started; the caller can change it to have `up` run again
-#   SECONDS_TO_BOOT  limit for the wait (60)
+#   ADDRESS, GATEWAY  instead of these two: the machine's full address, and the gateway through which it reaches all others
+#   AUTHORIZED_KEY   SSH public keys that can log in as `admin`, a user with sudo
+#   FILES            folder with additional files for a new machine (none)
+#   DISKS            lines of NAME=FILE: FILE becomes the block device /dev/disk/by-id/NAME (none)
+#   STARTED          stored in DIRECTORY/NAME/started; a new value makes Pulumi run `up` again
+#   SECONDS_TO_BOOT  timeout for booting (60)
 #   for `stop` and `down`:
-#   SECONDS_TO_STOP  from the power button to the cut of the power (5)
+#   SECONDS_TO_STOP  seconds between an orderly shutdown and killing the machine (5)
 #
-# `up` makes the machine and starts it, where that is still to be done, waits until it answers on port 22 and
-# has booted, and prints {"id": ID, "address": ADDRESS, "hostKey": "ssh-ed25519 ..."}. ID is made with the
-# machine and never changes. `start` does the same, and waits only until the machine runs. `stop` switches it off;
-# `down` does that and removes everything of it. `status` prints `running` or `stopped`.
+# `up` creates and starts the machine if necessary, waits until it has booted and answers on port 22, and prints
+# {"id": ID, "address": ADDRESS, "hostKey": "ssh-ed25519 ..."}. ID never changes during the machine's life. `start` does
+# the same, but waits only until the machine runs. `stop` shuts the machine down; `down` also removes all its files.
+# `status` prints `running` or `stopped`.
 #
-# In DIRECTORY/NAME: id; image (that it was made from); upper and work (the overlay); etc (bound to /etc/machine
-# inside); started; console.log (of this boot); running (locked by the machine's supervisor as long as it lives). Its
-# processes are those in its control group BRIDGE-NAME. Mounts are in the supervisor's namespaces alone, so they end
-# with it.
+# DIRECTORY/NAME contains: id; image (its path); upper and work (the overlay); etc (mounted at /etc/machine); started;
+# console.log (of the current boot); running (locked while the machine's supervisor runs). The machine's processes are
+# in the control group BRIDGE-NAME. Its mounts are in the supervisor's namespaces, so they disappear with it.
 set -euo pipefail
 umask 022
 here=$(dirname "$(readlink -f "$0")")
@@ -45,8 +44,8 @@ main() {
     start) launch ;;
     stop) stop ;;
     status) if is_populated; then echo running; else echo stopped; fi ;;
-    supervise | boot) "$1" ;; # by `up` alone
-    *) fatal "expected 'up' or 'down', got '${1-}'" ;;
+    supervise | boot) "$1" ;; # only for internal use
+    *) fatal "expected up, down, start, stop or status, got '${1-}'" ;;
   esac
 }
 
@@ -65,9 +64,9 @@ launch() {
 make() {
   address=${ADDRESS:-${NETWORK%.*}.$NUMBER}
   check_computer
-  # Only while it changes something: machines of one stack boot at the same time.
+  # Hold the lock only while changing files, because machines of a stack boot at the same time.
   exec 9<"$DIRECTORY"
-  flock -w 60 9 || fatal "waited 60 s for another machine.sh in $DIRECTORY"
+  flock -w 60 9 || fatal "timed out after 60 s waiting for another machine.sh in $DIRECTORY"
   rm -rf "$DIRECTORY/.$NAME"
   [[ -d $state ]] || create
   check_image "$(<"$state/image")"
@@ -80,11 +79,11 @@ down() {
   stop
   if [[ -d $DIRECTORY ]]; then
     exec 9<"$DIRECTORY"
-    flock -w 60 9 || fatal "waited 60 s for another machine.sh in $DIRECTORY"
-    # Renamed first: half a machine must never look like one.
+    flock -w 60 9 || fatal "timed out after 60 s waiting for another machine.sh in $DIRECTORY"
+    # Rename first, so that a partly deleted machine never looks like a machine.
     rm -rf "$DIRECTORY/.$NAME"
     [[ ! -d $state ]] || mv "$state" "$DIRECTORY/.$NAME"
-    exec 9<&- # a busy computer takes long for the next line, and other machines go meanwhile
+    exec 9<&- # the next line can be slow; let other machines proceed meanwhile
     rm -rf "$DIRECTORY/.$NAME"
   fi
   [[ ! -d $cgroup ]] || find "$cgroup" -depth -type d -delete
@@ -93,21 +92,22 @@ down() {
 check_computer() {
   need systemd-nspawn=systemd-container ip=iproute2 ssh-keygen=openssh-client flock=util-linux
   [[ -e /dev/fuse ]] || cannot "it has no /dev/fuse (try: modprobe fuse)."
-  grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || cannot "its kernel has no overlay files."
-  [[ $cgroup == /*/* ]] || cannot "it has no control groups v2 (start it with systemd.unified_cgroup_hierarchy=1)."
+  grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || cannot "its kernel does not support overlayfs."
+  [[ $cgroup == /*/* ]] || cannot "cgroup v2 is not mounted (boot with systemd.unified_cgroup_hierarchy=1)."
   if [[ -n ${DISKS-} ]]; then
     need losetup=mount
     [[ -e /dev/loop-control ]] || cannot "it has no loop devices (try: modprobe loop)."
   fi
-  # Each machine's systemd takes some fifteen: at the usual limit of 128 the ninth stands still half-way.
+  # Each machine's systemd uses about fifteen inotify instances. With the default limit of 128, the ninth machine hangs
+  # while it boots.
   local instances=/proc/sys/fs/inotify/max_user_instances
   (($(<$instances) >= 8192)) || echo 8192 >$instances # until this computer restarts
 }
 
 check_image() {
-  [[ -d $1 ]] || fatal "the image that $NAME was made from is gone: $1" $'\n' \
-    "Destroy the stack and bring it up again; the machine's files are of no use without it."
-  [[ $1 == "$IMAGE" ]] || say "$NAME keeps the image that it was made from: $1"
+  [[ -d $1 ]] || fatal "the image of machine $NAME no longer exists: $1" $'\n' \
+    "Destroy the stack and bring it up again; the machine's files cannot be used without the image."
+  [[ $1 == "$IMAGE" ]] || say "$NAME keeps its original image: $1"
 }
 
 create() {
@@ -133,7 +133,7 @@ LinkLocalAddressing=no"
 Gateway=$GATEWAY
 GatewayOnLink=yes"
   if [[ -e $state/etc/host0.network && $(<"$state/etc/host0.network") != "$wanted" ]] && is_running; then
-    say "$NAME restarts with its new address $address"
+    say "Restarting $NAME with its new address $address"
     stop
   fi
   echo "$wanted" >"$state/etc/host0.network"
@@ -146,14 +146,14 @@ is_running() { [[ -e $state/running ]] && ! flock -n "$state/running" true; }
 
 is_populated() { grep -qs 'populated 1' "$cgroup/cgroup.events"; }
 
-# The machine's own process 1, as this computer numbers it.
+# The process ID of the machine's init on this computer.
 init() { head -n 1 "$cgroup/payload/init.scope/cgroup.procs" 2>/dev/null; }
 
 start() {
   started=no
   exec 8>>"$state/running"
   if flock -n 8; then
-    # A session of its own, nothing inherited but the lock: it must outlive the caller and not make it wait.
+    # The supervisor must outlive the caller without blocking it, so it gets its own session and inherits only the lock.
     setsid bash "$here/machine.sh" supervise </dev/null >"$state/console.log" 2>&1 9<&- &
     started=yes
   fi
@@ -169,7 +169,7 @@ stop() {
       mapfile -t pids < <(find "$cgroup" -name cgroup.procs -exec cat {} + 2>/dev/null)
       kill -s KILL "${pids[@]}" 2>/dev/null || true
     fi
-    ((SECONDS - begun < limit + 10)) || fatal "$NAME does not end; its processes are those in $cgroup"
+    ((SECONDS - begun < limit + 10)) || fatal "cannot stop $NAME; its remaining processes are in $cgroup"
     sleep 0.05
   done
 }
@@ -177,16 +177,16 @@ stop() {
 supervise() {
   cd /
   mkdir -p "$cgroup"
-  while is_populated; do sleep 0.05; done # processes of a killed supervisor, about to end
+  while is_populated; do sleep 0.05; done # processes of a killed supervisor may still be ending
   echo 0 >"$cgroup/cgroup.procs"
   exec nsenter --net="/run/netns/$BRIDGE" \
     unshare --mount --pid --fork --kill-child --mount-proc bash "$here/machine.sh" boot
 }
 
-# Process 1 of a process namespace of its own.
+# This runs as process 1 of a new PID namespace.
 boot() {
   local root=/run/machine status binds=(--bind=/dev/fuse)
-  # Where v1 groups are mounted as well, all machines would put their services into the same ones.
+  # If cgroup v1 is mounted as well, all machines would share the same groups for their services.
   [[ $(stat -f -c %T /sys/fs/cgroup) == cgroup2fs ]] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
   mount -t tmpfs tmpfs /run
   mkdir "$root"
@@ -197,18 +197,18 @@ boot() {
   export TERM=dumb SYSTEMD_NSPAWN_TMPFS_TMP=0
   while true; do
     status=0
-    # No user namespace: the kernel allows no automount in one. So its root is kept from devices and from the kernel,
-    # and could still leave the machine with some skill (docs/security.md, Decisions).
+    # There is no user namespace, because the kernel does not allow automounts in one. The machine's root has no access
+    # to devices and kernel modules, but a skilled attacker could still escape (docs/security.md, Decisions).
     systemd-nspawn --quiet --boot --directory="$root" --machine="$NAME" --settings=no \
       --register=no --keep-unit --drop-capability=CAP_MKNOD --network-bridge="$BRIDGE" "${binds[@]}" \
       --bind-ro="$state/etc:/etc/machine" --resolv-conf=off --timezone=off --link-journal=no \
       --console=read-only || status=$?
-    # 133: `reboot` inside.
+    # 133 means that the machine rebooted.
     ((status == 133)) || exit "$status"
   done
 }
 
-# A disk's device ends with its last user: this process, or what mounts it.
+# A loop device is released when nothing uses it any more: neither this process nor a mount.
 attach() {
   local id file device
   SECONDS=0
@@ -219,23 +219,23 @@ attach() {
       sleep 0.1
     done
     device=$(losetup --find --show "$file")
-    # shellcheck disable=SC2034 # held open as long as this process lives
+    # shellcheck disable=SC2034 # stays open until this process ends
     exec {disk}<>"$device"
     losetup --detach "$device"
     binds+=("--bind=$device:/dev/disk/by-id/$id")
   done <<<"${DISKS-}"
 }
 
-# wait_until CONDITION: that it runs, and what CONDITION says of its process 1.
+# wait_until CONDITION: wait until the machine runs and `CONDITION PID` succeeds for its init.
 wait_until() {
   local limit=${SECONDS_TO_BOOT:-60} pid
   SECONDS=0
   until pid=$(init) && [[ -n $pid ]] && "$1" "$pid"; do
     if ! is_running; then
-      [[ $started == no ]] || not_booted "it ended"
-      start # what ran when we came was about to end
+      [[ $started == no ]] || boot_failed "it stopped"
+      start # the machine that we found running has stopped
     fi
-    ((SECONDS < limit)) || not_booted "it does not answer on $address port 22, or still starts, after $limit s"
+    ((SECONDS < limit)) || boot_failed "after $limit s it is still booting, or does not answer on port 22 of $address"
     sleep 0.1
   done
 }
@@ -245,12 +245,12 @@ answers() { [[ $(timeout 2 bash -c "exec 3<>/dev/tcp/$1/22 && head -c 4 <&3" 2>/
 has_booted() { systemd_has_booted "$1" && answers "$address"; }
 
 systemd_has_booted() {
-  # Not --pid: a machine that reboots stops and awaits all processes of its namespace, and nsenter with them.
+  # Do not use --pid: a machine that reboots stops all processes in its PID namespace and waits for them.
   [[ $(timeout -k 1 20 nsenter --target "$1" --mount systemctl is-system-running 2>/dev/null) == @(running|degraded) ]]
 }
 
-not_booted() {
-  fatal "machine $NAME did not boot: $1. Last lines of its console ($state/console.log):" $'\n' \
+boot_failed() {
+  fatal "machine $NAME did not boot: $1. The last lines of its console ($state/console.log):" $'\n' \
     "$(tail -n 15 "$state/console.log" | tr -d '\r')"
 }
 

@@ -1,32 +1,33 @@
 #!/usr/bin/env bash
 # network.sh up|down|sweep|vpc: the private network of one stack's local machines.
 #
-#   DIRECTORY   the stack's own folder, e.g. ~/.local/share/daskstack/machines/dev (made, 0700)
+#   DIRECTORY   the stack's folder, e.g. ~/.local/share/daskstack/machines/dev (created with mode 0700)
 #   NAME        the stack's name, for messages
-#   BOOT_ID     for `up`: which start of this computer the network is made in; kept in DIRECTORY/boot
-#   for `vpc`, with nftables' rules on stdin, in which $machines is the interface that they are behind:
-#   CALLER      this computer's address as machines see it, e.g. 203.0.113.7
-#   EXTERNAL    the machines' external addresses, this computer's only way to them
-#   GATEWAYS    as which machines know the namespace, each with the length of its network, e.g. 10.9.0.1/24
-#   PACKAGES    folder of wheels, which gateways show on port 80 (none)
+#   BOOT_ID     for `up`: identifies this computer's current boot; stored in DIRECTORY/boot
+#   for `vpc`, with nftables rules on stdin that refer to the machines' interface as $machines:
+#   CALLER      this computer's address as seen by the machines, e.g. 203.0.113.7
+#   EXTERNAL    the machines' external addresses, the only ones at which this computer reaches them
+#   GATEWAYS    the namespace's addresses in the machines' networks, with prefix lengths, e.g. 10.9.0.1/24
+#   PACKAGES    folder of wheels that gateways serve on port 80 (none)
 #
-# `up` prints {"bridge": NAME, "network": "10.x.y.0/24", "gateway": "10.x.y.1"}. `sweep` is a `down` for what a killed
-# run left and the stack's state does not know: it takes machines away too, and says what it found.
+# `up` prints {"bridge": NAME, "network": "10.x.y.0/24", "gateway": "10.x.y.1"}. `sweep` is a `down` for leftovers of a
+# killed run that are not in the stack's state: it also removes machines, and reports what it found.
 #
-# `vpc` makes a network like Google's in place of that of `up`: each machine reaches the others by its gateway alone,
-# where the rules hold, and this computer is outside. It prints nothing; called again, it changes what differs.
+# `vpc` creates a network like Google's instead of the one that `up` creates: machines reach each other only through the
+# gateway, which applies the rules, and this computer is outside the network. It prints nothing. Called again, it
+# changes only what differs.
 #
-# The bridge is in a network namespace of the same name, joined to this computer by a link that carries the
-# gateway's address. So nothing that this computer does with bridges, links and firewalls of its own (Docker
-# drops what crosses any bridge, NetworkManager configures links that it sees) reaches the machines, and two
-# stacks can have machines of the same name. Machines get no route out of their network.
+# The bridge is in a network namespace of the same name, which is connected to this computer by a link with the
+# gateway's address. This isolates the machines from this computer's own bridges, links and firewalls: Docker drops
+# traffic across any bridge, and NetworkManager configures every link that it sees. Two stacks can have machines of the
+# same name. Machines have no route out of their network.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 # shellcheck source=on_this_computer/local_machines/common.sh
 source "$here/common.sh"
 
 main() {
-  [[ ${1-} != @(up|vpc) ]] || (umask 077 && mkdir -p "$DIRECTORY") # before becoming root: it is the user's
+  [[ ${1-} != @(up|vpc) ]] || (umask 077 && mkdir -p "$DIRECTORY") # before becoming root, so that the user owns it
   become_root "DIRECTORY NAME BOOT_ID CALLER EXTERNAL GATEWAYS PACKAGES" "$@"
   need ip=iproute2 flock=util-linux
   [[ $DIRECTORY == /* ]] || fatal "DIRECTORY '$DIRECTORY' must be an absolute path"
@@ -37,28 +38,29 @@ main() {
     down) down ;;
     sweep) sweep ;;
     vpc) vpc ;;
-    *) fatal "expected 'up' or 'down', got '${1-}'" ;;
+    *) fatal "expected up, down, sweep or vpc, got '${1-}'" ;;
   esac
 }
 
-# Not the file that steps lock on a machine. Every user who can open a file can hold its lock, so it is root's alone.
+# This is a different lock from that of the steps. Any user who can open a file can lock it, so only root may open this
+# one.
 lock() {
   local file=/run/daskstack-network.lock
   (umask 077 && : >>$file)
   chmod 0600 $file
   exec 9>>$file
-  flock -w 60 9 || fatal "waited 60 s for another stack's network (lock: $file)"
+  flock -w 60 9 || fatal "timed out after 60 s waiting for another stack's network (lock: $file)"
 }
 
 hash() { printf '%s' "$1" | sha256sum; }
 
 up() {
   local network
-  lock # two stacks must not choose the same network
+  lock # so that two stacks do not choose the same network
   if ! is_up || [[ ! -s $record ]]; then
     remove_link
     network=$(choose)
-    # Renamed, and before the link is up: what is up has its record.
+    # Write the record before the link is up, so that every network that is up has one.
     echo "$network" >"$record.partial"
     mv "$record.partial" "$record"
     make_link "${network%.0/24}.1/24" master "$bridge"
@@ -78,7 +80,7 @@ vpc() {
   fi
   ip -n "$bridge" address replace $door/32 dev host
   ip -n "$bridge" route replace "$CALLER" dev host
-  ip -n "$bridge" address replace 35.235.240.1/32 dev lo # from where tunnels of Identity-Aware Proxy come
+  ip -n "$bridge" address replace 35.235.240.1/32 dev lo # the source address of Identity-Aware Proxy tunnels
   ip -n "$bridge" link set lo up
   for address in $GATEWAYS; do ip -n "$bridge" address replace "$address" dev "$bridge"; done
   # shellcheck disable=SC2016 # the inner shell expands it
@@ -95,11 +97,11 @@ vpc() {
   done
 }
 
-door=169.254.0.1 # the namespace, as this computer sees it
+door=169.254.0.1 # the namespace's address for this computer
 
 inside() { nsenter --net="/run/netns/$bridge" "$@"; }
 
-# The package index that machines have in place of one outside.
+# Serve a package index, because machines cannot reach one on the internet.
 serve() {
   [[ -n ${PACKAGES-} && -z $(inside ss -Hltn 'sport = 80') ]] || return 0
   inside setsid python3 -m http.server 80 --directory "$PACKAGES" </dev/null >/dev/null 2>&1 9>&- &
@@ -116,15 +118,15 @@ down() {
 sweep() {
   local machine
   while read -r machine; do
-    say "Removing machine $machine of stack $NAME, which its state does not know"
+    say "Removing machine $machine of stack $NAME, which is not in the stack's state"
     DIRECTORY=$DIRECTORY NAME=$machine BRIDGE=$bridge bash "$here/machine.sh" down </dev/null
   done < <(machines)
   [[ ! -e /sys/class/net/$bridge && ! -e /run/netns/$bridge ]] ||
-    say "Removing network $bridge of stack $NAME, which its state does not know"
+    say "Removing network $bridge of stack $NAME, which is not in the stack's state"
   down
 }
 
-# By their folders, half-made ones too, and by their processes' control groups.
+# List machines by their folders, including incomplete ones, and by the control groups of their processes.
 machines() {
   {
     find "$DIRECTORY" -mindepth 1 -maxdepth 1 -type d -printf '%f\n' 2>/dev/null | sed 's/^\.//' || true
@@ -141,14 +143,14 @@ end_processes() {
   ((${#pids[@]} == 0)) || kill -s KILL "${pids[@]}" 2>/dev/null || true
 }
 
-# make_link ADDRESS [master BRIDGE]: this computer's address on it, and where the other end is.
+# make_link ADDRESS [master BRIDGE]: create the link with this computer's ADDRESS, and attach its other end to BRIDGE.
 make_link() {
   if ! ip -n "$bridge" link show lo >/dev/null 2>&1; then
     [[ ! -e /run/netns/$bridge ]] || ip netns delete "$bridge"
     ip netns add "$bridge"
   fi
-  # Machines that still run are on this bridge: it stays where only the link to it was lost.
-  # With an address of its own: else it has that of one of its machines, and another when that one goes.
+  # If only the link was lost, running machines still use the bridge, so keep it. Give it a fixed MAC address: by
+  # default it takes one of its machines', which changes when that machine stops.
   ip -n "$bridge" link show "$bridge" >/dev/null 2>&1 ||
     ip -n "$bridge" link add "$bridge" address "02:$(hash "$DIRECTORY" | sed 's/../&:/g' | cut -c 1-14)" up type bridge
   ip link add "$bridge" type veth peer name host netns "$bridge"
@@ -159,20 +161,20 @@ make_link() {
 
 remove_link() { [[ ! -e /sys/class/net/$bridge ]] || ip link delete "$bridge"; }
 
-# The network that the stack had before, so that addresses outlive a restart of this computer, else a free one.
+# Print the stack's previous network, so that addresses survive a restart of this computer, or else a free one.
 choose() {
   local network attempt digits
   if [[ -s $record ]]; then
     network=$(<"$record")
-    ! taken "$network" || fatal "network $network of stack $NAME is now used by this computer itself:" \
-      "$(taken_by "$network")" $'\n' "Disconnect that (a VPN?), or destroy the stack and bring it up again."
+    ! taken "$network" || fatal "this computer now uses network $network of stack $NAME for something else:" \
+      "$(taken_by "$network")" $'\n' "Disconnect it (a VPN?), or destroy the stack and bring it up again."
     echo "$network"
     return
   fi
-  # From the folder's name, so that a stack that is down right now is unlikely to have the same one.
+  # Derive the network from the folder's name, so that it rarely collides with that of a stack that is down now.
   for attempt in {1..300}; do
     digits=$(hash "$DIRECTORY $attempt")
-    case $((attempt % 3)) in # a VPN can take all of 10.0.0.0/8
+    case $((attempt % 3)) in # a VPN can occupy all of 10.0.0.0/8
       1) network=10.$((16#${digits:0:2})).$((16#${digits:2:2})).0/24 ;;
       2) network=172.$((16 + 16#${digits:0:1})).$((16#${digits:2:2})).0/24 ;;
       0) network=192.168.$((16#${digits:2:2})).0/24 ;;
@@ -182,13 +184,13 @@ choose() {
       return
     fi
   done
-  fatal "found no free private /24 network: every one tried meets a route in 'ip route show table all'"
+  fatal "found no free private /24 network: every candidate overlaps a route in 'ip route show table all'"
 }
 
 taken() { [[ -n $(taken_by "$1") ]]; }
 
-# Routes within NETWORK and routes that cover it, in any table. A default route covers everything and is not
-# meant, nor are the halves and quarters that VPNs set in its place.
+# taken_by NETWORK: routes within NETWORK and routes that cover it, in any table. Ignore default routes, and the halves
+# and quarters of the address space that VPNs use instead.
 taken_by() {
   { ip -4 route show table all root "$1" && ip -4 route show table all match "$1"; } |
     grep -Ev '^([a-z]+ )?(default|[0-9.]+/[1-7]) ' || true
