@@ -1,8 +1,8 @@
-"""Breaks promises on purpose and sees the tests fail: python -m tools.mutants [NAMES] [--sample N] [--table]
+"""Breaks promises and requires that their tests fail: python -m tools.mutants [NAMES] [--sample N] [--table]
 
-Every mutation of tests/mutations.py is applied to a copy of the project, and the test that it names must fail there.
-Without mutations the same tests must pass, or their failures would prove nothing. Those of a file run together, which
-saves most of their fixtures; if one fails, each runs by itself.
+Each mutation of tests/mutations.py is applied to a copy of the project, in which the test that it names must fail.
+Without the mutation the same test must pass, or its failure would prove nothing. For that, the tests of a file run
+together, because they share fixtures; if one fails, each runs alone.
 """
 
 import argparse
@@ -26,29 +26,31 @@ from tests.mutations import AREAS, MUTATIONS, Mutation
 from tools.running import phase, say
 
 PAGE = PROJECT / "docs/proof.md"
-BESIDE = 3  # tests at a time; most of them wait for a program most of the time
+BESIDE = 3  # tests in parallel; most of them mostly wait for a program
 LIMIT = 600  # seconds for one test
-GRACE = 120  # seconds in which a test that is stopped cleans up
-# A sample takes a minute at most, so it leaves out tests that need machines, Kubernetes or many runs of the engine.
+GRACE = 120  # seconds for a stopped test to clean up
+# A sample may take a minute, so it excludes tests that need machines, Kubernetes or many runs of the engine.
 CHEAP = "tests/unit/"
-COSTS = (CHEAP, "tests/engine/", "tests/kubernetes/", "tests/machines/")  # the folders of tests, the cheapest first
+COSTS = (CHEAP, "tests/engine/", "tests/kubernetes/", "tests/machines/")  # folders, the cheapest first
 
 
 class MutationError(Exception):
-    """What is wrong with a mutation, and its name."""
+    """Its message names the mutation and says what is wrong with it."""
 
 
 def changed(mutation: Mutation, text: str) -> str:
-    """The text of the mutation's file, with the promise broken."""
+    """The text of the mutation's file after the mutation."""
     count = text.count(mutation.old)
     if count != 1:
-        found = f"{count} times" if count else "no longer"
-        raise MutationError(f"mutation {mutation.name}: its old text is {found} in {mutation.file}, expected once")
+        found = f"{count} times" if count else "nowhere"
+        raise MutationError(
+            f"mutation {mutation.name}: its old text occurs {found} in {mutation.file}; expected exactly once"
+        )
     return text.replace(mutation.old, mutation.new)
 
 
 def tables() -> str:
-    """Those of docs/proof.md, one for each area."""
+    """The tables of docs/proof.md, one for each area."""
     parts = []
     for area, mutations in AREAS.items():
         rows = [f"| {each.promise} | `{each.test}` | `{each.name}` in `{each.file}` |" for each in mutations]
@@ -57,17 +59,17 @@ def tables() -> str:
 
 
 def page(text: str) -> str:
-    """docs/proof.md with its tables as they have to be; what stands before the first heading of an area stays."""
+    """docs/proof.md with current tables; the text before the first heading of an area stays."""
     return text.partition("## ")[0] + tables()
 
 
 def cost(test: str) -> int:
-    """Tests begin in the order of their costs, so that at the end nobody waits for a long one."""
+    """The sort key of a test: expensive tests start first, so that no long test runs alone at the end."""
     return -next(number for number, folder in enumerate(COSTS) if test.startswith(folder))
 
 
 def sample(size: int) -> list[Mutation]:
-    """Others for each commit, the same for one."""
+    """A random choice of cheap mutations, which depends on the commit alone."""
     asked = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(asked, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     cheap = [each for each in MUTATIONS if each.test.startswith(CHEAP)]
@@ -75,22 +77,22 @@ def sample(size: int) -> list[Mutation]:
 
 
 class Laboratory:
-    """Runs tests in copies of the project, as it is now, committed or not."""
+    """Runs tests in copies of the project, including changes that are not committed."""
 
     def __init__(self, folder: Path, project: Path = PROJECT) -> None:
         self.folder = folder
         self.origin = folder / "origin"
         self.stopped = threading.Event()
         self.running: set[subprocess.Popen] = set()
-        # In a hook of git these name the project's own repository, whatever folder git is called in.
+        # Git hooks set these variables to the project's own repository; they would override the folder of a copy.
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         listed = ["git", "ls-files", "-coz", "--exclude-standard"]
         files = subprocess.run(listed, cwd=project, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
-        for name in set(files) - {"", ".venv"}:  # a link of that name is none of git's ignored folders
-            if os.path.lexists(project / name):  # else it was deleted, and that is not committed yet
+        for name in set(files) - {"", ".venv"}:  # .gitignore excludes a folder of this name, but not a link
+            if os.path.lexists(project / name):  # a file can be deleted and the deletion not be committed yet
                 self.origin.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(project / name, self.origin / name, follow_symlinks=False)
-        # Some tests ask git which files there are.
+        # Some tests call git ls-files.
         for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):
             subprocess.run(command, cwd=self.origin, env=self.environ, check=True)
         self.origin.joinpath(".venv").symlink_to(project / ".venv")
@@ -103,13 +105,13 @@ class Laboratory:
             yield copy
 
     def outcome(self, tests: Sequence[str], copy: Path) -> tuple[str, str]:
-        """`passed`, `failed` by an assertion or an exception in a test itself, or what went wrong; and the output."""
+        """`passed`, `failed` (by an assertion or an exception in a test), or another outcome; and the output."""
         report, log, limit = copy.parent / "report.xml", copy.parent / "output", LIMIT * len(tests)
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
         if self.stopped.is_set():
             return "was stopped", ""
         with log.open("w") as output:
-            # Ctrl-C reaches it through stop() alone: pytest takes a second one as an order not to clean up.
+            # In its own session, so that only stop() interrupts it: after a second Ctrl-C pytest does not clean up.
             process = subprocess.Popen(
                 command,
                 cwd=copy,
@@ -125,7 +127,7 @@ class Laboratory:
                 status = process.wait(limit)
             except subprocess.TimeoutExpired:
                 end(process)
-                return f"had not ended after {limit} s", log.read_text(errors="replace")
+                return f"did not end within {limit} s", log.read_text(errors="replace")
         finally:
             self.running.discard(process)
         said = log.read_text(errors="replace")
@@ -136,23 +138,23 @@ class Laboratory:
         failures = ElementTree.parse(report).iter("failure") if status == 1 and report.exists() else ()
         if any("from pytest-timeout" not in (each.get("message") or "") for each in failures):
             return "failed", said
-        return f"ended with pytest's status {status}, but without a failure of its own", said
+        return f"ended with pytest's status {status} without a failed assertion", said
 
     def check(self, tests: Sequence[str]) -> tuple[bool, str]:
-        """Whether all the tests pass while nothing is broken."""
+        """Whether all these tests pass without a mutation."""
         with self.copy() as copy:
             word, said = self.outcome(tests, copy)
-        return word == "passed", "" if word == "passed" else f"without any mutation it {word}:\n{said}"
+        return word == "passed", "" if word == "passed" else f"without a mutation it {word}:\n{said}"
 
     def catch(self, mutation: Mutation) -> tuple[bool, str]:
-        """Whether its test fails for the mutation."""
+        """Whether the mutation's test fails after the mutation."""
         with self.copy() as copy:
             file = copy / mutation.file
             file.write_text(changed(mutation, file.read_text()))
             word, said = self.outcome([mutation.test], copy)
         if word == "failed":
             return True, ""
-        return False, f"{mutation.promise}\n{mutation.file} has another text, but {mutation.test} {word}:\n{said}"
+        return False, f"{mutation.promise}\nafter the mutation of {mutation.file}, {mutation.test} {word}:\n{said}"
 
     def stop(self) -> None:
         self.stopped.set()
@@ -160,7 +162,7 @@ class Laboratory:
 
 
 def end(*processes: subprocess.Popen) -> None:
-    """Lets runs of pytest clean up, then ends what is left of them."""
+    """Stops runs of pytest, waits until they have cleaned up, then kills their remaining processes."""
     for process in processes:
         process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + GRACE
@@ -172,7 +174,7 @@ def end(*processes: subprocess.Popen) -> None:
 
 
 def each_of(work, items: list, beside: int, name, good: str, bad: str) -> list:
-    """Those of the items for which `work` was right; says what became of each."""
+    """The items for which `work` succeeds; prints each outcome."""
     right = []
     with concurrent.futures.ThreadPoolExecutor(beside) as pool:
         start = {}
@@ -205,9 +207,11 @@ def named_by(tests: Sequence[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.partition(":")[0])
-    parser.add_argument("names", nargs="*", help="mutations of tests/mutations.py; all of them without names")
-    parser.add_argument("--sample", type=int, metavar="N", help="N cheap ones, others for each commit")
-    parser.add_argument("--beside", type=int, default=BESIDE, metavar="N", help=f"tests at a time ({BESIDE})")
+    parser.add_argument("names", nargs="*", help="mutations of tests/mutations.py (default: all)")
+    parser.add_argument("--sample", type=int, metavar="N", help="N cheap mutations, chosen by the commit")
+    parser.add_argument(
+        "--beside", type=int, default=BESIDE, metavar="N", help=f"tests in parallel (default: {BESIDE})"
+    )
     parser.add_argument("--table", action="store_true", help=f"write the tables of docs/{PAGE.name}")
     options = parser.parse_args(arguments)
     if options.table:
@@ -215,9 +219,9 @@ def main(arguments: list[str]) -> int:
         return 0
     named = {each.name: each for each in MUTATIONS}
     if unknown := [name for name in options.names if name not in named]:
-        parser.error(f"no mutation {', '.join(unknown)}; there are: {', '.join(named)}")
+        parser.error(f"unknown mutation {', '.join(unknown)}; expected one of: {', '.join(named)}")
     mutations = [named[name] for name in options.names] or (sample(options.sample) if options.sample else MUTATIONS)
-    for each in mutations:  # before anything takes time
+    for each in mutations:  # report errors before running tests
         changed(each, (PROJECT / each.file).read_text())
 
     def interrupt(*_: object) -> None:
@@ -230,7 +234,7 @@ def main(arguments: list[str]) -> int:
         by_file: dict[str, list[str]] = {}
         for test in tests:
             by_file.setdefault(test.partition("::")[0], []).append(test)
-        with phase(f"Running {len(tests)} tests without any mutation"):
+        with phase(f"Running {len(tests)} tests without a mutation"):
             together = [tuple(each) for each in by_file.values()]
             passed = each_of(laboratory.check, together, options.beside, named_by, "passes", "FAILS")
             alone = [(test,) for each in together if len(each) > 1 and each not in passed for test in each]

@@ -1,4 +1,4 @@
-"""How the set-up runs commands and tells about them."""
+"""Runs commands for the set-up and reports their progress."""
 
 import contextlib
 import fcntl
@@ -15,13 +15,13 @@ from pathlib import Path
 from daskstack import engine
 
 CACHE = engine.cache_folder()
-WAIT = 3600  # seconds for a command, or another make, to end; building Kubernetes takes long
-# A terminal may show the ticking line of a phase.
+WAIT = 3600  # seconds for a command, or another make, to end; building Kubernetes takes a quarter of an hour
+# Erases the line of a phase that is running, which only a terminal shows.
 CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
 
 
 class InstallError(Exception):
-    """What was expected, what was found, and what to do."""
+    """Its message says what was expected, what was found, and what to do."""
 
 
 def say(text: str) -> None:
@@ -30,7 +30,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def phase(text: str) -> Generator[None]:
-    """Says what is done and for how long: ticking on a terminal, else a line every 30 s."""
+    """Prints the phase and its duration: updated each second on a terminal, else a line every 30 s."""
     start, over = time.monotonic(), threading.Event()
     before, end = (f"{CLEAR}{text}: ", "") if CLEAR else ("  ", "\n")
 
@@ -55,7 +55,7 @@ def phase(text: str) -> Generator[None]:
 
 
 def run(*command: str | Path, log: str, **kwargs) -> None:
-    """Runs a command with its output in a log; raises InstallError with the end of that where it fails."""
+    """Runs a command with its output in a log; raises InstallError with the end of the log if the command fails."""
     path = CACHE / "logs" / f"{log}.log"
     path.parent.mkdir(exist_ok=True)
     try:
@@ -63,7 +63,7 @@ def run(*command: str | Path, log: str, **kwargs) -> None:
             kwargs.setdefault("timeout", WAIT)
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True, **kwargs)
     except subprocess.TimeoutExpired as error:
-        outcome = f"had not ended after {error.timeout:.0f} s"
+        outcome = f"did not end within {error.timeout:.0f} s"
     except subprocess.CalledProcessError as error:
         outcome = f"ended with status {error.returncode}"
     else:
@@ -73,14 +73,14 @@ def run(*command: str | Path, log: str, **kwargs) -> None:
 
 
 def which(command: str) -> str | None:
-    """Also where a user's PATH does not look: administrators' commands, and Go's own folder."""
+    """Like shutil.which; also searches the folders of administrators' commands and of Go."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/local/go/bin"])
     return shutil.which(command, path=path)
 
 
 @contextlib.contextmanager
 def made_whole(folder: Path) -> Generator[Path]:
-    """A folder to fill, which takes its name when it is complete: nobody ever finds half of it."""
+    """A folder to fill, which gets its name once it is complete: other processes never see it half filled."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as new:
         content = Path(new) / "content"
@@ -92,11 +92,11 @@ def made_whole(folder: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Generator[None]:
-    """Raises InstallError after WAIT seconds in which another make held the lock."""
+    """Holds the lock of the set-up; raises InstallError if another make holds it for WAIT seconds."""
     CACHE.mkdir(parents=True, exist_ok=True)
     path = CACHE / "lock"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
-        os.fchmod(lock.fileno(), 0o600)  # whoever can open it can hold it
+        os.fchmod(lock.fileno(), 0o600)  # any user who can open the file can lock it
         deadline, told = time.monotonic() + WAIT, False
         while True:
             try:
@@ -108,7 +108,7 @@ def one_at_a_time() -> Generator[None]:
                         f"another make has been installing for {WAIT} s (it holds {path}): end it, then run this again"
                     ) from None
             if not told:
-                say("Another make is installing: waiting for it")
+                say("Another make is installing; waiting for it to end")
                 told = True
             time.sleep(0.2)
         yield

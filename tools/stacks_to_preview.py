@@ -1,6 +1,6 @@
-"""The stacks that a pull request can affect, for the workflow `preview`: python3 -m tools.stacks_to_preview BASE
+"""Lists the stacks that a pull request can affect, for the workflow `preview`: python3 -m tools.stacks_to_preview BASE
 
-Prints `names=` with a JSON list. Stack dev is never among them: it is built on one's own computer.
+Prints `names=` with a JSON list. The list never contains stack dev, because it runs on each user's own computer.
 """
 
 import json
@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# What no stack's program reads. Any other file can change every stack: a preview too many harms nobody.
+# Files that the program of no stack reads. Any other file can change every stack; an unneeded preview does no harm.
 UNREAD = re.compile(r"(bench|docs|rehearsal|tests|\.ci|\.github)/.+|(.+/)?[^/]+\.md|Makefile|\.gitignore")
 STACK = re.compile(r"Pulumi\.([^/]+)\.yaml")
 
 
 def touched(changed: Iterable[str], stacks: Iterable[str]) -> list[str]:
-    """`changed`: paths from the top of the project; `stacks`: names of all stacks that have a file."""
+    """`changed`: paths relative to the project folder; `stacks`: names of all stacks that have a file."""
     changed = set(changed)
     everything = any(not UNREAD.fullmatch(path) and not STACK.fullmatch(path) for path in changed)
     return sorted(s for s in stacks if s != "dev" and (everything or f"Pulumi.{s}.yaml" in changed))

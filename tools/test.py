@@ -1,14 +1,14 @@
-"""Runs every test: python -m tools.test [--unit | ARGUMENTS of pytest, which then runs alone]
+"""Runs every test: python -m tools.test [--unit | ARGUMENTS of one pytest]
 
-A queue: one pytest for each file of tests, the longest first, several beside each other, for most tests wait most of
-the time. Files of TOGETHER share one. Files of tests/unit take less time than a pytest needs to start, so two share
-them. `--unit` runs these alone. Variables:
+Runs one pytest for each file of tests, the longest first, several in parallel, because most tests mostly wait. Files
+in TOGETHER share a pytest. A file of tests/unit takes less time than pytest needs to start, so two pytests share these.
+`--unit` runs only them. Variables:
 
-    JOBS   how many run beside each other (one more than there are processors)
-    SEED   repeats the random order of a run, which prints its own
+    JOBS   pytests in parallel (default: number of processors + 1)
+    SEED   seed of the random order; each run prints its seed
 
-Not pytest-xdist: ten seconds after Ctrl-C it kills its workers, whether or not their fixtures have taken machines and
-stacks away.
+pytest-xdist does not fit: ten seconds after Ctrl-C it kills its workers, even if their fixtures are still deleting
+machines and stacks.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ import pytest
 
 from daskstack.engine import PROJECT
 
-CLEANUP = 300  # seconds after Ctrl-C in which fixtures take away what they have made
-# Which files take longest (14 minutes to 4, on two processors); others come after these, in the order of FOLDERS.
+CLEANUP = 300  # seconds after Ctrl-C for fixtures to delete what they have created
+# The files that take longest (14 to 4 minutes on two processors) run first; the others follow in the order of FOLDERS.
 LONGEST = (
     *("machines, stack dev", "kubernetes, one node", "machines/test_rehearsed.py", "kubernetes/test_rehearse.py"),
     *("machines/test_power_off.py", "machines/test_steps.py", "machines/test_killed_up.py"),
@@ -39,7 +39,7 @@ LONGEST = (
     "machines/test_compute_machines.py",
 )
 FOLDERS = ("machines", "kubernetes", "engine")
-# Files with the same session fixtures, where making these twice takes longer than waiting for one another.
+# Files with the same session fixtures, if creating these twice takes longer than running the files one after another.
 TOGETHER = {
     "machines, stack dev": tuple(f"machines/test_{name}.py" for name in ("change", "failure", "stack")),
     "kubernetes, one node": tuple(f"kubernetes/test_{name}.py" for name in ("chart", "node", "release")),
@@ -47,7 +47,7 @@ TOGETHER = {
 
 
 def queue(tests: Path) -> dict[str, list[str]]:
-    """What each pytest of a whole run gets, by name, the longest first; paths from the top of the project."""
+    """The files of each pytest by its name, the longest first; paths are relative to the project folder."""
     paths = [path for name in FOLDERS for path in sorted((tests / name).glob("test_*.py"))]
     files = [path.relative_to(tests).as_posix() for path in paths]
     names = {file: name for name, together in TOGETHER.items() for file in together}
@@ -66,21 +66,21 @@ def unit(tests: Path) -> dict[str, list[str]]:
 
 
 class Run:
-    """A pytest of its own, whose temporary folder is its own, too."""
+    """One pytest process with its own temporary folder."""
 
     def __init__(self, name: str, files: list[str], folder: Path, seed: int, top: Path) -> None:
-        """`folder` is a short path, for a socket's has at most 107 bytes."""
+        """`folder` must be a short path: the path of a socket has at most 107 bytes."""
         self.name, self.folder, self.start = name, folder, time.monotonic()
         self.output, self.report = folder.with_suffix(".txt"), folder.with_suffix(".xml")
         folder.mkdir()
-        folder.chmod(0o1777)  # as /tmp is: tests have other users, too
+        folder.chmod(0o1777)  # like /tmp: some tests run programs as other users
         order = ["-p", "randomly", f"--randomly-seed={seed}"]
-        report = [f"--junit-xml={self.report}", "-o", "junit_family=xunit1"]  # which tells the file
+        report = [f"--junit-xml={self.report}", "-o", "junit_family=xunit1"]  # xunit1 contains the file's name
         command = [sys.executable, "-m", "pytest", *files, *order, *report, f"--basetemp={folder}/p"]
         with self.output.open("wb") as output:
-            # In a group of its own: the terminal's Ctrl-C reaches nothing of it, `stop` does.
+            # In its own process group, so that Ctrl-C on the terminal does not reach it; `stop` does.
             self.process = subprocess.Popen(
-                [*command, "-p", "no:cacheprovider"],  # several would write into one cache at once
+                [*command, "-p", "no:cacheprovider"],  # parallel pytests would write to the same cache
                 cwd=top,
                 env={**os.environ, "TMPDIR": str(folder)},
                 stdin=subprocess.DEVNULL,
@@ -90,25 +90,25 @@ class Run:
             )
 
     def stop(self, what: signal.Signals) -> None:
-        """To all that is in its group, as a terminal does."""
+        """Sends the signal to its whole process group, as a terminal does."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, what)
 
     def remove(self) -> None:
-        """Its folder, unless a mount in it would be emptied, too."""
+        """Removes its folder, unless something is mounted there, which would lose its files too."""
         mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         below = [place for place in mounted if place.startswith(f"{self.folder}/")]
         if not below:
             shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.exists():
-            say(f"{self.folder} is left{f', with {below[0]} still mounted' if below else ''}")
+            say(f"{self.folder} was not removed{f': {below[0]} is still mounted' if below else ''}")
         self.output.unlink()
         self.report.unlink(missing_ok=True)
 
 
 @dataclass
 class Result:
-    """What the tests of one pytest, or of all, came to."""
+    """The outcome of the tests of one pytest, or of all."""
 
     counts: Counter[str] = field(default_factory=Counter)
     slowest: list[tuple[float, str]] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Result:
         return Result(self.counts + other.counts, self.slowest + other.slowest, self.skipped + other.skipped)
 
     def __str__(self) -> str:
-        """As pytest says it."""
+        """In the words of pytest."""
         counts = self.counts
         named = {"error": "error" if counts["error"] == 1 else "errors"}
         words = [f"{counts[w]} {named.get(w, w)}" for w in ("failed", "passed", "skipped", "error") if counts[w]]
@@ -133,9 +133,9 @@ def outcome(case: ElementTree.Element) -> str:
 
 
 def read(name: str, report: Path, status: int) -> Result:
-    """The result of the pytest `name` that ended with `status`; an error if it reports none and has failed."""
+    """The result of the pytest `name`. If it ended with an error status and reports none, count one error."""
     result = Result()
-    with contextlib.suppress(FileNotFoundError, ElementTree.ParseError):  # where it was killed
+    with contextlib.suppress(FileNotFoundError, ElementTree.ParseError):  # if it was killed
         for case in ElementTree.parse(report).iter("testcase"):
             test, word = f"{case.get('file') or name}::{case.get('name')}", outcome(case)
             result.counts[word] += 1
@@ -152,12 +152,12 @@ def minutes(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    with contextlib.suppress(OSError):  # a terminal that is gone
+    with contextlib.suppress(OSError):  # the terminal was closed
         print(text, flush=True)
 
 
 class Queue:
-    """Runs what is waiting, `jobs` at a time, until `interrupt`."""
+    """Runs the waiting files, `jobs` pytests at a time, until all have ended or `interrupt` is called."""
 
     def __init__(self, waiting: dict[str, list[str]], *, jobs: int, seed: int, top: Path = PROJECT) -> None:
         self.waiting, self.jobs, self.seed, self.top = dict(waiting), jobs, seed, top
@@ -169,7 +169,7 @@ class Queue:
         self.interrupted = True
 
     def run(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="ds-")).resolve()  # as the kernel names what is mounted in it
+        folder = Path(tempfile.mkdtemp(prefix="ds-")).resolve()  # the kernel lists mounts by their resolved path
         folder.chmod(0o755)
         try:
             for number in itertools.count():
@@ -189,7 +189,7 @@ class Queue:
                 folder.rmdir()
 
     def wait(self) -> None:
-        """Until one has ended; all, after an interruption."""
+        """Waits until one pytest has ended; after an interruption, until all have."""
         while not any(run.process.poll() is not None for run in self.running):
             if self.interrupted:
                 return self.end()
@@ -198,7 +198,7 @@ class Queue:
             self.ended(run)
 
     def end(self) -> None:
-        say(f"interrupted: waiting for {', '.join(run.name for run in self.running)} to clean up, at most {CLEANUP} s")
+        say(f"interrupted: waiting up to {CLEANUP} s for {', '.join(run.name for run in self.running)} to clean up")
         for run in self.running:
             run.stop(signal.SIGINT)
         deadline = time.monotonic() + CLEANUP
@@ -206,7 +206,7 @@ class Queue:
             try:
                 run.process.wait(max(0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                say(f"{run.name} has not cleaned up within {CLEANUP} s and is killed: see what it has left")
+                say(f"{run.name} did not clean up within {CLEANUP} s; killing it: delete what it has left behind")
                 run.stop(signal.SIGKILL)
                 run.process.wait()
             self.ended(run)
@@ -214,7 +214,7 @@ class Queue:
     def ended(self, run: Run) -> None:
         self.running.remove(run)
         status, now = run.process.returncode, time.monotonic()
-        # To pytest's report the test that was interrupted has passed.
+        # pytest reports the interrupted test as passed.
         cut = self.interrupted and status == pytest.ExitCode.INTERRUPTED
         result = Result() if cut else read(run.name, run.report, status)
         self.result += result
@@ -225,7 +225,7 @@ class Queue:
         run.remove()
 
     def summary(self) -> str:
-        """The slowest tests, what is not proven here, and last the line that pytest ends with."""
+        """The slowest tests, the skipped ones, and a last line like that of pytest."""
         lines = ["slowest tests:"]
         lines += [f"{seconds:8.1f} s  {name}" for seconds, name in sorted(self.result.slowest, reverse=True)[:10]]
         lines += [f"not proven here: {name}: {reason}" for name, reason in sorted(self.result.skipped)]
@@ -242,7 +242,7 @@ def run(waiting: dict[str, list[str]], top: Path = PROJECT) -> int:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, tests.interrupt)
     count = sum(map(len, waiting.values()))
-    say(f"{count} files of tests, {jobs} pytests at a time; SEED={seed} repeats their order")
+    say(f"{count} files of tests, {jobs} pytests in parallel; SEED={seed} repeats this order")
     tests.run()
     say(tests.summary())
     if tests.interrupted:
@@ -252,7 +252,7 @@ def run(waiting: dict[str, list[str]], top: Path = PROJECT) -> int:
 
 def alone(arguments: list[str]) -> int:
     running = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], cwd=PROJECT)
-    # It cleans up after Ctrl-C, which reaches it by itself, and is waited for.
+    # Ctrl-C reaches pytest too; wait until it has cleaned up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: running.send_signal(signal.SIGINT))
     return running.wait()

@@ -85,7 +85,7 @@ def test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed(top: Path) -
     with started(top, JOBS="2", SEED="7") as process:
         said = process.communicate(timeout=120)[0]
     assert process.returncode == 1, said
-    assert said.startswith("3 files of tests, 2 pytests at a time; SEED=7 repeats their order\n")
+    assert said.startswith("3 files of tests, 2 pytests in parallel; SEED=7 repeats this order\n")
     assert re.search(r"^\d\d:\d\d tests/engine/test_fails\.py 1 failed, 1 passed in \d+ s$", said, re.MULTILINE)
     assert re.search(r"^\d\d:\d\d tests/unit 1/2 1 passed, 1 skipped in \d+ s$", said, re.MULTILINE)
     assert re.search(r"^\d\d:\d\d tests/machines/test_dies\.py 1 error in \d+ s$", said, re.MULTILINE)
