@@ -24,7 +24,7 @@ def test_the_chart_is_clean_to_helm_lint() -> None:
     [
         ({"worker": {"replicaCount": 3}}, "'replicaCount' not allowed"),
         ({"jupyter": {"enabled": True}}, "jupyter.passwordSecret is missing"),
-        ({"webUI": {"serviceType": "LoadBalancer"}}, "webUI.serviceType is LoadBalancer without sourceRanges"),
+        ({"webUI": {"serviceType": "LoadBalancer"}}, "webUI.serviceType is LoadBalancer, but sourceRanges is empty"),
     ],
 )
 def test_the_chart_refuses_what_would_not_work(given: dict[str, Any], text: str) -> None:

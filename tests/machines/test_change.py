@@ -110,7 +110,7 @@ def test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what
     with full(work.client, "worker-1-1", "worker-2-1"):
         refused = third.ssh(leave, check=False)
     assert refused.returncode == 1
-    assert "what worker-3-1 hold cannot be moved: there are actors, or no worker has memory for it" in refused.stderr
+    assert "cannot move results of worker-3-1: they hold actors, or no other worker has enough memory" in refused.stderr
     comes_back(work, "worker-3-1")
     work.goes_on()
     counting = work.client.submit(counter(), actor=True, workers=["worker-3-1"])
@@ -118,7 +118,7 @@ def test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what
     assert actor.more().result(timeout=120) == 1
     checkout.change("Pulumi.dev.yaml", "workers: 3", "workers: 2")
     refusal = checkout.make("up", succeeds=False)
-    assert "what worker-3-1 hold cannot be moved" in refusal
+    assert "cannot move results of worker-3-1" in refusal
     assert "release the results in the notebooks that use them" in refusal
     assert actor.more().result(timeout=120) == 2
     assert work.client.gather(part) == bytes(1000)

@@ -30,10 +30,10 @@ def test_workers_go_after_the_limit_without_work(
     monkeypatch.setenv("IDLE_DEPLOYMENTS", "dask-worker dask-gpu")
     module: dict[str, Any] = runpy.run_path(str(IDLE))
     asked: list[tuple[str, int]] = []
-    look = module["Watch"].look
-    monkeypatch.setitem(look.__globals__, "scale", lambda name, replicas: asked.append((name, replicas)))
+    check = module["Watch"].check
+    monkeypatch.setitem(check.__globals__, "scale", lambda name, replicas: asked.append((name, replicas)))
     idle_since = None if idle_for is None else time.time() - idle_for
     watch = module["Watch"](SimpleNamespace(workers=dict.fromkeys(workers), idle_since=idle_since))
     watch.workers, watch.changed = workers, time.time() - there_for
-    asyncio.run(watch.look())
+    asyncio.run(watch.check())
     assert asked == ([("dask-worker", 0), ("dask-gpu", 0)] if scaled else [])

@@ -1,11 +1,11 @@
-"""Lets workers leave without a loss; runs on the machines, in their environment, with their credentials.
+"""Retires workers without losing results. Runs in the cluster's environment with its credentials.
 
-    drain.py SCHEDULER [--within SECONDS] NAME...    these are about to be stopped
-    drain.py SCHEDULER --all-but NAME...             all but these leave for good
-    drain.py SCHEDULER --until-idle SECONDS          the scheduler itself is about to be stopped: what runs may end
+    drain.py SCHEDULER [--within SECONDS] NAME...    retire these workers, which are about to be stopped
+    drain.py SCHEDULER --all-but NAME...             retire all other workers permanently
+    drain.py SCHEDULER --until-idle SECONDS          wait for running tasks before the scheduler is stopped
 
-A worker that leaves gets no new tasks, hands back those that it has not begun, and moves its results to others.
-Fails where results cannot be moved.
+A retiring worker gets no new tasks, hands back tasks that it has not started, and moves its results to other workers.
+The program fails if results cannot be moved.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-WITHIN = 80  # seconds, a quarter of them for tasks that a worker has begun; then others do them again
-GONE = 60  # seconds without any worker until none is expected back
-QUIET = 5  # seconds after the last task, for a client to fetch its result or to go on
-ALONE = 15  # seconds until another worker can take over: a machine may just be restarting its own
+WITHIN = 80  # seconds; after a quarter of them, other workers repeat the tasks that are still running
+GONE = 60  # seconds without any worker after which none is expected to return
+QUIET = 5  # seconds after the last task for a client to fetch its result or to submit more work
+ALONE = 15  # seconds to wait for another worker, because a machine may be restarting its own
 
 
 async def leave(names, all_but, within, dask_scheduler):
-    """Runs in the scheduler. Returns the addresses of workers that may stop now, and the names of those that cannot."""
+    """Runs in the scheduler. Returns the addresses of workers that can stop now, and the names of the others."""
     scheduler, start = dask_scheduler, time.monotonic()
     leaving = {address: worker for address, worker in scheduler.workers.items() if (worker.name in names) != all_but}
     before = {address: worker.status for address, worker in leaving.items()}
@@ -40,7 +40,7 @@ async def leave(names, all_but, within, dask_scheduler):
     while leaving:
         ready = await scheduler.retire_workers(list(leaving), close_workers=False, remove=False)
         passed = time.monotonic() - start
-        # Moved once more after the last task has ended, for its result.
+        # Retire once more after the last task has finished, to move its result.
         if idle or passed > begun_until or (len(ready) < len(leaving) and passed > alone_until):
             break
         begun = await scheduler.broadcast(
@@ -55,7 +55,7 @@ async def leave(names, all_but, within, dask_scheduler):
         hand_back(scheduler, leaving[address], ())
     kept = [address for address in leaving if address not in ready]
     for address in kept:
-        # Dask takes back its retirement, too; but to what it found, which may be what the try before had begun.
+        # Dask also reverts the retirement, but to the status before this attempt, which an earlier one may have set.
         message = {"op": "worker-status-change", "status": before[address].name, "stimulus_id": f"drain-{time.time()}"}
         if address in scheduler.stream_comms:
             scheduler.stream_comms[address].send(message)
@@ -63,7 +63,7 @@ async def leave(names, all_but, within, dask_scheduler):
 
 
 async def idle(seconds, dask_scheduler):
-    """Runs in the scheduler: waits for what runs to end, or for workers to be gone. Whether nothing runs any more."""
+    """Runs in the scheduler. Waits until no task is running, or gives up. Returns whether the scheduler is idle."""
     scheduler, start = dask_scheduler, time.monotonic()
     worked = start
     while scheduler.idle_since is None or time.time() - scheduler.idle_since < QUIET:
@@ -76,55 +76,55 @@ async def idle(seconds, dask_scheduler):
 
 
 def hand_back(scheduler, worker, begun):
-    """Else tasks wait on the worker until it is gone, and then count as ones that may have killed it."""
+    """Reschedule the worker's waiting tasks. Otherwise they count as suspects for its death when it stops."""
     for task in list(worker.processing):
         if task.key not in begun:
             scheduler._reschedule(task.key, worker=worker.address, stimulus_id="drain")
 
 
-def end_with(where):
-    """Ends this program where the scheduler goes: a client would wait for an answer that never comes."""
+def exit_without_scheduler(where):
+    """Exit if the scheduler disappears, because the client would wait forever for an answer."""
     while True:
         time.sleep(2)
         try:
             socket.create_connection(where, timeout=5).close()
         except OSError as error:
-            print(f"the scheduler at {where[0]} went away: {error}", file=sys.stderr, flush=True)
+            print(f"lost the scheduler at {where[0]}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
 
 
 def stay_away(dask_worker):
-    """The mark on the worker's machine that keeps its unit from coming back by itself."""
+    """Leave a file on the worker's machine that keeps its systemd unit from starting it again."""
     Path.home().joinpath(f"retired-{dask_worker.name}").touch()
 
 
 def main():
     address, *names = sys.argv[1:]
-    for_good, within = names[0] == "--all-but", WITHIN
+    permanently, within = names[0] == "--all-but", WITHIN
     if names[0] == "--within":
         _, within, *names = names
     where = (urlsplit(address).hostname, urlsplit(address).port)
     try:
-        # Known at once where the scheduler is not there, at a power-off of all; Dask itself would try for long.
+        # If all machines power off, the scheduler may be gone already. Fail at once, because Dask would retry for long.
         socket.create_connection(where, timeout=5).close()
         if names[0] != "--until-idle":
-            threading.Thread(target=end_with, args=[where], daemon=True).start()
+            threading.Thread(target=exit_without_scheduler, args=[where], daemon=True).start()
         from distributed import Client
 
-        with Client(address, timeout=60) as client:  # a busy machine takes long; one that is gone is seen by end_with
+        with Client(address, timeout=60) as client:  # long, for busy machines; the thread notices a lost scheduler
             if names[0] == "--until-idle":
                 if not client.run_on_scheduler(idle, float(names[1])):
-                    sys.exit("there are tasks left")
+                    sys.exit("tasks are still running")
                 return
-            ready, kept = client.run_on_scheduler(leave, names[for_good:], for_good, float(within))
-            if for_good and ready:
-                # Shuffles place their results on every worker that the scheduler knows, idle ones too.
+            ready, kept = client.run_on_scheduler(leave, names[permanently:], permanently, float(within))
+            if permanently and ready:
+                # Remove them from the scheduler as well, because shuffles place results on every worker that it knows.
                 client.run(stay_away, workers=ready)
                 client.retire_workers(ready, close_workers=True, remove=True)
     except OSError as error:
         sys.exit(f"the scheduler at {address} does not answer: {error}")
     if kept:
-        sys.exit(f"what {', '.join(kept)} hold cannot be moved: there are actors, or no worker has memory for it")
+        sys.exit(f"cannot move results of {', '.join(kept)}: they hold actors, or no other worker has enough memory")
 
 
 if __name__ == "__main__":

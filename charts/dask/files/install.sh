@@ -1,8 +1,8 @@
 #!/bin/sh
-# The packages of the lock, and no others but EXTRA, are installed in /opt/dask/environment.
-#   EXTRA      further requirements, one a line, which may not change what the lock pins
-#   JUPYTER    yes: also what Jupyter needs
-# Nothing is done where they are there already: a container that restarts finds what its pod installed.
+# Installs exactly the packages of the lock and EXTRA into /opt/dask/environment.
+#   EXTRA      additional requirements, one per line, which must not change the lock's versions
+#   JUPYTER    yes: also install Jupyter's packages
+# If a container restarts, its pod already has the packages, and this script does nothing.
 set -eu
 
 files=/etc/dask-environment
@@ -21,14 +21,14 @@ main() {
   python3 -m pip install --quiet --no-cache-dir --no-compile --require-hashes --requirement $files/uv.lock \
     --target /opt/dask/uv
   uv venv --clear --python "$(command -v python3)" $environment
-  # shellcheck disable=SC2046  # words
+  # shellcheck disable=SC2046  # split into words
   uv pip install --python $environment/bin/python --require-hashes --no-deps $(requirements)
   if [ -n "$EXTRA" ]; then
     printf '%s\n' "$EXTRA" >/opt/dask/extra.txt
     uv pip install --python $environment/bin/python --constraint $files/environment.lock \
       --requirement /opt/dask/extra.txt
   fi
-  # The containers cannot write here. So what Dask imports at its start is compiled now, by importing it.
+  # The containers cannot write here, so import what Dask needs at startup now, to compile it.
   $environment/bin/python -c 'import distributed.cli.dask_scheduler, distributed.cli.dask_worker, dask.dataframe' || true
   rm -rf /opt/dask/cache /opt/dask/uv
   touch /opt/dask/complete

@@ -1,7 +1,8 @@
-"""Scales the release's workers to none when nothing was computed for so long: a preload of the scheduler.
+"""A preload of the scheduler that scales the workers to zero when the cluster is idle.
 
-Variables: IDLE_SECONDS, IDLE_DEPLOYMENTS (names, with spaces between), and what Kubernetes gives a pod whose account
-may scale these. Whoever connects next scales them up again, to what each Deployment's annotation `dask/replicas` says.
+Environment variables: IDLE_SECONDS, IDLE_DEPLOYMENTS (names, separated by spaces), and those that Kubernetes sets. The
+pod's account must be allowed to scale these Deployments. The next client scales each back to the number in its
+annotation `dask/replicas`.
 """
 
 import asyncio
@@ -25,19 +26,19 @@ class Watch:
         self.limit = float(os.environ["IDLE_SECONDS"])
         self.workers, self.changed = set(), time.time()
 
-    async def look(self):
+    async def check(self):
         now, workers = time.time(), set(self.scheduler.workers)
-        if workers != self.workers:  # who has just come gets as long, whatever was before
+        if workers != self.workers:  # new workers get the full time
             self.workers, self.changed = workers, now
         since = max(self.scheduler.idle_since or now, self.changed)
         if not workers or now - since < self.limit:
             return
-        logger.info("Nothing was computed for %g s: the workers go", self.limit)
+        logger.info("Scaling the workers to zero after %g s without work", self.limit)
         for name in os.environ["IDLE_DEPLOYMENTS"].split():
             try:
                 await asyncio.to_thread(scale, name, 0)
-            except OSError as error:  # the next look tries again
-                logger.warning("Deployment %s cannot be scaled: %s", name, error)
+            except OSError as error:  # the next check retries
+                logger.warning("Cannot scale Deployment %s: %s", name, error)
 
 
 def scale(deployment, replicas):
@@ -58,5 +59,5 @@ def scale(deployment, replicas):
 
 def dask_setup(scheduler):
     watch = Watch(scheduler)
-    scheduler.idle_watch = PeriodicCallback(watch.look, min(10, watch.limit / 4) * 1000)
+    scheduler.idle_watch = PeriodicCallback(watch.check, min(10, watch.limit / 4) * 1000)
     scheduler.idle_watch.start()

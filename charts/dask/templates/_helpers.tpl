@@ -11,7 +11,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels by which Services, budgets and Deployments find pods: (list root component) */}}
+{{/* Labels with which Services, disruption budgets and Deployments select pods: (list root component) */}}
 {{- define "dask.selector" -}}
 {{- $root := index . 0 -}}
 app: {{ default $root.Chart.Name $root.Values.nameOverride }}
@@ -39,7 +39,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{ include "dask.scheme" . }}://{{ include "dask.fullname" . }}-scheduler:{{ .Values.scheduler.servicePort }}
 {{- end -}}
 
-{{/* Names of the Deployments of workers, with spaces between. */}}
+{{/* Names of the workers' Deployments, separated by spaces. */}}
 {{- define "dask.workers" -}}
 {{- $names := list .Values.worker.name -}}
 {{- range .Values.additional_worker_groups -}}
@@ -51,7 +51,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* Dask's configuration as every pod of the release reads it. */}}
+{{/* The Dask configuration of all pods of the release. */}}
 {{- define "dask.config" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- if .Values.tls.scheduler -}}
@@ -64,10 +64,10 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 
 {{/*
-A pod of the release, from a dict:
-  root, component, values (the component's), tls (its Secret), secrets (checksum of what else it reads),
-  container (its command, ports and so on, YAML), env, volumes, mounts (lists), jupyter (its lock is installed too),
-  account (one with rights, unless the values name another)
+A pod template, from a dict:
+  root, component, values (the component's), tls (name of its Secret), container (command, ports and so on, YAML),
+  env, volumes, mounts (lists), jupyter (if set, Jupyter's lock is installed as well),
+  account (a ServiceAccount with permissions, unless the values name another)
 */}}
 {{- define "dask.pod" -}}
 {{- $root := .root -}}
@@ -186,14 +186,14 @@ spec:
   {{- end }}
 {{- end -}}
 
-{{/* The emptyDir of a volume, from the limit of its size, which may be empty. JSON. */}}
+{{/* The emptyDir of a volume as JSON, from its size limit, which may be empty. */}}
 {{- define "dask.emptyDir" -}}
 {{- ternary (dict "sizeLimit" .) dict (not (empty .)) | toJson -}}
 {{- end -}}
 
 {{/*
-The way to the cloud's credentials for pods that have an account of their own, from a dict: root, component, values.
-GKE answers at 169.254.169.254, and where it has no Dataplane V2 at .252; EKS at 169.254.170.23.
+A NetworkPolicy that lets pods with their own ServiceAccount reach the cloud's credentials, from a dict: root, component,
+values. GKE serves them at 169.254.169.254, without Dataplane V2 at 169.254.169.252; EKS at 169.254.170.23.
 */}}
 {{- define "dask.account" -}}
 {{- $policy := .root.Values.networkPolicy -}}
@@ -223,7 +223,7 @@ spec:
 {{- end -}}
 {{- end -}}
 
-{{/* What the restricted Pod Security Standard asks of a container, and what its values add. */}}
+{{/* A container's securityContext: the restricted Pod Security Standard, merged with the component's values. */}}
 {{- define "dask.security" -}}
 {{- $restricted := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) -}}
 {{- mustMergeOverwrite $restricted (default dict .securityContext) | toYaml -}}
@@ -232,7 +232,7 @@ spec:
 {{/* A Service, from a dict: root, name, component, values, ports (list) */}}
 {{- define "dask.service" -}}
 {{- if and (eq .values.serviceType "LoadBalancer") (not .values.sourceRanges) -}}
-{{- fail (printf "%s.serviceType is LoadBalancer without sourceRanges: name the networks that may reach it" (.name | replace "webui" "webUI")) -}}
+{{- fail (printf "%s.serviceType is LoadBalancer, but sourceRanges is empty; list the networks that may reach it" (.name | replace "webui" "webUI")) -}}
 {{- end -}}
 apiVersion: v1
 kind: Service
@@ -251,7 +251,7 @@ spec:
   ports:
     {{- toYaml .ports | nindent 4 }}
   {{- if eq .values.serviceType "LoadBalancer" }}
-  # Only so do sources arrive as themselves, and the network policy sees them.
+  # This preserves client addresses, which the network policy needs.
   externalTrafficPolicy: Local
   loadBalancerSourceRanges:
     {{- toYaml .values.sourceRanges | nindent 4 }}
