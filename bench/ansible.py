@@ -49,10 +49,11 @@ def harvest(machines: Sequence[Machine], check: str | None, folder: Path) -> dic
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(archive))) as tar:
             for member in tar:
                 path = f"/{member.name}"
-                if member.isfile() and WRITTEN.fullmatch(path):
+                content = tar.extractfile(member) if member.isfile() else None
+                if content and WRITTEN.fullmatch(path):
                     target = folder / f"{machine.name}{path}"
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(tar.extractfile(member).read())
+                    target.write_bytes(content.read())
                     modes[path] = f"{member.mode:04o}"
         paths = sorted(modes)
         ssh = [path for path in paths if "/ssh/" in path]

@@ -8,7 +8,6 @@ import yaml
 
 from bench.figures import Comparison
 from bench.rig import run, ssh_connections
-from daskstack import engine
 from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
 from rehearsal.machines import Machine
@@ -54,7 +53,7 @@ def up(folder: Path, machines: dict[str, Any]) -> tuple[float, str]:
     trial.pulumi("stack", "select", "--create")
     try:
         words = ["--yes", "--skip-preview", "--stack", trial.stack, "--config-file", str(trial.settings)]
-        seconds = run([engine.engine(), "--cwd", PROJECT, "up", *words], env=trial.environ).seconds
+        seconds = run(["pulumi", "--cwd", PROJECT, "up", *words], env=trial.environ).seconds
         names = ["scheduler", *(f"worker-{number + 1}" for number in range(machines["workers"]))]
         place = folder / "machines" if cloud else folder / "daskstack" / "machines" / trial.stack
         prefix = f"dask-{trial.stack}-" if cloud else ""

@@ -8,7 +8,6 @@ from typing import Any
 from bench.figures import Comparison
 from bench.kubernetes import FEW, ByHand, config
 from bench.rig import run
-from daskstack import engine
 from daskstack.engine import PROJECT
 from tools.rehearse import KEY, Rehearsal
 
@@ -35,7 +34,7 @@ def by_up(folder: Path) -> float:
     trial.pulumi("stack", "select", "--create")
     try:
         words = ["--yes", "--skip-preview", "--stack", trial.stack, "--config-file", str(trial.settings)]
-        seconds = run([engine.engine(), "--cwd", PROJECT, "up", *words], env=trial.environ).seconds
+        seconds = run(["pulumi", "--cwd", PROJECT, "up", *words], env=trial.environ).seconds
         trial.destroy()
         return seconds
     finally:

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from bench.job import seconds_of, series
 from bench.rig import run
 from components.kubernetes.dask_on_kubernetes import CHART, CHECK, JUPYTER_LOCK, PARTS, UV, chart_values, jupyter_config
 from components.kubernetes.identities import jupyter_hash, jupyter_secret, tls_identities
-from daskstack import connection, engine
+from daskstack import connection
 from daskstack.engine import PROJECT
 from settings import lock
+from settings.kubernetes import KubernetesTarget
 from tools.rehearse import KEY, Rehearsal
 
 SMALL = {"cpu": 0.1, "memory": "1 GiB"}
@@ -46,7 +47,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _kubernetes(folder: Path) -> Iterator[Rehearsal]:
+def _kubernetes(folder: Path) -> Generator[Rehearsal]:
     """A rehearsal whose Kubernetes runs until the end."""
     trial = Rehearsal("kubernetes", folder)
     try:
@@ -78,7 +79,7 @@ class Ours:
         access = yaml.safe_load(self.trial.settings.read_text())["config"][KEY]["cluster"]
         self.trial.set(config(workers, **self.dask), access["kubeconfig"], access["context"])
         words = ["--yes", "--skip-preview", "--stack", self.trial.stack, "--config-file", str(self.trial.settings)]
-        return run([engine.engine(), "--cwd", PROJECT, "up", *words], env=self.trial.environ).seconds
+        return run(["pulumi", "--cwd", PROJECT, "up", *words], env=self.trial.environ).seconds
 
     def remove(self) -> None:
         self.trial.destroy()
@@ -97,6 +98,7 @@ class ByHand:
     def make(self, workers: int) -> float:
         whole = config(workers)["config"][KEY] | {"cluster": self.access}
         cluster = settings.parse(whole, PROJECT)
+        assert isinstance(cluster, KubernetesTarget)
         if workers > FEW:
             seconds = self._do(
                 "kubectl", "--namespace", self.space, "scale", "deployment/dask-worker", f"--replicas={workers}"

@@ -70,5 +70,5 @@ def processor_seconds() -> Counter[str]:
         fields = rest.split()
         if fields[1] == KERNEL:
             continue
-        result[name] += (int(fields[11]) + int(fields[12])) / TICKS
+        result[name] += (int(fields[11]) + int(fields[12])) / TICKS  # ty: ignore[invalid-assignment]  # Counter can hold floats
     return result

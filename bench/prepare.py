@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from bench import ansible
 from bench.figures import Comparison, Operation, longest_path, slowest
 from bench.rig import Fleet, Program, Rig, Run, cluster, run, ssh_connections, steps
 from daskstack import ssh
+from daskstack.client_output import Connection
 from daskstack.engine import PROJECT
 from rehearsal.machines import Machine
 
@@ -143,9 +144,9 @@ def floor(exported: list[dict[str, Any]], machines: Sequence[Machine]) -> tuple[
 
 
 @contextmanager
-def connection(machine: Machine) -> Iterator[list[str]]:
+def connection(machine: Machine) -> Generator[list[str]]:
     """An `ssh` command that goes over one open connection."""
-    facts = {"host": machine.address, "user": "admin", "host_key": machine.host_key}
+    facts: Connection = {"host": machine.address, "user": "admin", "host_key": machine.host_key}
     with ssh.command({**facts, "private_key": machine.key.read_text()}) as command:
         *options, host = command
         shared = [*options, f"-oControlPath={Path(options[2]).parent}/control", host]

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ def run(
         watch.start()
         if observer:
             observer.start()
+        assert process.stdout  # a pipe, as asked above
         for line in process.stdout:
             lines.append((time.monotonic() - started, line.rstrip()))
         process.wait()
@@ -70,7 +71,8 @@ def run(
     finally:
         watch.cancel()
         _end(process)
-        process.stdout.close()
+        if process.stdout:
+            process.stdout.close()
         if observer:
             observer.join()
     if process.returncode:
@@ -119,7 +121,7 @@ class Rig:
         self.image = call("image.sh", CACHE=str(engine.cache_folder()))
 
     @contextmanager
-    def fleet(self, name: str) -> Iterator[Fleet]:
+    def fleet(self, name: str) -> Generator[Fleet]:
         """Machines that are gone afterwards."""
         stack = Stack(f"bench-{name}", Path(tempfile.mkdtemp(prefix="daskstack-")), self.image, self.key)
         try:
@@ -222,7 +224,7 @@ def inside(machine: Machine, script: str) -> str:
 
 
 @contextmanager
-def rig() -> Iterator[Rig]:
+def rig() -> Generator[Rig]:
     """A rig; after Ctrl-C, too, every machine, process and folder of it is gone."""
 
     def stop(*_: object) -> None:

@@ -157,7 +157,7 @@ def settle(changed: Mapping[str, Record | None] | None = None) -> Records:
     lock = os.open(folder().parent, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        merged = read() | (changed or {})
+        merged: dict[str, Record | None] = {**read(), **(changed or {})}
         records = {identity: record for identity, record in merged.items() if record}
         machines = instances(records)
         if machines:

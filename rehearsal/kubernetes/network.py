@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from rehearsal.kubernetes import NodeError
@@ -114,7 +114,7 @@ def _hash(text: str) -> str:
 
 
 @contextlib.contextmanager
-def held(path: Path, seconds: float = 60) -> Iterator[None]:
+def held(path: Path, seconds: float = 60) -> Generator[None]:
     """Holds the lock on a file or folder; raises NodeError where somebody else does for longer."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

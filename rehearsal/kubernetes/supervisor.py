@@ -124,8 +124,9 @@ class Node:
             with (NODE / "log" / f"{name}.log").open("a") as log:
                 command = self.commands[name]
                 environ = {**os.environ, "TMPDIR": "/run"}
-                streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-                self.processes[name] = subprocess.Popen(command, env=environ, **streams)
+                self.processes[name] = subprocess.Popen(
+                    command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
 
     def wait(self, name: str, reached: Callable[[], bool]) -> None:
         """Until it is so; whoever waits for the node knows how long that may take."""

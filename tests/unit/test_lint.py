@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     for name in ("pyproject.toml", ".editorconfig"):
         shutil.copy(PROJECT / name, tmp_path)
-    for folder in ("daskstack", "on_the_cluster", "on_this_computer", "tools"):
+    for folder in tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["ty"]["src"]["include"]:
         tmp_path.joinpath(folder).mkdir()
     tmp_path.joinpath(".venv").symlink_to(sys.prefix)
     tmp_path.joinpath(".gitignore").write_text("/.venv\n")
