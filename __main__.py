@@ -1,4 +1,4 @@
-"""A Dask cluster: what the stack says, built by the component for its target."""
+"""The Pulumi program: reads the stack's settings and creates the cluster for the target that they name."""
 
 import pulumi
 
@@ -11,28 +11,28 @@ secrets = {name: pulumi.Output.secret(value) for name, value in secret_env.load(
 stack = pulumi.get_stack()
 config = pulumi.Config("dask")
 
-# Each target's SDK is imported where it is used: together they take seconds.
+# Import a target's SDK only where it is used: all of them together take seconds.
 if isinstance(cluster, settings.KubernetesTarget):
-    from components.kubernetes.dask_on_kubernetes import DaskOnKubernetes
+    from components.kubernetes.dask_on_kubernetes import Access, DaskOnKubernetes
 
     if isinstance(cluster.cluster, settings.GkeSource):
         from components.gke.cluster import GkeCluster
 
         registry = "pkg.dev/" in (cluster.image or "")
-        made = GkeCluster(
+        gke = GkeCluster(
             "gke",
             {"stack": stack, "settings": cluster.cluster, "nodes": cluster.max_worker_nodes, "registry": registry},
         )
-        access, provider = {"kubeconfig": made.kubeconfig, "context": ""}, made.provider
-        pulumi.export("kubeconfig", made.kubeconfig)
+        access, provider = Access(kubeconfig=gke.kubeconfig, context=""), gke.provider
+        pulumi.export("kubeconfig", gke.kubeconfig)
         pulumi.export("cost", cost.table(cluster.bill()))
     else:
         import pulumi_kubernetes as kubernetes
 
         from components.kubernetes.kubeconfig_context import kept
 
-        access = {"kubeconfig": str(cluster.cluster.path), "context": kept("kubernetes", cluster.cluster)}
-        provider = kubernetes.Provider("kubernetes", **access)
+        access = Access(kubeconfig=str(cluster.cluster.path), context=kept("kubernetes", cluster.cluster))
+        provider = kubernetes.Provider("kubernetes", kubeconfig=access["kubeconfig"], context=access["context"])
     dask = DaskOnKubernetes(
         "dask",
         {
@@ -50,14 +50,14 @@ else:
     from components.machines.sources.existing import ExistingMachines
     from components.machines.sources.local import LocalMachines
 
-    more = {}
+    google = None
     if isinstance(cluster.machines, settings.LocalSource):
         machines = LocalMachines("machines", {"stack": stack, "names": list(cluster.machines.machine_names)})
     elif isinstance(cluster.machines, settings.ComputeSource):
         from components.machines.sources.compute import ComputeMachines
 
         machines = ComputeMachines("machines", {"stack": stack, "settings": cluster})
-        more = {"google": machines.google}
+        google = machines.google
         pulumi.export("cost", cost.table(cluster.bill()))
     else:
         machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
@@ -69,7 +69,7 @@ else:
             "network": machines.network,
             "settings": cluster,
             "secret_env": secrets,
-            **more,
+            "google": google,
         },
     )
     pulumi.export("data", cluster.data.path)

@@ -1,4 +1,4 @@
-"""What every stack in Google Cloud has: its names, the APIs that it needs, a network with a way out, an account."""
+"""What every stack in Google Cloud needs: names, APIs, a network with access to the internet, service accounts."""
 
 import hashlib
 import re
@@ -12,41 +12,43 @@ from pulumi import Resource, ResourceOptions, RunError
 from on_this_computer.google_credentials import has_credentials
 from settings.gke import NAME
 
-SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # narrowed by the account's roles
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # the account's roles set narrower limits
 ACCOUNT = "an account: run `gcloud auth application-default login`"
 
 
 def require(stack: str, lacking: Sequence[str] = ()) -> None:
-    """Ends before anything is made where the name cannot be used, or where something is missing on this computer.
+    """Raises RunError if the stack's name is invalid or, except in a preview, if this computer lacks a prerequisite.
 
-    `lacking` is what is, each with its remedy; a preview needs nothing.
+    `lacking` lists other missing prerequisites, each with its remedy.
     """
     if len(stack) > 35 or not re.fullmatch(NAME, stack):
         raise RunError(
-            f"the stack's name {stack} cannot be part of names in Google Cloud: use up to 35 of a-z, 0-9 and -"
+            f"the stack's name {stack} cannot be part of names in Google Cloud: use up to 35 characters of a-z, 0-9"
+            " and -, with a letter first"
         )
     lacking = [*([] if has_credentials() else [ACCOUNT]), *lacking]
     if lacking and not pulumi.runtime.is_dry_run():
-        raise RunError("\n  ".join([f"nothing was made; missing on this computer: {len(lacking)}", *lacking]))
+        raise RunError("\n  ".join(["prerequisites are missing on this computer; nothing was created", *lacking]))
 
 
 def account_id(name: str) -> str:
-    """A service account's id has 30 characters at most; a longer name ends in a hash so that it stays unique."""
+    """The id of a service account, which has at most 30 characters. A hash keeps shortened names unique."""
     if len(name) <= 30:
         return name
     return f"{name[:21].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 class Home:
-    """Where a stack is in Google Cloud, and what its things are called there.
+    """A stack's place and names in Google Cloud.
 
-    All resources that it makes are `parent`'s, and their names in the program begin with its name.
+    Its resources are children of `parent`, and their names in the program begin with the name of `parent`. Their names
+    in Google Cloud begin with `dask-STACK`, so two components in one project need different values of `stack`.
     """
 
     def __init__(self, parent: Resource, stack: str, project: str, region: str, apis: Sequence[str]) -> None:
         self.prefix, self.stack, self.name = parent.pulumi_resource_name, stack, f"dask-{stack}"
         self.labels = {"dask-stack": stack}
-        self.description = f"dask-stack: {stack}"  # of what has no labels
+        self.description = f"dask-stack: {stack}"  # for resources that have no labels
         self.project = {"project": project}
         self.region = {"project": project, "region": region}
         self.child = ResourceOptions(parent=parent)
@@ -65,7 +67,7 @@ class Home:
     def network(
         self, cidr: str, *, way_out: bool, **subnetwork: Any
     ) -> tuple[gcp.compute.Network, gcp.compute.Subnetwork, list[Resource]]:
-        """A network, its subnetwork, and the way out of it for machines without an address on the internet."""
+        """A network, its subnetwork and, with `way_out`, internet access for machines without an external address."""
         network = gcp.compute.Network(
             f"{self.prefix}-network",
             name=self.name,
@@ -102,7 +104,7 @@ class Home:
         return network, made, [nat]
 
     def account(self, name: str, title: str, roles: Sequence[str], *, prefix: str = "") -> gcp.serviceaccount.Account:
-        """A service account with these roles in the project and no others; `prefix` tells apart those of one stack."""
+        """A service account with these roles in the project and no others. Its id begins with `prefix`."""
         account = gcp.serviceaccount.Account(
             f"{self.prefix}-{name}",
             account_id=account_id(prefix + self.name),

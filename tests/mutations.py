@@ -939,7 +939,7 @@ SECRETS = [
     Mutation(
         "client-in-state",
         "The client's key for a cluster on machines is kept encrypted.",
-        "components/machines/dask_on_machines.py",
+        "components/machines/credentials.py",
         "input=Output.secret(client_identity()),",
         "input=client_identity(),",
         "tests/engine/test_gcp_program.py::test_nobodys_private_key_is_outside_encrypted_state",

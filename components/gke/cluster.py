@@ -1,4 +1,4 @@
-"""A GKE cluster by Google's hardening guide, with a network and a node account of its own."""
+"""A GKE cluster that follows Google's hardening guide, with its own network and node account."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from components.google_cloud import SCOPE, Home, require
 from settings.gke import GkeSource, Pool
 
 APIS = ("compute", "container", "iam")
-# What a node needs to say how it is, and no more.
+# Nodes write logs and metrics, and need no other right.
 ROLES = ("roles/container.defaultNodeServiceAccount",)
 EXEC = {
     "apiVersion": "client.authentication.k8s.io/v1beta1",
@@ -29,20 +29,26 @@ class GkeClusterArgs(TypedDict):
     stack: str
     """The stack's name, which is part of all names and labels in Google Cloud."""
     settings: GkeSource
-    """What the stack says about the cluster."""
     nodes: int
-    """Workers' nodes at most."""
+    """The largest number of worker nodes."""
     registry: bool
-    """Whether nodes pull an image from Artifact Registry."""
+    """Whether nodes pull images from Artifact Registry."""
 
 
 class GkeCluster(ComponentResource):
-    """A private GKE cluster with two pools of nodes: one for workers, from none on, and one for all else."""
+    """A private GKE cluster with two node pools: one for workers, which scales to zero, and one for all other pods.
+
+    It owns the cluster, the pools, the nodes' service account and its role, and, unless `network` names one, the
+    network. It enables APIs and never disables them, because other stacks in the project may use them. A network that
+    the settings name is used and left alone.
+
+    Names in Google Cloud come from `stack`, so two clusters in one project need different values of it.
+    """
 
     kubeconfig: Output[str]
-    """For kubectl with gke-gcloud-auth-plugin; it holds no credentials."""
+    """A kubeconfig that uses gke-gcloud-auth-plugin and holds no credentials."""
     provider: kubernetes.Provider
-    """For what is made in the cluster."""
+    """The provider for resources inside the cluster."""
 
     def __init__(self, name: str, args: GkeClusterArgs, opts: ResourceOptions | None = None):
         require(args["stack"], list(missing()))
@@ -100,7 +106,7 @@ class GkeCluster(ComponentResource):
 
     def _cluster(self, network: dict[str, Any], account: gcp.serviceaccount.Account) -> gcp.container.Cluster:
         settings, hardening = self.settings, self.settings.hardening
-        # The pool that every cluster begins with, until it is removed.
+        # Every new cluster has a default pool for a moment. It gets the narrow account too.
         first = {"service_account": account.email, "oauth_scopes": [SCOPE], "disk_size_gb": 20}
         networks = [{"cidr_block": source} for source in settings.authorized_networks]
         return gcp.container.Cluster(
@@ -119,10 +125,10 @@ class GkeCluster(ComponentResource):
             datapath_provider=hardening.dataplane,
             private_cluster_config={
                 "enable_private_nodes": hardening.private_nodes,
-                # Google reports this where IP endpoints are off, and a program that does not say it would change it.
+                # Google sets this if there is no IP endpoint. Without the same value here, each `up` would change it.
                 "enable_private_endpoint": not networks,
             },
-            # The DNS endpoint asks Google's IAM who comes, wherever they come from.
+            # Google's IAM authorizes every request to the DNS endpoint, so the caller's network does not matter.
             control_plane_endpoints_config={
                 "dns_endpoint_config": {"allow_external_traffic": True},
                 "ip_endpoints_config": {"enabled": bool(networks)},
@@ -130,7 +136,7 @@ class GkeCluster(ComponentResource):
             master_authorized_networks_config=(
                 {
                     "cidr_blocks": networks,
-                    # Without these, machines of any Google Cloud customer and of the whole VPC get through, too.
+                    # Without these two, machines of every Google Cloud customer and of the whole VPC have access.
                     "gcp_public_cidrs_access_enabled": False,
                     "private_endpoint_enforcement_enabled": True,
                 }
@@ -160,7 +166,7 @@ class GkeCluster(ComponentResource):
             opts=ResourceOptions(
                 parent=self,
                 depends_on=self.home.apis,
-                ignore_changes=["nodeConfig"],  # of a pool that is gone
+                ignore_changes=["nodeConfig"],  # of the default pool, which is gone
                 custom_timeouts=CustomTimeouts(create="45m", delete="45m"),
             ),
             **network,
@@ -178,7 +184,7 @@ class GkeCluster(ComponentResource):
             location=self.settings.location,
             cluster=self.cluster.name,
             initial_node_count=least,
-            # Totals, whether it is one zone or three.
+            # Totals over all zones.
             autoscaling={"total_min_node_count": least, "total_max_node_count": most, "location_policy": "ANY"},
             management={"auto_repair": hardening.auto_repair, "auto_upgrade": True},
             node_config={
@@ -211,7 +217,7 @@ class GkeCluster(ComponentResource):
                 if accelerators
                 else None,
             },
-            opts=ResourceOptions(parent=self, ignore_changes=["initialNodeCount"]),  # the autoscaler's from then on
+            opts=ResourceOptions(parent=self, ignore_changes=["initialNodeCount"]),  # the autoscaler changes it
         )
 
     def _admin(self, email: str) -> None:
@@ -225,7 +231,7 @@ class GkeCluster(ComponentResource):
 
 
 def missing() -> Iterator[str]:
-    """The programs that a cluster in Google Cloud needs on this computer, each with its remedy."""
+    """Programs that this computer lacks, each with its remedy."""
     if not shutil.which("kubectl"):
         yield "kubectl: run `gcloud components install kubectl`, or see https://kubernetes.io/docs/tasks/tools"
     if not shutil.which(EXEC["command"]):
@@ -233,7 +239,7 @@ def missing() -> Iterator[str]:
 
 
 def kubeconfig(name: str, cluster: gcp.container.Cluster) -> Output[str]:
-    """By the DNS endpoint, whose certificate any computer knows."""
+    """A kubeconfig for the DNS endpoint, whose certificate a public authority has signed."""
 
     def text(endpoints: Any) -> str:
         server = {"server": f"https://{endpoints.dns_endpoint_config.endpoint}"}

@@ -1,19 +1,19 @@
-"""Which nodes of a GKE cluster run what."""
+"""The node pools of a GKE cluster, and the pods that run on each."""
 
 from typing import Any
 
 SYSTEM, WORKERS = "system", "workers"
-# On workers' nodes runs nothing else, so that they can go when workers do.
+# Taint worker nodes so that nothing else lands there and they can scale to zero.
 TAINT = {"key": "dask", "value": WORKERS, "effect": "NO_SCHEDULE"}
 TOLERATION = {"key": TAINT["key"], "operator": "Equal", "value": TAINT["value"], "effect": "NoSchedule"}
 GPU = "nvidia.com/gpu"
 
 
 def label(pool: str) -> dict[str, str]:
-    """By which pods find the nodes of a pool. One label each: where there is but one node, it has both."""
+    """The label of a pool's nodes. Each pool has its own label, so that a rehearsal's only node can have both."""
     return {f"dask-{pool}": "yes"}
 
 
 def placement(pool: str) -> dict[str, Any]:
-    """What the chart's values say to have a kind of pod on a pool's nodes, and there alone."""
+    """The chart's values that schedule a kind of pod on the nodes of a pool and on no others."""
     return {"nodeSelector": label(pool), "tolerations": [TOLERATION] if pool == WORKERS else []}

@@ -1,4 +1,4 @@
-"""What the Helm release is told: pure functions of the settings."""
+"""The values of the Helm release, as pure functions of the settings."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from settings.kubernetes import KubernetesTarget
 from settings.lock import Lock
 from settings.pods import Exposure, Pod
 
-# Each cloud has its own word for a load balancer without an address on the internet, and ignores the others'.
+# Annotations for a load balancer without an address on the internet. Each cloud reads its own and ignores the others.
 INTERNAL = {
     "networking.gke.io/load-balancer-type": "Internal",
     "service.beta.kubernetes.io/aws-load-balancer-internal": "true",
     "service.beta.kubernetes.io/aws-load-balancer-scheme": "internal",
     "service.beta.kubernetes.io/azure-load-balancer-internal": "true",
 }
-# Where each thing that can be exposed is in the chart's values.
+# The sections of the chart's values for `expose.scheduler`, `expose.dashboard` and `expose.jupyter`.
 SERVICES = {"scheduler": "scheduler", "dashboard": "webUI", "jupyter": "jupyter"}
 
 
 @dataclass(frozen=True)
 class Names:
-    """The Secrets that the release reads; empty where there is none."""
+    """Names of the Secrets that the release reads. An empty name means that there is no Secret."""
 
     scheduler: str
     worker: str
@@ -35,15 +35,17 @@ class Names:
 
 @dataclass(frozen=True)
 class SecretEnv:
-    """For the official chart: a Secret's name, its keys, and a text that changes where Secrets do."""
+    """Secret environment variables for the official chart."""
 
     secret: str
+    """The name of the Secret that has them."""
     names: list[str]
     restart: str
+    """A text that changes whenever a secret value changes, so that the pods restart."""
 
 
 def own(settings: KubernetesTarget, names: Names, locks: Mapping[str, Lock], uv: str, restart: str) -> dict[str, Any]:
-    """Values of charts/dask. `locks` has `environment` and `jupyter`; `restart` changes where Secrets do."""
+    """Values of charts/dask. `locks` has `environment` and `jupyter`. Pods restart when `restart` changes."""
     image = _image(settings.image or f"python:{settings.environment.python}-slim")
     lock = {} if settings.image else {name: "\n".join(each.requirements) for name, each in locks.items()}
     environment = [{"name": name, "value": value} for name, value in settings.dask.env.items()]
@@ -87,7 +89,7 @@ def own(settings: KubernetesTarget, names: Names, locks: Mapping[str, Lock], uv:
 
 
 def _placed(values: dict[str, Any], settings: KubernetesTarget) -> dict[str, Any]:
-    """On a GKE cluster of the stack's own, each kind of pod on its pool's nodes."""
+    """If the stack has its own GKE cluster, schedules each kind of pod on the nodes of its pool."""
     if not isinstance(settings.cluster, GkeSource):
         return values
     for name, pool in (("scheduler", SYSTEM), ("jupyter", SYSTEM), ("worker", WORKERS)):
@@ -103,7 +105,7 @@ def _pod(pod: Pod) -> dict[str, Any]:
     amount = {"memory": str(memory(pod.memory))}
     account = {"serviceAccountName": pod.service_account} if pod.service_account else {}
     return {
-        # No limit of processors: what nobody else uses makes starts and bursts faster.
+        # No CPU limit: pods may use idle CPUs, which makes starts and bursts faster.
         "resources": {"requests": {"cpu": f"{round(pod.cpu * 1000)}m", **amount}, "limits": amount},
         "nodeSelector": pod.node_selector,
         "tolerations": list(pod.tolerations),
@@ -125,7 +127,7 @@ def _exposed(exposure: Exposure) -> dict[str, Any]:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` wins, key by key; lists as a whole, as Helm does."""
+    """Merges as Helm does: keys of `above` win, and its lists replace those of `below`."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
@@ -134,7 +136,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def official(settings: KubernetesTarget, lock: Lock, password: str, secret: SecretEnv) -> dict[str, Any]:
-    """Values of the official chart; `password` is a hash as its Jupyter takes it ("sha1:salt:digest")."""
+    """Values of the official chart. `password` is a hash of the form "sha1:salt:digest", which its Jupyter expects."""
     pins = [f"{name}=={version}" for name, version in lock.packages.items()]
     installed = {"PIP": [*pins, *settings.packages.pip], "CONDA": settings.packages.conda, "APT": settings.packages.apt}
     variables = {
@@ -179,13 +181,13 @@ def official(settings: KubernetesTarget, lock: Lock, password: str, secret: Secr
     return merged(_placed(values, settings), settings.values)
 
 
-# The official notebook image reads its chart's password only where it is told to.
+# Without this option the official notebook image ignores the password that its chart sets.
 JUPYTER_CONFIG = "--config /usr/local/etc/jupyter/jupyter_notebook_config.py"
 SOURCES = "service.beta.kubernetes.io/load-balancer-source-ranges"
 
 
 def leaves(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each setting of a Dask configuration with its keys, as text that Dask reads back from a variable."""
+    """The settings of a Dask configuration: the keys of each, and its value as Dask reads it from a variable."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, (*path, key))

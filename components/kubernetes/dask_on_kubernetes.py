@@ -1,7 +1,8 @@
-"""Dask in Kubernetes: one Helm release, closed to all but its own pods, and proved by a job."""
+"""Dask in Kubernetes: one Helm release, which accepts connections from its own pods only, and a job that checks it."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import TypedDict
@@ -22,9 +23,9 @@ CHART = Path("charts") / "dask"
 UV = PROJECT / "tools" / "uv.txt"
 CHECK = PROJECT / "on_the_cluster" / "check.py"
 OFFICIAL = "2024.1.1"  # the newest version of the official chart
-NAME = "dask"  # of the release, and so of all that is in it
+NAME = "dask"  # of the Helm release; the names of its objects begin with it
 PARTS = ("scheduler", "worker", "client")
-# What every container must do without in this namespace (Kubernetes' Pod Security Standards).
+# The rights that containers in the namespace do not get (Kubernetes' Pod Security Standards).
 RESTRICTED = {
     f"pod-security.kubernetes.io/{mode}{key}": value
     for mode in ("enforce", "audit", "warn")
@@ -32,32 +33,46 @@ RESTRICTED = {
 }
 
 
+class Access(TypedDict):
+    """The inputs of `client_output.KubernetesAccess`."""
+
+    kubeconfig: Input[str]
+    context: Input[str]
+
+
 class DaskOnKubernetesArgs(TypedDict):
     stack: str
-    """The stack's name, which is part of the namespace's name and in all labels."""
-    cluster: Input[dict]
-    """`kubeconfig` (a path, or such a file's text) and `context` (may be empty): how kubectl reaches it."""
+    """The stack's name. It is part of the namespace's name, and the value of all labels `dask-stack`."""
+    cluster: Access
     settings: KubernetesTarget
-    """What the stack says about all else."""
+    """All other settings of the stack."""
     password: Input[str] | None
-    """The user's own password for Jupyter, secret; None: a random one."""
-    secret_env: dict[str, Input[str]]
-    """Variables of scheduler, workers and Jupyter, secret; none by default."""
+    """The password for Jupyter, secret. None: a random one."""
+    secret_env: Mapping[str, Input[str]]
+    """Secret environment variables of scheduler, workers and Jupyter; may be empty."""
 
 
 class DaskOnKubernetes(ComponentResource):
-    """A Dask cluster with its notebook server in Kubernetes, by a provider that comes with `opts`."""
+    """A Dask cluster and its notebook server in Kubernetes. `opts` has the provider.
+
+    It owns the namespace, the Secrets and the Helm release, and in the state the keys and passwords, encrypted. If
+    `namespace.create` is false, it uses a namespace that exists and leaves it alone. It never takes over a namespace
+    that belongs to another stack. Volumes of notebooks stay if `jupyter.keep` is set.
+
+    The release is always named `dask`, because notebooks and `daskstack` look for its Services: two of these components
+    in one cluster need different namespaces.
+    """
 
     scheduler: Output[str]
     """The scheduler's address inside the namespace, such as "tls://dask-scheduler:8786"."""
     dashboard: Output[str]
     """The dashboard's URL inside the namespace."""
     password: Output[str]
-    """Jupyter's, secret."""
+    """The password for Jupyter, secret."""
     check: Output[str]
     """The table that the check printed."""
     client: Output[dict]
-    """What `daskstack.connect` needs, secret."""
+    """A `client_output.KubernetesClient`, secret."""
 
     def __init__(self, name: str, args: DaskOnKubernetesArgs, opts: ResourceOptions | None = None):
         super().__init__("dask:index:DaskOnKubernetes", name, {}, opts)
@@ -107,7 +122,7 @@ class DaskOnKubernetes(ComponentResource):
         )
 
     def _make_namespace(self) -> None:
-        """Nothing is made where the cluster does not answer, or somebody else's namespace is in the way."""
+        """Creates the namespace. Fails first if the cluster does not answer or the namespace is somebody else's."""
         opts = ResourceOptions(parent=self)
         settings = self.settings.namespace
         checked = self._command(
@@ -125,7 +140,7 @@ class DaskOnKubernetes(ComponentResource):
         )
         self.made = [deleted]
         if settings.create:
-            # The official chart's pods are root.
+            # The official chart's pods run as root.
             labels = {"dask-stack": self.stack, **(RESTRICTED if self.settings.chart == "own" else {})}
             metadata = {"name": self.namespace, "labels": labels}
             opts = ResourceOptions(parent=self, depends_on=[deleted])
@@ -139,7 +154,7 @@ class DaskOnKubernetes(ComponentResource):
         opts: ResourceOptions,
         at: str = "create",
     ) -> local.Command:
-        """A program of on_this_computer."""
+        """Runs a program of on_this_computer when the resource is created, or when it is deleted."""
         return local.Command(
             f"{self.name}-{name}",
             **{at: f".venv/bin/python -m on_this_computer.{program}"},
@@ -150,7 +165,7 @@ class DaskOnKubernetes(ComponentResource):
         )
 
     def _secret(self, name: str, data: Input[dict]) -> str:
-        """Its name; `data` becomes base64 on the way."""
+        """Creates a Secret and returns its name in Kubernetes. The provider encodes `data`."""
         metadata = {"name": f"{NAME}-{name}", "namespace": self.namespace, "labels": {"dask-stack": self.stack}}
         opts = ResourceOptions(parent=self, depends_on=self.made)
         self.secrets.append(
@@ -159,12 +174,12 @@ class DaskOnKubernetes(ComponentResource):
         return metadata["name"]
 
     def _stash(self, name: str, value: dict) -> Output[dict]:
-        """The value of the first `up`, secret."""
+        """Keeps the value of the first `up` in the state, secret."""
         opts = ResourceOptions(parent=self, ignore_changes=["input"])
         return Stash(f"{self.name}-{name}", input=Output.secret(value), opts=opts).output
 
     def _identities(self) -> Output[dict]:
-        """TLS credentials for schedulers, workers and clients; another `renewal` makes all of them anew."""
+        """TLS credentials of scheduler, workers and clients. A new `credentials.renewal` replaces all of them."""
         made = self._stash(f"tls-{self.settings.credentials.renewal}", tls_identities(self.stack, list(PARTS)))
 
         def warn(expires: str) -> None:
@@ -175,7 +190,7 @@ class DaskOnKubernetes(ComponentResource):
         return made
 
     def _jupyter(self, own: Input[str] | None) -> Output[dict]:
-        """`password`, the user's own or a random one, and its hashes: `hash`, and `sha1` for the official chart."""
+        """`password`, and its hashes: `hash` for our chart, `sha1` for the official one."""
 
         def hashed(known: dict) -> dict:
             password = known["own"] or known["made"]["password"]
@@ -191,7 +206,7 @@ class DaskOnKubernetes(ComponentResource):
     def _release(self, identities: Output[dict], jupyter: Output[dict]) -> kubernetes.helm.v3.Release:
         settings = self.settings
         secret_env = self._secret("env", self.secret_env) if self.secret_env else ""
-        # What a short secret is cannot be guessed from this hash: the keys of TLS go into it, too.
+        # Nobody can guess a short secret from this hash, because TLS keys are part of it too.
         secrets = [settings.credentials.renewal, identities, jupyter, *([self.secret_env] if self.secret_env else [])]
         restart = Output.unsecret(Output.all(*secrets).apply(sha256))
         if settings.chart == "official":
@@ -201,7 +216,7 @@ class DaskOnKubernetes(ComponentResource):
             chart = {"chart": "dask", "version": OFFICIAL, "repository_opts": {"repo": "https://helm.dask.org"}}
         else:
             self.values = self._own_values(identities, jupyter, secret_env, restart)
-            # Else a change of the chart's own files would not be seen.
+            # Without this, Pulumi would not see that the chart's files have changed.
             files = sorted(path for path in (PROJECT / CHART).rglob("*") if path.is_file())
             chart = {"chart": f"./{CHART}", "description": f"{CHART} {digest(*files)}"}
         return kubernetes.helm.v3.Release(
@@ -209,7 +224,7 @@ class DaskOnKubernetes(ComponentResource):
             name=NAME,
             namespace=self.namespace,
             values=self.values,
-            skip_await=True,  # the check waits, and says for what
+            skip_await=True,  # the check waits, and says what for
             opts=ResourceOptions(parent=self, depends_on=[*self.made, *self.secrets]),
             **chart,
         )
@@ -261,5 +276,5 @@ def connection_credentials(identity: dict[str, str]) -> dict[str, str]:
 
 
 def jupyter_config(hashed: str) -> str:
-    """jupyter_server_config.json: this password, and no token beside it."""
+    """jupyter_server_config.json, which accepts this password and no token."""
     return json.dumps({"PasswordIdentityProvider": {"hashed_password": hashed}, "IdentityProvider": {"token": ""}})

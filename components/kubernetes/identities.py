@@ -1,4 +1,7 @@
-"""What proves who is who: made once by the first `up`, kept encrypted in the stack's state and in Secrets."""
+"""Keys, certificates and passwords of a cluster in Kubernetes.
+
+The first `up` creates them. They are in the stack's state, encrypted, and in Secrets.
+"""
 
 import secrets
 from datetime import UTC, datetime, timedelta
@@ -14,9 +17,9 @@ PEM = serialization.Encoding.PEM
 
 
 def tls_identities(cluster: str, subjects: list[str]) -> dict[str, dict[str, str] | str]:
-    """For each subject `ca.crt`, `tls.crt` and `tls.key`, all PEM text; `expires` is the day on which they end.
+    """For each subject `ca.crt`, `tls.crt` and `tls.key` as PEM text. `expires` is the last day (ISO format).
 
-    The authority signs these and no others: its key is forgotten at once.
+    Nobody keeps the authority's key, so it cannot sign other certificates.
     """
     now = datetime.now(UTC)
     authority = ec.generate_private_key(ec.SECP256R1())
@@ -33,7 +36,7 @@ def tls_identities(cluster: str, subjects: list[str]) -> dict[str, dict[str, str
             .not_valid_after(now + VALID)
             .add_extension(x509.BasicConstraints(ca=signs, path_length=None), critical=True)
             .add_extension(_usage(signs), critical=True)
-            # Newer Pythons want to see who signed whom.
+            # Python 3.13 and newer can require these two (VERIFY_X509_STRICT).
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
         )
@@ -62,10 +65,10 @@ def _usage(signs: bool) -> x509.KeyUsage:
 
 
 def jupyter_secret() -> dict[str, str]:
-    """A new `password`, and the `salt` for the hash of this one or of the user's own, hex."""
+    """A random `password`, and a `salt` in hex for the hash of any password."""
     return {"password": secrets.token_urlsafe(18), "salt": secrets.token_hex(16)}
 
 
 def jupyter_hash(password: str, salt: str) -> str:
-    """The password as jupyter_server_config.json takes it; the same for the same salt."""
+    """The password as jupyter_server_config.json expects it. The salt is an argument so that `up` changes nothing."""
     return "argon2:" + PasswordHasher().hash(password, salt=bytes.fromhex(salt))

@@ -1,4 +1,4 @@
-"""Which context of a kubeconfig a stack acts on."""
+"""The kubeconfig context that a stack uses."""
 
 from pulumi import Input, ResourceOptions, Stash, log
 
@@ -6,9 +6,9 @@ from settings.kubernetes import KubeconfigSource
 
 
 def kept(name: str, cluster: KubeconfigSource) -> Input[str]:
-    """The context that the settings name, else the one that was current at the first `up`.
+    """The context in the settings, or else the context that was current at the first `up`.
 
-    Whoever switches to another cluster meanwhile must not build this stack there, or destroy there what has its names.
+    If a user switches to another context later, this stack must not create or destroy anything there.
     """
     if cluster.context or not (current := cluster.current):
         return cluster.context or ""
@@ -17,8 +17,8 @@ def kept(name: str, cluster: KubeconfigSource) -> Input[str]:
     def tell(name: str) -> str:
         if name != current:
             log.warn(
-                f"the kubeconfig's current context is {current}, and this stack stays on {name}, which was current at"
-                " its first up; to move it, destroy it and write cluster.context"
+                f"the kubeconfig's current context is {current}, but this stack stays on {name}, the current context of"
+                " its first up. To move the stack, destroy it and set cluster.context"
             )
         return name
 

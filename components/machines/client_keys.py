@@ -1,4 +1,4 @@
-"""The user's own keys: made once by the first `up`, kept encrypted in the stack's state, never on a machine."""
+"""The user's keys. The first `up` creates them. They stay in the state, encrypted, and never reach a machine."""
 
 from datetime import date, timedelta
 
@@ -10,7 +10,7 @@ PEM = serialization.Encoding.PEM
 
 
 def tls_identity() -> dict[str, str]:
-    """A new private `key` and the `request` for its certificate, both PEM text."""
+    """A new private `key` and the `request` for its certificate, both as PEM text."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "client")])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
@@ -29,7 +29,7 @@ def ssh_identity() -> dict[str, str]:
 
 
 def client_identity() -> dict[str, str]:
-    """What proves a client: `key` and `request` for TLS, `sshKey` and `sshPublic` for the tunnel."""
+    """A client's new keys: `key` and `request` for TLS, `sshKey` and `sshPublic` for the tunnel."""
     ssh = ssh_identity()
     return tls_identity() | {"sshKey": ssh["private"], "sshPublic": ssh["public"]}
 
@@ -38,11 +38,11 @@ NOTICE = timedelta(days=60)
 
 
 def notice(subject: str, expires: str, today: date) -> str | None:
-    """What to say about certificates that end on the day `expires` (ISO format), None while there is time."""
+    """The warning about certificates that end soon, on the day `expires` (ISO format). None if they end later."""
     left = date.fromisoformat(expires) - today
     if left > NOTICE:
         return None
     return (
-        f"the certificates of {subject} end on {expires}, in {left.days} days: raise credentials.renewal by one"
-        " and run up, or the cluster refuses them from that day"
+        f"the certificates of {subject} expire on {expires}, in {left.days} days: increase credentials.renewal by 1 and"
+        " run up; otherwise the cluster rejects them from that day on"
     )

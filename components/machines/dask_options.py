@@ -1,4 +1,4 @@
-"""What Dask is told on each machine: pure functions of the settings."""
+"""Dask's options on machines, as pure functions of the settings."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ def protocol(settings: MachinesTarget) -> str:
 
 
 def worker_names(settings: MachinesTarget, machines: Iterable[str]) -> list[str]:
-    """Dask's names of the worker processes on the named machines, as the step `service` gives them."""
+    """The names that the step `service` gives to the worker processes of these machines."""
     return [f"{machine}-{number + 1}" for machine in machines for number in range(settings.workers.per_machine)]
 
 
@@ -25,13 +25,13 @@ def worker_ports(settings: MachinesTarget) -> range:
 
 
 def cluster_ports(settings: MachinesTarget) -> str:
-    """What machines of the cluster reach on each other, as the step `firewall` wants it."""
+    """The ports that the cluster's machines open to each other, as the step `firewall` expects them."""
     ports, workers = settings.dask.ports, worker_ports(settings)
     return f"{ports.scheduler} {ports.dashboard} {workers.start}-{workers.stop - 1}"
 
 
 def config(settings: MachinesTarget) -> str:
-    """Dask's configuration on every machine; JSON, which is YAML too."""
+    """Dask's configuration on every machine, as JSON, which is also YAML."""
     if not settings.dask.tls:
         return json.dumps(settings.dask.config, indent=2)
     pair = {"cert": f"{TLS}/certificate.pem", "key": f"{TLS}/key.pem"}
@@ -44,7 +44,7 @@ def config(settings: MachinesTarget) -> str:
 
 
 def preloads(settings: MachinesTarget, role: str) -> tuple[str, ...]:
-    """The configured preloads of scheduler, worker or nanny as arguments: with ours there, Dask asks no config."""
+    """The preloads in the settings as arguments, because Dask ignores its configuration if an argument has one."""
     configured = settings.dask.config.get("distributed", {}).get(role, {}).get("preload") or []
     option = "--preload-nanny" if role == "nanny" else "--preload"
     each_one = [configured] if isinstance(configured, str) else configured
@@ -60,12 +60,12 @@ def _merged(below: dict, above: dict) -> dict:
 
 
 def environment_file(variables: Mapping[str, str]) -> str:
-    """Variables as systemd's EnvironmentFile reads them back."""
+    """Variables in the format of systemd's EnvironmentFile."""
     escapes = str.maketrans({character: f"\\{character}" for character in '\\"$`'})
     return "\n".join(f'{name}="{value.translate(escapes)}"' for name, value in sorted(variables.items()))
 
 
 def quoted(arguments: Sequence[str]) -> str:
-    """Arguments as systemd's ExecStart reads them: nothing in them is a variable or a specifier."""
+    """Arguments in the format of systemd's ExecStart, escaped so that systemd expands nothing."""
     escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"})
     return " ".join(f'"{argument.translate(escapes)}"' for argument in arguments)

@@ -1,4 +1,4 @@
-"""A step: one thing made true on a machine by one remote Command."""
+"""A step: one remote Command that brings a part of a machine into its wanted state."""
 
 import hashlib
 import json
@@ -18,40 +18,40 @@ STEPS = ON_THE_CLUSTER / "steps"
 
 @dataclass(frozen=True)
 class Host:
-    """A machine as its source hands it over, before any step."""
+    """A machine as its source provides it, before any step."""
 
     name: str
-    """Its name in the cluster: that of its resources, of its certificates and of its Dask workers."""
+    """The name in the cluster. Resources, certificates and Dask workers have it too."""
     address: Input[str]
-    """Where the other machines of the cluster reach it."""
+    """The address at which the other machines of the cluster reach it."""
     identity: Input[str]
-    """Changes when the machine is made anew, also under the same address: then all its steps run again."""
+    """A value that changes if the machine is replaced, even at the same address. Then all its steps run again."""
     connection: Mapping[str, Input[Any]]
-    """How `up` reaches it: the arguments of `remote.ConnectionArgs`."""
+    """The arguments of `remote.ConnectionArgs` with which `up` connects."""
     deleted_with: Resource | None = None
-    """The resource with which the machine itself goes away, so that nothing needs to be undone on it."""
+    """The resource whose deletion deletes the machine. Then no step needs an undo."""
     port: int = 22
-    """Where its sshd answers the other machines; the same on all."""
+    """The port of its sshd for the other machines. It is the same on all machines."""
     disk: str = ""
-    """A block device of its own for the shared directory's files, such as "/dev/disk/by-id/google-dask-data"."""
+    """A block device for the files of the shared directory, such as "/dev/disk/by-id/google-dask-data"."""
     disk_size: int = 0
-    """Its size in GB: the file system grows with it."""
+    """The disk's size in GB. The file system grows with it."""
     guarded: bool = False
-    """Its network knows who may reach SSH, and its own firewall does not ask: else nobody who comes from elsewhere one
-    day could tell it so."""
+    """The cloud network filters SSH, and the host firewall accepts it from anywhere. Otherwise users with a new address
+    could not log in to update the host firewall."""
     grace: int = 80
-    """Seconds that its workers have to hand over what they hold when it stops; spot machines have 30 for all of it."""
+    """Seconds that its workers have to hand over their results when it stops. A spot machine has 30 to shut down."""
     metadata: bool = False
-    """Its tasks may use its account, which the cloud's metadata server hands out."""
+    """Tasks may use the machine's cloud account through the metadata server."""
     gone: bool = False
-    """It will never answer again, and nothing is run on it."""
+    """The machine is lost, and no step runs on it any more."""
 
 
 class Step:
-    """Runs `steps/STATE.sh` on a host, after the steps that are named; undone when it is removed.
+    """Runs `steps/STATE.sh` on a host after the steps in `after`. Deleting the step runs the script with `undo`.
 
-    `variables` are the script's, text each. They travel on standard input, which no other user of the machine
-    can read, and so does the script. They are inputs: a change of either runs the step again.
+    Script and variables arrive on standard input, which other users of the machine cannot read. Both are inputs:
+    changing either reruns this step.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Step:
         self.command = remote.Command(
             name,
             connection=remote.ConnectionArgs(**host.connection),
-            # A first run that fails is in no state, so that no destroy would undo it: it undoes itself.
+            # Pulumi does not record a first run that fails, so destroy could not undo it. The script does it itself.
             create=f"{privilege}bash -s first",
             update=f"{privilege}bash -s",
             delete=f"{privilege}bash -s undo",
             stdin=stdin,
             add_previous_output_in_env=False,
-            # What a step prints on standard output is for other steps; people read its standard error.
+            # Standard output is for other steps; people read standard error.
             logging=remote.Logging.STDOUT_AND_STDERR if show else remote.Logging.STDERR,
             opts=ResourceOptions(
                 parent=parent,
@@ -85,20 +85,20 @@ class Step:
             ),
         )
         self.fingerprint: Output[str] = stdin.apply(lambda text: hashlib.sha256(text.encode()).hexdigest())
-        """Changes whenever the step runs again."""
+        """A hash that changes whenever the step runs again."""
 
     def __getitem__(self, key: str) -> Output[str]:
-        """One of the values that the step printed, as a JSON object."""
+        """A value from the JSON object that the step printed."""
         return self.command.stdout.apply(lambda text: json.loads(text)[key])
 
 
 def script(state: str, variables: Mapping[str, str]) -> str:
-    """What arrives on the machine's standard input: assignments, then the step."""
+    """The standard input of the machine's shell: assignments, common.sh, and the step."""
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(variables.items()))
     return assignments + (STEPS / "common.sh").read_text() + step_text(state)
 
 
 def step_text(state: str) -> str:
-    """A step's file, after those of its folder where it has one."""
+    """A step's file. If there is a folder with the step's name, the files in it are put in front."""
     files = [*sorted((STEPS / state).glob("*.sh")), STEPS / f"{state}.sh"]
     return "".join(file.read_text() for file in files)

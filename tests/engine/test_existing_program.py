@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from components.machines.client_keys import ssh_identity
-from components.machines.dask_on_machines import STATES
+from components.machines.machine import STATES
 from rehearsal.machines import CommandError
 from settings import HOST_KEY
 from tests.checkout import Checkout

@@ -113,7 +113,7 @@ def test_a_stack_stays_on_the_context_that_was_current_at_its_first_up(tmp_path:
     steps = {step["urn"].split("::")[-1]: step["newState"] for step in json.loads(done.stdout)["steps"]}
     assert "kubernetes" not in steps, "its provider is unchanged"
     assert json.loads(steps["dask-check-namespace"]["inputs"]["environment"]["CLUSTER"])["context"] == "none"
-    assert "current context is other, and this stack stays on none" in done.stdout + done.stderr
+    assert "current context is other, but this stack stays on none" in done.stdout + done.stderr
 
 
 def test_every_mistake_is_told_at_once_before_anything_is_registered(stack: Stack) -> None:

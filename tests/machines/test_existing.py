@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from components.machines.dask_on_machines import STATES
+from components.machines.machine import STATES
 from daskstack import engine
 from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack, as_root, run

@@ -63,7 +63,7 @@ def test_a_restart_of_this_computer_is_seen_by_preview_and_mended_by_up(
     checkout.pulumi("stack", "import", stdin=state.replace(now, former))
 
     for printed in (checkout.make("preview"), checkout.make("up")):
-        assert "this computer was restarted, which ended the stack's machines: up starts them again" in printed
+        assert "a restart of this computer has stopped the stack's machines; `up` starts them again" in printed
     assert made_once(checkout) == made
     works()
 

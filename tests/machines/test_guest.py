@@ -10,8 +10,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from components.machines import dask_options
-from components.machines.dask_on_machines import CHECK, DRAIN, RELOAD
 from components.machines.step import script
+from components.machines.steps import CHECK, DRAIN, RELOAD
 from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack
 from settings import MachinesTarget, lock

@@ -17,7 +17,7 @@ from subprocess import CompletedProcess
 import pytest
 from cryptography import x509
 
-from components.machines.dask_on_machines import DAYS
+from components.machines.credentials import DAYS
 from components.machines.step import script
 from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack, as_root, until

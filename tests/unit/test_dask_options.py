@@ -51,7 +51,7 @@ def test_up_warns_sixty_days_before_certificates_end(today: str, said: bool) -> 
     text = notice("worker-1", "2027-01-01", date.fromisoformat(today))
     assert (text is not None) == said
     if text:
-        assert "worker-1 end on 2027-01-01, in 60 days: raise credentials.renewal" in text
+        assert "worker-1 expire on 2027-01-01, in 60 days: increase credentials.renewal" in text
 
 
 def test_a_machine_keeps_its_address_when_others_come_and_go() -> None:

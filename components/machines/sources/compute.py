@@ -1,4 +1,4 @@
-"""Machines in Google Cloud's Compute Engine, with a network and an account of their own."""
+"""Machines in Google Cloud's Compute Engine, with their own network and service accounts."""
 
 from typing import Any, TypedDict
 
@@ -11,33 +11,42 @@ from components.google_cloud import SCOPE, Home, require
 from components.machines.client_keys import ssh_identity
 from components.machines.dask_options import cluster_ports
 from components.machines.step import Host
+from daskstack.client_output import Google
 from settings import MachinesTarget
 from settings.common import seconds
 from settings.compute import IAP, Instance, WorkerInstance
 
 APIS = ("compute", "iam")
-USER = "admin"  # Google's guest agent makes it on the machine, with sudo
+USER = "admin"  # Google's guest agent creates it on the machine, with sudo
 DATA = "dask-data"  # the disk's name on the machine
-WAIT = 600  # seconds for a machine to have started up
-ALLOW, DENY = 1000, 1001  # priorities of our firewall rules; smaller ones come first
-SPOT_GRACE = 20  # seconds; Google cuts the power 30 after its notice
+WAIT = 600  # seconds until a machine must have booted
+ALLOW, DENY = 1000, 1001  # priorities of our firewall rules; smaller numbers win
+SPOT_GRACE = 20  # seconds; Google stops a spot machine 30 seconds after its notice
 
 
 class ComputeMachinesArgs(TypedDict):
     stack: str
-    """The stack's name, which is part of all names and labels."""
+    """The stack's name, which is part of all names and labels in Google Cloud."""
     settings: MachinesTarget
-    """What the stack says; its `machines` are those in Google Cloud."""
+    """The stack's settings, with `machines.source: compute`."""
 
 
 class ComputeMachines(ComponentResource):
-    """A scheduler's machine, the only door from outside, and workers behind it without an address on the internet."""
+    """Machines in Google Cloud. Users log in to the scheduler's machine; workers have no external address.
+
+    It owns the machines, their addresses, firewall rules and service accounts, and, unless `network` names one, the
+    network. The data disk stays after `destroy` unless `data.delete` is set, because it has the user's files. APIs stay
+    enabled, because other stacks in the project may use them. A network or disk that the settings name is used and left
+    alone.
+
+    Names in Google Cloud come from `stack`, so two of these components in one project need different values of it.
+    """
 
     hosts: list[Host]
     network: str
-    """The network in which they reach each other, in CIDR notation."""
-    google: dict[str, Any]
-    """Where they are: `project`, `zone`, and `machines`, the names there by names here."""
+    """The network of the machines, in CIDR notation."""
+    google: Google
+    """The machines' names in Google Cloud."""
 
     def __init__(self, name: str, args: ComputeMachinesArgs, opts: ResourceOptions | None = None):
         stack, settings = args["stack"], args["settings"]
@@ -55,8 +64,8 @@ class ComputeMachines(ComponentResource):
 
         self._network()
         self.account = self.home.account("account", "Machines", self.machines.roles)
-        # The scheduler's machine has its own: firewall rules tell it apart by that. Tags would do, too, but whoever may
-        # set the tags of any machine could open it.
+        # Firewall rules recognize the scheduler's machine by its own account. Tags are weaker: users with the right to
+        # set tags could open any machine.
         self.door_account = self.home.account("door-account", "Door", self.machines.roles, prefix="door-")
         self.rules = self._rules()
         self.before = [*self.way_out, *self.rules]
@@ -65,7 +74,7 @@ class ComputeMachines(ComponentResource):
         self.hosts = [self._host(machine) for machine in self.machines.machine_names]
         self.network = self.machines.cidr
         machines = {machine: f"{self.home.name}-{machine}" for machine in self.machines.machine_names}
-        self.google = {**self.zone, "machines": machines}
+        self.google = Google(project=self.machines.project, zone=self.machines.zone, machines=machines)
         self.register_outputs({"network": self.network})
 
     def _network(self) -> None:
@@ -79,7 +88,7 @@ class ComputeMachines(ComponentResource):
             self.network_id, self.subnetwork_id = network.id, subnetwork.id
 
     def _host(self, name: str) -> Host:
-        """A machine that has started up; the first is the door, through which the others are reached."""
+        """A machine that has booted. The first one is the bastion of the others."""
         first = not self.door
         kind = self.machines.scheduler if first else self.machines.worker
         inside = self._address(name, {"address_type": "INTERNAL", "subnetwork": self.subnetwork_id})
@@ -112,10 +121,10 @@ class ComputeMachines(ComponentResource):
         )
 
     def _rules(self) -> list[gcp.compute.Firewall]:
-        """Lets the listed networks reach the door, and the machines each other; nothing else comes in.
+        """Opens SSH on the scheduler's machine to the listed networks and the machines to each other, nothing else.
 
-        In a network that exists already, other rules hold for our machines as well: `default` has one that opens SSH
-        to the world. Ours come first, and the last of them denies the rest.
+        An existing network has other rules: `default` opens SSH to the world. Our rules have a higher priority, and the
+        last one denies everything that the first two do not allow.
         """
         accounts = [self.door_account.email, self.account.email]
 
@@ -167,7 +176,7 @@ class ComputeMachines(ComponentResource):
             type=disk.type,
             size=disk.size,
             labels=self.labels,
-            # The user's files stay, as on machines of any other source.
+            # The user's files stay, as they do on machines from other sources.
             opts=ResourceOptions(
                 parent=self, depends_on=self.home.apis, retain_on_delete=not self.settings.data.delete
             ),
@@ -175,7 +184,7 @@ class ComputeMachines(ComponentResource):
         ).id
 
     def _address(self, name: str, kind: dict[str, Input[str]]) -> gcp.compute.Address:
-        """One that stays while the machine is switched off, and when it is made anew."""
+        """An address that stays while the machine is off, and if the machine is replaced."""
         return gcp.compute.Address(
             f"{self.name}-{name}-address",
             name=f"{self.home.name}-{name}",
@@ -217,7 +226,7 @@ class ComputeMachines(ComponentResource):
                 "ssh-keys": Output.format("{}:{}", USER, Output.unsecret(self.login)["public"]),
                 "block-project-ssh-keys": "TRUE",
                 "enable-oslogin": "FALSE",
-                # Where the machine writes its host keys down, which are compared at the first contact.
+                # The machine publishes its host keys there, and `up` compares them at the first contact.
                 "enable-guest-attributes": "TRUE",
             },
             service_account={"email": account.email, "scopes": [SCOPE]},
@@ -228,25 +237,25 @@ class ComputeMachines(ComponentResource):
             },
             guest_accelerators=([{"type": accelerators.type, "count": accelerators.count}] if accelerators else None),
             scheduling=scheduling(kind, self.settings.limits.max_age),
-            desired_status="RUNNING",  # where it has switched itself off, a refresh sees it and `up` starts it
+            desired_status="RUNNING",  # after an idle shutdown, a refresh notices it and `up` starts the machine
             allow_stopping_for_update=True,
             opts=ResourceOptions(
                 parent=self,
-                depends_on=self.rules,  # a machine is never up without them
-                delete_before_replace=True,  # the new one has the old one's name and address
+                depends_on=self.rules,  # a machine never runs without them
+                delete_before_replace=True,  # the replacement has the same name and address
                 custom_timeouts=CustomTimeouts(create="10m", delete="10m"),
             ),
             **self.zone,
         )
 
     def _ready(self, name: str, instance: gcp.compute.Instance, connection: dict[str, Input[Any]]) -> Output[str]:
-        """Waits until the machine has started up; the host key that it showed at the first contact."""
+        """Waits until the machine has booted. Returns the host key that it had at the first contact."""
         machine, place = f"{self.home.name}-{name}", f"--zone {self.machines.zone} --project {self.machines.project}"
         tunnel = f"start-iap-tunnel {machine} 22 --local-host-port=localhost:{connection['port']}"
         command = local.Command(
             f"{self.name}-{name}-ready",
             create=".venv/bin/python -m on_this_computer.wait_for_boot",
-            # Another way to the same machine is no first contact: the key that was read stays.
+            # A new route to the same machine is no first contact: the known key stays.
             update='printf %s "$PULUMI_COMMAND_STDOUT"',
             triggers=[instance.instance_id],
             environment={
@@ -264,7 +273,7 @@ class ComputeMachines(ComponentResource):
 
 
 def scheduling(kind: Instance, max_age: str | None) -> dict[str, Any]:
-    """When Google may stop a machine, and what becomes of it then."""
+    """When Google may stop a machine, and whether it then restarts, stays stopped or is deleted."""
     spot = isinstance(kind, WorkerInstance) and kind.spot
     moves = not spot and not (isinstance(kind, WorkerInstance) and kind.accelerators)
     return {

@@ -1,4 +1,4 @@
-"""Machines that the user has already."""
+"""Machines that already exist."""
 
 import os
 from pathlib import Path
@@ -18,16 +18,19 @@ SECRET = "pulumi config set --secret dask:sshKey < ~/.ssh/id_ed25519"
 
 class ExistingMachinesArgs(TypedDict):
     settings: ExistingSource
-    """What the stack says about its machines."""
     key: Output[str] | None
-    """The private SSH key to log in with, in OpenSSH's or PEM format, secret. Default: what the user's agent has."""
+    """The private SSH key for the login, in OpenSSH's format or PEM, secret. None: the keys of the user's SSH agent."""
 
 
 class ExistingMachines(ComponentResource):
-    """Makes nothing: looks at each machine's host key once, and hands the machines over."""
+    """Machines that already exist. It changes nothing on them.
+
+    It owns nothing but the host keys in the state: it reads the host key of a machine at the first contact, unless the
+    settings have it, so that later connections to another machine at that address fail.
+    """
 
     hosts: list[Host]
-    """The scheduler's first; those that are gone are among them."""
+    """The machines, the scheduler's first. Machines with `gone: true` are included."""
     network: str
     """The machines' network in CIDR notation, or their addresses, separated by blanks."""
 
@@ -35,12 +38,12 @@ class ExistingMachines(ComponentResource):
         settings, key = args["settings"], args["key"]
         if key is None and not Path(os.environ.get("SSH_AUTH_SOCK") or "none").is_socket():
             raise RunError(
-                f"no SSH key to reach the machines with: there is no SSH agent (SSH_AUTH_SOCK); {AGENT}. Or give the"
-                f" stack a key of its own, which is kept encrypted: {SECRET}"
+                f"there is no SSH key for the machines: no SSH agent is running (SSH_AUTH_SOCK); {AGENT}. Or give the"
+                f" stack its own key, which it keeps encrypted: {SECRET}"
             )
         super().__init__("dask:index:ExistingMachines", name, {}, opts)
         self.name = name
-        # The secret wins over an agent: else what a step was made with would depend on who runs `up`.
+        # The secret has precedence over an agent, so that all users of the stack run the same steps.
         self._key = key and key.apply(usable)
 
         there = [host for host in settings.hosts if not host.gone]
@@ -56,7 +59,7 @@ class ExistingMachines(ComponentResource):
                 Host(
                     name=host.name,
                     address=host.internal_address,
-                    # A machine that is made anew has a new one.
+                    # A reinstalled machine has a new host key.
                     identity=connection.get("host_key", ""),
                     connection=connection,
                     port=settings.cluster_ssh_port,
@@ -70,7 +73,7 @@ class ExistingMachines(ComponentResource):
     def _connection(
         self, machine: Bastion | HostSettings, proxy: dict[str, Input[Any]] | None = None
     ) -> dict[str, Input[Any]]:
-        """How to reach a machine; its key is read where the settings have none."""
+        """The connection to a machine. If the settings lack its host key, `up` reads the key."""
         connection: dict[str, Input[Any]] = {
             "host": machine.address,
             "port": machine.port,
@@ -87,7 +90,7 @@ class ExistingMachines(ComponentResource):
         command = local.Command(
             f"{self.name}-{machine.name}-host-key",
             create=".venv/bin/python -m on_this_computer.read_host_key",
-            # Another way to the same address is no first contact: the key that was read stays.
+            # A new route to the same address is no first contact: the known key stays.
             update='printf %s "$PULUMI_COMMAND_STDOUT"',
             triggers=[machine.address, machine.port],
             environment={
@@ -102,15 +105,15 @@ class ExistingMachines(ComponentResource):
 
 
 def usable(key: str) -> str:
-    """The private key as programs want it. Raises RunError where it cannot be used."""
+    """The private key with Unix line ends. Raises RunError if the key cannot be used."""
     key = key.replace("\r\n", "\n").strip() + "\n"
     load = load_ssh_private_key if "BEGIN OPENSSH" in key else load_pem_private_key
     try:
         load(key.encode(), None)
     except TypeError:
         raise RunError(
-            f"dask:sshKey has a passphrase, which nobody could be asked for: keep it in an SSH agent, {AGENT}, and"
-            " take it out of the stack: pulumi config rm dask:sshKey"
+            f"dask:sshKey has a passphrase, and `up` cannot ask for it. Keep the key in an SSH agent instead: {AGENT}."
+            " Then remove it from the stack: pulumi config rm dask:sshKey"
         ) from None
     except ValueError:
         raise RunError(f"dask:sshKey is not a private key; set it again: {SECRET}") from None

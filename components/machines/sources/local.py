@@ -1,4 +1,4 @@
-"""Machines on this computer, for trying a cluster out."""
+"""Machines on this computer, for trying out a cluster."""
 
 import json
 import os
@@ -15,42 +15,47 @@ from components.machines.client_keys import ssh_identity
 from components.machines.step import Host
 from daskstack.engine import cache_folder, data_folder
 
-FIRST_NUMBER = 10  # the scheduler's host number; worker-1 has the next
+FIRST_NUMBER = 10  # the host part of the scheduler's address; worker-1 has the next
 
 
 class LocalMachinesArgs(TypedDict):
     stack: str
-    """The stack's name; machines of different stacks are apart."""
+    """The stack's name. Each stack has its own folder and network."""
     names: list[str]
-    """Machines to have, the scheduler's first."""
+    """The names of the machines, the scheduler's first."""
 
 
 class LocalMachines(ComponentResource):
-    """Debian machines with systemd, sshd and a user `admin` with sudo, on a private network of their own."""
+    """Debian machines with systemd, sshd and a user `admin` with sudo, on their own private network.
+
+    It owns the machines, their folder and their network, and `destroy` removes them. The image stays in the cache,
+    because the next stack needs it too. Folder and network have the name of `stack`, so two of these components on one
+    computer need different values of it.
+    """
 
     hosts: list[Host]
     network: Output[str]
-    """The network of the machines, and of this computer as they see it, in CIDR notation."""
+    """The network of the machines and of this computer's end of it, in CIDR notation."""
 
     def __init__(self, name: str, args: LocalMachinesArgs, opts: ResourceOptions | None = None):
         if problem := unable():
             raise RunError(
                 f"this computer cannot run local machines: {problem}. Use a Linux computer or VM on which you are root,"
-                " or machines that you have already (machines.source: existing)"
+                " or machines that already exist (machines.source: existing)"
             )
         super().__init__("dask:index:LocalMachines", name, {}, opts)
         folder = data_folder() / "machines" / args["stack"]
-        # A restart of this computer ends machines and network; the next up finds the id changed and starts them.
+        # A restart of this computer ends machines and network. It also changes this id, so the next `up` starts them.
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        before = folder / "boot"  # of network.sh
+        before = folder / "boot"  # network.sh writes it
         if not before.exists() and not is_dry_run():
             log.info(
-                "local machines are for trying the cluster out: root in one of them can become root of this computer"
+                "use local machines only for trying out a cluster: root on one of them can become root on this computer"
                 " (docs/machines.md)",
                 self,
             )
         if before.exists() and before.read_text().strip() != boot:
-            log.warn("this computer was restarted, which ended the stack's machines: up starts them again", self)
+            log.warn("a restart of this computer has stopped the stack's machines; `up` starts them again", self)
 
         login = Stash(
             f"{name}-login",
@@ -108,19 +113,19 @@ class LocalMachines(ComponentResource):
             environment=environment,
             add_previous_output_in_env=False,
             logging=local.Logging.STDERR,
-            # A machine that is to be made anew has the old one's folder and address.
+            # A replacement has the same folder and address as the machine that it replaces.
             opts=ResourceOptions(parent=self, delete_before_replace=True),
         )
 
 
 def numbered(names: list[str]) -> list[tuple[int, str]]:
-    """Each machine with the host part of its address, which it keeps whatever machines come and go beside it."""
+    """Each machine and the host part of its address, which does not depend on the other machines."""
     return [(FIRST_NUMBER + int(name.rpartition("-")[2] if "-" in name else 0), name) for name in names]
 
 
 def started(machine: Path) -> str:
-    """What `machine.sh up` was told when it last ran; something new where the machine is off, so that it runs again."""
-    import fcntl  # Windows has none, and `unable` says so
+    """The value at the last run of `machine.sh up` while the machine is on; otherwise a new value, which reruns it."""
+    import fcntl  # Windows does not have it; `unable` reports that
 
     try:
         with (machine / "running").open() as lock:
@@ -133,9 +138,9 @@ def started(machine: Path) -> str:
 
 
 def unable() -> str | None:
-    """Why this computer cannot run such machines, None when it can."""
+    """The reason why this computer cannot run local machines, or None."""
     if not Path("/proc/sys/kernel/random/boot_id").exists():
         return "this computer does not run Linux"
     if os.geteuid() != 0 and shutil.which("sudo") is None:
-        return "you are not root here and there is no sudo"
+        return "you are not root, and there is no sudo"
     return None
