@@ -114,11 +114,11 @@ def test_stack_dev_is_for_machines_on_this_computer_alone(checkout: Checkout, sa
     hosts = [{"name": name, "address": f"10.1.0.{number}"} for number, name in enumerate(("a", "b"), 5)]
     say({"target": "machines", "machines": {"source": "existing", "hosts": hosts}})
     said = refused(checkout)
-    assert "dask:cluster.machines.source: stack dev is for machines on this computer alone" in said
+    assert "dask:cluster.machines.source: stack dev supports only machines on this computer" in said
     assert "make up STACK=NAME" in said
     (checkout.folder / "kubeconfig").touch()
     say({"target": "kubernetes", "cluster": {"source": "existing", "kubeconfig": str(checkout.folder / "kubeconfig")}})
-    assert "dask:cluster.target: stack dev is for machines on this computer alone" in refused(checkout)
+    assert "dask:cluster.target: stack dev supports only machines on this computer" in refused(checkout)
 
 
 def test_a_password_in_plain_text_is_told_with_the_command_that_encrypts_it(checkout: Checkout, say) -> None:
