@@ -35,7 +35,12 @@ watch() {
   began=$(uptime) heard=$began left=$LIMIT
   while sleep $((left / 2 > LOOK ? left / 2 : LOOK)); do
     now=$(uptime)
-    if read -r -t 40 age workers < <(ask); then heard=$now; else age=$((now - heard)) workers=0; fi
+    # Tasks can forge the answer, and bash would evaluate it as arithmetic.
+    if read -r -t 40 age workers < <(ask) && [[ $age =~ ^(0|[1-9][0-9]{0,9})$ ]]; then
+      heard=$now
+    else
+      age=$((now - heard)) workers=0
+    fi
     [ "$age" -le $((now - began)) ] || age=$((now - began))
     stepped=$(($(date +%s) - $(stat -c %Y $STEPPED 2>/dev/null || echo 0)))
     [ "$age" -le $stepped ] || age=$stepped

@@ -108,7 +108,7 @@ def words(ranges: list[tuple[int, int]]) -> list[str]:
 
 
 @given(st.lists(RANGE | PORT.map(lambda port: (port, port)), min_size=1, max_size=6), st.lists(RANGE, max_size=3))
-@settings(max_examples=10, derandomize=True, deadline=None)
+@settings(max_examples=10)
 def test_any_set_of_accepted_ports_is_read_as_nft_prints_it(
     accepted: list[tuple[int, int]], dropped: list[tuple[int, int]]
 ) -> None:
@@ -121,7 +121,7 @@ def test_any_set_of_accepted_ports_is_read_as_nft_prints_it(
 
 
 @given(st.lists(st.lists(RANGE, min_size=1, max_size=3), min_size=10, max_size=20))
-@settings(max_examples=5, derandomize=True, deadline=None)
+@settings(max_examples=5)
 def test_a_port_is_listed_if_it_lies_in_a_range(lists: list[list[tuple[int, int]]]) -> None:
     cases = [(port, ranges) for ranges in lists for a, b in ranges for port in (a - 1, a, b, b + 1)]
     commands = (f"listed {port} {shlex.join(words(ranges))} && echo yes || echo no" for port, ranges in cases)

@@ -1,5 +1,6 @@
 """When a machine of a cluster powers itself off, on a clock that passes as fast as the step can look at it."""
 
+import shlex
 import subprocess
 
 import pytest
@@ -63,3 +64,8 @@ def test_a_step_on_the_machine_itself_counts_as_work() -> None:
 def test_a_machine_that_cannot_ask_goes_the_limit_after_it_last_could(heard: int) -> None:
     # It looks at least every half limit.
     assert max(60, heard + 30) <= goes(60, f"((clock < {BEGIN + heard})) && echo 0 0", address="10.9.0.2") <= heard + 75
+
+
+@pytest.mark.parametrize("answer", ["", "x", "1e9", "08 0", "-1 0", "a[$(echo ran >&2)] 0", "99999999999999999999 0"])
+def test_an_invalid_answer_of_the_scheduler_counts_as_none_and_is_not_evaluated(answer: str) -> None:
+    assert 60 <= goes(60, f"echo {shlex.quote(answer)}", address="10.9.0.2") <= 75
