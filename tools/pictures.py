@@ -89,9 +89,10 @@ def kubernetes(folder: Path) -> None:
         rehearsal.start(config)
         with mock.patch.dict(os.environ, rehearsal.environ, clear=True):
             rehearsal.up()
-            outputs = rehearsal.outputs()
-            with way_to(outputs["client"], [outputs["client"]["jupyter"]]) as way, browser(1200, 860) as page:
-                run_notebook(page, f"http://127.0.0.1:{way.ports[0]}", outputs["jupyterPassword"])
+            client, password = rehearsal.client(), rehearsal.outputs()["jupyterPassword"]
+            assert client.jupyter
+            with way_to(client, [client.jupyter]) as way, browser(1200, 860) as page:
+                run_notebook(page, f"http://127.0.0.1:{way.ports[0]}", password)
                 photograph(page, "notebook.png")
             rehearsal.destroy()
     finally:
