@@ -18,6 +18,7 @@ from settings.lock import Lock
 
 CHECK = ON_THE_CLUSTER / "check.py"
 WORKED = ON_THE_CLUSTER / "record_last_work.py"
+RETIRED = ON_THE_CLUSTER / "stay_retired.py"
 RELOAD = ON_THE_CLUSTER / "reload_tls.py"
 DRAIN = PROJECT / "charts/dask/files/drain.py"  # the chart's pods run it too
 
@@ -142,6 +143,7 @@ def service(cluster: Cluster, scheduler: Output[str], secret_env: Mapping[str, I
             "WORKER_ARGS": dask_options.quoted(worker_args),
             "RELOAD": RELOAD.read_text() if settings.dask.tls else "",
             "DRAIN": DRAIN.read_text(),
+            "RETIRED": RETIRED.read_text(),
             "GRACE": str(machine.host.grace),
             "WORKED": WORKED.read_text() if settings.limits.idle else "",
             "CREDENTIALS": cluster.head.host.identity,

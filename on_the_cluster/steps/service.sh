@@ -12,6 +12,7 @@
 #   SECRET_ENV      environment variables of scheduler and workers in systemd's format; only root can read the file
 #   SCHEDULER_ARGS, WORKER_ARGS    additional arguments, quoted for systemd
 #   DRAIN           the Python program that retires workers
+#   RETIRED         the Python program that keeps retired workers stopped until the step `members` lists them again
 #   GRACE           seconds that workers have to hand over results when they or this machine stop
 #   WORKED          the scheduler's Python preload that records when it last worked; empty: none
 #   RELOAD          the Python preload that loads new certificates while Dask runs; empty without TLS
@@ -25,7 +26,7 @@ DASK=$OPT/environment/bin/dask
 DRAIN_PROGRAM=$OPT/drain.py
 RECORD=$OPT/worked.py
 RELOADER=$OPT/reload_tls.py
-RETIRED=$CLUSTER_HOME/retired
+RETIRED_PROGRAM=$OPT/stay_retired.py
 # One line per spill folder in use: SPILL, and the topmost folder that was created for it, or -.
 SPILLS=$ETC/spill
 COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env") # running services load new certificates without a restart
@@ -110,8 +111,7 @@ scheduler_unit() {
 worker_unit() {
   local host=${SCHEDULER#*://}
   unit "Dask worker %i" "EnvironmentFile=$ETC/worker-%i.env
-# A worker that the step members retired waits until that step lists it again.
-ExecStartPre=/bin/sh -c 'while [ -e $RETIRED-$NAME-%i ]; do $ETC/ssh/ssh ${host%:*} grep -qx $NAME-%i $ETC/members && rm $RETIRED-$NAME-%i || sleep 5; done'
+ExecStartPre=$OPT/environment/bin/python $RETIRED_PROGRAM $NAME-%i $ETC/members $ETC/ssh/ssh ${host%:*}
 TimeoutStartSec=infinity
 ExecStart=$DASK worker $SCHEDULER --name $NAME-%i --host $ADDRESS --worker-port \${WORKER_PORT} \
 --nanny-port \${NANNY_PORT} --dashboard-address $ADDRESS:\${DASHBOARD_PORT} --nthreads \${THREADS} \
@@ -236,6 +236,7 @@ run_scheduler() {
 run_workers() {
   local number workers=() restart=()
   printf '%s' "$DRAIN" | put $DRAIN_PROGRAM 0644 root:root
+  printf '%s' "$RETIRED" | put $RETIRED_PROGRAM 0644 root:root
   worker_unit | put $UNITS/dask-worker@.service 0644 root:root
   systemctl daemon-reload
   forget_retired
@@ -262,7 +263,7 @@ undo() {
   stop_workers_from 1
   stop_scheduler
   rm -f $ETC/worker-*.env.new
-  drop $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $DRAIN_PROGRAM $RELOADER
+  drop $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $DRAIN_PROGRAM $RETIRED_PROGRAM $RELOADER
   systemctl daemon-reload
   # If only this step failed, keep the connections of other machines.
   [ $undo_on_failure = yes ] || end_processes

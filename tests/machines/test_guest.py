@@ -11,7 +11,7 @@ import pytest
 
 from components.machines import dask_options
 from components.machines.step import script
-from components.machines.steps import CHECK, DRAIN, RELOAD
+from components.machines.steps import CHECK, DRAIN, RELOAD, RETIRED
 from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack
 from settings import MachinesTarget, lock
@@ -198,7 +198,8 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "DATA_PATH": path,
         "CONFIG": dask_options.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no", "SCHEDULER_ARGS": "",
         "WORKER_ARGS": "",
-        "DRAIN": DRAIN.read_text(), "RELOAD": RELOAD.read_text(), "GRACE": "20", "WORKED": "", "CREDENTIALS": "1",
+        "DRAIN": DRAIN.read_text(), "RETIRED": RETIRED.read_text(), "RELOAD": RELOAD.read_text(),
+        "GRACE": "20", "WORKED": "", "CREDENTIALS": "1",
         "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
     }  # fmt: skip
 
