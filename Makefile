@@ -11,34 +11,17 @@ STACK ?= dev
 PYTHON ?= python3
 
 python = .venv/bin/python
-# Stack dev is a cluster on this computer: it costs nothing, so nothing is asked.
-dev = $(filter dev,$(STACK))
-yes = $(if $(dev),--yes --skip-preview,$(if $(YES),--yes))
-file = Pulumi.$(notdir $(STACK)).yaml
-# Between a key and its value may be blanks and a quote.
-cloud = $(shell grep -qsE 'target:[^a-z]*kubernetes|source:[^a-z]*compute' $(file) && echo cloud)
-# In Google Cloud, where machines that were switched off, preempted or deleted are only seen by looking.
-google = $(shell grep -qsE 'source:[^a-z]*(compute|gke)' $(file) && echo google)
-compute = $(shell grep -qs 'source:[^a-z]*compute' $(file) && echo compute)
-machines = $(shell grep -qs 'source:[^a-z]*local' $(file) && echo machines)
-# The engine cannot tell a machine that is dead for good from one that is away.
-dead = If a machine that did not answer is dead for good: write `gone: true` beside its name in $(file), and make up; \
-	nothing is run on it any more, and make destroy passes it by, too.
-theirs = $(and $(shell grep -s 'target:[^a-z]*machines' $(file)),$(shell grep -s 'source:[^a-z]*existing' $(file)))
-hint = $(if $(theirs),|| { echo '$(dead)' >&2; exit 1; })
-
-known = test -f $(file) || { echo 'error: no $(file): copy one of $(wildcard Pulumi.*.yaml), and edit it' >&2; exit 1; }
+# The package of this folder, also where several folders share one .venv.
+daskstack = $(python) -m daskstack
+stack = --stack '$(STACK)'
+yes = $(if $(YES),--yes)
 install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is %d.%d, \
 	expected 3.11 or newer: make PYTHON=python3.11" % sys.version_info[:2])' && $(PYTHON) -m tools.install
-# What a killed first `up` made and could not note down.
-sweep = DIRECTORY=$${XDG_DATA_HOME:-$$HOME/.local/share}/daskstack/machines/$(notdir $(STACK)) NAME=$(STACK) \
-	bash on_this_computer/local_machines/network.sh sweep
-variables = variables=$$($(PYTHON) -m daskstack.engine $(STACK)) && eval "$$variables"
 
 # If this is set, every program compiles Pulumi's and Dask's packages again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up preview destroy left rehearse status logs env test lint unit mutants bench lock lock-project docs pictures
+.PHONY: help up preview destroy leftovers rehearse status logs env test lint unit mutants bench lock lock-project docs pictures
 
 help:
 	@echo 'make up        create or change the cluster of stack $(STACK)'
@@ -46,7 +29,7 @@ help:
 	@echo 'make status    show the state of the cluster'
 	@echo 'make logs      show the last log lines of its services (MACHINE=name for one machine)'
 	@echo 'make destroy   delete the cluster'
-	@echo 'make left      list what still exists in Google Cloud, with its cost'
+	@echo 'make leftovers list what still exists in Google Cloud, with its cost'
 	@echo 'make rehearse  try a stack for Kubernetes or Google Cloud on this computer, then delete it (STACK=vms)'
 	@echo 'make env       print the variables for plain pulumi: eval "$$(make -s env)"'
 	@echo 'make test      run every check and test'
@@ -59,51 +42,17 @@ help:
 	@echo 'make lock      update the locks of the cluster'"'"'s Python packages from environment.in'
 	@echo 'make lock-project   update the locks of this project'"'"'s own Python packages'
 
-up:
-	@$(known)
-	@$(install) program $(machines) $(cloud)
-	@$(PYTHON) -m tools.unlock $(STACK)
-	@$(if $(compute),$(python) -m tools.allow_my_address $(STACK))
-	@$(variables) && pulumi stack select --create $(STACK) && \
-		pulumi up --stack $(STACK) $(yes) $(if $(compute),--refresh) $(hint)
-	@$(python) -m daskstack summary $(STACK)
-
-preview:
-	@$(known)
-	@$(install) program $(machines) $(cloud)
-	@$(variables) && eval "$$($(PYTHON) -m on_this_computer.google_credentials)" && pulumi stack select --create $(STACK) && \
-		pulumi preview --stack $(STACK)
-
-# The stack of this computer leaves nothing behind, not even its state.
-destroy:
-	@$(install) program $(machines) $(cloud)
-	@$(PYTHON) -m tools.unlock $(STACK)
-	@$(PYTHON) -m tools.undo_unfinished $(STACK)
-	@$(variables) && pulumi stack select $(if $(dev),--create) $(STACK) && pulumi destroy --stack $(STACK) $(yes) $(hint)
-	@$(if $(machines),$(sweep))
-	-@$(if $(and $(google),$(shell command -v gcloud)),$(python) -m tools.cloud_leftovers $(STACK))
-	@$(if $(dev),$(variables) && pulumi stack rm $(STACK) --yes --preserve-config --remove-backups)
-
-left:
+up destroy:
 	@$(install) program
-	@$(python) -m tools.cloud_leftovers $(STACK)
+	@$(daskstack) $@ $(stack) $(yes)
 
-rehearse:
-	@$(known)
-	@$(install) rehearsal $(if $(compute),compute,kubernetes)
-	@$(python) -m tools.rehearse $(STACK)
-
-status:
+preview status leftovers rehearse env:
 	@$(install) program
-	@$(python) -m daskstack status $(STACK)
+	@$(daskstack) $@ $(stack)
 
 logs:
 	@$(install) program
-	@$(python) -m daskstack logs $(STACK) $(MACHINE)
-
-env:
-	@$(install) program
-	@$(PYTHON) -m daskstack.engine $(STACK)
+	@$(daskstack) logs $(stack) $(MACHINE)
 
 test:
 	@$(install) program machines rehearsal kubernetes test

@@ -9,7 +9,7 @@ import pulumi
 import pulumi_gcp as gcp
 from pulumi import Resource, ResourceOptions, RunError
 
-from on_this_computer.google_credentials import has_credentials
+from daskstack.google_credentials import has_credentials
 from settings.gke import NAME
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # the account's roles set narrower limits

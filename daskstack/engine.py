@@ -1,7 +1,6 @@
 """Where the Pulumi engine is, and under which variables it runs.
 
 Needs nothing but Python's standard library: the set-up imports it before anything is installed.
-`python3 -m daskstack.engine STACK` prints the variables as shell exports.
 """
 
 import functools
@@ -12,13 +11,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from daskstack import client_output
+from daskstack import client_output, project
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = project.find() or Path.cwd()
 VERSION = "3.259.0"  # what is installed where PATH has no engine
 MINIMUM = (3, 214, 0)  # older engines have no `pulumi.Stash`
 COMMAND = "1.2.1"  # the plugin of the pulumi-command in pyproject.toml
@@ -29,6 +27,16 @@ STATE_LIMIT = 120  # seconds for a command that reads or writes a stack's state
 
 class EngineError(RuntimeError):
     """The engine is missing, lacks a setting, or refused; the message carries the remedy."""
+
+
+def checked_project() -> Path:
+    """PROJECT; EngineError if it is no project."""
+    if not project.is_project(PROJECT):
+        raise EngineError(
+            f"{PROJECT} and the folders above it are no checkout of daskstack: change to one,"
+            f" or set {project.VARIABLE} to its path"
+        )
+    return PROJECT
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -101,8 +109,9 @@ def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, 
 
     Stack `dev` always lives in a local folder under an empty passphrase. Any other stack lives where
     the caller is logged in; without a login in the same folder, under the caller's passphrase.
-    Raises EngineError where there is no engine, or such a stack has no passphrase.
+    Raises EngineError where there is no project or no engine, or such a stack has no passphrase.
     """
+    checked_project()
     found = engine(environ)
     if found is None:
         raise EngineError(
@@ -141,6 +150,11 @@ def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, 
     # By itself the engine runs four operations per processor; remote commands mostly wait.
     result["PULUMI_PARALLEL"] = environ.get("PULUMI_PARALLEL") or "64"
     return result
+
+
+def exports(stack: str) -> str:
+    """The variables as commands for a shell."""
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables(stack).items())
 
 
 def pulumi(stack: str, *arguments: str, **kwargs) -> subprocess.CompletedProcess:
@@ -234,11 +248,3 @@ def callers_path(environ: Mapping[str, str]) -> str:
     """PATH without what `make env` has put in front."""
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
     return os.pathsep.join(f for f in folders if not Path(f).is_relative_to(cache_folder(environ)))
-
-
-if __name__ == "__main__":
-    try:
-        for name, value in variables(sys.argv[1]).items():
-            print(f"export {name}={shlex.quote(value)}")
-    except EngineError as error:
-        sys.exit(f"error: {error}")

@@ -101,7 +101,14 @@ def pod_logs(client: KubernetesClient, component: str | None) -> str:
         return ask([*command, *words, "--prefix", "--all-containers"])
 
 
-def ask(command: Sequence[str], program: str = "", wait: float = WAIT, size: int = SIZE) -> str:
+def ask(
+    command: Sequence[str],
+    program: str = "",
+    wait: float = WAIT,
+    size: int = SIZE,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
     """What a command said, on both of its outputs, with `program` on its standard input.
 
     RemoteError where it fails, takes longer than `wait` seconds, or says more than `size` bytes.
@@ -111,7 +118,13 @@ def ask(command: Sequence[str], program: str = "", wait: float = WAIT, size: int
         stdin.write(program.encode())
         stdin.seek(0)
         process = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=cwd,
+            env=env,
         )
 
         def end() -> None:  # and the programs that it has started, which may hold its output open

@@ -39,6 +39,8 @@ class Checkout:
         private = folder / "private"
         private.mkdir(mode=0o700)
         self.own = {"XDG_DATA_HOME": str(folder / "data"), "XDG_RUNTIME_DIR": str(private)}
+        # .venv/bin/daskstack would run the folder that .venv belongs to.
+        self.own["PYTHONPATH"] = str(self.folder)
         self.environ = {**os.environ, **self.own}
         if stack != "dev":
             state = folder / "state"

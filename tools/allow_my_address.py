@@ -6,12 +6,11 @@ For machines in Google Cloud alone, whose door is closed until the stack says wh
 import ipaddress
 import sys
 import urllib.request
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-import yaml
-
-from daskstack.engine import PROJECT
-from settings.common import KEY
+from daskstack import configuration, engine
+from daskstack.configuration import KEY
 
 ASK = "https://checkip.amazonaws.com"  # answers with the address that the question came from
 
@@ -25,39 +24,30 @@ def address(url: str = ASK) -> str | None:
         return None
 
 
-def is_closed(text: str) -> bool:
-    """Whether a stack file has machines in Google Cloud and lets nobody in, and says nothing of a firewall."""
-    try:
-        cluster = ((yaml.safe_load(text) or {}).get("config") or {}).get(KEY) or {}
-    except (yaml.YAMLError, AttributeError):
-        return False  # the engine says what is wrong with it
-    machines = cluster.get("machines") if isinstance(cluster, dict) else None
+def is_closed(settings: Mapping[str, Any]) -> bool:
+    """Whether a stack has machines in Google Cloud, lets nobody in, and has no section on the firewall."""
+    machines = settings.get("machines")
     if not isinstance(machines, dict):
-        return False
-    return machines.get("source") == "compute" and not machines.get("iapPort") and "firewall" not in cluster
-
-
-def opened(text: str, source: str) -> str:
-    """The stack file with a firewall that lets `source` in, all else as it was."""
-    lines = text.splitlines(keepends=True)
-    [at] = [number for number, line in enumerate(lines) if line.split() == ["target:", "machines"]]
-    indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
-    return "".join([*lines[: at + 1], f"{indent}firewall:\n{indent}  ssh: [{source}/32]\n", *lines[at + 1 :]])
+        return False  # the program reports it
+    return machines.get("source") == "compute" and not machines.get("iapPort") and "firewall" not in settings
 
 
 def main(stack: str) -> None:
-    file = PROJECT / f"Pulumi.{Path(stack).name}.yaml"
-    text = file.read_text()
-    if not is_closed(text) or not sys.stdin.isatty():
-        return  # without anybody to answer, the program says what is missing
+    if not sys.stdin.isatty() or not is_closed(configuration.read(stack)):
+        return  # if nobody can answer, the program reports what is missing
+    name = configuration.file(stack).name
     if not (own := address()):
-        print(f"Your own address cannot be looked up from here: write who may reach SSH into {file.name}, firewall.ssh")
+        print(f"Your own address cannot be looked up from here: write who may reach SSH into {name}, firewall.ssh")
         return
-    answer = input(f"{file.name} lets nobody reach the scheduler's machine. Let in your own address {own}? [y/N] ")
+    answer = input(f"{name} lets nobody reach the scheduler's machine. Let in your own address {own}? [y/N] ")
     if answer.strip().lower() in ("y", "yes"):
-        file.write_text(opened(text, own))
-        print(f"Written into {file.name}: firewall.ssh: [{own}/32]")
+        place = f"{KEY}.firewall.ssh[0]"
+        engine.pulumi(stack, "config", "set", "--path", "--plaintext", place, f"{own}/32", check=True)
+        print(f"Written into {name}: firewall.ssh: [{own}/32]")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except engine.EngineError as error:
+        sys.exit(f"error: {error}")

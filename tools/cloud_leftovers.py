@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from daskstack import configuration
+from daskstack.configuration import StackKind
 from settings import cost
-from tools.told import stack_file, told
 
 Found = dict[str, Any]
 
@@ -119,11 +120,8 @@ def look(kind: Kind, project: str) -> list[Found]:
 
 
 def project_of(stack: str) -> str:
-    file = stack_file(stack)
-    said = told(file)
-    project = (said.get("cluster") or {}).get("project") or (said.get("machines") or {}).get("project")
-    if not project:
-        raise RuntimeError(f"{file.name} names no project in Google Cloud: its stack leaves nothing there")
+    if not (project := StackKind.of(configuration.read(stack)).project):
+        raise RuntimeError(f"stack {stack} names no project in Google Cloud, so nothing of it can be left there")
     return project
 
 

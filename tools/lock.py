@@ -22,7 +22,7 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
 PROJECTS: dict[str, tuple[str, ...]] = {
     "tools/uv.txt": (*UNIVERSAL, "tools/uv.in"),  # first, so that the new uv writes the other files
     # Constrained, so that .venv has the versions of these files; tools/uv.py says what happens if they differ.
-    "requirements.txt": (*UNIVERSAL, "pyproject.toml", "-c", "environment.lock"),
+    "requirements.txt": (*UNIVERSAL, "--group", "program", "-c", "environment.lock"),
     "tests/requirements.txt": (*UNIVERSAL, "--group", "test", "-c", "requirements.txt", "-c", "environment.lock"),
     "bench/requirements.txt": (*UNIVERSAL, "--group", "bench"),
     "docs/requirements.txt": (*UNIVERSAL, "--group", "pictures", "-c", "requirements.txt", "-c", "environment.lock"),

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -19,19 +20,17 @@ from typing import Any
 
 import yaml
 
-from daskstack import client_output, engine, kubectl, wake_machines
+from daskstack import client_output, configuration, engine, kubectl, wake_machines
 from daskstack.client_output import Google, KubernetesClient, MachinesClient
+from daskstack.configuration import KEY, StackKind
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from daskstack.route import wake
 from on_this_computer.send_environment import collect
 from rehearsal.environment import environment as rehearsal_environment
 from settings import SettingsError, parse
-from tools import cloud_leftovers
-from tools.running import say
-from tools.told import stack_file, told
-
-KEY = "dask:cluster"
+from tools import cloud_leftovers, install
+from tools.running import InstallError, say
 
 
 class Rehearsal:
@@ -110,11 +109,20 @@ class Rehearsal:
         config["config"][KEY]["cluster"] |= {"kubeconfig": kubeconfig, "context": context}
         self.settings.write_text(yaml.safe_dump(config))
 
-    def pulumi(self, *words: str, **kwargs) -> subprocess.CompletedProcess:
+    def read(self) -> dict[str, Any]:
+        """The stack's settings. Its file is copied, because the engine writes into it."""
+        shutil.copy(configuration.file(self.stack), self.settings)
+        for words in (("stack", "select", "--create"), configuration.SHOW):
+            done = self.pulumi(*words, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"Pulumi cannot read {self.settings.name}: {done.stderr.strip()}")
+        return configuration.settings(done.stdout, self.stack)
+
+    def pulumi(self, *words: str, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
         program = words[0] in ("up", "preview", "destroy", "refresh")
         command = [str(engine.engine()), "--cwd", str(self.project if program else self.folder), *words]
         command += ["--stack", self.stack, *(["--config-file", str(self.settings)] if program else [])]
-        return subprocess.run(command, env=self.environ, check=True, **kwargs)
+        return subprocess.run(command, env=self.environ, check=check, **kwargs)
 
     def up(self, *options: str) -> None:
         self.pulumi("stack", "select", "--create")
@@ -246,15 +254,19 @@ def refuse_mistakes(settings: dict[str, Any]) -> None:
 
 
 def main(stack: str) -> None:
-    file = stack_file(stack)
-    settings = told(file)
-    google = settings.get("machines" if settings.get("target") == "machines" else "cluster") or {}
-    if settings.get("target") != "kubernetes" and google.get("source") != "compute":
-        sys.exit(
-            f"error: {file.name} is neither `target: kubernetes` nor machines of Google Cloud, which can be rehearsed"
+    stack = Path(stack).name  # a rehearsal has no organization
+    file = configuration.file(stack)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Rehearsal(stack, Path(folder)).read()
+    kind = StackKind.of(settings)
+    if kind.target != "kubernetes" and not kind.compute:
+        raise RuntimeError(
+            f"{file.name} is neither `target: kubernetes` nor machines of Google Cloud: only these can be rehearsed"
         )
     refuse_mistakes(settings)
-    config = yaml.safe_load(file.read_text())
+    install.main(["compute" if kind.compute else "kubernetes"])
+    config = yaml.safe_load(file.read_text())  # for its other keys, whose secrets stay encrypted
+    config["config"] = (config.get("config") or {}) | {KEY: settings}
     rehearsal, phase = Rehearsal(stack, engine.data_folder() / "rehearsal" / stack), Phases()
     try:
         with phase("from nothing"):
@@ -264,11 +276,11 @@ def main(stack: str) -> None:
         with phase("pulumi up"):
             rehearsal.up()
         table = rehearsal.outputs()["check"]
-        (in_kubernetes if settings["target"] == "kubernetes" else on_machines)(rehearsal, config, phase)
+        (on_machines if kind.compute else in_kubernetes)(rehearsal, config, phase)
         with phase("pulumi destroy"):
             rehearsal.destroy()
-        if google.get("source") in ("compute", "gke"):
-            say(cloud_leftovers.report(stack, google["project"]))
+        if kind.google:
+            say(cloud_leftovers.report(stack, kind.project))
     finally:
         with phase("the rest of it goes"):
             rehearsal.stop()
@@ -280,7 +292,7 @@ def main(stack: str) -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except (engine.EngineError, RuntimeError) as error:
+    except (InstallError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(

@@ -12,6 +12,7 @@ from tools.running import CACHE, InstallError, phase, run, say, which
 
 PYTHON = "3.11"  # of environment.lock: notebooks and workers must have the same minor version
 ENVIRONMENT = "environment.lock"
+PACKAGE = "pyproject.toml"  # describes the package daskstack, which .venv has too
 BENCH = PROJECT / "bench" / "requirements.txt"
 
 
@@ -34,7 +35,7 @@ def install_venv(*locks: str) -> None:
     python = PROJECT / ".venv" / "bin" / "python"
     state = PROJECT / ".venv" / "locks"
     locks = (*locks, ENVIRONMENT)
-    wanted = {f"{lock} {digest(PROJECT / lock)}" for lock in locks}
+    wanted = {f"{file} {digest(PROJECT / file)}" for file in (*locks, PACKAGE)}
     usable = python.exists() and state.exists()
     if usable and wanted <= set(state.read_text().splitlines()):
         return
@@ -48,6 +49,9 @@ def install_venv(*locks: str) -> None:
         # must have the same packages as the workers. `uv pip check` tells whether the program can use that version.
         command = [uv(), "pip", "install", "--require-hashes", "--python", python, "--exact", "--no-deps"]
         run(*command, *requirements, "--override", ENVIRONMENT, log="venv", cwd=PROJECT)
+        # Nothing is downloaded: the locks have what builds the package and what it imports.
+        package = ("--no-index", "--no-deps", "--no-build-isolation", "--editable", PROJECT)
+        run(uv(), "pip", "install", *package, "--python", python, log="venv", cwd=PROJECT)
         check = subprocess.run([uv(), "pip", "check", "--python", python], capture_output=True, text=True)
         if check.returncode:
             raise InstallError(

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daskstack import __main__ as command_line
-from daskstack import kubectl, tunnel
+from daskstack import cluster_commands, kubectl, tunnel
 from daskstack.tunnel import TunnelError
 from tests.client_outputs import machines_client
 from tests.engine.support import Keys, Sshd, wait_for
@@ -82,7 +81,7 @@ def test_an_ssh_that_never_says_anything_is_given_up(monkeypatch: pytest.MonkeyP
 
 def test_who_keeps_a_way_open_is_told_when_it_ends(sshd: Sshd, capsys: pytest.CaptureFixture) -> None:
     facts = machines_client(tunnel=sshd.connection())
-    printed, real = [], command_line.time.sleep
+    printed, real = [], cluster_commands.time.sleep
 
     def sleep(seconds: float) -> None:
         printed.append(capsys.readouterr().out)
@@ -91,8 +90,8 @@ def test_who_keeps_a_way_open_is_told_when_it_ends(sshd: Sshd, capsys: pytest.Ca
         real(0.2)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TunnelError, match="the SSH tunnel has ended"):
-        patch.setattr(command_line.time, "sleep", sleep)
-        command_line.keep_open(facts, "it", "127.0.0.1:1", "path")
+        patch.setattr(cluster_commands.time, "sleep", sleep)
+        cluster_commands.keep_open(facts, "it", "127.0.0.1:1", "path")
     assert "it: http://127.0.0.1:" in printed[0]
 
 

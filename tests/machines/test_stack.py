@@ -38,7 +38,7 @@ def test_up_ends_with_the_jobs_result_and_the_ways_in(checkout: Checkout) -> Non
     ending = checkout.first_up[checkout.first_up.index("Duration:") :]
     assert re.search(r"^workers +2 running", ending, re.MULTILINE)
     assert re.search(r"^job +timeseries, mean of x by name: correct for 26 names", ending, re.MULTILINE)
-    assert "daskstack dashboard dev" in ending
+    assert ".venv/bin/daskstack dashboard\n" in ending
     assert 'daskstack.connect("dev")' in ending
 
 
@@ -217,7 +217,7 @@ def test_status_is_how_each_worker_is(checkout: Checkout) -> None:
 
 def test_the_dashboard_is_open_until_ctrl_c(checkout: Checkout, tmp_path: Path) -> None:
     said = tmp_path / "said"
-    command = [".venv/bin/python", "-m", "daskstack", "dashboard", "dev"]
+    command = [".venv/bin/daskstack", "dashboard"]
     with said.open("w") as output:
         process = subprocess.Popen(
             command, cwd=checkout.folder, env=checkout.environ, stdout=output, stderr=output, start_new_session=True
@@ -242,7 +242,7 @@ def test_the_dashboard_is_open_until_ctrl_c(checkout: Checkout, tmp_path: Path) 
 
 
 def test_a_notebook_server_that_is_not_there_is_not_opened(checkout: Checkout) -> None:
-    command = [".venv/bin/python", "-m", "daskstack", "jupyter", "dev"]
+    command = [".venv/bin/daskstack", "jupyter"]
     done = run(command, cwd=checkout.folder, env=checkout.environ, seconds=120, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: stack dev has no notebook server\n"

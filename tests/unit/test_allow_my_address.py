@@ -2,34 +2,31 @@
 
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
-from daskstack.engine import PROJECT
-from settings.common import KEY
+from daskstack import configuration, engine
+from daskstack.configuration import KEY
 from tools import allow_my_address
-from tools.allow_my_address import address, is_closed, opened
+from tools.allow_my_address import address, is_closed
 
-SHIPPED = (PROJECT / "Pulumi.vms.yaml").read_text()
-CLOSED = SHIPPED.replace("    firewall:\n      ssh: [203.0.113.7/32]\n", "")
+
+def shipped(stack: str) -> dict[str, Any]:
+    return yaml.safe_load((engine.PROJECT / f"Pulumi.{stack}.yaml").read_text())["config"][KEY]
+
+
+def closed() -> dict[str, Any]:
+    return {key: value for key, value in shipped("vms").items() if key != "firewall"}
 
 
 def test_a_stack_that_lets_nobody_in_is_closed_and_others_are_not() -> None:
-    assert is_closed(CLOSED)
-    assert not is_closed(SHIPPED)
-    assert not is_closed(CLOSED.replace("      zone:", "      iapPort: 2222\n      zone:"))
-    assert not is_closed((PROJECT / "Pulumi.dev.yaml").read_text())
-    assert not is_closed((PROJECT / "Pulumi.gke.yaml").read_text())
-
-
-def test_the_address_is_written_and_all_else_stays() -> None:
-    text = opened(CLOSED, "198.51.100.4")
-    assert set(CLOSED.splitlines()) < set(text.splitlines())
-    assert yaml.safe_load(text)["config"][KEY].pop("firewall") == {"ssh": ["198.51.100.4/32"]}
-    assert not is_closed(text), "it would be offered again"
+    assert is_closed(closed())
+    assert not is_closed(closed() | {"machines": closed()["machines"] | {"iapPort": 2222}})
+    assert not [stack for stack in ("vms", "dev", "gke") if is_closed(shipped(stack))]
+    assert not is_closed({"machines": "words"})
 
 
 @pytest.mark.parametrize(("answer", "found"), [(b"198.51.100.4\n", "198.51.100.4"), (b"<html>", None)])
@@ -54,16 +51,16 @@ def test_without_the_internet_there_is_no_address() -> None:
 
 @pytest.mark.parametrize(("terminal", "answer", "written"), [(True, "y", True), (True, "", False), (False, "y", False)])
 def test_the_address_is_written_only_for_who_says_yes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, answer: str, written: bool
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, answer: str, written: bool
 ) -> None:
-    file = tmp_path / "Pulumi.vms.yaml"
-    file.write_text(CLOSED)
     asked: list[str] = []
-    monkeypatch.setattr(allow_my_address, "PROJECT", tmp_path)
+    done: list[tuple[str, ...]] = []
     monkeypatch.setattr(allow_my_address, "address", lambda: "198.51.100.4")
+    monkeypatch.setattr(configuration, "read", lambda stack: closed())
+    monkeypatch.setattr(engine, "pulumi", lambda *words, **_: done.append(words))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal))
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
     allow_my_address.main("vms")
-    allow_my_address.main("vms")
-    assert ("198.51.100.4/32" in file.read_text()) == written
-    assert len(asked) == (0 if not terminal else 1 if written else 2)
+    assert len(asked) == (1 if terminal else 0)
+    write = ("vms", "config", "set", "--path", "--plaintext", "dask:cluster.firewall.ssh[0]", "198.51.100.4/32")
+    assert done == ([write] if written else [])

@@ -1,4 +1,4 @@
-"""What `make left` finds in a project that others use, too."""
+"""What `make leftovers` finds in a project that others use, too."""
 
 from typing import Any
 

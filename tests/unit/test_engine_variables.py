@@ -167,7 +167,7 @@ def test_the_standard_library_is_enough_to_import_it():
 
 def test_exports_survive_a_shell(environ):
     odd = {**environ, "PATH": f"{environ['PATH']}:/it's a $folder"}
-    script = f"""eval "$('{sys.executable}' -m daskstack.engine dev)" && printf %s "$PATH" """
+    script = f"""eval "$('{sys.executable}' -m daskstack env --stack dev)" && printf %s "$PATH" """
     done = subprocess.run(
         ["/bin/sh", "-c", script], cwd=engine.PROJECT, env=odd, capture_output=True, text=True, check=True
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.google_cloud import account_id
-from on_this_computer import google_credentials
+from daskstack import google_credentials
 
 
 @pytest.fixture(autouse=True)

@@ -87,7 +87,7 @@ class Read(dict):
         return super().__getitem__(key)
 
 
-# What make left reads of some things alone; a thing of another group has no such field.
+# What make leftovers reads of some things alone; a thing of another group has no such field.
 LEFT = {
     "addressType": ("compute addresses", "EXTERNAL|INTERNAL|UNSPECIFIED_TYPE"),
     "description": ("compute forwarding-rules", "string"),
@@ -108,7 +108,7 @@ LEFT = {
 }
 
 
-def test_what_make_left_reads_is_what_google_answers() -> None:
+def test_what_make_leftovers_reads_is_what_google_answers() -> None:
     names: set[str] = set()
     listed = {kind.group: [Read(each, names) for each in OURS[kind.group]] for kind in cloud_leftovers.KINDS}
     assert len(list(cloud_leftovers.left("gke", "p", listed))) == len(cloud_leftovers.KINDS)
@@ -128,7 +128,7 @@ def test_guest_attributes_are_read_as_google_answers_them() -> None:
 
 
 @pytest.mark.parametrize("group", OURS)
-def test_the_things_that_make_left_is_tested_with_have_googles_shape(group: str) -> None:
+def test_the_things_that_make_leftovers_is_tested_with_have_googles_shape(group: str) -> None:
     assert [text for each in OURS[group] + OTHERS.get(group, []) for text in wrong(group, each)] == []
 
 
@@ -153,7 +153,7 @@ def test_what_the_stand_in_for_gcloud_lists_has_googles_shape(rehearsal: Path, g
     assert len(answers) == 1
     assert wrong(group, answers[0]) == []
     expected = {name for name, (owner, _) in LEFT.items() if owner == group and "." not in name}
-    assert expected - {"description", "users"} <= answers[0].keys(), "what make left reads"
+    assert expected - {"description", "users"} <= answers[0].keys(), "what make leftovers reads"
 
 
 def test_what_google_does_not_have_is_found() -> None:

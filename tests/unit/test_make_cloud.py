@@ -5,22 +5,34 @@ import os
 import pty
 import re
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from daskstack import engine
 from tests.checkout import Checkout
 from tests.client_outputs import machines_client
 
-PULUMI = """#!/bin/sh
+# Reads stack files as YAML, as the engine does, and writes down what it is asked to do.
+PULUMI = """#!/bin/bash
 case "$*" in
 version) echo v3.300.0 ;;
 *stack\\ output*) echo '{{"client": {client}, "check": "all is well", "scheduler": "of vms"}}' ;;
 *stack\\ export*) echo '{{"deployment": {{}}}}' ;;
-*) echo "$@" >>{log} ;;
+*config\\ --json*) exec {python} {config} "$2" "${{@: -1}}" ;;
+*)
+  echo "$@" >>{log}
+  case " $* " in *" {fails} "*) exit 1 ;; esac
+  ;;
 esac
+"""
+CONFIG = """
+import json, sys, yaml
+config = yaml.safe_load(open(f"{sys.argv[1]}/Pulumi.{sys.argv[2]}.yaml")).get("config") or {}
+print(json.dumps({key: {"objectValue": value, "secret": False} for key, value in config.items()}))
 """
 DISK = {
     "name": "dask-vms-data", "sizeGb": "100", "labels": {"dask-stack": "vms"}, "zone": "zones/us-central1-a",
@@ -39,15 +51,13 @@ class User:
 
     def __init__(self, folder: Path) -> None:
         self.checkout = Checkout(folder)
-        self.log = folder / "log"
-        client = json.dumps(asdict(machines_client()))
-        for name, text in {
-            "pulumi": PULUMI.format(log=self.log, client=client),
-            "pulumi-language-python": "#!/bin/sh\n",
-            "gcloud": GCLOUD,
-        }.items():
+        self.log, self.pulumi = folder / "log", folder / "bin" / "pulumi"
+        self.pulumi.parent.mkdir()
+        self.config = folder / "config.py"
+        self.config.write_text(CONFIG)
+        self.fails_at("nothing")
+        for name, text in {"pulumi-language-python": "#!/bin/sh\n", "gcloud": GCLOUD}.items():
             file = folder / "bin" / name
-            file.parent.mkdir(exist_ok=True)
             file.write_text(text)
             file.chmod(0o755)
         (folder / f"home/.pulumi/plugins/resource-command-v{engine.COMMAND}").mkdir(parents=True)
@@ -60,15 +70,27 @@ class User:
             "https_proxy": "http://127.0.0.1:1",  # nobody tells us our address
         }
 
-    def make(self, *words: str, stdin: int = subprocess.DEVNULL) -> str:
+    def fails_at(self, word: str) -> None:
+        """Pulumi's command that fails from now on, if any."""
+        client = json.dumps(asdict(machines_client()))
+        text = PULUMI.format(python=sys.executable, config=self.config, log=self.log, fails=word, client=client)
+        self.pulumi.write_text(text)
+        self.pulumi.chmod(0o755)
+
+    def make(self, *words: str, stdin: int = subprocess.DEVNULL, succeeds: bool = True) -> str:
         """What is printed."""
         self.log.unlink(missing_ok=True)
         done = subprocess.run(
             ["make", *words], cwd=self.checkout.folder, env=self.environ, stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=300,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout
+        assert (done.returncode == 0) == succeeds, done.stdout
         return done.stdout
+
+    def write(self, stack: str, text: str) -> Path:
+        file = self.checkout.folder / f"Pulumi.{stack}.yaml"
+        file.write_text(text)
+        return file
 
     def options(self, word: str) -> set[str]:
         """With which options Pulumi did this, the last time."""
@@ -81,37 +103,31 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
     return User(tmp_path_factory.mktemp("user"))
 
 
-def dry(word: str, *variables: str) -> list[str]:
-    """The arguments that Pulumi would get."""
-    environ = {name: value for name, value in os.environ.items() if not re.match("MAKE|YES|STACK", name)}
-    command = ["make", "-n", "-f", engine.PROJECT / "Makefile", word, *variables]
-    said = subprocess.run(command, cwd=engine.PROJECT, env=environ, capture_output=True, text=True, check=True).stdout
-    [call] = re.findall(rf"pulumi ({word} --stack [^|\n]*)", said)
-    return call.split()
-
-
 @pytest.mark.parametrize("word", ["up", "destroy"])
-@pytest.mark.parametrize("stack", ["vms", "gke", "kubernetes"])
-def test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to(stack: str, word: str) -> None:
-    call, refresh = [word, "--stack", stack], ["--refresh"] if (stack, word) == ("vms", "up") else []
-    assert dry(word, f"STACK={stack}") == call + refresh
-    assert dry(word, f"STACK={stack}", "YES=1") == [*call, "--yes", *refresh]
+@pytest.mark.parametrize("stack", ["vms", "kubernetes"])
+def test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to(user: User, stack: str, word: str) -> None:
+    refresh = {"--refresh"} if (stack, word) == ("vms", "up") else set()
+    user.make(word, f"STACK={stack}")
+    assert user.options(word) == refresh
+    user.make(word, f"STACK={stack}", "YES=1")
+    assert user.options(word) == refresh | {"--yes"}
 
 
 def test_an_up_looks_for_machines_that_google_took_away_and_says_first_that_nobody_is_let_in(user: User) -> None:
-    file = user.checkout.folder / "Pulumi.vms.yaml"
+    shipped = (engine.PROJECT / "Pulumi.vms.yaml").read_text()
     sentence = "Your own address cannot be looked up from here: write who may reach SSH into Pulumi.vms.yaml"
     controller, terminal = pty.openpty()
     try:
         assert sentence not in user.make("up", "STACK=vms", stdin=terminal)
         assert user.options("up") == {"--refresh"}
-        closed = file.read_text().replace("    firewall:\n      ssh: [203.0.113.7/32]\n", "")
-        file.write_text(closed)
+        closed = shipped.replace("    firewall:\n      ssh: [203.0.113.7/32]\n", "")
+        file = user.write("vms", closed)
         assert sentence not in user.make("up", "STACK=vms"), "there is nobody to hear it"
         printed = user.make("up", "STACK=vms", stdin=terminal)
         assert printed.index(sentence) < printed.index("all is well")
         assert file.read_text() == closed
     finally:
+        user.write("vms", shipped)
         os.close(controller)
         os.close(terminal)
 
@@ -120,4 +136,33 @@ def test_after_a_destroy_what_is_left_in_google_cloud_is_named_with_what_deletes
     deletes = "gcloud compute disks delete dask-vms-data --zone us-central1-a --project my-project"
     assert deletes in user.make("destroy", "STACK=vms")
     assert user.options("destroy") == set()
-    assert deletes in user.make("left", "STACK=vms")
+    assert deletes in user.make("leftovers", "STACK=vms")
+
+
+def test_a_stack_file_in_another_style_of_yaml_gets_the_same_treatment(user: User) -> None:
+    shipped = yaml.safe_load((engine.PROJECT / "Pulumi.vms.yaml").read_text())
+    user.write("flow", json.dumps(shipped))
+    user.make("up", "STACK=flow")
+    assert user.options("up") == {"--refresh"}
+    assert "nothing of stack flow is left in project my-project" in user.make("destroy", "STACK=flow")
+
+
+@pytest.mark.parametrize("word", ["up", "destroy"])
+@pytest.mark.parametrize(("source", "advice"), [("existing", 1), ("compute", 0)])
+def test_only_for_machines_that_the_user_has_a_failure_says_what_to_do_with_dead_ones(
+    user: User, word: str, source: str, advice: int
+) -> None:
+    user.write("mine", f"config: {{'dask:cluster': {{'target': \"machines\", machines: {{source: '{source}'}}}}}}")
+    user.fails_at(word)
+    try:
+        printed = user.make(word, "STACK=mine", succeeds=False)
+    finally:
+        user.fails_at("nothing")
+    assert printed.count("write `gone: true` beside its name in Pulumi.mine.yaml") == advice
+    assert "all is well" not in printed
+
+
+def test_a_stack_without_a_file_is_refused_before_anything_is_done(user: User) -> None:
+    printed = user.make("up", "STACK=none", succeeds=False)
+    assert re.search(r"^error: there is no Pulumi\.none\.yaml in .*: copy one of Pulumi\.dev\.yaml, ", printed, re.M)
+    assert not user.log.exists()

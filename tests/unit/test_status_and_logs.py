@@ -96,6 +96,6 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
 
 def test_nothing_that_make_runs_on_a_stack_loads_dask() -> None:
     """Dask is what would unpickle an answer; only `connect` loads it."""
-    program = "import daskstack.__main__, sys; print({'dask', 'distributed', 'cloudpickle'} & sys.modules.keys())"
+    program = "import daskstack.cli, sys; print({'dask', 'distributed', 'cloudpickle'} & sys.modules.keys())"
     command = [sys.executable, "-c", program]
     assert subprocess.run(command, cwd=engine.PROJECT, capture_output=True, text=True).stdout == "set()\n"

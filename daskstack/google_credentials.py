@@ -15,9 +15,3 @@ def has_credentials(environ: Mapping[str, str] = os.environ) -> bool:
         or (folder / "application_default_credentials.json").is_file()
         or (PRODUCT.is_file() and PRODUCT.read_text().startswith("Google Compute Engine"))
     )
-
-
-if __name__ == "__main__":
-    # A preview asks Google nothing, but the gcp plugin refuses to start without a credential.
-    if not has_credentials():
-        print("export GOOGLE_OAUTH_ACCESS_TOKEN=preview")

@@ -1,0 +1,158 @@
+"""Commands that look at a running cluster or enter it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from daskstack import engine, kubectl, ssh, status_and_logs
+from daskstack.client_output import KubernetesClient, MachinesClient
+from daskstack.printable import printable
+from daskstack.route import wake, way_to
+from daskstack.status_and_logs import RemoteError
+from daskstack.tunnel import TunnelError
+
+COMMAND = ".venv/bin/daskstack"
+CHECK_LIMIT = 900  # seconds; the check has limits of its own, which are shorter
+
+
+def summary(stack: str) -> None:
+    """The check's table, and how to get to the cluster."""
+    outputs = engine.cluster(stack)
+    woken = wake(outputs["client"])
+    print()
+    print(printable(outputs["check"]))
+    if "cost" in outputs:
+        print(f"\n{outputs['cost']}\n")
+    if woken:
+        print(f"{'idle':<12} {asleep(woken)}")
+    dev, option = ("dev", "") if stack == "dev" else (stack, f" --stack {stack}")
+    print()
+    print(f"{'scheduler':<12} {outputs['scheduler']}")
+    print(f"{'dashboard':<12} {COMMAND} dashboard{option}")
+    if outputs["client"].jupyter:
+        print(f"{'notebook':<12} {COMMAND} jupyter{option}")
+    print(f"{'in Python':<12} .venv/bin/python -ic 'import daskstack; client = daskstack.connect(\"{dev}\")'")
+    print(f"{'remove':<12} {COMMAND} destroy{option}")
+
+
+def status(stack: str) -> None:
+    """The workers, as the scheduler reports them; only text arrives here."""
+    outputs = engine.cluster(stack)
+    workers = status_and_logs.status(outputs).workers
+    print(f"{'scheduler':<12} {outputs['scheduler']}, {len(workers)} workers")
+    for worker in sorted(workers, key=lambda worker: worker.name):
+        load = f"{worker.used / 2**30:.1f} of {worker.limit / 2**30:.1f} GiB, {worker.cpu:.0f} % CPU"
+        print(printable(f"{worker.name:<12} {worker.status}, {worker.threads} threads, {load}"))
+
+
+def check(stack: str) -> None:
+    """Runs the check of the last `up` again, with the same expectations, from the stack's state."""
+    outputs = engine.cluster(stack)
+    client = outputs["client"]
+    if woken := wake(client):
+        print(asleep(woken), file=sys.stderr)
+    inputs = check_inputs(stack)
+    if isinstance(client, KubernetesClient):
+        said = status_and_logs.ask(
+            ["sh", "-c", inputs["create"]], wait=CHECK_LIMIT, cwd=engine.PROJECT, env=os.environ | inputs["environment"]
+        )
+    else:
+        with ssh.command(outputs["admin"]["machines"][client.head]) as command:
+            said = status_and_logs.ask([*command, inputs["update"]], inputs["stdin"], wait=CHECK_LIMIT)
+    print(printable(said), end="")
+
+
+def check_inputs(stack: str) -> dict[str, Any]:
+    """The inputs of the Command that checks the cluster, from the stack's state."""
+    shown = engine.pulumi(stack, "stack", "export", "--show-secrets", capture_output=True, text=True)
+    if shown.returncode:
+        raise engine.EngineError(f"the state of stack {stack} cannot be read: {shown.stderr.strip()}")
+    for each in json.loads(shown.stdout)["deployment"].get("resources", []):
+        if each["type"].startswith("command:") and each["urn"].endswith("-check"):
+            return {key: plain(value) for key, value in each["inputs"].items()}
+    raise engine.EngineError(f"stack {stack} has no check yet: run `make up STACK={stack}`")
+
+
+def plain(value: Any) -> Any:
+    """A value of a state that was exported with --show-secrets."""
+    return json.loads(value["plaintext"]) if isinstance(value, dict) and "plaintext" in value else value
+
+
+def asleep(woken: int) -> str:
+    return f"the cluster was asleep; starting {woken} workers (this takes a few minutes)"
+
+
+def logs(stack: str, machine: str | None = None) -> None:
+    """The last lines of Dask's services, of all machines (or kinds of pods) or one."""
+    outputs = engine.cluster(stack)
+    client = outputs["client"]
+    if isinstance(client, KubernetesClient):
+        print(printable(status_and_logs.pod_logs(client, machine)))
+        return
+    names = [known(stack, outputs, machine)] if machine else outputs["admin"]["machines"]
+    failed = []
+    for name in names:
+        print(f"== {name}", flush=True)
+        try:
+            print(printable(status_and_logs.journal(outputs["admin"]["machines"][name])), flush=True)
+        except RemoteError as error:
+            failed.append(name)
+            print(printable(str(error)), file=sys.stderr)
+    if failed:
+        raise RemoteError(f"no logs of {', '.join(failed)}; the reasons are above")
+
+
+def shell(stack: str, machine: str | None, words: Sequence[str]) -> int:
+    """A shell on a machine (or in a pod), or the command there; its exit status."""
+    outputs = engine.cluster(stack)
+    client, terminal = outputs["client"], sys.stdin.isatty()
+    if isinstance(client, KubernetesClient):
+        interactive = ["--stdin", *(["--tty"] if terminal else [])]
+        pod = ["--namespace", client.namespace, "exec", *interactive, f"deployment/dask-{machine or 'scheduler'}"]
+        run = ["sh", "-c", " ".join(words)] if words else ["sh"]
+        with kubectl.kubectl(client.kubernetes) as command:
+            return subprocess.call([*command, *pod, "--", *run])
+    name = known(stack, outputs, machine) if machine else client.head
+    with ssh.command(outputs["admin"]["machines"][name]) as command:
+        return subprocess.call([*command, *words])
+
+
+def known(stack: str, outputs: dict[str, Any], machine: str) -> str:
+    machines = outputs["admin"]["machines"]
+    if machine not in machines:
+        raise engine.EngineError(f"stack {stack} has no machine {machine}; it has {', '.join(machines)}")
+    return machine
+
+
+def dashboard(stack: str) -> None:
+    """Keeps a way to the dashboard open until Ctrl-C."""
+    client = engine.cluster(stack)["client"]
+    host, _, path = client.dashboard.removeprefix("http://").partition("/")
+    keep_open(client, f"the dashboard of {stack}", host, path)
+
+
+def jupyter(stack: str) -> None:
+    """Keeps a way to the notebook server open until Ctrl-C."""
+    outputs = engine.cluster(stack)
+    if not outputs["client"].jupyter:
+        raise engine.EngineError(f"stack {stack} has no notebook server")
+    # Not the password itself: terminals keep what they show, and others may look on.
+    print(f"its password: pulumi stack output jupyterPassword --show-secrets --stack {stack}")
+    keep_open(outputs["client"], f"the notebook server of {stack}", outputs["client"].jupyter, "lab")
+
+
+def keep_open(client: MachinesClient | KubernetesClient, what: str, target: str, path: str) -> None:
+    with way_to(client, [target]) as way:
+        print(f"{what}: http://127.0.0.1:{way.ports[0]}/{path} (until Ctrl-C)", flush=True)
+        try:
+            while not (fault := way.fault()):
+                time.sleep(1)
+        except KeyboardInterrupt:
+            print()
+            return
+        # The port is anybody's by now, and what a browser shows there may be another user's page.
+        raise TunnelError(f"{fault}. Close the browser's page, and run this again")

@@ -1,0 +1,81 @@
+"""A stack's settings as the engine reads them: YAML of any style, `pulumi config set`, environments, secrets."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daskstack import engine
+from daskstack.engine import EngineError
+
+KEY = "dask:cluster"
+SHOW = ("config", "--json", "--show-secrets")  # without --show-secrets the engine opens no environment
+
+
+def file(stack: str) -> Path:
+    """A stack may be named with its organization, e.g. `me/dask/vms`. EngineError if the file does not exist."""
+    path = engine.checked_project() / f"Pulumi.{Path(stack).name}.yaml"
+    if not path.is_file():
+        others = ", ".join(sorted(each.name for each in engine.PROJECT.glob("Pulumi.*.yaml")))
+        raise EngineError(f"there is no {path.name} in {path.parent}: copy one of {others}, and edit the copy")
+    return path
+
+
+def read(stack: str) -> dict[str, Any]:
+    """What the stack says under KEY. Creates the stack if it does not exist, because the engine reads no other."""
+    shown = engine.pulumi(stack, *SHOW, capture_output=True, text=True)
+    if "no stack named" in shown.stderr:
+        made = engine.pulumi(stack, "stack", "init", "--no-select", capture_output=True, text=True)
+        shown = made if made.returncode else engine.pulumi(stack, *SHOW, capture_output=True, text=True)
+    if shown.returncode:
+        raise EngineError(f"Pulumi cannot read Pulumi.{Path(stack).name}.yaml: {shown.stderr.strip()}")
+    return settings(shown.stdout, stack)
+
+
+def settings(shown: str, stack: str) -> dict[str, Any]:
+    """The settings in what `pulumi config --json` printed; empty if there are none."""
+    entry = json.loads(shown).get(KEY, {})
+    found = entry.get("objectValue", entry.get("value") or {})
+    if not isinstance(found, dict):
+        raise EngineError(f"Pulumi.{Path(stack).name}.yaml: {KEY} under config must be a set of keys, not {found!r}")
+    return found
+
+
+@dataclass(frozen=True)
+class StackKind:
+    """What a stack's settings mean for the commands that build it. Mistakes in them are the program's to report."""
+
+    target: str
+    source: str
+    project: str
+    """Of Google Cloud; empty for other sources."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "StackKind":
+        target = settings.get("target")
+        section = settings.get("cluster" if target == "kubernetes" else "machines")
+        section = section if isinstance(section, dict) else {}
+        return cls(str(target), str(section.get("source")), str(section.get("project") or ""))
+
+    @property
+    def compute(self) -> bool:
+        return self.source == "compute"
+
+    @property
+    def google(self) -> bool:
+        return self.source in ("compute", "gke")
+
+    @property
+    def local(self) -> bool:
+        return self.source == "local"
+
+    @property
+    def users_machines(self) -> bool:
+        return self.target == "machines" and self.source == "existing"
+
+    @property
+    def parts(self) -> list[str]:
+        """What tools.install has to provide besides `program`."""
+        cloud = self.target == "kubernetes" or self.compute
+        return [*(["machines"] if self.local else []), *(["cloud"] if cloud else [])]

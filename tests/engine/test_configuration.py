@@ -1,0 +1,118 @@
+"""Commands know a stack's settings from the engine, however they were written."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from daskstack import configuration, engine
+from daskstack.configuration import StackKind
+from daskstack.engine import EngineError
+from tools import allow_my_address, cloud_leftovers, rehearse
+
+COMPUTE = StackKind("machines", "compute", "my-project")
+
+
+@pytest.fixture
+def project(pulumi_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project with nothing but its stack files, and a backend of its own."""
+    folder = tmp_path / "project"
+    (folder / "daskstack").mkdir(parents=True)
+    (folder / "daskstack" / "engine.py").touch()
+    shutil.copy(engine.PROJECT / "Pulumi.yaml", folder)
+    (folder / "rehearsal").symlink_to(engine.PROJECT / "rehearsal")
+    monkeypatch.setattr(rehearse, "PROJECT", folder)
+    with monkeypatch.context() as patch:
+        for name in ("XDG_DATA_HOME", "PULUMI_BACKEND_URL"):
+            patch.setenv(name, pulumi_environment[name])
+        patch.setenv("PULUMI_CONFIG_PASSPHRASE", "of the tests")
+        found = engine.engine()
+        variables = engine.variables("mine")
+        patch.setattr(engine, "PROJECT", folder)
+        patch.setattr(engine, "engine", lambda environ=None: found)
+        patch.setattr(engine, "variables", lambda stack, environ=None: variables)
+        yield folder
+
+
+def write(project: Path, text: str) -> Path:
+    file = project / "Pulumi.mine.yaml"
+    file.write_text(text)
+    return file
+
+
+STYLES = [
+    "config:\n  dask:cluster:\n    target: machines\n    machines: {source: compute, project: my-project}\n",
+    "{'config': {\"dask:cluster\": {'target': 'machines', machines: {source: \"compute\", project: 'my-project'}}}}",
+    "config:\n  dask:cluster:\n    ? target\n    : >-\n      machines\n    machines:\n      source:\n        compute\n"
+    "      project: my-project\n",
+]
+
+
+@pytest.mark.parametrize("text", STYLES)
+def test_every_style_of_yaml_is_read_alike(project: Path, text: str) -> None:
+    write(project, text)
+    assert StackKind.of(configuration.read("mine")) == COMPUTE
+    assert cloud_leftovers.project_of("mine") == "my-project"
+
+
+def test_what_pulumi_config_set_has_written_is_read(project: Path) -> None:
+    write(project, "config: {}\n")
+    assert configuration.read("mine") == {}
+    for key, value in {"target": "machines", "machines.source": "compute", "machines.project": "my-project"}.items():
+        engine.pulumi("mine", "config", "set", "--path", f"dask:cluster.{key}", value, check=True)
+    assert StackKind.of(configuration.read("mine")) == COMPUTE
+
+
+@pytest.mark.parametrize("text", STYLES)
+def test_the_own_address_is_written_into_a_file_of_any_style_and_all_else_stays(
+    project: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(project, f"# a comment\n{text}")
+    before = configuration.read("mine")
+    monkeypatch.setattr(allow_my_address, "address", lambda: "198.51.100.4")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    allow_my_address.main("mine")
+    assert configuration.read("mine") == before | {"firewall": {"ssh": ["198.51.100.4/32"]}}
+    assert file.read_text().startswith("# a comment\n")
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("it is offered again"))
+    allow_my_address.main("mine")
+
+
+@pytest.mark.parametrize(
+    "text", ["\tconfig: x", "config: [", "- a", "words", "config: words", "config: {dask:cluster: words}"]
+)
+def test_a_file_that_is_no_stack_file_gets_a_sentence(project: Path, text: str) -> None:
+    write(project, text)
+    for program in (cloud_leftovers.project_of, rehearse.main):
+        with pytest.raises(RuntimeError, match=r"Pulumi\.mine\.yaml"):
+            program("mine")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "config:", "config: {dask:cluster: null}", "config: {dask:cluster: {machines: a}}"]
+)
+def test_a_file_without_settings_is_of_no_kind_and_names_no_project(project: Path, text: str) -> None:
+    write(project, text)
+    assert not StackKind.of(configuration.read("mine")).parts
+    with pytest.raises(RuntimeError, match="stack mine names no project in Google Cloud"):
+        cloud_leftovers.project_of("mine")
+
+
+def test_a_missing_file_is_named_with_those_that_exist(project: Path) -> None:
+    write(project, "")
+    with pytest.raises(EngineError, match=r"there is no Pulumi\.other\.yaml in .*: copy one of Pulumi\.mine\.yaml"):
+        configuration.file("me/dask/other")
+
+
+def test_a_rehearsal_starts_nothing_if_the_settings_are_wrong(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = "{target: kubernetes, cluster: {source: existing, kubeconfig: /none}, workers: {replica: 3}}"
+    file = write(project, f"config: {{dask:cluster: {cluster}}}")
+    before = file.read_text()
+    monkeypatch.setattr(rehearse.Rehearsal, "start", lambda *_: pytest.fail("something was started"))
+    monkeypatch.setattr(rehearse.install, "main", lambda *_: pytest.fail("something was installed"))
+    with pytest.raises(RuntimeError, match=r"workers\.replica: .* did you mean replicas\?$"):
+        rehearse.main("mine")
+    assert file.read_text() == before

@@ -1,0 +1,58 @@
+"""The command line."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from daskstack import cli, cluster_commands, engine, stack_commands
+
+CALLS = {
+    "up": stack_commands, "preview": stack_commands, "status": cluster_commands, "check": cluster_commands,
+    "logs": cluster_commands, "dashboard": cluster_commands, "jupyter": cluster_commands,
+    "destroy": stack_commands, "leftovers": stack_commands, "rehearse": stack_commands,
+}  # fmt: skip
+
+
+def run(*words: str, environ: dict[str, str] | None = None) -> click.testing.Result:
+    return CliRunner().invoke(cli.main, words, env={"STACK": None, **(environ or {})})
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What a command line has come to."""
+    calls: list[tuple] = []
+    for name, module in CALLS.items():
+        monkeypatch.setattr(module, name, lambda *words, name=name: calls.append((name, *words)))
+    monkeypatch.setattr(cluster_commands, "shell", lambda *words: calls.append(("ssh", *words)) or 3)
+    return calls
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_stack_is_named_by_an_option_else_by_a_variable_else_it_is_dev(name: str, called: list[tuple]) -> None:
+    for words, environ in (((), {}), (("-s", "a"), {"STACK": "b"}), (("--stack", "a"), {}), ((), {"STACK": "b"})):
+        assert run(name, *words, environ=environ).exit_code == 0
+    assert [call[:2] for call in called] == [(name, "dev"), (name, "a"), (name, "a"), (name, "b")]
+
+
+def test_words_after_the_machine_are_the_commands_own(called: list[tuple]) -> None:
+    assert run("ssh", "-s", "gke", "worker-1", "ls", "-s", "--help").exit_code == 3, "the command's own status"
+    assert run("ssh").exit_code == 3
+    assert called == [("ssh", "gke", "worker-1", ("ls", "-s", "--help")), ("ssh", "dev", None, ())]
+
+
+def test_every_command_has_a_line_of_help_that_is_not_cut() -> None:
+    listed = run("--help").output.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(cli.main.commands)
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+    for name, command in cli.main.commands.items():
+        assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
+        assert run(name, "--help").exit_code == 0
+
+
+def test_an_error_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(stack: str) -> None:
+        raise engine.EngineError("no such\x1b stack")
+
+    monkeypatch.setattr(cluster_commands, "status", fail)
+    done = run("status")
+    assert (done.exit_code, done.output) == (1, "error: no such\ufffd stack\n")
