@@ -56,3 +56,12 @@ def test_every_file_of_the_project_that_is_named_exists(page: str) -> None:
                 assert [*PROJECT.glob(path)], f"{page} names {path}"
         for name in re.findall(r"(?<![\w/.-])(Pulumi\.\w+\.yaml|\w+\.(?:in|lock|py|toml|sh))\b", text):
             assert name in NAMES, f"{page} names {name}"
+
+
+def test_every_error_that_the_page_on_troubleshooting_quotes_is_one_of_ours() -> None:
+    cells = re.findall(r"^\| ([^|]+) \|", (PROJECT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [error for cell in cells for error in re.findall(r'"([^"`$]+)"', re.sub("`[^`]*`", "", cell))]
+    sources = [file for file in FILES if file.endswith((".py", ".sh")) and not file.startswith("tests/")]
+    text = "\n".join((PROJECT / file).read_text() for file in sources)
+    assert quoted
+    assert [error for error in quoted if error not in text] == []
