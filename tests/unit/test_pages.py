@@ -1,4 +1,4 @@
-"""The pages name only files, make targets and commands that exist."""
+"""The pages name only files, make targets, commands and errors that exist."""
 
 import re
 import subprocess
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from daskstack import cli
 from daskstack.engine import PROJECT
 
 FILES = subprocess.run(
@@ -46,6 +47,12 @@ def test_every_make_target_exists(page: str) -> None:
     targets = {target for line in TARGETS for target in line.split()}
     named = {word for text in code(page) for word in re.findall(r"\bmake (?:-s )?([a-z][a-z-]*)", text)}
     assert named - targets == set()
+
+
+@page
+def test_every_command_of_daskstack_exists(page: str) -> None:
+    named = {word for text in code(page) for word in re.findall(r"\bdask ?stack ([a-z][a-z-]*)", text)}
+    assert named - set(cli.main.commands) == set()
 
 
 @page
