@@ -127,7 +127,7 @@ def valid_variable(name: str) -> str:
 
 
 def valid_python(found: object) -> object:
-    if not isinstance(found, str) or not re.fullmatch(r"3\.(0|[1-9][0-9]?)", found):
+    if not isinstance(found, str) or not re.fullmatch(r"3\.(9|1[0-9])", found):  # no release is outside 3.9 to 3.19
         raise ValueError(
             f'{format_value(found)} is not a minor version in quotes; write e.g. "3.11"'
             " (without quotes, YAML reads 3.10 as 3.1)"

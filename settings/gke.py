@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from settings.common import Conflict, Listed, Networks, Section, world_conflicts
+from settings.common import Conflict, Listed, Networks, Section, format_value, world_conflicts
 
 
 def matching(pattern: str, expected: str) -> AfterValidator:
@@ -21,6 +21,36 @@ def matching(pattern: str, expected: str) -> AfterValidator:
 
     return AfterValidator(check)
 
+
+LABEL_NAME = r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LABEL_VALUE = r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?"
+Labels = dict[
+    Annotated[str, matching(LABEL_NAME, "a Kubernetes label's name; write e.g. example.com/team")],
+    Annotated[str, matching(LABEL_VALUE, "a Kubernetes label's value; write e.g. research")],
+]
+
+
+def object_matching(patterns: dict[str, str], required: set[str], expected: str) -> AfterValidator:
+    """Check the keys and values of an object that Kubernetes or Google would reject only later."""
+
+    def check(found: dict[str, Any]) -> dict[str, Any]:
+        texts = {key: str(value) for key, value in found.items() if type(value) in (str, int)}
+        right = texts.keys() == found.keys() and required <= found.keys() <= patterns.keys()
+        if not right or not all(re.fullmatch(patterns[key], text) for key, text in texts.items()):
+            raise ValueError(f"{format_value(found)} is not {expected}")
+        return found
+
+    return AfterValidator(check)
+
+
+Taint = Annotated[
+    dict[str, Any],
+    object_matching(
+        {"key": LABEL_NAME, "value": LABEL_VALUE, "effect": "NO_SCHEDULE|PREFER_NO_SCHEDULE|NO_EXECUTE"},
+        {"key", "effect"},
+        'a taint of GKE; write e.g. {"key": "team", "value": "a", "effect": "NO_SCHEDULE"}',
+    ),
+]
 
 # Private networks and shared address space. Google rejects loopback, link-local and multicast addresses.
 PRIVATE = [ipaddress.IPv4Network(each) for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")]
@@ -117,9 +147,9 @@ class WorkerPool(Pool):
     """The largest number of nodes; by default one more than there are workers."""
     accelerators: Accelerators | None = Field(None, examples=[{"type": "nvidia-tesla-t4"}])
     """GPUs of each node. Each worker uses one."""
-    labels: dict[str, str] = Field({})
+    labels: Labels = Field({})
     """Labels of the nodes."""
-    taints: Annotated[tuple[dict[str, Any], ...], Listed] = Field(
+    taints: Annotated[tuple[Taint, ...], Listed] = Field(
         (), examples=[[{"key": "team", "value": "a", "effect": "NO_SCHEDULE"}]]
     )
     """Taints of the nodes."""

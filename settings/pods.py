@@ -16,6 +16,7 @@ from settings.common import (
     valid_argument,
     valid_memory,
 )
+from settings.gke import LABEL_NAME, LABEL_VALUE, Labels, object_matching
 
 
 def valid_cpu(found: float) -> float:
@@ -60,12 +61,26 @@ def valid_package(text: str) -> str:
     return text
 
 
+Toleration = Annotated[
+    dict[str, Any],
+    object_matching(
+        {
+            "key": LABEL_NAME,
+            "operator": "Exists|Equal",
+            "value": LABEL_VALUE,
+            "effect": "NoSchedule|PreferNoSchedule|NoExecute",
+            "tolerationSeconds": "-?[0-9]{1,9}",
+        },
+        set(),
+        'a toleration; write e.g. {"key": "team", "operator": "Exists", "effect": "NoSchedule"}',
+    ),
+]
 ARGUMENTS = {
     "--nthreads": "use workers.threads",
     "--memory-limit": "use workers.memory",
     "--protocol|--tls-.*": "use dask.tls",
     "--(port|dashboard-address|contact-address|host|interface|listen-address|local-directory|name|nworkers|pid-file"
-    "|scheduler-(file|port)|version)": "remove it",
+    "|scheduler-(file|port)|version|help)": "remove it",
     **OPEN_ARGUMENTS,
 }
 Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, ARGUMENTS))], ...], Listed]
@@ -78,9 +93,9 @@ class Pod(Section):
     """The pod's CPU request."""
     memory: Annotated[str, AfterValidator(valid_memory)] = "2 GiB"
     """The pod's memory request and limit."""
-    node_selector: dict[str, str] = Field({})
+    node_selector: Labels = Field({})
     """Labels of the nodes on which the pod may run."""
-    tolerations: Annotated[tuple[dict[str, Any], ...], Listed] = Field((), examples=[[{"operator": "Exists"}]])
+    tolerations: Annotated[tuple[Toleration, ...], Listed] = Field((), examples=[[{"operator": "Exists"}]])
     """The pod's tolerations of node taints."""
     service_account: Annotated[str, AfterValidator(valid_label)] | None = Field(None, examples=["dask"])
     """The pod's ServiceAccount. With one, the pod can reach the cloud's metadata server, which grants it the account's

@@ -90,6 +90,7 @@ system_processes_in_path() {
 directory() {
   ! is_mounted "$DATA_PATH" || return 0
   if [ ! -d "$DATA_PATH" ]; then
+    [ ! -e "$DATA_PATH" ] || fatal "$DATA_PATH is not a directory; move it away, or write another data.path"
     remember data <<<"made $(first_missing "$DATA_PATH")"
     mkdir -p "$DATA_PATH"
   else

@@ -86,6 +86,21 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         'values.additional_worker_groups[0].replicas: "2" does not match',
     ),
     ({"values": {"jupyter": {"storage": 5}}}, "values.jupyter.storage: 5 does not match the chart's schema"),
+    ({"workers": {"nodeSelector": {"a b": "c"}}}, "workers.nodeSelector.a b: 'a b' is not a Kubernetes label's name"),
+    ({"workers": {"nodeSelector": {"a": "c d"}}}, "workers.nodeSelector.a: 'c d' is not a Kubernetes label's value"),
+    *(
+        ({"workers": {"tolerations": [wrong]}}, f"workers.tolerations[0]: {json.dumps(wrong)} is not a toleration;")
+        for wrong in (
+            {"operator": "Exist"},
+            {"key": "a b", "operator": "Exists"},
+            {"key": "a", "effect": "NO_SCHEDULE"},
+            {"key": "a", "value": True},
+            {"kye": "a"},
+        )
+    ),
+    ({"dask": {"workerArgs": ["--version"]}}, "dask.workerArgs[0]: --version is set by this program; remove it"),
+    ({"dask": {"workerArgs": ["--scheduler-port=1"]}}, "dask.workerArgs[0]: --scheduler-port is set by this"),
+    ({"image": "dask@sha256:1234"}, "image: 'dask@sha256:1234' is not an image with a tag"),
     ({"workers": {"cpu": True}}, "workers.cpu: true is not a number"),
     ({"workers": {"cpu": float("inf")}}, "workers.cpu: inf is not a number of CPUs"),
     ({"workers": {"memory": "0.5 B"}}, 'workers.memory: "0.5 B" is not an amount of memory'),
@@ -393,6 +408,11 @@ WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
         "cluster.ranges: applies only to a network that the stack creates",
     ),
     ({"workers": {"minNodes": 3, "maxNodes": 2}}, "cluster.workers.maxNodes: 2 is less than minNodes, 3"),
+    ({"workers": {"labels": {"a b": "c"}}}, "cluster.workers.labels.a b: 'a b' is not a Kubernetes label's name"),
+    *(
+        ({"workers": {"taints": [wrong]}}, f"cluster.workers.taints[0]: {json.dumps(wrong)} is not a taint of GKE;")
+        for wrong in ({"key": "a"}, {"key": "a", "effect": "NoSchedule"}, {"key": "a b", "effect": "NO_SCHEDULE"})
+    ),
     ({"workers": {"machine": "big"}}, "cluster.workers.machine: 'big' is not a machine type"),
     ({"hardening": {"shieldedNodes": False}}, "cluster.hardening.secureBoot: requires shielded nodes"),
     ({"hardening": {"databaseKey": "key"}}, "cluster.hardening.databaseKey: 'key' is not a Cloud KMS key; write"),

@@ -960,7 +960,7 @@ def test_the_notebooks_lock_must_be_for_the_python_of_the_stack(folder: Path) ->
 # The lock and its Python.
 
 
-@pytest.mark.parametrize("python", [3.1, 3.11, 3, "3", "3.11.2", ">=3.11", "python3.11", "2.7", None])
+@pytest.mark.parametrize("python", [3.1, 3.11, 3, "3", "3.11.2", ">=3.11", "python3.11", "2.7", "3.99", None])
 def test_python_is_a_minor_version_in_quotes(folder: Path, python: Any) -> None:
     text = one(folder, environment__python=python)
     assert text.startswith("environment.python: ")

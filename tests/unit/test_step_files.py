@@ -51,3 +51,15 @@ def test_a_program_that_a_step_installs_has_every_function_that_it_calls(state: 
         code = re.sub(r"(?m)(^|\s)#.*|'[^'\n]*'", "", bodies[name])  # neither comments nor text
         called = {word for word in re.findall(r"(?<![\w/$.-])[a-z_]+(?![\w=-])", code) if word in bodies}
         assert called - {name} <= installed, f"{name} calls {called - installed}"
+
+
+def test_a_data_path_that_is_a_file_is_rejected_before_anything_is_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "daskdata"
+    path.write_text("")
+    body = re.search(r"^directory\(\) \{\n.*?^\}", step_text("data"), re.MULTILINE | re.DOTALL)
+    assert body
+    stubs = "is_mounted() { false; }; remember() { echo remembered; }; fatal() { echo \"$*\"; exit 1; }"
+    command = ["bash", "-c", f"{stubs}\n{body[0]}\nDATA_PATH={path} directory"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    expected = f"{path} is not a directory; move it away, or write another data.path\n"
+    assert (done.returncode, done.stdout) == (1, expected)
