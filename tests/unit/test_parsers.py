@@ -145,6 +145,7 @@ def test_a_network_in_standard_form_is_accepted(network: ipaddress.IPv4Network |
     assert common.valid_network(str(network)) == str(network)
 
 
+@example("fe80::1%eth0/128")
 @given(TEXT | st.from_regex(r"[0-9a-f:.]{1,12}(%[a-z0-9]{0,3})?/?[0-9]{0,3}", fullmatch=True))
 def test_only_networks_in_standard_form_are_accepted(text: str) -> None:
     try:

@@ -58,7 +58,7 @@ def test_a_data_path_that_is_a_file_is_rejected_before_anything_is_remembered(tm
     path.write_text("")
     body = re.search(r"^directory\(\) \{\n.*?^\}", step_text("data"), re.MULTILINE | re.DOTALL)
     assert body
-    stubs = "is_mounted() { false; }; remember() { echo remembered; }; fatal() { echo \"$*\"; exit 1; }"
+    stubs = 'is_mounted() { false; }; remember() { echo remembered; }; fatal() { echo "$*"; exit 1; }'
     command = ["bash", "-c", f"{stubs}\n{body[0]}\nDATA_PATH={path} directory"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     expected = f"{path} is not a directory; move it away, or write another data.path\n"
