@@ -48,7 +48,7 @@ DATA = [
         "on_the_cluster/steps/data.sh",
         'if [ "$HOLDS" = yes ] && [ "$DELETE" = yes ]; then',
         'if [ "$HOLDS" = yes ]; then',
-        "tests/machines/test_end.py::test_files_stay_and_are_the_login_users",
+        "tests/machines/test_end.py::test_files_stay_after_undo_and_belong_to_the_login_user",
     ),
     Mutation(
         "format-disk",
@@ -56,7 +56,7 @@ DATA = [
         "on_the_cluster/steps/data.sh",
         'if blkid -p "$DEVICE" >&2 || ! cmp -s -n 1048576 "$DEVICE" /dev/zero; then',
         'if blkid -p "$DEVICE" >&2; then',
-        "tests/machines/test_steps.py::test_a_disk_with_anything_else_on_it_is_left_alone",
+        "tests/machines/test_steps.py::test_a_disk_with_other_contents_is_never_formatted",
     ),
     Mutation(
         "data-in-memory",
@@ -64,7 +64,7 @@ DATA = [
         "on_the_cluster/steps/data.sh",
         'elif [ "$HOLDS" = yes ]; then refuse_tmpfs; fi',
         "fi",
-        "tests/machines/test_steps.py::test_data_in_memory_is_refused",
+        "tests/machines/test_steps.py::test_a_data_path_in_memory_is_rejected",
     ),
     Mutation(
         "hidden-files",
@@ -72,7 +72,7 @@ DATA = [
         "on_the_cluster/steps/data.sh",
         "  refuse_to_hide_files\n  remove_former_mount",
         "  remove_former_mount",
-        "tests/machines/test_steps.py::test_files_that_the_mount_would_hide_stop_the_step",
+        "tests/machines/test_steps.py::test_the_step_fails_if_the_mount_would_hide_files",
     ),
     Mutation(
         "cloud-disk-goes",
@@ -168,7 +168,7 @@ DATA = [
         "tools/undo_unfinished.py",
         "    for resource in begun:\n",
         "    for resource in []:\n",
-        "tests/engine/test_killed.py::test_a_command_that_a_killed_up_had_begun_is_undone",
+        "tests/engine/test_killed.py::test_a_command_that_a_killed_up_had_started_is_undone",
     ),
     Mutation(
         "resume-of-a-killed-up",
@@ -192,7 +192,7 @@ DATA = [
         "charts/dask/templates/worker.yaml",
         "  preStop:\n",
         "  postStart:\n",
-        "tests/kubernetes/test_chart.py::test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it",
+        "tests/kubernetes/test_chart.py::test_stopping_workers_get_the_grace_period_to_hand_over_their_data",
     ),
     Mutation(
         "pods-of-workers-stop-at-once",
@@ -200,7 +200,7 @@ DATA = [
         "charts/dask/templates/worker.yaml",
         "python /etc/dask/drain.py {{ $address }}",
         "true",
-        "tests/kubernetes/test_release.py::test_a_change_of_workers_and_packages_shows_in_the_preview_and_loses_no_result",
+        "tests/kubernetes/test_release.py::test_changing_workers_and_packages_shows_in_the_preview_and_loses_no_result",
     ),
     Mutation(
         "no-time-to-hand-over",
@@ -208,7 +208,7 @@ DATA = [
         "charts/dask/templates/worker.yaml",
         "timeout {{ sub $values.gracePeriod 10 | max 1 }}",
         "timeout {{ add $values.gracePeriod 10 }}",
-        "tests/kubernetes/test_chart.py::test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it",
+        "tests/kubernetes/test_chart.py::test_stopping_workers_get_the_grace_period_to_hand_over_their_data",
     ),
     Mutation(
         "twenty-seconds",
@@ -216,7 +216,7 @@ DATA = [
         "charts/dask/files/drain.py",
         "begun_until = within / 4",
         "begun_until = within / 40",
-        "tests/machines/test_change.py::test_a_worker_that_is_stopped_lets_tasks_end_for_20_seconds_and_hands_over",
+        "tests/machines/test_change.py::test_a_stopping_worker_gives_tasks_20_seconds_and_hands_over_its_data",
     ),
     Mutation(
         "all-restart-at-once",
@@ -224,7 +224,7 @@ DATA = [
         "on_the_cluster/steps/common.sh",
         "flock -w $patience 9 && echo held",
         "echo held",
-        "tests/machines/test_session.py::test_workers_of_one_machine_restart_at_a_time",
+        "tests/machines/test_session.py::test_workers_restart_one_machine_at_a_time",
     ),
     Mutation(
         "half-written",
@@ -232,7 +232,7 @@ DATA = [
         "on_the_cluster/steps/common.sh",
         'rm -f "$file" "$file.new"',
         'rm -f "$file"',
-        "tests/machines/test_end.py::test_a_step_that_is_killed_at_any_of_its_lines_is_finished_and_undone_like_any_other",
+        "tests/machines/test_end.py::test_a_step_killed_at_any_line_can_be_finished_and_undone",
     ),
     Mutation(
         "second-run-restarts",
@@ -240,8 +240,7 @@ DATA = [
         "on_the_cluster/steps/service.sh",
         'if outdated dask-scheduler "${files[@]}"; then systemctl stop dask-scheduler; fi',
         "systemctl stop dask-scheduler",
-        "tests/machines/test_guest.py::"
-        "test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_that_resist",
+        "tests/machines/test_guest.py::test_undo_restores_machines_after_failures_changes_and_hostile_tasks",
     ),
     Mutation(
         "mount-in-a-circle",
@@ -249,7 +248,7 @@ DATA = [
         "on_the_cluster/steps/data.sh",
         "DefaultDependencies=no\n",
         "",
-        "tests/machines/test_steps.py::test_the_units_need_each_other_in_no_circle",
+        "tests/machines/test_steps.py::test_the_units_have_no_dependency_cycle",
     ),
     Mutation(
         "package-not-installed",
@@ -257,7 +256,7 @@ DATA = [
         "on_the_cluster/steps/data.sh",
         "need sshfs sshfs fuse-sshfs",
         "need sshfs fuse-sshfs",
-        "tests/machines/test_bare.py::test_every_package_that_a_step_needs_is_installed_where_it_is_missing",
+        "tests/machines/test_bare.py::test_steps_install_the_packages_they_need",
     ),
     Mutation(
         "lost-actors",
@@ -266,7 +265,7 @@ DATA = [
         '      fatal "cannot remove workers without',
         '      note "cannot remove workers without',
         "tests/machines/test_change.py"
-        "::test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what_runs",
+        "::test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_rejected",
     ),
 ]
 
@@ -301,7 +300,7 @@ TASKS = [
         "on_the_cluster/steps/data/units.sh",
         "mount -o nosuid,nodev $DEVICE",
         "mount $DEVICE",
-        "tests/machines/test_steps.py::test_a_disk_brings_no_set_user_id_program_along",
+        "tests/machines/test_steps.py::test_setuid_programs_on_a_disk_have_no_effect",
     ),
     Mutation(
         "source-packages",
@@ -309,7 +308,7 @@ TASKS = [
         "on_the_cluster/steps/environment.sh",
         " --no-build --require-hashes",
         " --require-hashes",
-        "tests/machines/test_steps.py::test_root_builds_no_source_package",
+        "tests/machines/test_steps.py::test_root_never_builds_source_packages",
     ),
     Mutation(
         "unchecked-wheels",
@@ -317,7 +316,7 @@ TASKS = [
         "on_the_cluster/steps/environment.sh",
         " --no-build --require-hashes",
         " --no-build --no-verify-hashes",
-        "tests/machines/test_steps.py::test_root_installs_no_wheel_without_a_hash_of_the_lock",
+        "tests/machines/test_steps.py::test_root_rejects_wheels_whose_hash_is_not_in_the_lock",
     ),
     Mutation(
         "metadata-of-machines",
@@ -325,7 +324,7 @@ TASKS = [
         "on_the_cluster/steps/keys.sh",
         'if [ "$METADATA" = no ]; then block_metadata; else allow_metadata; fi',
         "allow_metadata",
-        "tests/machines/test_steps.py::test_tasks_reach_the_metadata_server_only_where_they_may_use_the_machines_account",
+        "tests/machines/test_steps.py::test_tasks_reach_the_metadata_server_only_if_they_may_use_the_machines_account",
     ),
     Mutation(
         "metadata-of-pods",
@@ -333,7 +332,7 @@ TASKS = [
         "charts/dask/templates/config.yaml",
         " 169.254.0.0/16,",
         "",
-        "tests/kubernetes/test_chart.py::test_pods_reach_dns_and_the_internet_but_no_metadata_server_and_no_private_network",
+        "tests/kubernetes/test_chart.py::test_pods_reach_dns_and_the_internet_but_not_metadata_servers_or_private_networks",
     ),
     Mutation(
         "metadata-by-egress",
@@ -349,7 +348,7 @@ TASKS = [
         "charts/dask/templates/_helpers.tpl",
         "automountServiceAccountToken: {{ not (empty $account) }}",
         "automountServiceAccountToken: true",
-        "tests/kubernetes/test_chart.py::test_pods_get_no_token_but_the_scheduler_that_scales_workers_and_it_may_do_nothing_else",
+        "tests/kubernetes/test_chart.py::test_only_a_scheduler_that_scales_workers_gets_a_token_with_no_other_permission",
     ),
     Mutation(
         "scheduler-edits-deployments",
@@ -357,7 +356,7 @@ TASKS = [
         "charts/dask/templates/scheduler.yaml",
         "resources: [deployments/scale]",
         "resources: [deployments, deployments/scale]",
-        "tests/kubernetes/test_chart.py::test_pods_get_no_token_but_the_scheduler_that_scales_workers_and_it_may_do_nothing_else",
+        "tests/kubernetes/test_chart.py::test_only_a_scheduler_that_scales_workers_gets_a_token_with_no_other_permission",
     ),
     Mutation(
         "environment-writable",
@@ -365,7 +364,7 @@ TASKS = [
         "charts/dask/templates/_helpers.tpl",
         "{name: environment, mountPath: /opt/dask, readOnly: true}",
         "{name: environment, mountPath: /opt/dask}",
-        "tests/kubernetes/test_chart.py::test_a_task_cannot_change_the_environment_and_what_it_writes_has_limits",
+        "tests/kubernetes/test_chart.py::test_tasks_cannot_change_the_environment_and_their_storage_is_limited",
     ),
     Mutation(
         "unrestricted-namespace",
@@ -413,7 +412,7 @@ TASKS = [
         "on_the_cluster/steps/credentials.sh",
         'exec /usr/bin/setpriv --no-new-privs "\\$@"',
         'exec "\\$@"',
-        "tests/machines/test_session.py::test_a_session_of_the_clusters_user_can_gain_no_rights",
+        "tests/machines/test_session.py::test_a_session_of_the_cluster_user_cannot_gain_privileges",
     ),
     Mutation(
         "steps-print-controls",
@@ -421,7 +420,7 @@ TASKS = [
         "on_the_cluster/steps/common.sh",
         "printable() { LC_ALL=C tr -dc '\\11\\12\\40-\\176'; }",
         "printable() { cat; }",
-        "tests/machines/test_session.py::test_what_tasks_choose_reaches_no_terminal_as_control_characters",
+        "tests/machines/test_session.py::test_text_chosen_by_tasks_reaches_terminals_without_control_characters",
     ),
     Mutation(
         "gone-at-boot",
@@ -429,7 +428,7 @@ TASKS = [
         "on_the_cluster/steps/idle.sh",
         '    [ "$age" -le $((now - began)) ] || age=$((now - began))\n',
         "",
-        "tests/unit/test_idle_watch.py::test_without_work_a_machine_goes_when_it_was_on_for_the_limit",
+        "tests/unit/test_idle_watch.py::test_an_idle_machine_powers_off_after_the_limit",
     ),
     Mutation(
         "gone-during-steps",
@@ -472,7 +471,7 @@ COMPUTER = [
         "daskstack/tunnel.py",
         "                _wait(process, said)\n",
         "                pass\n",
-        "tests/engine/test_tunnel.py::test_a_port_that_another_program_holds_is_no_tunnel",
+        "tests/engine/test_tunnel.py::test_a_port_held_by_another_program_is_not_taken_for_a_tunnel",
     ),
     Mutation(
         "connection-as-option",
@@ -504,7 +503,7 @@ COMPUTER = [
         "on_this_computer/local_machines/machine.sh",
         '  rm -rf "$DIRECTORY/.$NAME"\n  [[ -d $state ]] || create\n',
         "  [[ -d $state ]] || create\n",
-        "tests/machines/test_local_machines.py::test_an_up_that_is_killed_anywhere_is_repaired_by_the_next",
+        "tests/machines/test_local_machines.py::test_the_next_up_repairs_one_that_was_killed_anywhere",
     ),
 ]
 
@@ -611,7 +610,7 @@ DOORS = [
         "charts/dask/templates/config.yaml",
         "        {{- range .Values.networkPolicy.sources }}",
         "        - ipBlock: {cidr: 0.0.0.0/0}\n        {{- range .Values.networkPolicy.sources }}",
-        "tests/kubernetes/test_chart.py::test_a_load_balancer_lets_its_networks_alone_in_and_sees_who_comes",
+        "tests/kubernetes/test_chart.py::test_a_load_balancer_admits_only_its_source_networks_and_preserves_client_addresses",
     ),
     Mutation(
         "no-network-policy",
@@ -619,7 +618,7 @@ DOORS = [
         "charts/dask/templates/config.yaml",
         "{{- if .Values.networkPolicy.enabled }}",
         "{{- if false }}",
-        "tests/kubernetes/test_release.py::test_network_policies_close_the_release_to_other_pods_and_private_networks_to_it",
+        "tests/kubernetes/test_release.py::test_network_policies_block_other_pods_and_access_to_private_networks",
     ),
     Mutation(
         "private-networks",
@@ -627,7 +626,7 @@ DOORS = [
         "charts/dask/templates/config.yaml",
         "[10.0.0.0/8, ",
         "[",
-        "tests/kubernetes/test_chart.py::test_pods_reach_dns_and_the_internet_but_no_metadata_server_and_no_private_network",
+        "tests/kubernetes/test_chart.py::test_pods_reach_dns_and_the_internet_but_not_metadata_servers_or_private_networks",
     ),
     Mutation(
         "load-balancer-for-all",
@@ -635,7 +634,7 @@ DOORS = [
         "charts/dask/templates/_helpers.tpl",
         "  loadBalancerSourceRanges:\n    {{- toYaml .values.sourceRanges | nindent 4 }}\n",
         "",
-        "tests/kubernetes/test_chart.py::test_a_load_balancer_lets_its_networks_alone_in_and_sees_who_comes",
+        "tests/kubernetes/test_chart.py::test_a_load_balancer_admits_only_its_source_networks_and_preserves_client_addresses",
     ),
     Mutation(
         "firewall-sources",
@@ -643,7 +642,7 @@ DOORS = [
         "on_the_cluster/steps/firewall/apply.sh",
         '<source address=\\"$2\\"/><port',
         "<port",
-        "tests/machines/test_firewall.py::test_the_firewall_lets_the_cluster_in_and_nobody_else_but_to_ssh_from_where_it_may",
+        "tests/machines/test_firewall.py::test_only_the_cluster_reaches_dask_and_only_listed_networks_reach_ssh",
     ),
     Mutation(
         "shut-out",
@@ -651,7 +650,7 @@ DOORS = [
         "on_the_cluster/steps/firewall/check.sh",
         '  overlap "$address" "$NETWORK $SSH_SOURCES" ||',
         "  true ||",
-        "tests/machines/test_firewall.py::test_an_address_that_would_be_shut_out_is_told_before_anything_changes",
+        "tests/machines/test_firewall.py::test_the_step_fails_before_it_would_shut_out_your_address",
     ),
     Mutation(
         "beside-other-firewalls",
@@ -659,7 +658,7 @@ DOORS = [
         "on_the_cluster/steps/firewall.sh",
         '  [ -z "$found" ] || fatal "another firewall is active:',
         '  true || fatal "another firewall is active:',
-        "tests/machines/test_firewall.py::test_beside_another_firewall_it_changes_nothing_and_says_what_to_do",
+        "tests/machines/test_firewall.py::test_with_another_firewall_the_step_changes_nothing_and_says_what_to_do",
     ),
     Mutation(
         "services-closed",
@@ -667,7 +666,7 @@ DOORS = [
         "on_the_cluster/steps/firewall.sh",
         "    check_services\n",
         "    :\n",
-        "tests/machines/test_firewall.py::test_a_service_that_would_be_closed_stops_it_with_the_line_that_opens_it",
+        "tests/machines/test_firewall.py::test_the_step_fails_if_it_would_close_a_service_and_shows_the_setting_that_opens_it",
     ),
     Mutation(
         "no-rollback",
@@ -675,7 +674,7 @@ DOORS = [
         "on_the_cluster/steps/firewall.sh",
         "  schedule_rollback\n  apply\n",
         "  apply\n",
-        "tests/machines/test_firewall.py::test_a_change_that_nobody_confirms_takes_itself_back",
+        "tests/machines/test_firewall.py::test_an_unconfirmed_change_is_rolled_back",
     ),
     Mutation(
         "check-of-tls",
@@ -691,7 +690,7 @@ DOORS = [
         "on_the_cluster/steps/firewall/apply.sh",
         "  echo '  <short>Outside the Dask cluster</short>'",
         '  echo \'  <short>Outside the Dask cluster</short><port port="8787" protocol="tcp"/>\'',
-        "tests/machines/test_stack.py::test_from_outside_every_port_of_every_machine_is_closed",
+        "tests/machines/test_stack.py::test_every_port_of_every_machine_is_closed_to_the_outside",
     ),
 ]
 
@@ -726,7 +725,7 @@ KEYS = [
         "daskstack/ssh.py",
         '"StrictHostKeyChecking": "yes"',
         '"StrictHostKeyChecking": "no"',
-        "tests/engine/test_tunnel.py::test_a_machine_with_another_host_key_gets_nothing",
+        "tests/engine/test_tunnel.py::test_a_machine_with_a_wrong_host_key_gets_no_data",
     ),
     Mutation(
         "any-host-key-inside",
@@ -739,7 +738,7 @@ KEYS = [
     HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com
 """,
         "    StrictHostKeyChecking no\n    UserKnownHostsFile /dev/null\n",
-        "tests/machines/test_steps.py::test_a_machine_that_the_authority_did_not_sign_is_refused",
+        "tests/machines/test_steps.py::test_a_machine_without_a_signed_host_key_is_rejected",
     ),
     Mutation(
         "keys-stay-on-disk",
@@ -787,7 +786,7 @@ KEYS = [
         "on_the_cluster/steps/credentials.sh",
         "Match User $CLUSTER_USER\n",
         "Match all\n",
-        "tests/machines/test_session.py::test_the_clusters_user_may_open_no_more_than_sessions",
+        "tests/machines/test_session.py::test_the_cluster_user_can_open_sessions_only",
     ),
     Mutation(
         "planted-keys",
@@ -795,7 +794,7 @@ KEYS = [
         "on_the_cluster/steps/credentials.sh",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysFile none\n    AuthorizedKeysCommand",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysCommand",
-        "tests/machines/test_session.py::test_the_clusters_user_may_open_no_more_than_sessions",
+        "tests/machines/test_session.py::test_the_cluster_user_can_open_sessions_only",
     ),
     Mutation(
         "removed-machine-stays",
@@ -803,7 +802,7 @@ KEYS = [
         "on_the_cluster/steps/authority/sign.sh",
         'cat "$key" >>revoked',
         "true",
-        "tests/machines/test_steps.py::test_keys_of_a_removed_machine_open_no_door",
+        "tests/machines/test_steps.py::test_keys_of_a_removed_machine_are_rejected",
     ),
     Mutation(
         "certificates-from-anywhere",
@@ -811,7 +810,7 @@ KEYS = [
         "on_the_cluster/steps/authority/sign.sh",
         ' -O clear -O "source-address=$SOURCES"',
         " -O clear",
-        "tests/machines/test_steps.py::test_ssh_certificates_have_serials_and_source_addresses_and_allow_nothing_else",
+        "tests/machines/test_steps.py::test_ssh_certificates_have_serials_and_source_addresses_and_no_extra_permissions",
     ),
     Mutation(
         "weak-tls-keys",
@@ -835,7 +834,7 @@ KEYS = [
         "on_the_cluster/steps/keys.sh",
         '-C "$CLUSTER_USER@$NAME" -f "$key.new"\n',
         '-C "$CLUSTER_USER@$NAME" -f "$key.new" && cat "$key.new" >&2\n',
-        "tests/machines/test_stack.py::test_no_machines_private_key_is_in_state_outputs_or_logs_even_encrypted",
+        "tests/machines/test_stack.py::test_private_keys_of_machines_are_not_in_state_outputs_or_logs_even_encrypted",
     ),
 ]
 
@@ -902,7 +901,7 @@ SECRETS = [
         "charts/dask/templates/_helpers.tpl",
         "- secretRef: {name: {{ . }}}",
         "- configMapRef: {name: {{ . }}}",
-        "tests/kubernetes/test_chart.py::test_a_task_cannot_change_the_environment_and_what_it_writes_has_limits",
+        "tests/kubernetes/test_chart.py::test_tasks_cannot_change_the_environment_and_their_storage_is_limited",
     ),
     Mutation(
         "rehearsal-at-home",
@@ -910,7 +909,7 @@ SECRETS = [
         "rehearsal/environment.py",
         '        "HOME": str(home),\n',
         "",
-        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
+        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_neither_the_callers_logins_nor_official_plugins",
     ),
     Mutation(
         "rehearsal-with-tokens",
@@ -918,7 +917,7 @@ SECRETS = [
         "rehearsal/environment.py",
         'r"GOOGLE_|GCLOUD_|CLOUDSDK_|',
         'r"GCLOUD_|',
-        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
+        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_neither_the_callers_logins_nor_official_plugins",
     ),
     Mutation(
         "rehearsal-plugin-on-path",
@@ -926,7 +925,7 @@ SECRETS = [
         "rehearsal/environment.py",
         '        "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",',
         "",
-        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin",
+        "tests/engine/test_rehearsal_accounts.py::test_a_rehearsed_program_finds_neither_the_callers_logins_nor_official_plugins",
     ),
     Mutation(
         "script-on-command-line",

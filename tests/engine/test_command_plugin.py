@@ -31,7 +31,7 @@ def at(connection, name="it", **arguments):
     return f"remote.Command('{name}', connection={connection}, **{arguments})\n"
 
 
-def test_create_update_and_delete_run_in_turn_and_each_gets_stdin(project, sshd, tmp_path):
+def test_create_update_and_delete_run_in_order_and_get_stdin(project, sshd, tmp_path):
     """Where there is no update, create runs again, and finds the previous output if it is let."""
 
     def program(stdin):
@@ -78,7 +78,7 @@ def test_create_update_and_delete_run_in_turn_and_each_gets_stdin(project, sshd,
         assert (tmp_path / place).read_text() == "delete\nsecond"
 
 
-def test_triggers_replace_and_the_old_ones_delete_runs_last(project, tmp_path):
+def test_triggers_replace_the_command_and_the_old_delete_runs_last(project, tmp_path):
     log = tmp_path / "did"
     program = f"local.Command('it', create='echo create >> {log}', delete='echo delete >> {log}', triggers=[%d])"
     project.up(program % 1)
@@ -86,7 +86,7 @@ def test_triggers_replace_and_the_old_ones_delete_runs_last(project, tmp_path):
     assert log.read_text().split() == ["create", "create", "delete"]
 
 
-def test_a_command_has_its_environment_folder_and_interpreter(project, make_sshd, tmp_path):
+def test_a_command_gets_its_environment_folder_and_interpreter(project, make_sshd, tmp_path):
     accepting = make_sshd("accepting").start("AcceptEnv OWN")
     project.environment["INHERITED"] = "from outside"
     output = project.up(f"""
@@ -121,7 +121,7 @@ def test_output_is_shown_while_the_command_runs(project, sshd, tmp_path):
     assert rest.count("late\n") >= 2
 
 
-def test_logging_says_what_is_shown(project):
+def test_logging_selects_the_output_that_is_shown(project):
     output = project.up("""
 for logging in ("stdout", "stderr", "stdoutAndStderr", "none"):
     local.Command(logging, create=f"echo OUT-{logging}; echo ERR-{logging} >&2", logging=logging)
@@ -132,7 +132,7 @@ for logging in ("stdout", "stderr", "stdoutAndStderr", "none"):
     assert "ERR-stdoutAndStderr" in output
 
 
-def test_what_failed_shows_its_status_and_output_and_is_tried_again(project, sshd, tmp_path):
+def test_a_failed_command_shows_status_and_output_and_is_retried(project, sshd, tmp_path):
     project.up("local.Command('later', create='true')")
     program = both(sshd, f"Command(place, create='echo bad >&2; test -e {tmp_path}/there || exit 7')")
     program += f"local.Command('later', create='test -e {tmp_path}/there')\n"
@@ -170,7 +170,7 @@ def test_commands_run_at_the_same_time(project, sshd, tmp_path):
     )
 
 
-def test_a_preview_runs_and_connects_to_nothing(project, sshd, tmp_path):
+def test_a_preview_runs_no_command_and_opens_no_connection(project, sshd, tmp_path):
     output = project.preview(f"""
 connection = {sshd.connection()}
 first = local.Command("first", create="touch {tmp_path}/ran")
@@ -203,7 +203,7 @@ remote.CopyToRemote(
     assert sshd.connections == before
 
 
-def test_a_server_with_another_host_key_gets_no_login(project, sshd, keys):
+def test_a_server_with_a_wrong_host_key_gets_no_login(project, sshd, keys):
     keys.make("ecdsa", kind="ecdsa")
     names = {name: sshd.connection(host_key=keys.public(name)) for name in ("other", "ecdsa")}
     report = project.fails("".join(at(connection, name, create="echo did run") for name, connection in names.items()))
@@ -211,7 +211,7 @@ def test_a_server_with_another_host_key_gets_no_login(project, sshd, keys):
     assert "Accepted" not in sshd.log.read_text()
 
 
-def test_a_pinned_key_of_any_type_of_the_server_is_taken_and_any_where_none_is_pinned(project, sshd, keys):
+def test_a_pinned_host_key_of_any_type_is_accepted_and_any_key_without_a_pin(project, sshd, keys):
     pins = [[name, keys.public(name)] for name in ("host", "host-rsa")] + [["none", None]]
     project.up(f"""
 for name, key in {pins}:
@@ -232,7 +232,7 @@ def test_a_bastion_is_passed_through_with_its_own_host_key(project, sshd, make_s
     assert sshd.connections == 1
 
 
-def test_dialling_goes_on_until_the_server_is_there(project, make_sshd):
+def test_dialing_continues_until_the_server_is_up(project, make_sshd):
     late = make_sshd("late")
     project.write(at(late.connection(dial_error_limit=-1), create="true"))
     with project.started("up", "--yes", "--skip-preview") as engine:
@@ -243,7 +243,7 @@ def test_dialling_goes_on_until_the_server_is_there(project, make_sshd):
     assert late.connections == 1
 
 
-def test_what_does_not_answer_or_goes_away_ends_the_command(project, sshd, make_sshd):
+def test_a_server_that_never_answers_or_disconnects_fails_the_command(project, sshd, make_sshd):
     """A machine that stands still is given up after the time for one dial; without that this would not end."""
     silent, breaking = make_sshd("silent").start(), make_sshd("breaking").start()
     os.kill(silent.pid, signal.SIGSTOP)
@@ -261,7 +261,7 @@ def test_what_does_not_answer_or_goes_away_ends_the_command(project, sshd, make_
     assert "begun" in report
 
 
-def test_the_agents_keys_and_encrypted_ones_open_the_door(project, sshd, keys, tmp_path):
+def test_agent_keys_and_encrypted_keys_can_log_in(project, sshd, keys, tmp_path):
     private = keys.make("locked", passphrase="open sesame").read_text()
     with (sshd.folder / "authorized_keys").open("a") as authorized:
         authorized.write(keys.public("locked") + "\n")
@@ -295,7 +295,7 @@ def below(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_files_and_directories_are_copied_and_again_when_they_change(project, sshd, tmp_path):
+def test_files_and_directories_are_copied_again_when_they_change(project, sshd, tmp_path):
     """A directory goes under its name, or only what is in it if a slash follows the name."""
     source, target, folder, tree = (tmp_path / name for name in ("source", "target", "folder", "tree"))
     source.write_text("first")
@@ -326,7 +326,7 @@ def test_files_and_directories_are_copied_and_again_when_they_change(project, ss
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_the_engines_end_leaves_no_process(project, sshd, ending):
+def test_no_process_remains_after_the_engine_exits(project, sshd, ending):
     marker = f"600.{time.time_ns()}"
     # Without a terminal a remote command learns from its output that nobody is there any more.
     project.write(f"""

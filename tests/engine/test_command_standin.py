@@ -12,7 +12,7 @@ PLUGIN = "resource", "command", COMMAND
 pytestmark = pytest.mark.usefixtures("stand_in")
 
 
-def test_what_the_stand_in_does_not_do_it_refuses_by_name_and_says_once_that_it_is_one(project):
+def test_the_stand_in_rejects_unsupported_inputs_by_name_and_announces_itself_once(project):
     report = project.fails("""
 for name in "ab":
     local.Command(name, create="true")
@@ -46,7 +46,7 @@ def test_a_failing_command_shows_its_last_lines_and_no_secret(project, sshd):
     assert "private-" not in report
 
 
-def test_each_way_in_which_a_connection_fails_has_its_reason(project, sshd, make_sshd, keys, tmp_path):
+def test_each_kind_of_connection_failure_has_its_own_message(project, sshd, make_sshd, keys, tmp_path):
     keys.make("ecdsa", kind="ecdsa")
     private = keys.make("locked", passphrase="open sesame").read_text()
     closed, silent, breaking = (make_sshd(name) for name in ("closed", "silent", "breaking"))
@@ -96,7 +96,7 @@ def test_each_way_in_which_a_connection_fails_has_its_reason(project, sshd, make
     assert "did run" not in report
 
 
-def test_a_wrong_host_key_is_final_and_a_refused_previous_output_a_warning_alone(project, sshd, make_sshd, keys):
+def test_a_wrong_host_key_is_not_retried_and_a_rejected_previous_output_only_warns(project, sshd, make_sshd, keys):
     strange = make_sshd("strange").start()
     known = make_sshd("known").start()
     program = at(known.connection(), "known", create="echo %s")

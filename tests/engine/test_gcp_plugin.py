@@ -28,7 +28,7 @@ def cloud(project: Project, tmp_path: Path) -> Cloud:
     return Cloud(project, tmp_path / "rehearsal")
 
 
-def test_a_preview_knows_arguments_but_not_what_google_fills_in(cloud):
+def test_a_preview_knows_arguments_but_not_computed_values(cloud):
     output = cloud.preview("""
 network = make("compute/network:Network", "network", name="net", autoCreateSubnetworks=False)
 make("compute/subnetwork:Subnetwork", "nodes", name="nodes", network=network.id, ipCidrRange="10.8.0.0/22")
@@ -48,7 +48,7 @@ for output in (network.id, network.selfLink, network.name):
     ],
     ids=["a word that it cannot be", "required", "conflict"],
 )
-def test_a_wrong_argument_is_named_before_anything_is_made(cloud, program, named):
+def test_a_wrong_argument_is_rejected_before_anything_is_created(cloud, program, named):
     cloud.project.write(cloud.program(program))
     output = cloud.project.run("preview", succeeds=False)
     assert re.search(named, output[output.index("Diagnostics:") :], re.IGNORECASE)

@@ -137,7 +137,7 @@ SUBNETWORK_ID = "projects/my-project/regions/us-central1/subnetworks/nodes"
 CLUSTER_ID = "projects/my-project/locations/us-central1-a/clusters/c"
 
 
-def test_a_cluster_with_network_and_pools_is_made_changed_left_alone_and_deleted(cloud):
+def test_a_cluster_with_network_and_pools_can_be_created_changed_and_deleted(cloud):
     def program(label, count):
         return f"""{NETWORK}{CLUSTER % (False, label)}{pool("system")}{pool("workers", count, {"dask": "yes"}, [TAINT])}
 account = make("serviceaccount/account:Account", "account", accountId="dask-nodes")
@@ -197,7 +197,7 @@ def test_the_node_has_the_labels_of_all_pools_and_the_taints_that_all_have(cloud
     assert cloud.node["spec"]["taints"] == [OTHERS]
 
 
-def test_a_preview_knows_arguments_but_not_what_google_fills_in_and_changes_nothing(cloud):
+def test_a_preview_knows_arguments_but_not_computed_values_and_changes_nothing(cloud):
     output = cloud.preview(
         f"""{NETWORK}{CLUSTER % (False, "one")}{pool("system")}
 for output in (cluster.endpoint, cluster.controlPlaneEndpointsConfig, cluster.masterAuth, network.id):
@@ -211,14 +211,14 @@ network.name.apply(lambda value: print(f"known: {{value}}"))
     assert not (cloud.folder / "calls").exists()
 
 
-def test_refresh_shows_what_was_removed_by_hand_and_up_makes_it_again(cloud):
+def test_refresh_detects_deleted_resources_and_up_recreates_them(cloud):
     cloud.up(NETWORK)
     (cloud.folder / "gcp" / f"{SUBNETWORK_ID}.json").unlink()
     assert "1 deleted" in cloud.project.run("refresh", "--yes", "--skip-preview")
     assert "1 created" in cloud.up(NETWORK)
 
 
-def test_what_is_there_already_or_lacks_what_it_names_is_not_made(cloud):
+def test_existing_names_and_missing_references_are_rejected(cloud):
     cloud.up('make("compute/network:Network", "one", name="net")')
     report = cloud.fails(
         """
@@ -245,7 +245,7 @@ def test_a_protected_cluster_and_a_network_in_use_are_not_deleted(cloud):
     assert f"projects/my-project/global/networks/net is used by {used}" in report
 
 
-def test_a_replacement_is_asked_for_where_a_change_in_place_is_not_possible(cloud):
+def test_changes_that_are_impossible_in_place_cause_a_replacement(cloud):
     made = 'make("compute/network:Network", "auto", mtu=%s, description="%s")'
     cloud.up(made % (1460, "one"))
     [first] = cloud.files
@@ -257,7 +257,7 @@ def test_a_replacement_is_asked_for_where_a_change_in_place_is_not_possible(clou
     assert second != first
 
 
-def test_a_machine_has_addresses_and_what_it_needs_stays_while_it_does(cloud):
+def test_a_machine_has_addresses_and_its_dependencies_cannot_be_deleted(cloud):
     machine = """
 make("compute/network:Network", "net", name="default-net")
 address = make("compute/address:Address", "address", name="address")
@@ -289,7 +289,7 @@ pulumi.export("vm", [vm.networkInterfaces, vm.id])
     assert cloud.files == set()
 
 
-def test_gcloud_lists_what_the_program_made_and_its_plugin_brings_the_kubernetes_admin(cloud):
+def test_gcloud_lists_the_created_resources_and_its_plugin_logs_in_as_admin(cloud):
     assert cloud.run("gcloud", "--version").startswith("Google Cloud SDK")
     assert cloud.run("gcloud", "config", "get", "project") == "(unset)\n"
     account = 'make("serviceaccount/account:Account", "account", accountId="dask-nodes")'
@@ -337,19 +337,19 @@ def test_gcloud_lists_what_the_program_made_and_its_plugin_brings_the_kubernetes
     ],
     ids=["type", "second cluster", "function", "provider"],
 )
-def test_what_the_stand_in_does_not_do_it_refuses_by_name(cloud, program, config, refused):
+def test_the_stand_in_rejects_unsupported_inputs_by_name(cloud, program, config, refused):
     cloud.project.write(cloud.program(program, **config))
     report = cloud.project.run("up", "--yes", "--skip-preview", succeeds=False)
     assert f"the stand-in for gcp {refused}" in report
 
 
-def test_without_credentials_nothing_begins_and_the_remedy_is_told(cloud):
+def test_without_credentials_nothing_starts_and_the_error_names_a_remedy(cloud):
     del cloud.project.environment["GOOGLE_OAUTH_ACCESS_TOKEN"]
     assert "no credentials for Google Cloud: set GOOGLE_OAUTH_ACCESS_TOKEN" in cloud.fails(NETWORK)
     assert "1 updated" in cloud.up("", accessToken="none")
 
 
-def test_the_engines_end_leaves_no_start_of_a_kubernetes(cloud):
+def test_no_starting_kubernetes_remains_after_the_engine_exits(cloud):
     words = json.loads(cloud.project.environment["DASKSTACK_REHEARSAL_KUBERNETES"])
     word = f"{time.time_ns()}"
     words["command"] = ["sh", "-c", f"sleep 60; : {word}"]

@@ -9,7 +9,7 @@ import pytest
 from daskstack import engine
 
 
-def test_what_is_there_is_neither_installed_again_nor_talked_about() -> None:
+def test_installed_parts_are_not_installed_again_or_mentioned() -> None:
     made = [engine.PROJECT / ".venv/locks", Path(engine.engine() or ""), engine.standins(engine.engine()) / "complete"]
     before = [path.stat() if path.exists() else None for path in made]
     command = [sys.executable, "-m", "tools.install", "program", "machines", "test"]
@@ -23,7 +23,7 @@ def test_what_is_there_is_neither_installed_again_nor_talked_about() -> None:
     ]
 
 
-def test_outputs_of_a_stack_that_is_not_there_tell_how_to_build_it(
+def test_reading_outputs_of_a_missing_stack_says_how_to_build_it(
     pulumi_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", pulumi_environment["XDG_DATA_HOME"])

@@ -40,7 +40,7 @@ def test_a_stack_killed_between_a_state_and_its_attributes_is_usable_again(proje
     project.run("destroy", "--yes", "--skip-preview")
 
 
-def test_a_command_that_a_killed_up_had_begun_is_undone(project: Project, made: Path, tmp_path: Path) -> None:
+def test_a_command_that_a_killed_up_had_started_is_undone(project: Project, made: Path, tmp_path: Path) -> None:
     project.run("cancel", "--yes")
 
     state = json.loads(project.run("stack", "export"))
@@ -51,7 +51,7 @@ def test_a_command_that_a_killed_up_had_begun_is_undone(project: Project, made: 
     assert not made.exists()
 
 
-def test_a_run_that_ended_leaves_nothing_to_adopt(project: Project) -> None:
+def test_a_completed_run_leaves_nothing_to_undo(project: Project) -> None:
     project.up("local.Command('it', create='true')")
     state = json.loads(project.run("stack", "export"))
     before = json.dumps(state)

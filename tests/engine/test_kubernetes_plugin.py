@@ -27,7 +27,7 @@ make("core/v1:ConfigMap", "config", data={{"key": secret("private-data")}})
     assert base64.b64encode(b"text").decode() not in cluster.project.stored()
 
 
-def test_objects_and_releases_are_made_changed_left_alone_and_deleted_even_if_gone(cluster):
+def test_objects_and_releases_can_be_created_changed_and_deleted_even_if_missing(cluster):
     def program(text):
         return f"""
 make("core/v1:ConfigMap", "config", data={{"key": "kept"}})
@@ -83,7 +83,7 @@ make("core/v1:ConfigMap", "in-a-cluster-that-does-not-answer")
     assert cluster.names("configmap,secret") == []
 
 
-def test_refresh_shows_what_was_removed_or_changed_by_hand(cluster):
+def test_refresh_detects_manual_deletions_and_changes(cluster):
     program = f"""
 make("core/v1:ConfigMap", "removed", metadata={{"name": "removed"}})
 make("core/v1:Secret", "changed", metadata={{"name": "changed"}}, stringData={{"key": secret("made")}})
@@ -103,7 +103,7 @@ make("core/v1:Secret", "changed", metadata={{"name": "changed"}}, stringData={{"
     assert "3 unchanged" in output
 
 
-def test_a_failed_install_is_kept_and_mended_by_the_next_up(cluster):
+def test_the_next_up_repairs_a_failed_install(cluster):
     cluster.fails(release('{"greeting": "hello", "waits": True}', timeout=1))
     assert cluster.releases()["demo"]["status"] == "failed"
     output = cluster.up(release('{"greeting": "hello"}'))
@@ -111,7 +111,7 @@ def test_a_failed_install_is_kept_and_mended_by_the_next_up(cluster):
     assert cluster.project.outputs()["it"][0]["status"] == "deployed"
 
 
-def test_another_name_or_namespace_replaces_and_so_does_what_cannot_change(cluster):
+def test_a_changed_name_namespace_or_immutable_field_causes_a_replacement(cluster):
     other = f"{cluster.namespace}-other"
     cluster.api_server.kubectl("create", "namespace", other)
 
@@ -136,6 +136,6 @@ make("core/v1:Secret", "fixed", immutable=True, stringData={{"key": "{command}"}
     assert cluster.api_server.kubectl("get", "configmap", "--namespace", other, "-o", "name") == "configmap/placed\n"
 
 
-def test_an_object_of_others_is_not_taken_over(cluster):
+def test_an_existing_foreign_object_is_not_adopted(cluster):
     cluster.kubectl("create", "configmap", "theirs")
     assert "already exists" in cluster.fails('make("core/v1:ConfigMap", "it", metadata={"name": "theirs"})')

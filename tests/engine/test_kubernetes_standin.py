@@ -50,7 +50,7 @@ make("core/v1:Service", "wrong", spec={{"type": secret("private-type"), "ports":
     assert written and not any(map(os.path.exists, written))
 
 
-def test_a_wait_ends_when_all_is_ready_or_in_time_with_what_is_lacking(cluster):
+def test_a_wait_ends_when_everything_is_ready_or_times_out_with_the_reason(cluster):
     brief = {"pulumi.com/timeoutSeconds": "1"}
     install = release('{"greeting": "hello", "waits": True}', timeout=1)
     report = cluster.fails("".join(text % brief for text in (DEPLOYMENT, SERVICE, CLAIM, JOB)) + install)
@@ -102,14 +102,14 @@ def test_a_wait_ends_when_all_is_ready_or_in_time_with_what_is_lacking(cluster):
     ],
     ids=["kind", "argument", "provider"],
 )
-def test_what_the_stand_in_does_not_do_it_refuses_by_name(cluster, program, refused):
+def test_the_stand_in_rejects_unsupported_inputs_by_name(cluster, program, refused):
     report = cluster.fails(program)
     for what in refused:
         assert f"{what}; install the official plugin" in report
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_the_engines_end_leaves_no_helm(cluster, ending):
+def test_no_helm_process_remains_after_the_engine_exits(cluster, ending):
     name = f"demo-{time.time_ns()}"
     cluster.project.write(cluster.program(release('{"greeting": "hello", "waits": True}', name=name)))
     with cluster.project.started("up", "--yes", "--skip-preview") as pulumi:

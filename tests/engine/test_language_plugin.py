@@ -14,7 +14,7 @@ import pytest
 from tests.engine.support import descendants, wait_for
 
 
-def test_a_program_goes_through_preview_up_refresh_and_destroy(project):
+def test_a_program_supports_preview_up_refresh_and_destroy(project):
     project.write(
         "pulumi.Stash('kept', input='a value')\n"
         "config = pulumi.Config()\n"
@@ -64,7 +64,7 @@ def test_the_programs_own_virtual_environment_runs_it(project):
     assert f"{environment}/bin/python" in project.run("about")
 
 
-def test_a_virtual_environment_that_is_missing_is_named(project):
+def test_the_error_names_a_missing_virtual_environment(project):
     project.write("", options="{virtualenv: not-there}")
     assert "not-there" in project.run("preview", succeeds=False)
 

@@ -8,7 +8,7 @@ PLUGIN = "language", "python", VERSION
 pytestmark = pytest.mark.usefixtures("stand_in")
 
 
-def test_an_uncaught_error_shows_nothing_of_the_stand_in(project):
+def test_an_uncaught_error_shows_no_frames_of_the_stand_in(project):
     project.write("raise ValueError('of the program')\n")
     output = project.run("preview", succeeds=False)
     report = output[output.index("Diagnostics") :]
@@ -18,7 +18,7 @@ def test_an_uncaught_error_shows_nothing_of_the_stand_in(project):
     assert "runpy" not in report
 
 
-def test_a_program_reaches_none_of_the_stand_ins_modules(project):
+def test_a_program_cannot_import_modules_of_the_stand_in(project):
     project.write(
         "import importlib.util\n"
         "print('reached', [name for name in ('serving', 'command') if importlib.util.find_spec(name)])\n"
@@ -33,7 +33,7 @@ def test_a_program_reaches_none_of_the_stand_ins_modules(project):
         ("{toolchain: uv}", ["the stand-in for language-python knows pip alone; install the official plugin"]),
     ],
 )
-def test_an_interpreter_that_cannot_be_had_is_told_with_the_remedy(project, options, words):
+def test_a_missing_interpreter_is_reported_with_a_remedy(project, options, words):
     project.write("", options=options)
     output = project.run("preview", succeeds=False)
     assert all(each.format(folder=project.folder) in output for each in words)

@@ -61,7 +61,7 @@ def caller(tmp_path: Path) -> dict[str, str]:
     )
 
 
-def test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugin(
+def test_a_rehearsed_program_finds_neither_the_callers_logins_nor_official_plugins(
     tmp_path: Path, caller: dict[str, str]
 ) -> None:
     environ = rehearsal_environment(tmp_path / "state", caller)
@@ -85,7 +85,7 @@ def test_a_rehearsed_program_finds_no_login_of_its_callers_and_no_official_plugi
     assert cloud.files == {"projects/my-project/global/networks/net"}
 
 
-def test_nor_does_what_make_rehearse_itself_calls(
+def test_programs_that_make_rehearse_starts_find_no_logins_either(
     tmp_path: Path, caller: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ended(Exception):
@@ -111,7 +111,7 @@ def test_nor_does_what_make_rehearse_itself_calls(
     assert SECRET not in str(Looks.seen)
 
 
-def test_settings_of_the_package_index_are_kept(tmp_path: Path, caller: dict[str, str]) -> None:
+def test_a_rehearsal_keeps_the_settings_of_the_package_index(tmp_path: Path, caller: dict[str, str]) -> None:
     settings = Path(caller["HOME"], ".config/pip/pip.conf")
     caller.pop("PIP_CONFIG_FILE", None)
     assert "PIP_CONFIG_FILE" not in rehearsal_environment(tmp_path / "state", caller)

@@ -61,7 +61,7 @@ def ends(call: Callable[[], object]) -> str:
 # ssh
 
 
-def test_an_up_whose_login_is_refused_ends_with_what_ssh_said(project, sshd, keys):
+def test_a_rejected_login_ends_up_with_the_message_of_ssh(project, sshd, keys):
     """More than a pipe holds is to be sent, and nobody reads it."""
     refused = sshd.connection(private_key=keys.folder.joinpath("other").read_text())
     environment = {
@@ -92,7 +92,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
         }
 
 
-def test_a_machine_that_accepts_and_stays_silent_ends_each_program_of_up(silent, monkeypatch, tmp_path, capfd):
+def test_every_program_of_up_times_out_if_a_machine_accepts_but_never_answers(silent, monkeypatch, tmp_path, capfd):
     folder = tmp_path / send_environment.FOLDER
     folder.mkdir()
     (folder / "wheel").write_bytes(bytes(1 << 20))
@@ -115,13 +115,13 @@ def test_a_machine_that_accepts_and_stays_silent_ends_each_program_of_up(silent,
     assert "a new SSH connection to 127.0.0.1" in ends(confirm_ssh_access.main)
 
 
-def test_a_machine_that_accepts_and_stays_silent_ends_status_and_logs(silent):
+def test_status_and_logs_time_out_if_a_machine_accepts_but_never_answers(silent):
     outputs = {"client": machines_client(), "admin": {"machines": {"head": silent}}}
     for ask in (lambda: status_and_logs.status(outputs), lambda: status_and_logs.journal(silent)):
         assert re.search("`ssh` ended with status 255: .*timed out", ends(ask), re.DOTALL)
 
 
-def test_a_machine_that_takes_the_files_for_ever_ends_up(monkeypatch, tmp_path):
+def test_up_times_out_if_a_machine_never_finishes_receiving_files(monkeypatch, tmp_path):
     """Its sshd lives, but whatever root runs there stands still."""
     program(tmp_path, "ssh", "exec sleep 600")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -143,7 +143,7 @@ def program(folder: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [send_environment.TAKE, send_environment.REMOVE])
-def test_what_a_login_shell_is_given_means_the_same_to_every_shell(text):
+def test_commands_mean_the_same_to_every_login_shell(text):
     """One word in single quotes: csh reads ! and line ends even there, fish a backslash."""
     assert not set(text) & set("'\\!\n")
     subprocess.run(["bash", "-n", "-c", text], check=True)
@@ -190,7 +190,7 @@ CLUSTER = {"kubeconfig": "/nowhere", "context": ""}
     ],
     ids=["up's first look", "up's check", "destroy", "connect, which wakes", "connect", "status and logs"],
 )
-def test_a_kubectl_that_never_answers_is_named(dumb_kubectl, call, culprit):
+def test_a_hanging_kubectl_is_reported(dumb_kubectl, call, culprit):
     assert culprit in ends(call)
 
 
@@ -229,7 +229,7 @@ def stopped(request, tmp_path, monkeypatch) -> Iterator[str]:
     ],
     ids=["check", "status", "members"],
 )
-def test_a_scheduler_that_stands_still_is_named_by_what_asks_it(stopped, path, limit, arguments):
+def test_programs_report_a_scheduler_that_hangs(stopped, path, limit, arguments):
     text = (PROJECT / path).read_text()
     assert limit in text
     command = [sys.executable, "-c", text.replace(limit, "timeout=1"), *arguments(stopped)]
@@ -239,7 +239,7 @@ def test_a_scheduler_that_stands_still_is_named_by_what_asks_it(stopped, path, l
 
 
 @pytest.mark.parametrize("stopped", ["tcp"], indirect=True)  # where no handshake of TLS would end it
-def test_a_scheduler_that_stands_still_ends_connect(stopped, monkeypatch):
+def test_connect_times_out_if_the_scheduler_hangs(stopped, monkeypatch):
     @contextmanager
     def way(facts, targets):
         port = int(stopped.rpartition(":")[2])
@@ -253,7 +253,7 @@ def test_a_scheduler_that_stands_still_ends_connect(stopped, monkeypatch):
     assert "the scheduler of stack mine does not answer" in said and "make status STACK=mine" in said
 
 
-def test_a_check_without_end_says_who_does_not_answer():
+def test_a_check_that_times_out_names_the_workers_that_do_not_answer():
     """The scheduler stops in the middle of it, where Dask would wait for ever."""
     step = script("check", {"CHECK": "import time; time.sleep(600)", "EXPECT": "", "CONFIRMS": ""})
     step = step.replace("CHECK_LIMIT=240", 'CHECK_LIMIT=1\nin_environment() { timeout "$within" "$@"; }')
@@ -267,7 +267,7 @@ def test_a_check_without_end_says_who_does_not_answer():
 
 
 @pytest.mark.parametrize(("waited", "status"), [(5, "1"), (PATIENCE, "0")], ids=["for ever", "for a while"])
-def test_a_held_lock_of_the_package_lists_is_waited_for_and_named(tmp_path, waited, status):
+def test_a_held_package_lock_is_waited_for_and_reported(tmp_path, waited, status):
     """As a new cloud machine holds it in its first minutes. apt-get is real, its lists are in a folder of the test."""
     lists = tmp_path / "lists"
     (lists / "partial").mkdir(parents=True)
@@ -294,7 +294,7 @@ def test_a_held_lock_of_the_package_lists_is_waited_for_and_named(tmp_path, wait
     assert status == "0" or f"{lists}/lock" in more
 
 
-def test_a_package_index_that_accepts_and_stays_silent_is_named(tmp_path):
+def test_a_package_index_that_never_answers_is_reported(tmp_path):
     """The step's own lines, with the folder of the test in the place of /opt."""
     handed_out = tmp_path / "files"
     handed_out.mkdir()

@@ -51,7 +51,7 @@ def test_a_tunnel_leads_to_its_target_and_ends_with_its_context(
         assert not tunnel.opens(way.ports[0])
 
 
-def test_a_port_that_another_program_holds_is_no_tunnel(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_held_by_another_program_is_not_taken_for_a_tunnel(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     with another_program() as theirs:
         monkeypatch.setattr(tunnel, "free_port", lambda: port_of(theirs))
         with (
@@ -62,7 +62,7 @@ def test_a_port_that_another_program_holds_is_no_tunnel(sshd: Sshd, monkeypatch:
         assert nothing_was_sent(theirs)
 
 
-def test_a_machine_with_another_host_key_gets_nothing(sshd: Sshd, keys: Keys) -> None:
+def test_a_machine_with_a_wrong_host_key_gets_no_data(sshd: Sshd, keys: Keys) -> None:
     with (
         pytest.raises(TunnelError, match="Host key verification failed"),
         tunnel.tunnel(sshd.connection(host_key=keys.public("other")), ["127.0.0.1:1"]),
@@ -71,7 +71,7 @@ def test_a_machine_with_another_host_key_gets_nothing(sshd: Sshd, keys: Keys) ->
     assert "Accepted" not in sshd.log.read_text()
 
 
-def test_an_ssh_that_never_says_anything_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_ssh_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnel, "WAIT", 1)
     with another_program() as silent:
         connection = {"host": "127.0.0.1", "port": port_of(silent), "user": "x", "host_key": "ssh-ed25519 AAAA"}
@@ -79,7 +79,7 @@ def test_an_ssh_that_never_says_anything_is_given_up(monkeypatch: pytest.MonkeyP
             pass
 
 
-def test_who_keeps_a_way_open_is_told_when_it_ends(sshd: Sshd, capsys: pytest.CaptureFixture) -> None:
+def test_the_holder_of_a_tunnel_is_notified_when_it_ends(sshd: Sshd, capsys: pytest.CaptureFixture) -> None:
     facts = machines_client(tunnel=sshd.connection())
     printed, real = [], cluster_commands.time.sleep
 
@@ -125,7 +125,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     return lambda: [tuple(map(int, line.split())) for line in ports.read_text().splitlines()]
 
 
-def test_a_port_forward_comes_back_at_the_port_that_kubectl_chose(
+def test_a_port_forward_restarts_on_the_port_that_kubectl_chose(
     started: Callable[[], list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kubectl, "PAUSE", 0.1)
@@ -139,7 +139,7 @@ def test_a_port_forward_comes_back_at_the_port_that_kubectl_chose(
         assert way.fault() == ""
 
 
-def test_a_port_forward_does_not_come_back_where_another_program_has_taken_its_port(
+def test_a_port_forward_does_not_restart_if_another_program_took_its_port(
     started: Callable[[], list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kubectl, "PAUSE", 0.5)

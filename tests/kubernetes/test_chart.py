@@ -14,7 +14,7 @@ from tests.kubernetes.chart import CHART, LOCKS, NAMES, helm, rendered
 GOOGLE = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
 
 
-def test_the_chart_is_clean_to_helm_lint() -> None:
+def test_the_chart_passes_helm_lint() -> None:
     done = helm("lint", str(CHART), "--strict", given={"jupyter": {"passwordSecret": "p"}}, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -27,7 +27,7 @@ def test_the_chart_is_clean_to_helm_lint() -> None:
         ({"webUI": {"serviceType": "LoadBalancer"}}, "webUI.serviceType is LoadBalancer, but sourceRanges is empty"),
     ],
 )
-def test_the_chart_refuses_what_would_not_work(given: dict[str, Any], text: str) -> None:
+def test_the_chart_rejects_values_that_cannot_work(given: dict[str, Any], text: str) -> None:
     password = {} if "jupyter" in given else {"jupyter": {"passwordSecret": "p"}}
     done = helm("template", "dask", str(CHART), given=password | given, check=False)
     assert done.returncode and text in done.stderr
@@ -66,7 +66,7 @@ METADATA = [("169.254.169.254", 80), ("169.254.169.252", 988), ("fd20:ce::254", 
 WIRE_SERVER = ("168.63.129.16", 80)  # Azure's
 
 
-def test_pods_reach_dns_and_the_internet_but_no_metadata_server_and_no_private_network() -> None:
+def test_pods_reach_dns_and_the_internet_but_not_metadata_servers_or_private_networks() -> None:
     policies = of_kind("NetworkPolicy", rendered())
     for component in ("scheduler", "worker", "jupyter", "check"):
         for address, port in (*METADATA, WIRE_SERVER, ("10.0.0.1", 443), ("192.168.1.1", 80), ("100.64.0.1", 8786)):
@@ -81,7 +81,7 @@ def test_pods_reach_dns_and_the_internet_but_no_metadata_server_and_no_private_n
         assert own == policies["dask"]["podSelector"]["matchLabels"]
 
 
-def test_a_private_network_that_is_named_is_reached() -> None:
+def test_pods_reach_private_networks_that_egress_lists() -> None:
     said = {"egress": ["10.2.0.0/24"], "target": "kubernetes", "cluster": GOOGLE, "limits": {"idle": "30m"}}
     given = chart_values.own(settings.parse(said, PROJECT), NAMES, LOCKS, "uv==1", "r")
     policies = of_kind("NetworkPolicy", rendered(**given))
@@ -97,13 +97,13 @@ def test_only_a_scheduler_that_scales_workers_reaches_the_api_server() -> None:
     assert not reached(of_kind("NetworkPolicy", rendered()), "scheduler", "10.96.0.1", 443)
 
 
-def test_metadata_is_reached_by_pods_with_an_account_of_their_own_alone() -> None:
+def test_only_pods_with_their_own_account_reach_the_metadata_server() -> None:
     policies = of_kind("NetworkPolicy", rendered(worker={"serviceAccountName": "mine"}, idleTimeout=60))
     assert reached(policies, "worker", "169.254.169.254", 80) and reached(policies, "worker", "169.254.169.252", 988)
     assert not any(reached(policies, "scheduler", *each) or reached(policies, "jupyter", *each) for each in METADATA)
 
 
-def test_a_task_cannot_change_the_environment_and_what_it_writes_has_limits() -> None:
+def test_tasks_cannot_change_the_environment_and_their_storage_is_limited() -> None:
     given = {"environment": {"lock": "x==1", "uv": "uv==1"}, "secretEnv": "variables"}
     for name, deployment in of_kind("Deployment", rendered(**given)).items():
         pod = deployment["template"]["spec"]
@@ -115,7 +115,7 @@ def test_a_task_cannot_change_the_environment_and_what_it_writes_has_limits() ->
         assert all(each["secret"]["defaultMode"] == 0o440 for each in pod["volumes"] if "secret" in each)
 
 
-def test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it() -> None:
+def test_stopping_workers_get_the_grace_period_to_hand_over_their_data() -> None:
     """A worker hands over its results; a scheduler waits for computations to end."""
     for name, done in {"dask-worker": "$POD_NAME", "dask-scheduler": "--until-idle"}.items():
         pod = of_kind("Deployment", rendered())[name]["template"]["spec"]
@@ -125,7 +125,7 @@ def test_what_computes_hands_over_before_it_stops_and_has_the_time_for_it() -> N
         assert 0 < int("".join(seconds)) < pod["terminationGracePeriodSeconds"]
 
 
-def test_pods_get_no_token_but_the_scheduler_that_scales_workers_and_it_may_do_nothing_else() -> None:
+def test_only_a_scheduler_that_scales_workers_gets_a_token_with_no_other_permission() -> None:
     tokens = {
         name: each["template"]["spec"]["automountServiceAccountToken"]
         for name, each in of_kind("Deployment", rendered(idleTimeout=60)).items()
@@ -147,7 +147,7 @@ def test_pods_get_no_token_but_the_scheduler_that_scales_workers_and_it_may_do_n
     ]
 
 
-def test_a_load_balancer_lets_its_networks_alone_in_and_sees_who_comes() -> None:
+def test_a_load_balancer_admits_only_its_source_networks_and_preserves_client_addresses() -> None:
     networks = ["203.0.113.0/24"]
     made = rendered(scheduler={"serviceType": "LoadBalancer", "sourceRanges": networks})
     service = of_kind("Service", made)["dask-scheduler"]

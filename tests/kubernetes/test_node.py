@@ -59,7 +59,7 @@ def test_a_pod_of_the_python_image_runs_and_prints(kubernetes: Cluster) -> None:
     assert ended(kubernetes, "hello") == "Python 11\n"
 
 
-def test_a_pod_is_found_by_its_service_also_from_itself(kubernetes: Cluster) -> None:
+def test_a_pod_is_reachable_through_its_service_even_from_itself(kubernetes: Cluster) -> None:
     kubernetes.apply(server("own"), service("web", "own"))
     kubernetes.kubectl("wait", "--for=condition=Ready", "pod/own", "--timeout=60s")
     fetch = "import urllib.request as u; print(u.urlopen('http://web.default.svc.cluster.local', timeout=2).status)"
@@ -73,7 +73,7 @@ def test_a_pod_is_found_by_its_service_also_from_itself(kubernetes: Cluster) -> 
     until(found)
 
 
-def test_pods_install_from_the_nodes_wheels_and_reach_nothing_outside(kubernetes: Cluster) -> None:
+def test_pods_install_wheels_from_the_node_and_cannot_reach_the_outside(kubernetes: Cluster) -> None:
     script = """
         set -e
         pip install --quiet --root-user-action=ignore uv
@@ -86,7 +86,7 @@ def test_pods_install_from_the_nodes_wheels_and_reach_nothing_outside(kubernetes
     assert ended(kubernetes, "installer") == "installed\nNetwork is unreachable\n"
 
 
-def test_a_claim_gets_a_volume_that_goes_with_it(kubernetes: Cluster) -> None:
+def test_a_claim_gets_a_volume_that_is_deleted_with_it(kubernetes: Cluster) -> None:
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": spec}
     mounted = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
@@ -102,7 +102,7 @@ def test_a_claim_gets_a_volume_that_goes_with_it(kubernetes: Cluster) -> None:
     until(lambda: name not in kubernetes.kubectl("get", "persistentvolumes", "--output=name"))
 
 
-def test_a_restricted_namespace_runs_restricted_pods_alone(kubernetes: Cluster) -> None:
+def test_a_restricted_namespace_runs_only_restricted_pods(kubernetes: Cluster) -> None:
     kubernetes.kubectl("create", "namespace", "restricted")
     label = "pod-security.kubernetes.io/enforce=restricted"
     kubernetes.kubectl("label", "namespace", "restricted", label)
@@ -115,7 +115,7 @@ def test_a_restricted_namespace_runs_restricted_pods_alone(kubernetes: Cluster) 
     assert "violates PodSecurity" in refused.value.stderr
 
 
-def test_a_load_balancer_answers_this_computer_unless_its_sources_are_others(kubernetes: Cluster) -> None:
+def test_a_load_balancer_admits_this_computer_unless_its_sources_exclude_it(kubernetes: Cluster) -> None:
     kubernetes.apply(server("public"), service("public", "public", type="LoadBalancer"))
     path = "jsonpath={.status.loadBalancer.ingress[0].ip}"
     until(lambda: kubernetes.kubectl("get", "service", "public", f"--output={path}") != "")
@@ -193,7 +193,7 @@ def policy(name: str, selector: dict, **rules: list[dict]) -> dict:
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
-def test_another_up_changes_nothing(kubernetes: Cluster) -> None:
+def test_a_second_up_of_the_node_changes_nothing(kubernetes: Cluster) -> None:
     first = processes(kubernetes)
     printed = kubernetes.up()
     assert printed["kubeconfig"] == str(kubernetes.kubeconfig)
@@ -201,7 +201,7 @@ def test_another_up_changes_nothing(kubernetes: Cluster) -> None:
     assert first and processes(kubernetes) == first
 
 
-def test_up_mends_a_killed_cluster_which_knows_what_it_knew(kubernetes: Cluster) -> None:
+def test_up_repairs_a_killed_cluster_and_keeps_its_objects(kubernetes: Cluster) -> None:
     kubernetes.kubectl("create", "configmap", "known", "--from-literal=word=kept")
     kubernetes.apply(pod("before", "sleep", "600"))
     kubernetes.ready("default", "before")
@@ -218,7 +218,7 @@ def test_up_mends_a_killed_cluster_which_knows_what_it_knew(kubernetes: Cluster)
     assert ended(kubernetes, "after") == "runs\n"
 
 
-def test_down_where_nothing_is_has_nothing_to_do(tmp_path: Path) -> None:
+def test_down_without_a_cluster_does_nothing(tmp_path: Path) -> None:
     Cluster(tmp_path / "none").down()
 
 
@@ -296,7 +296,7 @@ ACCEPTED = st.fixed_dictionaries(
     max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None, phases=[Phase.generate]
 )
 @given(said=ACCEPTED)
-def test_whatever_settings_accept_the_api_server_accepts(kubernetes: Cluster, said: dict[str, Any]) -> None:
+def test_the_api_server_accepts_all_values_that_the_settings_accept(kubernetes: Cluster, said: dict[str, Any]) -> None:
     access = {"source": "existing", "kubeconfig": str(kubernetes.kubeconfig)}
     if "image" in said:  # it has all packages
         del said["packages"]
@@ -348,7 +348,7 @@ def rehearsal(kubernetes, tmp_path, monkeypatch):
     return tmp_path
 
 
-async def test_kubectl_gets_in_by_the_dns_endpoint_and_sees_the_labels_and_taints_of_pools(kubernetes, rehearsal):
+async def test_kubectl_connects_through_the_dns_endpoint_and_sees_labels_and_taints_of_pools(kubernetes, rehearsal):
     known = cloud.pretended()
     cluster, record = cloud.new_record(CLUSTER, {"name": "c"}, CONFIG, kubernetes=await node.up())
     known.write(cluster, record)

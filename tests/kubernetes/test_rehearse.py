@@ -14,7 +14,7 @@ PHASES = ["from nothing", "pulumi up", "one worker more", "asleep", "awake", "pu
 
 
 @pytest.mark.timeout(1200)  # a whole life, on a busy machine
-def test_the_shipped_gke_stack_lives_a_whole_life_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_shipped_gke_stack_is_created_changed_and_destroyed_without_leftovers(tmp_path: Path) -> None:
     before = [Path("/proc/sys", name).read_text() for name in SYSCTLS]
     cluster = Cluster(tmp_path / "daskstack" / "rehearsal" / "gke" / "kubernetes")
     seen, ended = [0], threading.Event()

@@ -153,7 +153,7 @@ def built(stack: Stack) -> Stack:
     return stack
 
 
-def test_up_ends_with_a_table_that_proves_the_cluster(built: Stack) -> None:
+def test_up_ends_with_the_table_of_the_check(built: Stack) -> None:
     names = [line.split()[0] for line in built.outputs()["check"].splitlines()]
     assert names == ["workers", "environment", "tls", "job"]
 
@@ -170,7 +170,7 @@ def test_a_notebook_on_this_computer_reaches_the_cluster_and_its_dashboard(built
         assert urllib.request.urlopen(client.dashboard_link, timeout=30).status == 200
 
 
-def test_status_and_logs_are_asked_of_the_pods(built: Stack) -> None:
+def test_status_and_logs_come_from_the_pods(built: Stack) -> None:
     outputs = built.outputs()
     assert [worker.status for worker in status_and_logs.status(outputs).workers] == ["running", "running"]
     logs = status_and_logs.pod_logs(outputs["client"], "worker")
@@ -178,7 +178,7 @@ def test_status_and_logs_are_asked_of_the_pods(built: Stack) -> None:
     assert "dask-scheduler-" not in logs
 
 
-def test_the_scheduler_refuses_clients_without_a_certificate_and_with_a_foreign_authoritys(built: Stack) -> None:
+def test_the_scheduler_rejects_clients_without_a_certificate_from_its_authority(built: Stack) -> None:
     facts = built.outputs()["client"]
     own = facts.tls
     foreign = tls_identities(STACK, ["client"])["client"]
@@ -206,7 +206,7 @@ def secrets(stack: Stack) -> dict[str, str]:
     }
 
 
-def test_no_secret_is_outside_of_secrets_and_encrypted_state(built: Stack) -> None:
+def test_secrets_are_only_in_kubernetes_secrets_and_encrypted_state(built: Stack) -> None:
     outputs, known = built.outputs(), secrets(built)
     keys = {name: text for name, text in known.items() if name.endswith(" tls.key")}
     assert sorted(keys) == [f"dask-tls-{part} tls.key" for part in ("client", "scheduler", "worker")]
@@ -249,7 +249,7 @@ def strangers(built: Stack) -> Iterator[Stack]:
         cluster.kubectl("delete", "pod", "neighbour", f"--namespace={SPACE}")
 
 
-def test_network_policies_close_the_release_to_other_pods_and_private_networks_to_it(strangers: Stack) -> None:
+def test_network_policies_block_other_pods_and_access_to_private_networks(strangers: Stack) -> None:
     cluster = strangers.cluster
     [server_address, _] = cluster.ready("strangers", "server", "stranger")
     cluster.ready(SPACE, "neighbour")
@@ -300,7 +300,7 @@ def log_in(port: int, password: str) -> bool:
         return False
 
 
-def test_the_notebook_server_takes_its_password_and_no_other(built: Stack) -> None:
+def test_the_notebook_server_accepts_only_its_password(built: Stack) -> None:
     outputs = built.outputs()
     with way_to(outputs["client"], [outputs["client"].jupyter]) as way:
         [port] = way.ports
@@ -310,13 +310,13 @@ def test_the_notebook_server_takes_its_password_and_no_other(built: Stack) -> No
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents", timeout=30)
 
 
-def test_a_load_balancer_lets_in_the_networks_that_are_named(built: Stack) -> None:
+def test_a_load_balancer_admits_its_source_networks(built: Stack) -> None:
     credentials = connection.security(built.outputs()["client"].tls)
     with Client(balanced(built), security=credentials, timeout=30) as client:
         assert client.submit(sum, range(10)).result(timeout=60) == 45
 
 
-def test_the_client_comes_back_when_the_scheduler_moves_to_another_pod(built: Stack) -> None:
+def test_the_client_reconnects_when_the_scheduler_moves_to_another_pod(built: Stack) -> None:
     with built.connect() as client:
         built.kubectl("delete", "pod", "--selector", "component=scheduler", "--wait=true")
 
@@ -343,7 +343,7 @@ def to_change(built: Stack) -> Stack:
     return built
 
 
-def test_a_change_of_workers_and_packages_shows_in_the_preview_and_loses_no_result(to_change: Stack) -> None:
+def test_changing_workers_and_packages_shows_in_the_preview_and_loses_no_result(to_change: Stack) -> None:
     to_change.change(CHANGED)
     assert "~values" in to_change.run("preview")
     with ThreadPoolExecutor() as pool:
@@ -369,20 +369,20 @@ def changed(stack: Stack) -> Stack:
     return stack
 
 
-def test_a_load_balancer_lets_no_other_network_in(changed: Stack) -> None:
+def test_a_load_balancer_rejects_other_networks(changed: Stack) -> None:
     address = balanced(changed).removeprefix("tls://")
     with pytest.raises(OSError):
         socket.create_connection(address.split(":"), timeout=5)
 
 
-def test_a_password_of_the_users_own_takes_effect(changed: Stack) -> None:
+def test_a_custom_password_takes_effect(changed: Stack) -> None:
     outputs = changed.outputs()
     assert outputs["jupyterPassword"] == PASSWORD
     with way_to(outputs["client"], [outputs["client"].jupyter]) as way:
         assert log_in(way.ports[0], PASSWORD)
 
 
-def test_a_notebook_has_the_workers_environment_and_finds_the_scheduler_by_itself(changed: Stack) -> None:
+def test_a_notebook_has_the_workers_environment_and_finds_the_scheduler(changed: Stack) -> None:
     """Which its pod has installed from the same lock."""
     program = "from distributed import Client\nwith Client(timeout=30) as c: print(c.submit(sum, range(10)).result(60))"
     assert changed.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program).split()[-1] == "45"
@@ -394,11 +394,11 @@ def asleep(stack: Stack) -> Stack:
     return stack
 
 
-def test_a_stack_without_jupyter_has_nothing_of_it(asleep: Stack) -> None:
+def test_a_stack_without_jupyter_has_no_jupyter_objects(asleep: Stack) -> None:
     assert "dask-jupyter" not in asleep.kubectl("get", "pods,services,secrets,persistentvolumeclaims")
 
 
-def test_workers_go_when_nothing_is_computed_and_come_back_for_a_client_that_connects(asleep: Stack) -> None:
+def test_idle_workers_stop_and_start_again_when_a_client_connects(asleep: Stack) -> None:
     def hurry(dask_scheduler):
         """The limit that it had; now it is short."""
         watch = dask_scheduler.idle_watch.callback.__self__
@@ -419,7 +419,7 @@ def test_workers_go_when_nothing_is_computed_and_come_back_for_a_client_that_con
         assert client.submit(sum, range(10)).result(timeout=120) == 45
 
 
-def test_quotas_volumes_images_and_nodes_that_keep_pods_from_starting_are_all_named(asleep: Stack) -> None:
+def test_up_says_which_quota_volume_image_or_node_keeps_pods_from_starting(asleep: Stack) -> None:
     groups = [
         {"name": "costly", "replicas": 1, "resources": {"requests": {"ephemeral-storage": "2Ti"}}},
         {"name": "large", "replicas": 1, "resources": {"requests": {"cpu": 500}}},
@@ -481,7 +481,7 @@ def newer(stack: Stack, tmp_path: Path) -> Iterator[Path]:
     stack.project = PROJECT
 
 
-def test_an_upgrade_to_a_new_chart_that_is_killed_is_finished_by_the_next_up(built: Stack, newer: Path) -> None:
+def test_the_next_up_finishes_a_killed_chart_upgrade(built: Stack, newer: Path) -> None:
     settings = exposed(built)
     kill_while(built, "pending-upgrade")
     assert re.search(r"Release release updated", built.has(settings, TOKEN))
@@ -490,7 +490,7 @@ def test_an_upgrade_to_a_new_chart_that_is_killed_is_finished_by_the_next_up(bui
     assert deployment["status"]["readyReplicas"] == 2
 
 
-def test_destroy_leaves_nothing_and_the_stack_file_is_as_it_was(stack: Stack) -> None:
+def test_destroy_leaves_nothing_and_does_not_change_the_stack_file(stack: Stack) -> None:
     if not (stack.applied and stack.kubectl("get", "persistentvolumeclaims", "--output", "name")):
         stack.has({})
     stack.destroyed()
@@ -519,7 +519,7 @@ def plain(stack: Stack) -> Iterator[Stack]:
         stack.cluster.kubectl("delete", "namespace", "ours")
 
 
-def test_a_killed_first_up_is_finished_by_the_next_and_kept_notebooks_outlive_the_stack(plain: Stack) -> None:
+def test_the_next_up_finishes_a_killed_first_one_and_kept_notebooks_outlive_the_stack(plain: Stack) -> None:
     plain.up()
     outputs, space = plain.outputs(), ("--namespace", "ours")
     # dask.tls is false: all speak in the clear, a client too, and nothing holds a key.

@@ -106,7 +106,7 @@ def house(bare: Bare, tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_package_that_a_step_needs_is_installed_where_it_is_missing(bare: Bare, disk: Disk, house: Path) -> None:
+def test_steps_install_the_packages_they_need(bare: Bare, disk: Disk, house: Path) -> None:
     bare.firewall(bare.head)
     bare.undo(bare.head, "firewall")
     assert bare.installed == {("firewall", "nftables"), ("firewall", "python3"), ("firewall", "firewalld")}

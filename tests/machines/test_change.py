@@ -86,7 +86,7 @@ def full(client: distributed.Client, *names: str) -> Iterator[None]:
         until(lambda: paused() == set())
 
 
-def test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what_runs(
+def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_rejected(
     checkout: Checkout, work: Work
 ) -> None:
     keep = [checkout.machines()[name] for name in ("scheduler", "worker-1", "worker-2")]
@@ -146,7 +146,7 @@ def test_a_worker_comes_and_goes_without_a_loss_and_its_keys_are_refused_by_what
     assert pids(*keep) == were
 
 
-def test_a_worker_that_is_stopped_lets_tasks_end_for_20_seconds_and_hands_over(checkout: Checkout, work: Work) -> None:
+def test_a_stopping_worker_gives_tasks_20_seconds_and_hands_over_its_data(checkout: Checkout, work: Work) -> None:
     worker, other = checkout.machines()["worker-1"], checkout.machines()["worker-2"]
     unit = worker.ssh("systemctl show dask-worker@1 -p ExecStop -p TimeoutStopUSec").stdout
     assert re.search(r"argv\[\]=timeout 80 \S+/python \S+/drain.py tls://\S+ --within 80 worker-1-1 ;", unit)
@@ -191,14 +191,14 @@ def test_a_worker_that_is_stopped_lets_tasks_end_for_20_seconds_and_hands_over(c
     comes_back(work, "worker-1-1")
 
 
-def test_a_worker_hands_over_when_its_machine_reboots(checkout: Checkout, work: Work) -> None:
+def test_a_worker_hands_over_its_data_before_a_reboot(checkout: Checkout, work: Work) -> None:
     checkout.machines()["worker-2"].ssh("sudo systemctl reboot", check=False)
     until(lambda: "worker-2-1" not in work.workers())
     work.goes_on()
     comes_back(work, "worker-2-1")
 
 
-def test_a_package_that_goes_restarts_workers_one_by_one_and_the_scheduler_not(checkout: Checkout, work: Work) -> None:
+def test_removing_a_package_restarts_workers_one_by_one_but_not_the_scheduler(checkout: Checkout, work: Work) -> None:
     lock = checkout.folder / "environment.lock"
     text, machines = lock.read_text(), checkout.machines()
     head, worker = machines["scheduler"], machines["worker-1"]
@@ -237,7 +237,7 @@ def test_a_package_that_goes_restarts_workers_one_by_one_and_the_scheduler_not(c
     work.goes_on()
 
 
-def test_a_setting_of_the_workers_touches_their_services_alone(checkout: Checkout, work: Work) -> None:
+def test_changing_worker_settings_restarts_only_worker_services(checkout: Checkout, work: Work) -> None:
     head = checkout.machines()["scheduler"]
     scheduler_began = began(head, "dask-scheduler")
     checkout.change("Pulumi.dev.yaml", "^    target: machines", "    target: machines\n    workers: {threads: 3}")
@@ -250,7 +250,7 @@ def test_a_setting_of_the_workers_touches_their_services_alone(checkout: Checkou
     checkout.keep()
 
 
-def test_a_worker_hands_over_when_its_machine_is_powered_off_and_one_made_anew_in_its_place_gets_all_steps(
+def test_a_powered_off_worker_hands_over_its_data_and_its_replacement_gets_all_steps(
     checkout: Checkout, work: Work
 ) -> None:
     checkout.machines()["worker-2"].ssh("sudo systemctl poweroff", check=False)
@@ -269,7 +269,7 @@ def test_a_worker_hands_over_when_its_machine_is_powered_off_and_one_made_anew_i
     work.goes_on()
 
 
-def test_a_raised_renewal_refuses_the_former_keys_and_what_runs_keeps_its_processes_and_its_data(
+def test_renewing_credentials_rejects_old_keys_but_keeps_processes_and_data(
     checkout: Checkout,
 ) -> None:
     def processes() -> list[str]:

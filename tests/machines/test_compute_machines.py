@@ -199,7 +199,7 @@ def reach(address: str, port: int) -> str:
     return f"timeout 2 bash -c 'exec 3<>/dev/tcp/{address}/{port}'"
 
 
-def test_a_machine_runs_at_once_answers_at_its_door_and_starts_up_for_a_while_yet(rehearsal):
+def test_a_new_machine_runs_and_accepts_ssh_before_its_startup_ends(rehearsal):
     head = rehearsal.up_and_answering()
     until(lambda: head.ssh("systemctl is-system-running", check=False).stdout == "running\n")
     moments = ("ActiveEnterTimestampMonotonic ssh", "FinishTimestampMonotonic")
@@ -217,7 +217,7 @@ def test_a_machine_runs_at_once_answers_at_its_door_and_starts_up_for_a_while_ye
     assert "created" not in rehearsal.bring()
 
 
-def test_the_door_is_open_to_the_callers_network_alone_and_a_worker_to_no_one_outside(rehearsal):
+def test_ssh_is_open_only_to_the_callers_network_and_workers_are_closed_to_the_outside(rehearsal):
     head = rehearsal.up_and_answering()
     stranger = Stranger(rehearsal.bridge, STRANGER)
     try:
@@ -242,7 +242,7 @@ def test_the_door_is_open_to_the_callers_network_alone_and_a_worker_to_no_one_ou
     assert "timed out" in head.ssh("true", check=False).stderr
 
 
-def test_machines_meet_where_a_rule_lets_them_and_nowhere_else(rehearsal):
+def test_machines_reach_each_other_only_where_a_rule_allows_it(rehearsal):
     head = rehearsal.up_and_answering()
     worker = rehearsal.machine("worker-1")
 
@@ -281,7 +281,7 @@ def first_contact(rehearsal: Rehearsal, asked: str, path: str) -> subprocess.Com
     return subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, timeout=300)
 
 
-def test_a_host_key_that_googles_api_does_not_know_the_machine_by_stops_the_first_contact(rehearsal):
+def test_a_host_key_unknown_to_googles_api_is_rejected_on_first_contact(rehearsal):
     head = rehearsal.up_and_answering()
     path = rehearsal.project.environment["PATH"]
     done = first_contact(rehearsal, "head", path)
@@ -300,7 +300,7 @@ def test_without_gcloud_the_first_host_key_is_accepted_and_up_says_so(rehearsal,
     assert "was not compared with Google's API (gcloud is not installed)" in done.stderr
 
 
-def test_a_stop_and_a_start_keep_address_files_and_host_key(rehearsal):
+def test_stopping_and_starting_keeps_address_files_and_host_key(rehearsal):
     head = rehearsal.up_and_answering()
     head.ssh("echo kept > ~/file")
     number = rehearsal.record(f"{INSTANCES}/head")["outputs"]["instanceId"]
@@ -314,7 +314,7 @@ def test_a_stop_and_a_start_keep_address_files_and_host_key(rehearsal):
     assert "nosuch" in rehearsal.gcloud("stop", "nosuch", status=1)
 
 
-def test_machines_that_are_off_or_gone_are_seen_at_refresh_and_there_again_after_the_next_up(rehearsal):
+def test_refresh_detects_stopped_and_deleted_machines_and_up_restores_them(rehearsal):
     head = rehearsal.up_and_answering()
     head.ssh("sudo -n systemctl poweroff", check=False)
     until(lambda: rehearsal.status("head") == "TERMINATED")
@@ -334,7 +334,7 @@ def test_machines_that_are_off_or_gone_are_seen_at_refresh_and_there_again_after
     assert rehearsal.record(f"{INSTANCES}/worker-1")["outputs"]["instanceId"] != number
 
 
-def test_a_preempted_machine_that_does_not_end_is_cut_off_after_thirty_seconds(rehearsal):
+def test_a_preempted_machine_is_powered_off_after_thirty_seconds_at_the_latest(rehearsal):
     head = rehearsal.up_and_answering()
     head.ssh("cat >/var/tmp/slow", stdin="while sleep 1; do echo second >>/var/tmp/seconds; done")
     endless = "--property TimeoutStopSec=infinity --property 'ExecStop=/bin/bash /var/tmp/slow'"
@@ -349,7 +349,7 @@ def test_a_preempted_machine_that_does_not_end_is_cut_off_after_thirty_seconds(r
     assert head.ssh("cat /var/tmp/seconds").stdout.count("second") < 60
 
 
-def test_what_is_on_a_disk_outlives_its_machine_and_goes_with_the_disk(rehearsal):
+def test_data_on_a_disk_survives_its_machine_until_the_disk_is_deleted(rehearsal):
     device, mount = "/dev/disk/by-id/google-data", "sudo -n mount /dev/disk/by-id/google-data /mnt"
     head = rehearsal.up_and_answering()
     head.ssh(f"sudo -n mkfs.ext4 -q {device} && {mount} && echo kept | sudo -n tee /mnt/file")
@@ -366,7 +366,7 @@ def test_what_is_on_a_disk_outlives_its_machine_and_goes_with_the_disk(rehearsal
 
 
 @pytest.mark.parametrize("trace", ["machines", "machines/*/id", "machines/*/console.log"])
-def test_a_plugin_that_is_killed_leaves_nothing_that_the_next_up_cannot_take_over(rehearsal, trace):
+def test_the_next_up_recovers_from_a_killed_plugin(rehearsal, trace):
     def killed() -> bool:
         """Whether the plugin was still at work when it was killed."""
         rehearsal.destroy()
@@ -387,7 +387,7 @@ def test_a_plugin_that_is_killed_leaves_nothing_that_the_next_up_cannot_take_ove
     until(lambda: rehearsal.traces() == [])
 
 
-def test_machines_take_packages_from_an_index_at_their_gateway_as_the_lock_says(rehearsal):
+def test_machines_install_locked_packages_from_the_index_at_their_gateway(rehearsal):
     head = rehearsal.up_and_answering()
     uv = next(rehearsal.packages.parent.glob("uv-*.whl"))
     head.ssh(f"cat >{uv.name}", stdin=base64.b64encode(uv.read_bytes()).decode())
@@ -408,7 +408,7 @@ def test_machines_take_packages_from_an_index_at_their_gateway_as_the_lock_says(
         stranger.remove()
 
 
-def test_a_tunnel_of_identity_aware_proxy_leads_to_a_machine_where_a_rule_lets_its_range_in(rehearsal):
+def test_an_iap_tunnel_reaches_a_machine_only_if_a_rule_admits_its_range(rehearsal):
     # The worker has not the door's tag.
     rehearsal.brings(sources=["35.235.240.0/20"])
     with tunnel(rehearsal) as (process, answer):
@@ -438,7 +438,7 @@ def tunnel(rehearsal: Rehearsal) -> Iterator[tuple[subprocess.Popen[str], Callab
         process.communicate()
 
 
-def test_one_command_takes_away_all_that_a_killed_run_left_and_nothing_of_another_rehearsal(
+def test_sweep_removes_everything_a_killed_run_left_and_nothing_of_other_rehearsals(
     rehearsal, tmp_path_factory, image, key
 ):
     class Killed(Exception):
@@ -460,12 +460,12 @@ def test_one_command_takes_away_all_that_a_killed_run_left_and_nothing_of_anothe
     assert head.ssh("hostname").stdout == "head\n"
 
 
-def test_what_a_machine_here_would_not_heed_is_refused_by_name(rehearsal):
+def test_arguments_that_a_rehearsed_machine_would_ignore_are_rejected_by_name(rehearsal):
     report = rehearsal.fails(rehearsal.text(keys="root:ssh-ed25519 AAAA"))
     assert "does not know the user root on a machine (it knows admin)" in report
 
 
-def test_nothing_is_left_at_the_end_not_even_an_open_tunnel(rehearsal):
+def test_deleting_all_machines_leaves_nothing_and_closes_tunnels(rehearsal):
     rehearsal.brings()
     assert len(rehearsal.traces()) > 4
     living = as_root("ip", "netns", "pids", rehearsal.bridge).stdout.split()

@@ -124,7 +124,7 @@ def opens(address: str, port: int) -> bool:
         return attempt.connect_ex((address, port)) == 0
 
 
-def test_a_scan_from_where_the_user_is_finds_the_door_alone(stack: Stack) -> None:
+def test_only_ssh_of_the_scheduler_is_open_to_the_users_network(stack: Stack) -> None:
     door = stack.client().tunnel["host"]
     until(lambda: opens(door, 22))
     with ThreadPoolExecutor(512) as pool:
@@ -152,7 +152,7 @@ def neighbour(stack: Stack) -> Iterator[tuple[Machine, str, str]]:
         stack.cloud.delete(identity)
 
 
-def test_neither_a_stranger_nor_a_neighbour_in_the_same_network_finds_anything(stack: Stack) -> None:
+def test_no_port_is_open_to_the_internet_or_to_other_machines_in_the_network(stack: Stack) -> None:
     ours = [record["outputs"]["networkInterfaces"][0] for _, record in stack.cloud.records(MACHINE)]
     inside = [each["networkIp"] for each in ours]
     outside = [config["natIp"] for each in ours for config in each.get("accessConfigs", [])]
@@ -177,7 +177,7 @@ def test_neither_a_stranger_nor_a_neighbour_in_the_same_network_finds_anything(s
         stranger.remove()
 
 
-def test_data_on_a_disk_of_a_cluster_that_is_gone_is_read_and_more_is_written(stack: Stack) -> None:
+def test_the_disk_of_a_destroyed_cluster_can_be_read_and_written_by_the_next(stack: Stack) -> None:
     read, write = tasks()
     with Client(stack.client()) as dask:
         dask.wait_for_workers(2, timeout=300)
@@ -199,7 +199,7 @@ def tasks() -> tuple[Callable[[str], str], Callable[[str], None]]:
     return read, write
 
 
-def test_a_job_gives_the_right_answer_while_workers_are_preempted_again_and_again(stack: Stack) -> None:
+def test_a_job_returns_the_right_result_despite_repeated_preemptions(stack: Stack) -> None:
     def slow(number: int) -> int:  # inside, so that it travels whole: the cluster does not have this file
         time.sleep(0.3)
         return number * number
@@ -231,7 +231,7 @@ def tunnel(stack: Stack) -> Iterator[int]:
             process.wait(60)
 
 
-def test_it_is_reached_through_identity_aware_proxy_alone_and_goes_without_a_worker_that_was_deleted(
+def test_a_cluster_is_reachable_through_iap_alone_and_destroyed_without_a_deleted_worker(
     stack: Stack,
 ) -> None:
     stack.stands = False

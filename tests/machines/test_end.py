@@ -22,7 +22,7 @@ def data(pair: Pair, path: str, *arguments: str, **changes: str) -> str:
     return pair.head.run(script("data", variables), {}, *arguments).stderr
 
 
-def test_files_stay_and_are_the_login_users(alone: Pair) -> None:
+def test_files_stay_after_undo_and_belong_to_the_login_user(alone: Pair) -> None:
     machine = alone.head
     data(alone, "/srv/daskdata")
     machine.ssh("echo mine >/srv/daskdata/mine && sudo -u dask mkdir -p /srv/daskdata/of/dask")
@@ -32,14 +32,14 @@ def test_files_stay_and_are_the_login_users(alone: Pair) -> None:
     machine.ssh("sudo rm -r /srv/daskdata")
 
 
-def test_with_delete_they_go_too(alone: Pair) -> None:
+def test_files_are_deleted_only_with_data_delete(alone: Pair) -> None:
     data(alone, "/srv/daskdata", DELETE="yes")
     alone.head.ssh("mkdir /srv/daskdata/of && echo mine >/srv/daskdata/of/mine")
     assert data(alone, "/srv/daskdata", "undo", DELETE="yes") == ""
     assert alone.head.ssh("ls -A /srv").stdout == ""
 
 
-def test_a_directory_that_was_there_is_its_owners_again_with_all_that_came_into_it(alone: Pair) -> None:
+def test_an_existing_directory_returns_to_its_owner_with_all_new_files(alone: Pair) -> None:
     machine = alone.head
     machine.run("useradd alice; install -d -m 2775 -o alice -g alice /srv/hers; sudo -u alice touch /srv/hers/old")
     data(alone, "/srv/hers")
@@ -57,7 +57,7 @@ def test_a_directory_that_was_there_is_its_owners_again_with_all_that_came_into_
     machine.run("rm -r /srv/hers; userdel alice")
 
 
-def test_processes_that_end_while_a_folder_is_looked_at_do_not_fail_the_step(alone: Pair) -> None:
+def test_processes_that_end_during_the_search_do_not_fail_the_step(alone: Pair) -> None:
     alone.head.run("install -d -o admin /srv/busy")
     alone.head.run("systemd-run -q -u churn bash -c 'while :; do sleep 0.01 & wait; done'")
     text = script("data", alone.data_variables(alone.head, "/srv/busy"))
@@ -81,7 +81,7 @@ while True:
 """
 
 
-def test_files_of_others_stay_theirs_while_tasks_swap_folders_for_links(alone: Pair) -> None:
+def test_other_users_files_keep_their_owner_when_tasks_replace_folders_with_links(alone: Pair) -> None:
     """As the step looks through the directory for files of the cluster's user, which become the login user's."""
     machine = alone.head
     variables = {"IDENTITY": machine.id, **alone.data_variables(machine, "/srv/race")}
@@ -103,7 +103,7 @@ def test_files_of_others_stay_theirs_while_tasks_swap_folders_for_links(alone: P
     assert int(taken[1]) > 1
 
 
-def test_undo_takes_away_the_folders_above_that_it_made_and_no_others(alone: Pair) -> None:
+def test_undo_removes_only_parent_folders_that_the_step_created(alone: Pair) -> None:
     machine = alone.head
     machine.run("mkdir /srv/there")
     data(alone, "/srv/there/made/too")
@@ -112,7 +112,7 @@ def test_undo_takes_away_the_folders_above_that_it_made_and_no_others(alone: Pai
     machine.run("rmdir /srv/there")
 
 
-def test_a_step_that_is_killed_at_any_of_its_lines_is_finished_and_undone_like_any_other(alone: Pair) -> None:
+def test_a_step_killed_at_any_line_can_be_finished_and_undone(alone: Pair) -> None:
     """The machine lost power, or ran out of memory."""
     machine, before = alone.head, snapshot(alone.head)
     text = script("data", {"IDENTITY": machine.id, **alone.data_variables(machine, "/srv/daskdata")})

@@ -239,7 +239,7 @@ def destroyed(lost: SimpleNamespace, office: Office) -> SimpleNamespace:
     return seen
 
 
-def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: Office, made: SimpleNamespace) -> None:
+def test_up_builds_and_checks_a_cluster_on_existing_machines(office: Office, made: SimpleNamespace) -> None:
     assert "workers      3 running" in made.printed, "the scheduler's machine works too"
     assert "correct for 26 names" in made.printed
     for machine in office.machines.values():
@@ -248,12 +248,12 @@ def test_up_makes_a_checked_cluster_of_machines_that_are_there(office: Office, m
         assert first_contact in made.printed
 
 
-def test_a_machine_behind_a_bastion_is_reached_through_it_alone(office: Office, made: SimpleNamespace) -> None:
+def test_a_machine_behind_a_bastion_is_reached_only_through_it(office: Office, made: SimpleNamespace) -> None:
     *of_up, look = made.sessions
     assert set(of_up) == {office.gate.address} != {look}
 
 
-def test_tasks_see_secret_variables_which_are_nowhere_else(made: SimpleNamespace) -> None:
+def test_secret_variables_are_visible_to_tasks_and_nowhere_else(made: SimpleNamespace) -> None:
     assert "swordfish" not in made.state
     assert hashlib.sha256(TOKEN.encode()).hexdigest() not in made.state
     assert [f"TOKEN={TOKEN}" in environment for environment in made.environments] == [True] * 3
@@ -261,7 +261,7 @@ def test_tasks_see_secret_variables_which_are_nowhere_else(made: SimpleNamespace
     assert made.places == [["/etc/daskstack/secret.env"]] * 3
 
 
-def test_the_key_that_the_agent_has_is_nowhere_in_the_state(office: Office, made: SimpleNamespace, key: Path) -> None:
+def test_the_agents_key_is_not_in_the_state(office: Office, made: SimpleNamespace, key: Path) -> None:
     """The client's own key is, which opens a tunnel and no session."""
     assert office.machines["head"].host_key in made.revealed
     *_, secret, _end = key.read_text().splitlines()
@@ -269,17 +269,17 @@ def test_the_key_that_the_agent_has_is_nowhere_in_the_state(office: Office, made
     assert "privateKey" not in made.revealed
 
 
-def test_a_machine_that_was_made_anew_gets_all_its_steps_again(machine_made_anew: set[str]) -> None:
+def test_a_reinstalled_machine_gets_all_steps_again(machine_made_anew: set[str]) -> None:
     assert {f"dask-spare-{state}" for state in STATES if state != "authority"} <= machine_made_anew
     assert not [name for name in machine_made_anew if name.startswith(("dask-head-", "dask-hand-"))]
 
 
-def test_a_changed_host_key_fails_with_both_fingerprints_and_what_to_do(changed_key: str) -> None:
+def test_a_changed_host_key_fails_with_both_fingerprints_and_a_remedy(changed_key: str) -> None:
     assert len(set(re.findall("SHA256:[A-Za-z0-9+/]{43}", changed_key))) == 2
     assert "give its new host key" in changed_key
 
 
-def test_neither_scheduler_nor_data_moves_without_a_word(moved: SimpleNamespace) -> None:
+def test_scheduler_and_data_do_not_move_unless_moves_allows_it(moved: SimpleNamespace) -> None:
     said = moved.refusal
     assert "scheduler would move from head to hand: running work ends" in said
     assert "data would move from head to hand: the files stay on the old machine's disk and are not copied" in said
@@ -288,7 +288,7 @@ def test_neither_scheduler_nor_data_moves_without_a_word(moved: SimpleNamespace)
     assert moved.after_refusal == moved.before
 
 
-def test_with_the_word_scheduler_and_data_move(office: Office, moved: SimpleNamespace) -> None:
+def test_scheduler_and_data_move_if_moves_allows_it(office: Office, moved: SimpleNamespace) -> None:
     assert f"scheduler    tcp://{office.machines['hand'].address}:8786" in moved.printed
     assert "workers      3 running" in moved.printed
     assert "correct for 26 names" in moved.printed
@@ -298,7 +298,7 @@ def test_with_the_word_scheduler_and_data_move(office: Office, moved: SimpleName
     assert moved.former_authority
 
 
-def test_without_tls_nobody_needs_a_certificate(office: Office, moved: SimpleNamespace) -> None:
+def test_without_tls_clients_need_no_certificate(office: Office, moved: SimpleNamespace) -> None:
     """Whoever is no machine of the cluster still gets in through SSH alone."""
     assert not re.search("^tls ", moved.printed, re.MULTILINE)
     assert moved.connected == "3\n"
@@ -307,12 +307,12 @@ def test_without_tls_nobody_needs_a_certificate(office: Office, moved: SimpleNam
     assert re.search(rf"^scheduler +{scheduler}, 3 workers$", moved.status, re.MULTILINE)
 
 
-def test_a_second_up_opens_no_ssh_session_and_moves_nothing_back(moved: SimpleNamespace) -> None:
+def test_a_second_up_after_a_move_opens_no_ssh_session_and_changes_nothing(moved: SimpleNamespace) -> None:
     assert re.search(r"Resources:\n +\d+ unchanged\n", moved.second_up)
     assert moved.after_second_up == moved.before_second_up
 
 
-def test_a_machine_that_is_gone_blocks_neither_up_nor_its_removal_nor_destroy(
+def test_a_machine_marked_gone_does_not_block_up_or_destroy(
     office: Office, lost: SimpleNamespace, destroyed: SimpleNamespace
 ) -> None:
     assert "workers      2 running" in lost.printed
@@ -320,6 +320,6 @@ def test_a_machine_that_is_gone_blocks_neither_up_nor_its_removal_nor_destroy(
     assert "spare" not in lost.state
 
 
-def test_destroy_leaves_machines_as_they_were_and_keeps_the_files(destroyed: SimpleNamespace) -> None:
+def test_destroy_restores_machines_and_keeps_data_files(destroyed: SimpleNamespace) -> None:
     assert (destroyed.mine, destroyed.old) == ("mine\n", "old\n"), "the login user's own again"
     assert destroyed.left == [set(), set()]

@@ -45,7 +45,7 @@ def unplugged(machine: Machine) -> Iterator[None]:
         as_root(*link, "up")
 
 
-def test_a_restart_of_this_computer_is_seen_by_preview_and_mended_by_up(
+def test_preview_detects_a_restart_of_this_computer_and_up_repairs_the_stack(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     made = made_once(checkout)
@@ -69,14 +69,12 @@ def test_a_restart_of_this_computer_is_seen_by_preview_and_mended_by_up(
 
 
 @pytest.mark.parametrize("name", ["scheduler", "worker-1"])
-def test_a_machine_that_reboots_comes_back_by_itself(
-    checkout: Checkout, machines: Mapping[str, Machine], name: str
-) -> None:
+def test_a_rebooted_machine_rejoins_the_cluster(checkout: Checkout, machines: Mapping[str, Machine], name: str) -> None:
     machines[name].reboot()
     works()
 
 
-def test_a_scheduler_that_is_killed_comes_back_with_its_workers(
+def test_a_killed_scheduler_restarts_and_its_workers_reconnect(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     show = "systemctl show -P MainPID dask-scheduler"
@@ -86,7 +84,7 @@ def test_a_scheduler_that_is_killed_comes_back_with_its_workers(
     assert machines["scheduler"].ssh(show).stdout not in (before, "0\n")
 
 
-def test_a_job_one_of_whose_workers_is_killed_gives_the_right_answer(
+def test_a_job_returns_the_right_result_although_a_worker_is_killed(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     def square(number: int) -> int:
@@ -113,7 +111,7 @@ def test_a_job_one_of_whose_workers_is_killed_gives_the_right_answer(
     works()
 
 
-def test_a_mount_whose_sshfs_dies_comes_back_by_itself(machines: Mapping[str, Machine]) -> None:
+def test_the_mount_recovers_after_sshfs_dies(machines: Mapping[str, Machine]) -> None:
     pattern = "-f '^[^ ]*sshfs [^ ]* /srv/daskdata '"
     for machine in machines.values():
         before = machine.ssh(f"touch /srv/daskdata/seen && pgrep {pattern}").stdout
@@ -126,13 +124,13 @@ def test_a_mount_whose_sshfs_dies_comes_back_by_itself(machines: Mapping[str, Ma
         until(is_back)
 
 
-def test_many_machines_that_meet_one_at_once_all_get_in(machines: Mapping[str, Machine]) -> None:
+def test_many_machines_can_log_in_to_one_machine_at_the_same_time(machines: Mapping[str, Machine]) -> None:
     scheduler = machines["scheduler"]
     many = f"for each in $(seq 40); do sudo -u dask ssh {scheduler.address} true || echo refused & done; wait"
     assert machines["worker-1"].ssh(f"cd /; {many}").stdout == ""
 
 
-def test_storage_that_is_away_gives_errors_and_then_comes_back(
+def test_an_outage_of_the_storage_causes_errors_until_it_returns(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     """The scheduler's machine holds the data, so all of Dask waits with it."""
@@ -147,9 +145,7 @@ def test_storage_that_is_away_gives_errors_and_then_comes_back(
     works()
 
 
-def test_a_full_disk_is_named_and_the_next_up_mends_what_it_left(
-    checkout: Checkout, machines: Mapping[str, Machine]
-) -> None:
+def test_a_full_disk_is_reported_and_the_next_up_recovers(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
     """That next `up` meets an sshd that restarts again and again, and a machine that stands still for 20 seconds."""
     worker = machines["worker-1"]
     checkout.change("environment.lock", r"^xyzservices==.*\n(?: .*\n)*", "")

@@ -113,7 +113,7 @@ def gateway(guest: Guest) -> str:
 # What it lets in
 
 
-def test_the_firewall_lets_the_cluster_in_and_nobody_else_but_to_ssh_from_where_it_may(
+def test_only_the_cluster_reaches_dask_and_only_listed_networks_reach_ssh(
     guest: Guest, pair: tuple[Guest, Guest], outside: Outside
 ) -> None:
     head, hand = guest.machine, pair[1].machine
@@ -169,7 +169,9 @@ def test_the_firewall_holds_after_a_reboot(
     ],
     ids=["ufw", "ufw's rules", "Docker", "nftables", "nftables.service"],
 )  # fmt: skip
-def test_beside_another_firewall_it_changes_nothing_and_says_what_to_do(guest: Guest, made_by: str, named: str) -> None:
+def test_with_another_firewall_the_step_changes_nothing_and_says_what_to_do(
+    guest: Guest, made_by: str, named: str
+) -> None:
     guest.machine.run(made_by)
     reason = guest.refuses(SSH_SOURCES="203.0.113.7/32")
     assert named in reason
@@ -177,14 +179,14 @@ def test_beside_another_firewall_it_changes_nothing_and_says_what_to_do(guest: G
     assert f"TCP 22 8786 8787 9000-9002 to {guest.network}; 22 to 203.0.113.7/32" in reason
 
 
-def test_rules_that_shut_nobody_out_are_no_firewall(guest: Guest) -> None:
+def test_rules_that_reject_nothing_do_not_count_as_a_firewall(guest: Guest) -> None:
     nat = "nft add table ip nat; nft add chain ip nat PREROUTING '{ type nat hook prerouting priority 0; }'"
     banned = "nft add chain inet mine f2b-sshd; nft add rule inet mine f2b-sshd ip saddr 192.0.2.1 reject"
     guest.machine.run(f"{nat}; nft add table ip filter\n{LOCAL}{banned}")
     guest.apply()
 
 
-def test_left_alone_it_changes_nothing_and_says_what_must_be_let_in(guest: Guest) -> None:
+def test_with_manage_false_the_step_changes_nothing_and_lists_the_required_ports(guest: Guest) -> None:
     accepts = "nft add rule inet mine in tcp dport { 22, 9000-9010 } accept\n"
     guest.machine.run(LOCAL + accepts + "nft add rule inet mine in drop")
     before = guest.state()
@@ -195,7 +197,7 @@ def test_left_alone_it_changes_nothing_and_says_what_must_be_let_in(guest: Guest
     assert guest.state() == before
 
 
-def test_left_alone_from_now_on_it_gives_back_what_it_had_changed(guest: Guest) -> None:
+def test_switching_to_manage_false_restores_the_former_firewall(guest: Guest) -> None:
     before = guest.state()
     guest.apply()
     assert guest.machine.run(guest.text(MANAGE="no")).stderr == ""
@@ -205,7 +207,7 @@ def test_left_alone_from_now_on_it_gives_back_what_it_had_changed(guest: Guest) 
 # Services of others
 
 
-def test_a_service_that_would_be_closed_stops_it_with_the_line_that_opens_it(guest: Guest) -> None:
+def test_the_step_fails_if_it_would_close_a_service_and_shows_the_setting_that_opens_it(guest: Guest) -> None:
     for port in (9200, 9300, 9001):
         listens(guest.machine, port)
     listens(guest.machine, 9400, address="127.0.0.1")
@@ -223,7 +225,7 @@ def test_a_service_that_would_be_closed_stops_it_with_the_line_that_opens_it(gue
     assert guest.apply() == ""
 
 
-def test_what_firewalld_has_closed_already_is_not_asked_about(guest: Guest) -> None:
+def test_services_that_firewalld_already_blocks_do_not_fail_the_step(guest: Guest) -> None:
     guest.machine.run("firewall-offline-cmd -q --add-port=9200/tcp; systemctl start firewalld")
     for port in (9200, 9300):
         listens(guest.machine, port)
@@ -235,13 +237,13 @@ def test_what_firewalld_has_closed_already_is_not_asked_about(guest: Guest) -> N
 # The way in
 
 
-def test_an_address_that_would_be_shut_out_is_told_before_anything_changes(guest: Guest) -> None:
+def test_the_step_fails_before_it_would_shut_out_your_address(guest: Guest) -> None:
     here = gateway(guest)
     assert f"firewall: {{ssh: [{here}/32]}}" in guest.refuses(NETWORK="192.0.2.0/24")
     guest.apply(NETWORK="192.0.2.0/24", SSH_SOURCES=f"{here}/32")
 
 
-def test_another_ssh_port_than_the_one_used_is_told_before_anything_changes(guest: Guest) -> None:
+def test_the_step_fails_before_it_would_close_the_ssh_port_in_use(guest: Guest) -> None:
     assert "came in on port 22" in guest.refuses(SSH_PORT="2222")
 
 
@@ -256,7 +258,7 @@ def minute_passes(guest: Guest) -> None:
     until(lambda: guest.machine.run("ls /run/daskstack-firewall.sh", check=False).returncode != 0)
 
 
-def test_a_change_that_nobody_confirms_takes_itself_back(guest: Guest, outside: Outside) -> None:
+def test_an_unconfirmed_change_is_rolled_back(guest: Guest, outside: Outside) -> None:
     before = guest.state()
     guest.machine.run(guest.text())
     minute_passes(guest)
@@ -272,7 +274,7 @@ def test_a_change_that_nobody_confirms_takes_itself_back(guest: Guest, outside: 
     assert guest.state() == before
 
 
-def test_a_step_that_fails_half_way_takes_its_change_back_at_once(guest: Guest) -> None:
+def test_a_failing_step_rolls_its_change_back_immediately(guest: Guest) -> None:
     guest.machine.run("firewall-offline-cmd -q --zone=trusted --add-interface=host0")
     assert "host0 (zone trusted)" in guest.refuses()
 
@@ -290,7 +292,7 @@ def prove(guest: Guest, **more: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_new_connection_keeps_the_change_and_makes_it_again_where_it_was_taken_back(guest: Guest) -> None:
+def test_a_new_connection_confirms_the_change_or_applies_it_again(guest: Guest) -> None:
     guest.machine.run(guest.text())
     assert prove(guest).returncode == 0
     kept = guest.state()
@@ -301,7 +303,7 @@ def test_a_new_connection_keeps_the_change_and_makes_it_again_where_it_was_taken
     assert guest.state() == kept
 
 
-def test_a_machine_that_lets_nobody_in_again_fails_the_up(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_fails_if_a_machine_accepts_no_new_connection(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = {"host": guest.machine.address, "port": 23, "user": "admin", "host_key": guest.machine.host_key}
     monkeypatch.setenv("CONNECTION", json.dumps(closed))
     monkeypatch.setenv("COMMAND", "bash -s")
@@ -314,7 +316,7 @@ def test_a_machine_that_lets_nobody_in_again_fails_the_up(guest: Guest, monkeypa
 # firewalld as others have set it up
 
 
-def test_the_firewalld_of_others_keeps_what_they_said_and_undo_gives_back_the_rest(guest: Guest) -> None:
+def test_an_existing_firewalld_keeps_its_settings_and_undo_restores_the_rest(guest: Guest) -> None:
     guest.machine.run(
         "firewall-offline-cmd -q --set-default-zone=work; firewall-offline-cmd -q --zone=work --add-service=http\n"
         "firewall-offline-cmd -q --zone=internal --add-source=192.0.2.0/24; systemctl -q enable --now firewalld"
@@ -342,12 +344,12 @@ def test_the_firewalld_of_others_keeps_what_they_said_and_undo_gives_back_the_re
     ],
     ids=["not permanent", "interface", "source"],
 )
-def test_a_firewalld_in_which_it_would_not_hold_is_left_as_it_is(guest: Guest, made_by: str, named: str) -> None:
+def test_a_firewalld_that_would_override_the_rules_is_left_unchanged(guest: Guest, made_by: str, named: str) -> None:
     guest.machine.run("systemctl start firewalld\n" + made_by.replace("NETWORK", guest.network))
     assert named in guest.refuses()
 
 
-def test_undo_works_where_firewalld_was_removed_meanwhile(guest: Guest) -> None:
+def test_undo_works_after_firewalld_was_removed(guest: Guest) -> None:
     guest.apply()
     program, unit = "/usr/bin/firewall-cmd", "/usr/lib/systemd/system/firewalld.service"
     guest.machine.run("systemctl -q disable --now firewalld")

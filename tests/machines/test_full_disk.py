@@ -30,7 +30,7 @@ def send(folder: Path, machine: Machine) -> None:
     send_environment.send(folder, connection | {"private_key": machine.key.read_text()})
 
 
-def test_a_full_disk_ends_the_sending_with_its_name_and_leaves_nothing(
+def test_a_full_disk_stops_the_transfer_is_named_and_leaves_no_files(
     machine: Machine, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     machine.run("mount -t tmpfs -o size=4m none /opt")

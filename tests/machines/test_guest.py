@@ -213,7 +213,7 @@ def guest(boot: Callable[..., list[Machine]], stack: Stack) -> Guest:
     return Guest(head, hand, stack.network)
 
 
-def test_a_path_that_the_machine_uses_is_refused_before_anything_changes(guest: Guest) -> None:
+def test_a_path_in_use_by_the_machine_is_rejected_before_anything_changes(guest: Guest) -> None:
     for machine in (guest.head, guest.hand):
         machine.run("ln -s /big /linked; install -d -o alice /srv/read; touch /srv/read/log")
         machine.run("systemd-run -q --uid=ledger -u reader tail -f /srv/read/log")
@@ -234,9 +234,7 @@ def test_a_path_that_the_machine_uses_is_refused_before_anything_changes(guest: 
         machine.run("systemctl stop reader; rm -r /linked /srv/read")
 
 
-def test_machines_are_as_before_after_failed_steps_changed_settings_and_tasks_that_resist(
-    guest: Guest, stack: Stack
-) -> None:
+def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: Guest, stack: Stack) -> None:
     machines = (guest.head, guest.hand)
     before = {machine.name: snapshot(machine) for machine in machines}
     for machine in machines:

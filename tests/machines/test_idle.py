@@ -79,7 +79,7 @@ def has_gone(machine: Machine) -> tuple[float, float]:
 # reads its clock in whole seconds.
 
 
-def test_without_work_a_machine_goes_when_it_was_on_for_the_limit(pair: Pair) -> None:
+def test_an_idle_machine_powers_off_after_the_limit(pair: Pair) -> None:
     watch(pair, pair.hand, 12)
     pair.hand.ssh("sudo -n systemctl reboot", check=False)
     started, off = has_gone(pair.hand)
@@ -87,7 +87,7 @@ def test_without_work_a_machine_goes_when_it_was_on_for_the_limit(pair: Pair) ->
     assert pair.head.is_on()
 
 
-def test_the_schedulers_machine_waits_until_the_workers_have_gone(pair: Pair) -> None:
+def test_the_schedulers_machine_powers_off_after_the_workers(pair: Pair) -> None:
     worked(pair, 2)
     watch(pair, pair.head, 4)
     outlives(pair.head, 4)
@@ -95,7 +95,7 @@ def test_the_schedulers_machine_waits_until_the_workers_have_gone(pair: Pair) ->
     has_gone(pair.head)
 
 
-def test_a_machine_stays_on_while_a_step_is_at_work_on_it(pair: Pair) -> None:
+def test_a_machine_stays_on_while_a_step_runs_on_it(pair: Pair) -> None:
     holds = "systemd-run --quiet --unit step flock /run/daskstack.lock sleep infinity"
     watch(pair, pair.hand, 4, then=holds)
     outlives(pair.hand, 4)
@@ -114,7 +114,7 @@ def test_steps_on_the_schedulers_machine_keep_the_others_on(pair: Pair) -> None:
     has_gone(pair.hand)
 
 
-def test_a_machine_that_cannot_ask_goes_after_the_limit(pair: Pair) -> None:
+def test_a_machine_that_cannot_reach_the_scheduler_powers_off_after_the_limit(pair: Pair) -> None:
     pair.head.ssh("sudo systemctl stop ssh")
     try:
         watch(pair, pair.hand, 8)
@@ -124,7 +124,7 @@ def test_a_machine_that_cannot_ask_goes_after_the_limit(pair: Pair) -> None:
         start_sshd(pair.head)
 
 
-def test_the_step_changes_nothing_the_second_time_and_its_undo_takes_it_away(pair: Pair) -> None:
+def test_the_step_changes_nothing_the_second_time_and_undo_removes_it(pair: Pair) -> None:
     def began() -> str:
         return pair.hand.ssh("systemctl show -p ActiveEnterTimestampMonotonic dask-idle").stdout
 

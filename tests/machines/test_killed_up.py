@@ -101,9 +101,7 @@ class Cluster:
         return [line for line in found.splitlines() if any(word in line for word in words)]
 
 
-def test_an_up_that_is_killed_at_any_moment_is_resumed_by_the_next_and_destroy_leaves_nothing(
-    image: str, tmp_path: Path
-) -> None:
+def test_the_next_up_resumes_a_killed_one_and_destroy_leaves_nothing(image: str, tmp_path: Path) -> None:
     """What a killed run had finished is not run again, and what it had made stays."""
     chance = random.Random(KILLS)
     with stack_dev(tmp_path) as checkout:

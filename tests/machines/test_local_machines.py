@@ -71,7 +71,7 @@ def mirror(tmp_path):
     ],
     ids=["with Debian's keys", "without them"],
 )
-def test_no_image_is_built_of_what_debian_has_not_signed(hide, said, mirror, tmp_path):
+def test_an_image_is_built_only_from_packages_signed_by_debian(hide, said, mirror, tmp_path):
     apt = tmp_path / "apt-get"  # which tells image.sh where this computer gets its own packages from
     apt.write_text(f'#!/bin/sh\ncase "$*" in *Label:\\ Debian) echo {mirror} ;; esac\n')
     apt.chmod(0o755)
@@ -82,7 +82,7 @@ def test_no_image_is_built_of_what_debian_has_not_signed(hide, said, mirror, tmp
     assert not list((tmp_path / "cache").glob("images/*/etc"))
 
 
-def test_machines_booted_together_answer_by_their_own_names_and_keys(boot):
+def test_machines_booted_together_have_their_own_names_and_keys(boot):
     machines = boot("one", "two", "three")
     for machine in machines:
         assert machine.ssh("hostname").stdout.strip() == machine.name
@@ -96,14 +96,14 @@ def test_machines_booted_together_answer_by_their_own_names_and_keys(boot):
     assert len({machine.ssh("cat /etc/machine-id").stdout for machine in machines}) == 3
 
 
-def test_nobody_logs_in_as_root_or_by_password(boot):
+def test_logins_as_root_or_with_a_password_are_rejected(boot):
     [machine] = boot("one")
     assert machine.ssh("true", user="root", check=False).returncode == 255
     effective = machine.run("sshd -T").stdout.splitlines()
     assert {"permitrootlogin no", "passwordauthentication no", "kbdinteractiveauthentication no"} < {*effective}
 
 
-def test_root_of_a_machine_makes_no_devices_and_changes_nothing_of_the_kernel(boot):
+def test_root_of_a_machine_cannot_create_devices_or_change_the_kernel(boot):
     """No boundary against an attacker who is root there, which the documentation says; but none of this is open."""
     [machine] = boot("one")
     number = os.stat("/").st_dev
@@ -116,7 +116,7 @@ def test_root_of_a_machine_makes_no_devices_and_changes_nothing_of_the_kernel(bo
         assert machine.run(f"true >>{file}", check=False).returncode, f"{file} can be written to"
 
 
-def test_a_script_gets_its_variables_and_arguments_as_they_are(boot):
+def test_a_script_gets_its_variables_and_arguments_unchanged(boot):
     [machine] = boot("one")
     hard = 'it\'s $HOME "and"\n`more`'
     assert machine.run('printf %s "$HARD|$1|$#"', {"HARD": hard}, "a b").stdout == f"{hard}|a b|1"
@@ -139,7 +139,7 @@ def test_up_again_changes_nothing(stack, boot):
     assert state() == before
 
 
-def test_a_machine_outlives_its_caller_and_does_not_hold_it(stack):
+def test_a_machine_outlives_its_caller_and_does_not_block_it(stack):
     """As from a terminal that is closed: the caller's whole process group is killed."""
     caller = subprocess.Popen(
         ["bash", "-c", 'bash "$0" up; echo done; sleep 600', str(SCRIPTS / "machine.sh")],
@@ -192,7 +192,7 @@ def lines_of_up(stack, tmp_path_factory):
 
 
 @pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9, 1])
-def test_an_up_that_is_killed_anywhere_is_repaired_by_the_next(stack, lines_of_up, part, tmp_path):
+def test_the_next_up_repairs_one_that_was_killed_anywhere(stack, lines_of_up, part, tmp_path):
     name, line = f"killed-{int(part * 10)}", int(lines_of_up * part)
     assert up_killed_at(line, stack, name, tmp_path) == (-signal.SIGKILL, line - 1)
     [machine] = stack.boot(name)
@@ -200,7 +200,7 @@ def test_an_up_that_is_killed_anywhere_is_repaired_by_the_next(stack, lines_of_u
     stack.remove(name)
 
 
-def test_a_reboot_inside_comes_back_by_itself(stack, boot):
+def test_a_machine_can_reboot_itself(stack, boot):
     [machine] = boot("one")
     machine.ssh("echo kept > ~/file")
     first = boot_id(machine)
@@ -210,7 +210,7 @@ def test_a_reboot_inside_comes_back_by_itself(stack, boot):
     assert stack.boot("one") == [machine]
 
 
-def test_a_machine_switched_off_inside_stays_off_until_up(stack):
+def test_a_machine_that_powers_itself_off_stays_off_until_up(stack):
     [machine] = stack.boot("off")
     machine.ssh("echo kept > ~/file; sudo -n systemctl poweroff", check=False)
     until(lambda: not machine.is_on())
@@ -221,7 +221,7 @@ def test_a_machine_switched_off_inside_stays_off_until_up(stack):
 
 
 @pytest.mark.parametrize("victim", ["systemd", "systemd-nspawn", "bash", "unshare"])
-def test_a_machine_any_of_whose_processes_is_killed_is_repaired_by_up(stack, victim):
+def test_up_repairs_a_machine_after_any_of_its_processes_is_killed(stack, victim):
     [machine] = stack.boot("killed")
     machine.ssh("echo kept > ~/file; sync")
     as_root("kill", "-KILL", str(ancestor(machine, victim)))
@@ -246,7 +246,7 @@ def test_a_restart_of_this_computer_keeps_addresses_ids_and_files(make_stack):
     assert machines[0].ssh("cat ~/file").stdout == "kept\n"
 
 
-def test_another_key_and_another_address_are_taken_on(stack, tmp_path):
+def test_a_changed_key_or_address_is_applied(stack, tmp_path):
     [machine] = stack.boot("changed")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True)
     before = boot_id(machine)
@@ -261,7 +261,7 @@ def test_another_key_and_another_address_are_taken_on(stack, tmp_path):
     assert moved.address in moved.ssh("hostname --all-ip-addresses").stdout.split()
 
 
-def test_two_stacks_do_not_disturb_each_other(stack, boot, make_stack):
+def test_two_stacks_do_not_interfere_with_each_other(stack, boot, make_stack):
     other = make_stack("other")
     assert other.network != stack.network
     [here], [there] = boot("one"), other.boot("one")
@@ -306,7 +306,7 @@ def network_among(routes, tmp_path):
     ["{network} dev lan", "{network} dev lan table 42", "blackhole {within}", "10.0.0.0/8 dev lan table 42"],
     ids=["same", "in another table", "a part of it", "covering it"],
 )
-def test_a_network_that_this_computer_has_a_route_to_is_not_taken(route, tmp_path):
+def test_a_network_that_this_computer_routes_to_is_not_used(route, tmp_path):
     free = network_among("", tmp_path)
     (tmp_path / "stack" / "network").unlink()
     route = route.format(network=free, within=free.replace(".0/24", ".77"))
@@ -316,19 +316,19 @@ def test_a_network_that_this_computer_has_a_route_to_is_not_taken(route, tmp_pat
     assert f"{free} of stack stack is now used" in network_among(f"ip route add {route}", tmp_path)
 
 
-def test_a_vpn_that_takes_all_of_ten_leaves_other_private_networks(tmp_path):
+def test_a_vpn_that_uses_all_of_10_leaves_other_private_networks(tmp_path):
     routes = "ip route add 10.0.0.0/8 dev lan; ip route add 172.16.0.0/12 dev lan"
     assert network_among(routes, tmp_path).startswith("192.168.")
 
 
-def test_default_routes_and_their_halves_are_no_obstacle(tmp_path):
+def test_default_routes_and_their_halves_do_not_block_a_network(tmp_path):
     free = network_among("", tmp_path)
     (tmp_path / "stack" / "network").unlink()
     routes = ("default dev lan", "0.0.0.0/1 dev lan", "unreachable default metric 9")
     assert network_among("; ".join(f"ip route add {route}" for route in routes), tmp_path) == free
 
 
-def test_firewalld_closes_a_machine_to_the_outside_and_not_to_the_cluster(boot, outside):
+def test_firewalld_closes_a_machine_to_the_outside_but_not_to_the_cluster(boot, outside):
     [machine, neighbour] = boot("walled", "two")
     machine.run("systemd-run --unit listener python3 -m http.server 8000")
     reach = f"timeout 20 bash -c 'exec 3<>/dev/tcp/{machine.address}/8000'"
@@ -380,14 +380,14 @@ def test_a_machine_that_does_not_boot_shows_its_console(stack):
     stack.remove("broken")
 
 
-def test_a_machine_that_ends_while_it_boots_is_not_waited_for(stack, tmp_path):
+def test_up_fails_at_once_if_a_machine_dies_while_booting(stack, tmp_path):
     with pytest.raises(CommandError, match="it stopped") as failure:  # rather than a timeout after 3600 s
         stack.boot("empty", IMAGE=str(tmp_path), SECONDS_TO_BOOT="3600")
     assert "OS root directory" in str(failure.value)
     stack.remove("empty")
 
 
-def test_a_user_with_sudo_gets_what_root_gets_and_one_without_is_told(boot):
+def test_scripts_work_with_sudo_and_say_so_if_it_is_missing(boot):
     [computer] = boot("two")
     for script in ("common.sh", "network.sh"):
         computer.ssh(f"cat > /tmp/{script}", stdin=(SCRIPTS / script).read_text())
@@ -403,7 +403,7 @@ def test_a_user_with_sudo_gets_what_root_gets_and_one_without_is_told(boot):
     assert "sudo requires a password" in refused.stderr and "source: existing" in refused.stderr
 
 
-def test_scripts_refuse_what_they_do_not_know(stack):
+def test_scripts_reject_unknown_arguments(stack):
     for script in ("machine.sh", "network.sh"):
         with pytest.raises(CommandError, match=r"expected up, down, .* got 'sideways'"):
             call(script, "sideways", **stack.variables("one"))

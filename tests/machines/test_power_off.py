@@ -32,9 +32,7 @@ def machines(checkout: Checkout) -> Mapping[str, Machine]:
     return checkout.machines()
 
 
-def test_what_preempted_machines_computed_is_not_computed_again(
-    checkout: Checkout, machines: Mapping[str, Machine]
-) -> None:
+def test_results_of_preempted_machines_are_not_recomputed(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
     """Each has begun a task that takes longer than it has. The second one has what the first one handed over."""
 
     def slow(number: int) -> int:
@@ -59,7 +57,7 @@ def test_what_preempted_machines_computed_is_not_computed_again(
         work.end()
 
 
-def test_a_cluster_that_computes_stays_on_one_that_does_not_goes_workers_first_and_up_starts_it_again(
+def test_an_idle_cluster_powers_off_workers_first_and_up_starts_it_again(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     def computed(seconds: float) -> float:

@@ -20,7 +20,7 @@ def touched(printed: str, phase: str) -> set[str]:
 
 
 @pytest.mark.timeout(1200)  # a whole life, on a busy machine
-def test_the_shipped_vms_stack_lives_a_whole_life_and_leaves_the_data_alone(tmp_path: Path) -> None:
+def test_the_shipped_vms_stack_is_created_changed_and_destroyed_and_keeps_its_data(tmp_path: Path) -> None:
     printed = lived("vms", tmp_path, PHASES)
     assert re.search(r"^workers +2 running", printed, re.MULTILINE), printed
     own = {"dask-check", "dask-members"}  # which are told who is there

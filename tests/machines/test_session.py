@@ -46,13 +46,13 @@ def session(machine: Machine, command: str) -> str:
 # Sessions
 
 
-def test_a_session_of_the_clusters_user_can_gain_no_rights(machine: Machine) -> None:
+def test_a_session_of_the_cluster_user_cannot_gain_privileges(machine: Machine) -> None:
     assert session(machine, NO_NEW_PRIVILEGES) == "NoNewPrivs:\t1\n"
     # Which such a session can start, and which is no child of it.
     assert machine.run("systemctl show -P NoNewPrivileges user@$(id -u dask).service").stdout == "yes\n"
 
 
-def test_a_login_and_a_file_transfer_can_gain_no_rights_either(machine: Machine) -> None:
+def test_logins_and_file_transfers_cannot_gain_privileges(machine: Machine) -> None:
     typed = f"echo {shlex.quote(NO_NEW_PRIVILEGES)} | sudo -iu dask ssh {machine.address}"
     assert "NoNewPrivs:\t1\n" in machine.ssh(typed).stdout
     # The transfer goes on until its server was looked at.
@@ -66,7 +66,7 @@ def test_a_login_and_a_file_transfer_can_gain_no_rights_either(machine: Machine)
 
 
 @pytest.mark.parametrize("command", ["sudo -n true", "su -c true", "crontab -l", "at now"])
-def test_programs_that_give_rights_give_none_in_a_session(machine: Machine, command: str) -> None:
+def test_setuid_programs_grant_no_privileges_in_a_session(machine: Machine, command: str) -> None:
     said = session(machine, f"{command} </dev/null && echo worked")
     assert said
     assert "worked" not in said
@@ -82,7 +82,7 @@ def test_programs_that_give_rights_give_none_in_a_session(machine: Machine, comm
         (".pam_environment", "LD_PRELOAD DEFAULT=/owned"),
     ],
 )
-def test_no_file_of_the_home_acts_before_a_session_is_limited(machine: Machine, file: str, text: str) -> None:
+def test_no_file_in_the_home_runs_before_a_session_is_restricted(machine: Machine, file: str, text: str) -> None:
     machine.run(f"cd {HOME} && sudo -u dask tee {file} <<<{shlex.quote(text)}", check=False)
     seen = session(machine, f"env; ls {HOME}")
     machine.run(f"cd {HOME} && rm -f .bashrc .profile owned")
@@ -90,7 +90,7 @@ def test_no_file_of_the_home_acts_before_a_session_is_limited(machine: Machine, 
     assert "owned" not in seen
 
 
-def test_the_clusters_user_may_open_no_more_than_sessions(machine: Machine) -> None:
+def test_the_cluster_user_can_open_sessions_only(machine: Machine) -> None:
     said = machine.run(f"sshd -T -C user=dask,host=x,addr={machine.address}").stdout.splitlines()
     for line in (
         "forcecommand /etc/daskstack/ssh/session", "allowagentforwarding no", "x11forwarding no", "permittunnel no",
@@ -103,7 +103,7 @@ def test_the_clusters_user_may_open_no_more_than_sessions(machine: Machine) -> N
     assert "trustedusercakeys none" in others
 
 
-def test_a_key_that_a_task_plants_opens_no_door(machine: Machine) -> None:
+def test_keys_planted_by_a_task_are_rejected(machine: Machine) -> None:
     options = ("IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null")
     plain = f"ssh -F none -i bare {' '.join(f'-o {each}' for each in options)}"
     done = machine.run(
@@ -123,7 +123,7 @@ def test_a_key_that_a_task_plants_opens_no_door(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("state", "function"), [("service", "scheduler_unit"), ("service", "worker_unit"), ("idle", "unit")]
 )
-def test_systemd_rates_the_units_as_closed(machine: Machine, state: str, function: str) -> None:
+def test_systemd_rates_the_units_as_well_protected(machine: Machine, state: str, function: str) -> None:
     """2.0 or better, where 10 is worst; a service without any of this has 9.6."""
     text = script(state, UNITS).rpartition("exclusively main")[0]
     file = "/tmp/rated.service"
@@ -134,7 +134,7 @@ def test_systemd_rates_the_units_as_closed(machine: Machine, state: str, functio
     assert rate and float(rate[1]) <= 2.0, done.stdout
 
 
-def test_what_the_clusters_user_answers_is_no_command_of_the_idle_loop(machine: Machine) -> None:
+def test_the_idle_loop_never_executes_answers_of_the_cluster_user(machine: Machine) -> None:
     text = script("idle", UNITS | {"ADDRESS": ""}).rpartition("exclusively main")[0]
     loop = r"""
 sleep() { ((turn++ < 3)) || exit 0; }
@@ -152,7 +152,7 @@ done
 
 
 @pytest.mark.parametrize("path", ["/run", "/run/daskstack.lock"])
-def test_no_other_user_can_hold_up_a_step(fresh: Pair, machine: Machine, path: str) -> None:
+def test_other_users_cannot_block_a_step(fresh: Pair, machine: Machine, path: str) -> None:
     fresh.step(machine, "keys", NAME="task", METADATA="no", RENEWAL="1")
     holder = f"systemd-run -q --collect --uid=dask -u holder sh -c 'exec 9<{path} && flock 9 && sleep 60'"
     machine.run(f"{holder}; sleep 0.5")
@@ -165,13 +165,13 @@ def test_no_other_user_can_hold_up_a_step(fresh: Pair, machine: Machine, path: s
         machine.run("systemctl stop holder", check=False)
 
 
-def test_a_command_of_the_clusters_user_that_stands_still_is_ended(machine: Machine) -> None:
+def test_a_hanging_command_of_the_cluster_user_is_stopped(machine: Machine) -> None:
     stands = "bash -c 'trap : TERM; while :; do sleep 1; done'"
     done = machine.run(f"{COMMON}\nwithin=1 as_cluster_user {stands} || echo ended with $?")
     assert done.stdout == "ended with 137\n"
 
 
-def test_workers_of_one_machine_restart_at_a_time(machine: Machine) -> None:
+def test_workers_restart_one_machine_at_a_time(machine: Machine) -> None:
     turns = """
 said=$(mktemp)
 (lock_restarts ''; echo one begins; sleep 2; echo one ends) >>$said &
@@ -187,7 +187,7 @@ rm $said
         machine.run(f"rm -f {HOME}/stopping.lock")
 
 
-def test_workers_restart_though_a_task_keeps_the_turn_to_itself(machine: Machine) -> None:
+def test_workers_restart_although_a_task_holds_the_lock(machine: Machine) -> None:
     lock = f"{HOME}/stopping.lock"
     text = COMMON.replace("patience=600", "patience=1")
     assert text != COMMON
@@ -201,12 +201,12 @@ def test_workers_restart_though_a_task_keeps_the_turn_to_itself(machine: Machine
     assert "could not lock restarts of workers on" in done.stderr
 
 
-def test_what_tasks_choose_reaches_no_terminal_as_control_characters(machine: Machine) -> None:
+def test_text_chosen_by_tasks_reaches_terminals_without_control_characters(machine: Machine) -> None:
     said = machine.run(COMMON + r"note $'a\e[31mb\nc\a'; fatal $'d\x9be\r'", check=False).stderr
     assert said == "a[31mb\nc\nerror on task: de\n"
 
 
-def test_a_file_in_the_home_is_not_imported_by_check_and_members(machine: Machine) -> None:
+def test_check_and_members_import_no_files_from_the_home(machine: Machine) -> None:
     python = "mkdir -p /opt/daskstack/environment/bin && ln -sf /usr/bin/python3 /opt/daskstack/environment/bin/python"
     forged = f"{HOME}/json.py"
     machine.run(f"{python} && echo 'print(\"forged\")' | sudo -u dask tee {forged}")
@@ -228,7 +228,7 @@ bash -c 'trap : TERM HUP INT; while :; do (sleep 1000 & sleep 1000) & sleep 0.05
 """
 
 
-def test_traps_that_tasks_leave_stop_no_undo(fresh: Pair, machine: Machine) -> None:
+def test_tasks_cannot_prevent_undo(fresh: Pair, machine: Machine) -> None:
     fresh.variables[machine.name, "service"] = UNITS
     run = f"systemd-run -q --collect --uid=dask -p KillMode=none -p Type=forking -E HOME={HOME}"
     machine.run(f"{run} bash -c {shlex.quote(TRAPS)}")

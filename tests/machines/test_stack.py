@@ -34,7 +34,7 @@ NAMES = ("scheduler", "worker-1", "worker-2")
 pytestmark = pytest.mark.timeout(1800)
 
 
-def test_up_ends_with_the_jobs_result_and_the_ways_in(checkout: Checkout) -> None:
+def test_up_prints_the_result_of_the_job_and_how_to_connect(checkout: Checkout) -> None:
     ending = checkout.first_up[checkout.first_up.index("Duration:") :]
     assert re.search(r"^workers +2 running", ending, re.MULTILINE)
     assert re.search(r"^job +timeseries, mean of x by name: correct for 26 names", ending, re.MULTILINE)
@@ -42,7 +42,7 @@ def test_up_ends_with_the_jobs_result_and_the_ways_in(checkout: Checkout) -> Non
     assert 'daskstack.connect("dev")' in ending
 
 
-def test_the_first_up_says_what_local_machines_do_not_protect_from(checkout: Checkout) -> None:
+def test_the_first_up_warns_about_the_limits_of_local_machines(checkout: Checkout) -> None:
     warning = "root in one of them can become root of this computer"
     summary = checkout.first_up.partition("Diagnostics:")[2]  # progress, before it, shows each message too
     assert summary.count(warning) == 1
@@ -66,7 +66,7 @@ def test_a_second_up_changes_nothing_and_opens_no_ssh_session(
     assert {name: machine.logins() - 1 for name, machine in machines.items()} == before, "more than this test's own"
 
 
-def test_dask_does_not_start_without_the_rule_that_keeps_tasks_from_the_metadata_server(
+def test_dask_does_not_start_without_the_rule_that_blocks_the_metadata_server(
     machines: Mapping[str, Machine],
 ) -> None:
     for machine, unit in (("scheduler", "dask-scheduler"), ("worker-1", "dask-worker@1")):
@@ -96,7 +96,7 @@ def revealing(keys: Mapping[str, str]) -> dict[str, set[str]]:
     return {place: secrets(key) for place, key in keys.items()}
 
 
-def test_no_machines_private_key_is_in_state_outputs_or_logs_even_encrypted(
+def test_private_keys_of_machines_are_not_in_state_outputs_or_logs_even_encrypted(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     state = Path(checkout.environ["XDG_DATA_HOME"], "daskstack/state")
@@ -132,7 +132,7 @@ def test_no_key_is_on_a_command_line_while_steps_run(checkout: Checkout, machine
         assert not [line for line in there if "IDENTITY=" in line], "a step's text"
 
 
-def test_every_step_travels_on_standard_input(checkout: Checkout) -> None:
+def test_steps_are_sent_on_standard_input(checkout: Checkout) -> None:
     commands = [each for each in checkout.resources().values() if each["type"] == "command:remote:Command"]
     assert len(commands) > 20
     for each in commands:
@@ -141,7 +141,7 @@ def test_every_step_travels_on_standard_input(checkout: Checkout) -> None:
         assert "environment" not in each["inputs"]
 
 
-def test_connect_gives_a_client_that_leaves_nothing_behind(checkout: Checkout) -> None:
+def test_connect_returns_a_client_and_leaves_no_files_or_processes(checkout: Checkout) -> None:
     def tunnels() -> list[psutil.Process]:
         return [child for child in psutil.Process().children() if child.name() == "ssh"]
 
@@ -165,7 +165,7 @@ class Poison:
         return eval, ("open(marker, 'w').close() or value", {"marker": self.marker, "value": self.value})
 
 
-def test_status_runs_nothing_on_this_computer_that_a_task_has_put_into_the_scheduler(
+def test_status_runs_no_code_that_a_task_put_into_the_scheduler(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     marker = Path("/tmp", f"daskstack-marker-{uuid.uuid4()}")  # a folder that machines have, too
@@ -196,7 +196,7 @@ def test_status_runs_nothing_on_this_computer_that_a_task_has_put_into_the_sched
     assert re.search(r"^scheduler +tls://\S+, 2 workers$", said, re.MULTILINE)
 
 
-def test_logs_are_the_services_last_lines_of_every_machine_or_of_one(checkout: Checkout) -> None:
+def test_logs_prints_the_last_lines_of_all_machines_or_one(checkout: Checkout) -> None:
     said = re.split(r"^== (\S+)\n", checkout.make("logs"), flags=re.MULTILINE)
     assert said[1::2] == list(NAMES)
     for name, text in zip(said[1::2], said[2::2], strict=True):
@@ -207,7 +207,7 @@ def test_logs_are_the_services_last_lines_of_every_machine_or_of_one(checkout: C
     assert "stack dev has no machine worker-9; it has scheduler, worker-1, worker-2" in said
 
 
-def test_status_is_how_each_worker_is(checkout: Checkout) -> None:
+def test_status_prints_one_line_per_worker(checkout: Checkout) -> None:
     said = checkout.make("status")
     assert re.search(r"^scheduler +tls://[\d.]+:8786, 2 workers$", said, re.MULTILINE)
     for name in ("worker-1-1", "worker-2-1"):
@@ -215,7 +215,7 @@ def test_status_is_how_each_worker_is(checkout: Checkout) -> None:
         assert re.search(line, said, re.MULTILINE)
 
 
-def test_the_dashboard_is_open_until_ctrl_c(checkout: Checkout, tmp_path: Path) -> None:
+def test_the_dashboard_stays_open_until_ctrl_c(checkout: Checkout, tmp_path: Path) -> None:
     said = tmp_path / "said"
     command = [".venv/bin/daskstack", "dashboard"]
     with said.open("w") as output:
@@ -241,14 +241,14 @@ def test_the_dashboard_is_open_until_ctrl_c(checkout: Checkout, tmp_path: Path) 
         process.wait()
 
 
-def test_a_notebook_server_that_is_not_there_is_not_opened(checkout: Checkout) -> None:
+def test_jupyter_fails_if_there_is_no_notebook_server(checkout: Checkout) -> None:
     command = [".venv/bin/daskstack", "jupyter"]
     done = run(command, cwd=checkout.folder, env=checkout.environ, seconds=120, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: stack dev has no notebook server\n"
 
 
-def test_what_a_client_has_opens_dask_and_nothing_else(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+def test_a_clients_credentials_open_dask_and_nothing_else(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
     outputs = engine.cluster("dev")
     facts = outputs["client"]
     assert facts.tunnel["private_key"] not in [each["private_key"] for each in outputs["admin"]["machines"].values()]
@@ -276,7 +276,7 @@ def test_what_a_client_has_opens_dask_and_nothing_else(checkout: Checkout, machi
             assert "Permission denied" in refused(words=["true"])
 
 
-def test_tasks_in_a_closed_unit_can_do_what_tasks_do(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+def test_hardened_units_do_not_restrict_ordinary_tasks(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
     def work(machine: str) -> tuple[float, bytes, str, str]:
         import subprocess
         import sys
@@ -314,7 +314,7 @@ def test_tasks_in_a_closed_unit_can_do_what_tasks_do(checkout: Checkout, machine
         until(comes_back)
 
 
-def test_dask_does_not_start_without_the_firewall_and_outlives_its_restart(
+def test_dask_does_not_start_without_the_firewall_and_survives_its_restart(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     machine = machines["worker-1"]
@@ -330,9 +330,7 @@ def test_dask_does_not_start_without_the_firewall_and_outlives_its_restart(
     works()
 
 
-def test_a_python_that_differs_is_refused_with_what_mends_it(
-    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_different_python_is_rejected_with_a_remedy(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection.importlib.metadata, "version", lambda name: "1.2.3")
     with pytest.raises(
         daskstack.connection.VersionError, match=r"dask \(1.2.3, there .*uv run --no-project --python 3.11"
@@ -340,7 +338,7 @@ def test_a_python_that_differs_is_refused_with_what_mends_it(
         daskstack.connect("dev")
 
 
-def test_dask_refuses_clients_without_a_certificate_or_with_one_of_a_foreign_authority(checkout: Checkout) -> None:
+def test_clients_without_a_certificate_from_the_clusters_authority_are_rejected(checkout: Checkout) -> None:
     with daskstack.connect("dev") as client:
         info = client.sync(client.scheduler.identity, n_workers=-1)
     doors = [engine.cluster("dev")["scheduler"]]
@@ -355,7 +353,7 @@ def test_dask_refuses_clients_without_a_certificate_or_with_one_of_a_foreign_aut
         assert not accepts(door, *foreign), door
 
 
-def test_from_outside_every_port_of_every_machine_is_closed(
+def test_every_port_of_every_machine_is_closed_to_the_outside(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
     outside = Outside(SimpleNamespace(**json.loads(checkout.printed("machines-network"))))
@@ -375,7 +373,7 @@ def test_from_outside_every_port_of_every_machine_is_closed(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_dask_runs_as_the_clusters_user_without_a_way_to_more(machines: Mapping[str, Machine], name: str) -> None:
+def test_dask_runs_as_an_unprivileged_user(machines: Mapping[str, Machine], name: str) -> None:
     unit = "dask-scheduler" if name == "scheduler" else "dask-worker@1"
     shown = (
         machines[name]
@@ -385,7 +383,7 @@ def test_dask_runs_as_the_clusters_user_without_a_way_to_more(machines: Mapping[
     assert set(shown.split()) == {"User=dask", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "Restart=always"}
 
 
-def test_a_killed_worker_comes_back(machines: Mapping[str, Machine]) -> None:
+def test_a_killed_worker_restarts(machines: Mapping[str, Machine]) -> None:
     with daskstack.connect("dev") as client:
 
         def pids() -> dict[str, tuple[str, int]]:
@@ -424,7 +422,7 @@ def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) ->
         ({"data": "/var/tmp"}, "cannot read what"),
     ],
 )
-def test_a_failed_check_says_first_what_failed(
+def test_a_failed_check_begins_with_the_reason(
     machines: Mapping[str, Machine], checkout: Checkout, changes: dict, said: str
 ) -> None:
     done = run_check(machines, checkout, **changes)

@@ -141,13 +141,13 @@ def test_the_cluster_user_reaches_every_machine_without_a_prompt(mesh: Pair, one
 
 
 @pytest.mark.parametrize("door", ["root", "admin", "dask-tunnel"])
-def test_a_certificate_opens_no_other_users_door(mesh: Pair, door: str) -> None:
+def test_a_certificate_is_rejected_for_other_users(mesh: Pair, door: str) -> None:
     done = mesh.hand.ssh(f"sudo -iu dask ssh -l {door} {mesh.head.address} true", check=False)
     assert done.returncode == 255
     assert "Permission denied" in done.stderr
 
 
-def test_a_machine_that_the_authority_did_not_sign_is_refused(mesh: Pair, boot: Callable[..., list[Machine]]) -> None:
+def test_a_machine_without_a_signed_host_key_is_rejected(mesh: Pair, boot: Callable[..., list[Machine]]) -> None:
     [stranger] = boot("stranger")
     done = mesh.hand.ssh(f"sudo -iu dask ssh {stranger.address} true", check=False)
     assert done.returncode == 255
@@ -172,7 +172,7 @@ def test_tasks_cannot_write_where_root_reads(mesh: Pair) -> None:
     assert writable.split() == ["/etc/daskstack/ssh/id_ed25519", "/etc/daskstack/tls/key.pem"]
 
 
-def test_tasks_reach_the_metadata_server_only_where_they_may_use_the_machines_account(mesh: Pair) -> None:
+def test_tasks_reach_the_metadata_server_only_if_they_may_use_the_machines_account(mesh: Pair) -> None:
     hand = mesh.hand
     # Port 53 of the same address is a name server on Google Cloud.
     hand.run("ip address add 169.254.169.254/32 dev lo")
@@ -198,7 +198,7 @@ def test_tasks_reach_the_metadata_server_only_where_they_may_use_the_machines_ac
         hand.run("systemctl stop metadata-80 metadata-53; ip address delete 169.254.169.254/32 dev lo")
 
 
-def test_certificates_begin_a_day_ago_and_end_in_ninety_days(mesh: Pair) -> None:
+def test_certificates_are_valid_from_yesterday_for_ninety_days(mesh: Pair) -> None:
     pem = mesh.hand.ssh("cat /etc/daskstack/tls/certificate.pem").stdout
     certificate = x509.load_pem_x509_certificate(pem.encode())
     now = datetime.now(UTC)
@@ -215,7 +215,7 @@ def shown(machine: Machine, certificate: str) -> str:
     return machine.ssh(f"ssh-keygen -L -f /etc/daskstack/ssh/{certificate}").stdout
 
 
-def test_ssh_certificates_have_serials_and_source_addresses_and_allow_nothing_else(mesh: Pair) -> None:
+def test_ssh_certificates_have_serials_and_source_addresses_and_no_extra_permissions(mesh: Pair) -> None:
     of_both = [shown(machine, "id_ed25519-cert.pub") for machine in (mesh.head, mesh.hand)]
     serials = {re.search(r"Serial: (\d+)", text)[1] for text in of_both}
     assert len(serials) == 2 and "0" not in serials
@@ -278,7 +278,7 @@ def test_certificates_renew_themselves(mesh: Pair) -> None:
         mesh.credentials(machine)  # again for ninety days
 
 
-def test_what_the_authority_did_not_sign_is_not_installed(mesh: Pair) -> None:
+def test_certificates_that_the_authority_did_not_sign_are_not_installed(mesh: Pair) -> None:
     """The cluster's user serves it, and runs tasks."""
     before = read([mesh.hand], *FILES)
     mesh.head.run("cp /etc/daskstack/published/hand /root/kept && sed -i '$s/./&&/' /etc/daskstack/published/hand")
@@ -293,7 +293,7 @@ def test_what_the_authority_did_not_sign_is_not_installed(mesh: Pair) -> None:
         mesh.hand.run("systemctl start dask-credentials")
 
 
-def test_keys_of_a_removed_machine_open_no_door(mesh: Pair) -> None:
+def test_keys_of_a_removed_machine_are_rejected(mesh: Pair) -> None:
     """They are still on it, or with who has copied them."""
     hand, stolen = mesh.hand, "/var/lib/daskstack/home/stolen"
     hand.run(
@@ -337,7 +337,7 @@ KEYS = ("ssh/id_ed25519", "tls/key.pem")
 AUTHORITIES = ("ssh/known_hosts", "ssh/user-authority.pub", "ssh/authorities", "tls/authority.pem")
 
 
-def test_a_raised_renewal_brings_new_keys_and_authorities_and_the_former_are_refused(mesh: Pair) -> None:
+def test_a_renewal_replaces_keys_and_authorities_and_rejects_the_old_ones(mesh: Pair) -> None:
     machines, old = (mesh.head, mesh.hand), "/var/lib/daskstack/home/old"
 
     def opened(certificates: list[str], options: str = "") -> set[bool]:
@@ -391,7 +391,7 @@ def test_a_raised_renewal_brings_new_keys_and_authorities_and_the_former_are_ref
         machine.run(f"rm -r {old} && test ! -e /etc/daskstack/next && ! ls -d /etc/daskstack/authority/former/*")
 
 
-def test_a_fetch_between_two_steps_of_a_renewal_brings_keys_and_certificates_together(mesh: Pair) -> None:
+def test_a_fetch_during_a_renewal_never_mixes_old_keys_and_new_certificates(mesh: Pair) -> None:
     """A timer may come at any moment, and an `up` may end at any."""
     mesh.renewal = "3"
     keys = {mesh.head: mesh.keys(mesh.head)}
@@ -441,7 +441,7 @@ def test_another_users_account_is_not_taken_over(boot: Callable[..., list[Machin
 
 @pytest.mark.parametrize("writer", ["root", "admin", "dask"])
 @pytest.mark.parametrize("place", ["head", "hand"])
-def test_a_file_written_by_anyone_anywhere_is_usable_by_everyone_everywhere(
+def test_files_in_the_shared_directory_are_usable_from_every_machine_by_every_process(
     shared: Pair, writer: str, place: str
 ) -> None:
     here = getattr(shared, place)
@@ -456,7 +456,7 @@ def test_a_file_written_by_anyone_anywhere_is_usable_by_everyone_everywhere(
     assert here.ssh(f"ls {file}", check=False).returncode != 0
 
 
-def test_others_on_the_machine_see_nothing_of_the_data(shared: Pair) -> None:
+def test_other_users_of_the_machine_cannot_read_the_data(shared: Pair) -> None:
     for machine in (shared.head, shared.hand):
         assert machine.ssh("sudo -u nobody ls /srv/daskdata", check=False).returncode != 0
 
@@ -472,7 +472,7 @@ def test_the_mount_comes_back_after_a_reboot_of_either_machine(shared: Pair, sta
         assert "169.254.169.254" in machine.run("nft list table inet daskstack").stdout
 
 
-def test_the_units_need_each_other_in_no_circle(shared: Pair) -> None:
+def test_the_units_have_no_dependency_cycle(shared: Pair) -> None:
     """Of which systemd would leave out any job, at some boots."""
     for machine in (shared.hand, shared.head):
         machine.ssh("systemctl is-enabled srv-daskdata.automount")
@@ -480,7 +480,7 @@ def test_the_units_need_each_other_in_no_circle(shared: Pair) -> None:
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_nothing_is_ever_written_beside_the_mount(shared: Pair) -> None:
+def test_nothing_is_written_under_an_inactive_mount_point(shared: Pair) -> None:
     """While the machine that holds the data is away, a write fails; it does not land on the local disk."""
     shared.head.ssh("sudo systemctl stop ssh; sudo pkill -u dask sshd")
     try:
@@ -492,7 +492,7 @@ def test_nothing_is_ever_written_beside_the_mount(shared: Pair) -> None:
     assert "astray" not in shared.head.ssh("ls /srv/daskdata").stdout
 
 
-def test_a_task_that_calls_itself_sshfs_has_no_hold_on_the_mount(shared: Pair) -> None:
+def test_a_task_named_sshfs_cannot_keep_the_mount_busy(shared: Pair) -> None:
     machine = shared.hand
     mounted = (
         "ls /srv/daskdata >/dev/null; systemctl show -p ActiveEnterTimestampMonotonic,ActiveState srv-daskdata.mount"
@@ -506,7 +506,7 @@ def test_a_task_that_calls_itself_sshfs_has_no_hold_on_the_mount(shared: Pair) -
     assert "ActiveState=active" in before
 
 
-def test_a_mount_that_does_not_work_fails_the_step_with_its_reason(
+def test_a_broken_mount_fails_the_step_with_the_reason(
     mesh: Pair, holder: Pair, boot: Callable[..., list[Machine]]
 ) -> None:
     """It takes the data from a machine that knows nothing of its cluster."""
@@ -520,7 +520,7 @@ def test_a_mount_that_does_not_work_fails_the_step_with_its_reason(
     assert astray.ssh("ls -d /srv/elsewhere", check=False).returncode != 0
 
 
-def test_a_changed_path_leaves_nothing_at_the_old_one_but_its_files(holder: Pair) -> None:
+def test_a_changed_data_path_leaves_only_the_files_at_the_old_path(holder: Pair) -> None:
     mover = holder.head
     holder.data(mover, "/srv/before")
     mover.ssh("touch /srv/before/kept")
@@ -532,7 +532,7 @@ def test_a_changed_path_leaves_nothing_at_the_old_one_but_its_files(holder: Pair
     mover.run("rm -rf /srv/before /srv/after")
 
 
-def test_files_that_the_mount_would_hide_stop_the_step(mesh: Pair) -> None:
+def test_the_step_fails_if_the_mount_would_hide_files(mesh: Pair) -> None:
     mesh.hand.run("mkdir -p /srv/full && touch /srv/full/mine")
     variables = mesh.data_variables(mesh.hand, "/srv/full")
     done = mesh.hand.run(script("data", variables), check=False)
@@ -541,7 +541,7 @@ def test_files_that_the_mount_would_hide_stop_the_step(mesh: Pair) -> None:
     mesh.hand.run("rm -r /srv/full")
 
 
-def test_data_in_memory_is_refused(mesh: Pair) -> None:
+def test_a_data_path_in_memory_is_rejected(mesh: Pair) -> None:
     variables = mesh.data_variables(mesh.head, "/dev/shm/data")
     done = mesh.head.run(script("data", variables), check=False)
     assert done.returncode == 1
@@ -610,7 +610,7 @@ def data_on_disk(pair: Pair, *arguments: str, check: bool = True, **changes: str
     return pair.head.run(script("data", variables | changes), {}, *arguments, check=check)
 
 
-def test_a_disk_keeps_the_files_of_one_machine_for_the_next(holder: Pair, disk: Disk, stack: Stack) -> None:
+def test_a_disk_keeps_its_files_when_it_moves_to_another_machine(holder: Pair, disk: Disk, stack: Stack) -> None:
     machine, before = holder.head, snapshot(holder.head)
     data_on_disk(holder)
     machine.ssh("echo kept >/srv/daskdata/kept && ls -A /srv/daskdata")
@@ -635,7 +635,7 @@ def test_a_disk_keeps_the_files_of_one_machine_for_the_next(holder: Pair, disk: 
     assert snapshot(machine) ^ before == set()
 
 
-def test_a_disk_brings_no_set_user_id_program_along(holder: Pair, disk: Disk) -> None:
+def test_setuid_programs_on_a_disk_have_no_effect(holder: Pair, disk: Disk) -> None:
     data_on_disk(holder)
     kept = "/var/lib/daskstack/data"
     holder.head.run(f"install -m 4755 /usr/bin/id {kept}/id")
@@ -644,7 +644,7 @@ def test_a_disk_brings_no_set_user_id_program_along(holder: Pair, disk: Disk) ->
     assert {"nosuid", "nodev"} <= set(options)
 
 
-def test_a_disk_that_has_grown_is_used_whole(holder: Pair, disk: Disk) -> None:
+def test_a_resized_disk_is_used_to_its_full_size(holder: Pair, disk: Disk) -> None:
     data_on_disk(holder)
     disk.grow(128)
     done = data_on_disk(holder, check=False)
@@ -664,7 +664,7 @@ PARTITION = bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + (2048).to_bytes(4, "little") + 
     [(446, PARTITION + bytes(48) + b"\x55\xaa"), (0, b"LUKS\xba\xbe\0\1"), (5000, b"not blank")],
     ids=["a partition table", "an encrypted one", "no signature"],
 )
-def test_a_disk_with_anything_else_on_it_is_left_alone(holder: Pair, disk: Disk, offset: int, content: bytes) -> None:
+def test_a_disk_with_other_contents_is_never_formatted(holder: Pair, disk: Disk, offset: int, content: bytes) -> None:
     octal = "".join(f"\\{byte:03o}" for byte in content)
     as_root("sh", "-c", f"printf '{octal}' | dd of={disk.loop} bs=1 seek={offset} conv=notrunc,fsync")
     before = as_root("sha256sum", disk.loop).stdout
@@ -674,14 +674,14 @@ def test_a_disk_with_anything_else_on_it_is_left_alone(holder: Pair, disk: Disk,
     assert as_root("sha256sum", disk.loop).stdout == before
 
 
-def test_a_disk_that_is_not_there_fails_the_step_with_what_to_do(holder: Pair) -> None:
+def test_a_missing_disk_fails_the_step_with_a_remedy(holder: Pair) -> None:
     text = script("data", holder.data_variables(holder.head, "/srv/daskdata") | {"DEVICE": "/dev/missing"})
     done = holder.head.run(text.replace("wait_for 60", "wait_for 1"), check=False)
     assert done.returncode == 1
     assert "waiting for block device /dev/missing to appear; attach the disk" in done.stderr
 
 
-def test_files_that_a_disk_would_hide_stop_the_step(holder: Pair, disk: Disk) -> None:
+def test_the_step_fails_if_a_disk_would_hide_files(holder: Pair, disk: Disk) -> None:
     holder.data(holder.head)
     holder.head.ssh("echo mine >/srv/daskdata/mine")
     done = data_on_disk(holder, check=False)
@@ -755,7 +755,7 @@ OWNED = "import os; os.system('id >/owned')"
 IMPORT = "cd / && /opt/daskstack/environment/bin/python -c 'import tiny; print(tiny.value)'"
 
 
-def test_root_installs_only_what_it_has_checked_whatever_the_clusters_user_serves(house: House, tmp_path: Path) -> None:
+def test_root_installs_only_files_whose_hashes_it_verified(house: House, tmp_path: Path) -> None:
     """The SFTP server of the authority's machine is another one than sshd's, as if a task had got that far."""
     head, hand = house.pair.head, house.pair.hand
     honest, evil = next((house.folder / "wheels").iterdir()), tmp_path / "evil"
@@ -793,7 +793,7 @@ def test_root_installs_only_what_it_has_checked_whatever_the_clusters_user_serve
     assert not [line for line in served if line.startswith("evil")], "root has opened a file twice"
 
 
-def test_what_the_clusters_user_hands_out_instead_is_refused_before_it_is_used(house: House) -> None:
+def test_a_tampered_package_is_rejected_before_it_is_used(house: House) -> None:
     done = house.install(house.pair.hand, check=False, LOCK_SHA256="0" * 64)
     assert done.returncode == 1
     assert f"environment.lock from {house.pair.head.address} differs from the file that up copied there" in done.stderr
@@ -801,7 +801,7 @@ def test_what_the_clusters_user_hands_out_instead_is_refused_before_it_is_used(h
 
 
 @pytest.mark.parametrize("lock", ["another hash", "no hash"])
-def test_root_installs_no_wheel_without_a_hash_of_the_lock(house: House, lock: str) -> None:
+def test_root_rejects_wheels_whose_hash_is_not_in_the_lock(house: House, lock: str) -> None:
     if lock == "no hash":
         (house.folder / "environment.lock").write_text("tiny==1.0\n")
     else:
@@ -813,7 +813,7 @@ def test_root_installs_no_wheel_without_a_hash_of_the_lock(house: House, lock: s
     assert house.pair.hand.ssh(IMPORT, check=False).returncode != 0
 
 
-def test_root_builds_no_source_package(house: House, tmp_path: Path) -> None:
+def test_root_never_builds_source_packages(house: House, tmp_path: Path) -> None:
     """Not even one that the lock names: building it runs its code."""
     # What builds it is in the package itself, so no index is needed.
     built = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
@@ -831,7 +831,7 @@ def test_root_builds_no_source_package(house: House, tmp_path: Path) -> None:
     assert house.pair.head.run("ls /owned", check=False).returncode != 0
 
 
-def test_a_strict_umask_keeps_the_clusters_user_from_nothing(house: House) -> None:
+def test_a_strict_umask_does_not_lock_out_the_cluster_user(house: House) -> None:
     """As hardening guides want it: nobody else can read what root makes."""
     for machine in (house.pair.head, house.pair.hand):
         house.install(machine, before="umask 077\n")

@@ -36,7 +36,7 @@ def goes(limit: int, ask: str, *, address: str = "", stepped: str = "false") -> 
 
 @pytest.mark.parametrize("address", ["", "10.9.0.2"])
 @pytest.mark.parametrize(("limit", "look"), [(60, 15), (600, 20)])
-def test_without_work_a_machine_goes_when_it_was_on_for_the_limit(address: str, limit: int, look: int) -> None:
+def test_an_idle_machine_powers_off_after_the_limit(address: str, limit: int, look: int) -> None:
     assert limit <= goes(limit, HOUR, address=address) <= limit + look
 
 
