@@ -15,9 +15,9 @@ from rehearsal.machines import Machine, as_root, run, write_whole
 from settings import lock
 
 PROJECT = Path(__file__).parents[1]
-LIMIT = 500  # seconds for a command, which shows what it said; pytest's own limit is longer
-# What is made once by each step, by its place in the machine's folder: another one would mean another machine or
-# another cluster.
+LIMIT = 500  # seconds for a command, less than pytest's own limit, so that its output is shown
+# Files that each step creates once, by their place in the machine's folder. A changed file means that the machine or
+# the cluster was created again.
 MADE_ONCE = {
     "machines-{}": ["id", "upper/etc/machine-id", "upper/etc/ssh/ssh_host_ed25519_key.pub"],
     "dask-{}-keys": ["upper/etc/daskstack/ssh/id_ed25519.pub"],
@@ -35,7 +35,7 @@ class Checkout:
         ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", ".hypothesis", "tests")
         shutil.copytree(PROJECT, self.folder, ignore=ignored)
         self.folder.joinpath(".venv").symlink_to(sys.prefix)
-        # Where keys are put for a moment: other runs on this computer have a place of their own.
+        # A private folder for temporary keys, so that other runs on this computer do not share it.
         private = folder / "private"
         private.mkdir(mode=0o700)
         self.own = {"XDG_DATA_HOME": str(folder / "data"), "XDG_RUNTIME_DIR": str(private)}
@@ -50,7 +50,7 @@ class Checkout:
             shipped = self.folder.joinpath("Pulumi.dev.yaml").read_text()
             self.file.write_text(re.sub("^encryptionsalt.*", "", shipped, flags=re.MULTILINE))
         self._machines: dict[str, Machine] = {}
-        # The change of files with which the last `up` ran; None where nobody knows how the cluster is.
+        # The diff of the files with which the last `up` ran; None if the state of the cluster is unknown.
         self._is_up_with: str | None = "none at all"
 
     def make(self, *words: str, succeeds: bool = True) -> str:
@@ -68,22 +68,22 @@ class Checkout:
             return run(command, cwd=self.folder, env=environ, seconds=LIMIT, stdin=stdin).stdout
 
     def status(self) -> str:
-        """What differs from the clone as it was made, as `git status` has it, ignored files too."""
+        """The output of `git status`, with ignored files."""
         return self._git("status", "--porcelain", "--untracked-files=all", "--ignored")
 
     def change(self, file: str, old: str, new: str) -> None:
-        """Replaces the one place in a file where the pattern `old` is."""
+        """Replaces the only match of the pattern `old` in a file."""
         path = self.folder / file
         text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
         assert count == 1, f"{old} is {count} times in {file}"
         path.write_text(text)
 
     def keep(self) -> None:
-        """Has later tests begin with the files, and the cluster, as they are now."""
+        """Makes the current files and cluster the starting point of later tests."""
         change = self._change()
         if not self.folder.joinpath(".git").exists():
             self._git("init", "--quiet")
-            self.folder.joinpath(".git/info/exclude").write_text("/.venv\n")  # which is a link here
+            self.folder.joinpath(".git/info/exclude").write_text("/.venv\n")  # a link here
         self._git("add", "--all")
         author = ("-c", "user.name=tests", "-c", "user.email=tests@example.com", "-c", "commit.gpgsign=false")
         self._git(*author, "commit", "--quiet", "--allow-empty", "--message=kept")
@@ -91,12 +91,12 @@ class Checkout:
             self._is_up_with = ""
 
     def reset(self) -> None:
-        """Brings the files alone back to what was kept."""
+        """Restores the files, but not the cluster."""
         self._git("reset", "--quiet", "--hard")
         self._git("clean", "--quiet", "-d", "--force")
 
     def restore(self) -> None:
-        """Brings files and cluster back to what was kept, whatever a test did with them."""
+        """Restores files and cluster after a test changed them."""
         self.reset()
         if self._is_up_with is None:
             self.make("destroy")
@@ -104,30 +104,30 @@ class Checkout:
             self.make("up")
 
     def distrust(self) -> None:
-        """A test has failed, and nobody knows what it left: the next one gets a new cluster."""
+        """After a failed test the state is unknown, so the next test gets a new cluster."""
         self._is_up_with = None
 
     @contextmanager
     def home(self) -> Iterator[None]:
-        """`daskstack` looks for stacks where this checkout has them."""
+        """Makes `daskstack` use the stacks of this checkout."""
         with mock.patch.dict(os.environ, self.own), mock.patch.object(engine, "PROJECT", self.folder):
             yield
 
     def resources(self) -> dict[str, dict]:
-        """The resources in the stack's state by their names, with their secrets in the clear."""
+        """The resources in the stack's state by name, with decrypted secrets."""
         deployment = json.loads(self.pulumi("stack", "export", "--show-secrets"))["deployment"]
         return {each["urn"].rpartition("::")[2]: each for each in deployment.get("resources", [])}
 
     def printed(self, name: str) -> str:
-        """What a Command of the stack printed."""
+        """The output of a Command of the stack."""
         return self.resources()[name]["outputs"]["stdout"]
 
     def locked(self) -> str:
-        """What the check says of an environment that is as the lock says."""
+        """The check's line for an environment that matches the lock."""
         return f"{len(lock.read(self.folder / 'environment.lock', '3.11').packages)} packages as locked"
 
     def machines(self) -> dict[str, Machine]:
-        """The stack's machines by name, as the user that `up` logs in as reaches them."""
+        """The stack's machines by name, with the login that `up` uses."""
         if not self._machines:
             resources = self.resources()
             bridge = json.loads(resources["machines-network"]["outputs"]["stdout"])["bridge"]
@@ -140,7 +140,7 @@ class Checkout:
 
     def private_keys(self) -> dict[str, str]:
         """Every private key on the stack's machines, by machine and path."""
-        # Not in packages, one of which has a key for its own tests.
+        # Skip packages, because one of them contains a key for its own tests.
         skip = "--exclude-dir=environment --exclude-dir=cache"
         folders = "/etc /root /home /run /srv /var /opt"
         find = f"grep -rlsE {skip} -e '-----BEGIN [A-Z ]*PRIVATE KEY' {folders} | xargs -r grep -H ''"
@@ -153,7 +153,7 @@ class Checkout:
 
     @contextmanager
     def _changes_the_cluster(self, *words: str) -> Iterator[None]:
-        """Notes which files the cluster was made from, so that the next test knows whether it needs an `up`."""
+        """Records the files that the cluster was built from, so that the next test knows whether it needs an `up`."""
         if words[0] != "up" and words[:2] not in (("make", "up"), ("make", "destroy")):
             yield
             return
@@ -171,7 +171,7 @@ class Checkout:
 
 @contextmanager
 def stack_dev(folder: Path) -> Iterator[Checkout]:
-    """A user's checkout, where `daskstack` looks for stacks, too; its stack is destroyed at the end."""
+    """A user's checkout, which `daskstack` uses too; its stack is destroyed at the end."""
     checkout = Checkout(folder)
     with checkout.home():
         try:
@@ -181,7 +181,7 @@ def stack_dev(folder: Path) -> Iterator[Checkout]:
 
 
 def made_once(checkout: Checkout) -> dict[tuple[str, str], str]:
-    """What commands that have ended made once on the machines of stack dev."""
+    """The files of MADE_ONCE that completed commands created on the machines of stack dev."""
     known, found = checkout.resources(), {}
     for name in ("scheduler", "worker-1", "worker-2"):
         folder = Path(checkout.environ["XDG_DATA_HOME"], "daskstack/machines/dev", name)

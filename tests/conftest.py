@@ -1,4 +1,4 @@
-"""What all tests share: the engine that `make test` installed, and no way to a user's own stacks."""
+"""Shared by all tests: the engine that `make test` installed, without access to the user's own stacks."""
 
 import os
 from collections.abc import Generator, Iterator
@@ -20,7 +20,7 @@ def pytest_runtest_makereport(
     return report
 
 
-# As in the Makefile: programs that tests start need not compile their packages anew.
+# As in the Makefile: programs that tests start can reuse compiled packages.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
@@ -28,7 +28,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 def engine_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Puts `pulumi` and its plugins into the environment, with state in a folder of this run.
 
-    Tests in tests/unit run without an engine, too.
+    Tests in tests/unit also run without an engine.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))

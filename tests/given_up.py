@@ -1,4 +1,4 @@
-"""What a command had said that a test gave up."""
+"""The output of a command that timed out or failed in a test."""
 
 import subprocess
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 
 
 def said(error: pytest.ExceptionInfo[BaseException]) -> str:
-    """Of commands that took too long or failed, and of the one that ran when the whole test took too long."""
+    """Output of commands that failed or timed out, and of the command that ran when the test itself timed out."""
     parts = [*of_errors(error.value)] or [*of_processes(error)]
     return "\n".join(part.decode(errors="replace") if isinstance(part, bytes) else part for part in parts if part)
 
@@ -20,7 +20,7 @@ def of_errors(error: BaseException | None) -> Iterator[str | bytes | None]:
 
 
 def of_processes(error: pytest.ExceptionInfo[BaseException]) -> Iterator[bytes]:
-    """subprocess.run drops what it has read when anything else than its own limit ends it."""
+    """subprocess.run discards the output it has read unless its own timeout ends it."""
     for entry in error.traceback:
         process = entry.frame.f_locals.get("self")
         if isinstance(process, subprocess.Popen):

@@ -1,4 +1,4 @@
-"""What Google's own documents say of the JSON that its API and gcloud answer with."""
+"""The JSON that Google documents for its API and gcloud."""
 
 import json
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ PRIMITIVES = {"string": str, "integer": int, "number": int | float, "boolean": b
 
 
 def wrong(group: str, answer: Any) -> list[str]:
-    """Where an answer about one thing of a group of gcloud's commands differs from what Google documents."""
+    """Differences between an answer of a group of gcloud commands and Google's documentation."""
     return list(_wrong(SHAPES["groups"][group], answer, group))
 
 
 def kind_of(group: str, path: str) -> str:
-    """How a field is written in shapes.json; fails where Google has no such field."""
+    """The type of a field in shapes.json; fails if Google has no such field."""
     kind = SHAPES["groups"][group]
     for key in path.split("."):
         kind = SHAPES["types"][kind.strip("[]{}")][key]

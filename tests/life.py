@@ -1,4 +1,4 @@
-"""Lives of stacks on this computer: a shipped one's, by `make rehearse`, and one that several tests share."""
+"""Rehearsals of shipped stacks by `make rehearse`, and stacks that several tests share."""
 
 import os
 import re
@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 
 class Shared(Generic[T]):
-    """What tests share because it is dear. After a failed one nobody knows its state: the next test has a new one."""
+    """An expensive resource that tests share; it is replaced after a failed test, which may have damaged it."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[T]]) -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` must clean up, too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `timeout pytest` cleans up too
         self._make, self._made = make, ExitStack()
         self._shared: T | None = None
 
     def lend(self, request: pytest.FixtureRequest) -> Iterator[T]:
-        """For one test, in a fixture: `yield from shared.lend(request)`."""
+        """Lends it to one test, in a fixture: `yield from shared.lend(request)`."""
         failed = request.session.testsfailed
         if self._shared is None:
             self._shared = self._made.enter_context(self._make())
@@ -41,10 +41,10 @@ class Shared(Generic[T]):
 
 
 def end_processes(folder: Path) -> None:
-    """Ends engines, plugins and whatever they started for the rehearsal in this folder, its machines as well."""
+    """Kills all processes of the rehearsal in this folder: engines, plugins, machines and everything they started."""
 
     def belongs(process: psutil.Process) -> bool:
-        with suppress(psutil.Error):  # it ended, or is not this user's
+        with suppress(psutil.Error):  # it has exited, or belongs to another user
             return process.environ().get("DASKSTACK_REHEARSAL") == str(folder)
         return False
 
@@ -56,7 +56,7 @@ def end_processes(folder: Path) -> None:
 
 
 def lived(stack: str, folder: Path, phases: Sequence[str]) -> str:
-    """What is printed by a rehearsal with these phases, which leaves the stack file as it was."""
+    """Rehearses a shipped stack; checks its phases and that the stack file is unchanged, and returns the output."""
     file = PROJECT / f"Pulumi.{stack}.yaml"
     before = file.read_text()
     with subprocess.Popen(
@@ -66,13 +66,13 @@ def lived(stack: str, folder: Path, phases: Sequence[str]) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # Ctrl-C reaches it once, from here
+        start_new_session=True,  # so that Ctrl-C reaches it only once, from here
     ) as rehearsal:
         try:
             printed, _ = rehearsal.communicate(timeout=1100)
         except BaseException:
             rehearsal.send_signal(signal.SIGINT)
-            rehearsal.communicate(timeout=120)  # it takes away what it made
+            rehearsal.communicate(timeout=120)  # it cleans up
             raise
     assert rehearsal.returncode == 0, printed
     times = [line for line in printed.splitlines() if re.search(r" \d+ s$", line)]

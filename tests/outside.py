@@ -1,4 +1,4 @@
-"""Places outside of the machines' network, and what every user of this computer can see of its processes."""
+"""Hosts outside of the machines' network, and a watch of this computer's command lines."""
 
 import contextlib
 import json
@@ -10,13 +10,14 @@ from pathlib import Path
 from rehearsal.machines import Machine, Stack, as_root
 
 SCAN = Path(__file__).parent / "scan.py"
-OUTSIDE_ADDRESS = "198.51.100.1"  # set aside for examples (RFC 5737): in no cluster's network
+OUTSIDE_ADDRESS = "198.51.100.1"  # reserved for examples (RFC 5737), so it is in no cluster's network
 
 
 class CommandLines:
-    """Collects the command lines of all processes, as any user of this computer can read them, while it is open.
+    """While open, collects the command lines of all processes, as any user of this computer can read them.
 
-    Those of local machines are among them; `lines` has each with the process's control group, which names the machine.
+    Processes of local machines are included: `lines` pairs each process's control group, which names the machine, with
+    its command line.
     """
 
     def __enter__(self) -> "CommandLines":
@@ -33,14 +34,14 @@ class CommandLines:
     def _watch(self) -> None:
         while not self._over.wait(0.05):
             for process in filter(str.isdigit, os.listdir("/proc")):
-                with contextlib.suppress(OSError):  # it has ended
+                with contextlib.suppress(OSError):  # it has exited
                     line = Path("/proc", process, "cmdline").read_bytes().decode(errors="replace")
                     group = Path("/proc", process, "cgroup").read_text().splitlines()[-1]
                     self.lines.add((group.removeprefix("0::"), line))
 
 
 class Outside:
-    """A place on the machines' bridge with an address that is not in the cluster's network."""
+    """A host on the machines' bridge with an address outside of the cluster's network."""
 
     def __init__(self, stack: Stack) -> None:
         self.namespace = f"{stack.bridge}-outside"
@@ -54,21 +55,21 @@ class Outside:
         as_root("ip", "-n", self.namespace, "route", "add", stack.network, "dev", "link0")
 
     def connects(self, machine: Machine, port: int) -> bool:
-        """Whether a TCP connection to the machine is made within 20 seconds. firewalld turns it away at once."""
+        """Whether a TCP connection succeeds within 20 seconds. firewalld rejects it immediately."""
         self._is_reached_by(machine)
         attempt = f"exec 3<>/dev/tcp/{machine.address}/{port}"
         command = ("ip", "netns", "exec", self.namespace, "timeout", "20", "bash", "-c", attempt)
         return as_root(*command, check=False).returncode == 0
 
     def open_ports(self, machine: Machine) -> list[int]:
-        """Which of all TCP ports of the machine answer a connection."""
+        """The open TCP ports of the machine."""
         self._is_reached_by(machine)
         here = ("ip", "netns", "exec", self.namespace)
         scan = as_root(*here, sys.executable, str(SCAN), OUTSIDE_ADDRESS, machine.address)
         return json.loads(scan.stdout)
 
     def _is_reached_by(self, machine: Machine) -> None:
-        """Without a way back every connection would fail, whatever the firewall says. A reboot forgets it."""
+        """Adds the return route, without which every connection would fail. A reboot removes it."""
         as_root(
             *("nsenter", "--target", str(machine.pid), "--net"),
             *("ip", "route", "replace", OUTSIDE_ADDRESS, "dev", "host0"),
@@ -79,7 +80,7 @@ class Outside:
 
 
 class Stranger:
-    """A place outside of a Google network of a rehearsal, with an address of its own."""
+    """A host outside of a rehearsed Google network, with its own address."""
 
     def __init__(self, bridge: str, address: str) -> None:
         self.namespace = f"{bridge}-stranger"
@@ -95,7 +96,7 @@ class Stranger:
         as_root("ip", "-n", self.namespace, "route", "add", "default", "via", "169.254.0.1", "dev", "link0", "onlink")
 
     def connects(self, address: str, port: int) -> bool:
-        """Whether a TCP connection is made within two seconds."""
+        """Whether a TCP connection succeeds within two seconds."""
         attempt = ("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
         return as_root("ip", "netns", "exec", self.namespace, *attempt, check=False).returncode == 0
 

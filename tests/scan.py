@@ -1,6 +1,6 @@
-"""Prints which of all TCP ports answer a connection, as JSON: scan.py FROM TO (addresses; root only).
+"""Prints the open TCP ports of an address as JSON: scan.py FROM TO (addresses; root only).
 
-Sends a SYN to each port and reads who says SYN-ACK: where packets are dropped, connections would wait for each one.
+Sends a SYN to each port and reads the SYN-ACKs, because a connection attempt to a port that drops packets times out.
 """
 
 import json
@@ -9,8 +9,8 @@ import struct
 import sys
 import time
 
-PORT = 40_000  # that it sends from; nothing listens there, so the kernel ends each connection
-QUIET = 3  # seconds without an answer until none is expected any more
+PORT = 40_000  # source port; nothing listens there, so the kernel resets each connection
+QUIET = 3  # seconds to wait for answers
 
 
 def checksum(data: bytes) -> int:
@@ -48,7 +48,7 @@ def main(source: str, target: str) -> None:
                 pass
 
         wire.setblocking(False)
-        for _ in range(2):  # one may be lost
+        for _ in range(2):  # a packet can be lost
             for port in range(1, 65536):
                 while True:
                     try:
@@ -57,7 +57,7 @@ def main(source: str, target: str) -> None:
                     except BlockingIOError:
                         time.sleep(0.001)
                 if port % 64 == 0:
-                    time.sleep(0.001)  # queues on the way are short
+                    time.sleep(0.001)  # queues on the path are short
                     read()
             last = time.monotonic()
             while time.monotonic() - last < QUIET:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 
 def imitated(certificate: str) -> tuple[str, str]:
-    """A certificate that says the same as this one, and its key; signed by another authority. PEM text each."""
+    """A copy of this certificate that another authority signed, and its key; both as PEM text."""
     known = x509.load_pem_x509_certificate(certificate.encode())
     key, authority = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     new = x509.CertificateBuilder(known.issuer, known.subject, key.public_key(), known.serial_number)
@@ -24,9 +24,9 @@ def imitated(certificate: str) -> tuple[str, str]:
 
 
 def accepts(address: str, certificate: str = "", key: str = "") -> bool:
-    """Whether the server talks to a client with this certificate and key (PEM text), or with none.
+    """Whether the server accepts a client with this certificate and key (PEM text), or without one.
 
-    The client does not verify the server, so a refusal is always the server's. Silence raises TimeoutError.
+    The client does not verify the server, so only the server can reject. Silence raises TimeoutError.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -38,7 +38,7 @@ def accepts(address: str, certificate: str = "", key: str = "") -> bool:
     host, port = address.removeprefix("tls://").rsplit(":", 1)
     try:
         with socket.create_connection((host, int(port)), 30) as plain, context.wrap_socket(plain) as connection:
-            # In TLS 1.3 the client hears of a refusal only after the handshake. Dask's servers speak first.
+            # In TLS 1.3 the client learns of a rejection only after the handshake. Dask's servers send first.
             return connection.recv(1) != b""
     except (ssl.SSLError, ConnectionError):
         return False

@@ -1,4 +1,4 @@
-"""Computations on stack dev: one that shows that it works, and one that notices when a result is computed again."""
+"""Computations on stack dev: one that proves that it works, and one that detects recomputed results."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from rehearsal.machines import until
 
 
 def works() -> None:
-    """Waits until both workers are there and a job gives the right answer."""
+    """Waits until both workers run and a job returns the right result."""
 
     def answer() -> int | None:
         try:
@@ -21,23 +21,23 @@ def works() -> None:
                 client.wait_for_workers(2, timeout=30)
                 return client.submit(sum, range(100), pure=False).result(timeout=30)
         except (OSError, ValueError, RuntimeError):
-            return None  # it is still on its way back
+            return None  # it is still restarting
 
     until(lambda: answer() == 4950, 240)
 
 
 def tasks() -> tuple[Callable, Callable]:
-    """Made inside a function, so that they travel whole: the cluster does not have this file."""
+    """Functions defined inside a function are pickled by value: the cluster does not have this file."""
 
     def numbers(part: int) -> list[float]:
-        import random  # other ones each time: a result that was lost and computed again differs
+        import random  # random, so that a recomputed result differs
 
         return [random.random() for _ in range(1000)]
 
     def total(part: list[float], more: int) -> float:
         import time
 
-        time.sleep(0.3)  # so that it goes on all the time without keeping the processor busy
+        time.sleep(0.3)  # so that tasks run all the time without using the CPU
         return sum(part) + more
 
     return numbers, total
@@ -45,7 +45,7 @@ def tasks() -> tuple[Callable, Callable]:
 
 @dataclass
 class Work:
-    """Data on the workers, and a computation on it that never ends."""
+    """Data on the workers, and an endless computation on it."""
 
     client: distributed.Client
     rounds: int = 0
@@ -73,7 +73,7 @@ class Work:
             self.rounds += 1
 
     def goes_on(self) -> None:
-        """Fails unless every result so far was right, one more arrives, and the data is still the first one."""
+        """Fails unless all results so far are right, another one arrives, and the data was not recomputed."""
         so_far, deadline = self.rounds, time.monotonic() + 60
         while self.rounds < so_far + 2 and not self.wrong:
             assert time.monotonic() < deadline, f"no result in 60 s, after {self.rounds} rounds"
@@ -82,8 +82,8 @@ class Work:
         assert [sum(part) for part in self.client.gather(self.parts)] == self.sums
 
     def workers(self) -> dict[str, str]:
-        """Status of each worker by its name."""
-        # Not scheduler_info(), whose answer the client's own refresh may replace by one without workers.
+        """The status of each worker by name."""
+        # Not scheduler_info(): the client's refresh can replace its result by one without workers.
         workers = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
         return {each["name"]: each["status"] for each in workers.values()}
 

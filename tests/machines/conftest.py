@@ -1,4 +1,4 @@
-"""Real local machines for tests: `boot("worker-1", "worker-2")` and they answer, half a second later.
+"""Real local machines for tests: `boot("worker-1", "worker-2")` takes about half a second.
 
 Needs root, or sudo without a password. Everything is removed at the end of the session.
 """
@@ -21,14 +21,14 @@ from tests.outside import CommandLines, Outside
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """The machines' image: built at the first use on this computer (a minute), found later."""
+    """The machines' image: built at the first use on this computer (a minute), then cached."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "daskstack"
     return call("image.sh", CACHE=str(cache))
 
 
 @pytest.fixture(scope="session")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private key of this run's own; its public key is beside it."""
+    """A private key for this run, with its public key next to it."""
     path = tmp_path_factory.mktemp("key") / "id"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
     return path
@@ -36,12 +36,12 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_stack(image: str, key: Path) -> Iterator[Callable[[str], Stack]]:
-    """Makes a stack of its own; all are gone at the end of the session."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` must clean up, too
+    """Creates separate stacks, which are removed at the end of the session."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `timeout pytest` cleans up too
     with ExitStack() as cleanup:
 
         def make(name: str) -> Stack:
-            # Not in pytest's folder: another run may remove that while machines live in it.
+            # Not in pytest's folder, because another run can delete that while the machines still use it.
             stack = Stack(name, Path(tempfile.mkdtemp(prefix="daskstack-")), image, key)
             cleanup.callback(stack.down)
             return stack
@@ -57,13 +57,13 @@ def stack(make_stack: Callable[[str], Stack]) -> Stack:
 
 @pytest.fixture(scope="session")
 def boot(stack: Stack) -> Callable[..., list[Machine]]:
-    """`[one, two] = boot("one", "two")`: machines of the shared stack; take a new name for a new machine."""
+    """`[one, two] = boot("one", "two")`: machines of the shared stack; a new name creates a new machine."""
     return stack.boot
 
 
 @pytest.fixture(scope="session")
 def outside(stack: Stack) -> Iterator[Outside]:
-    """Somebody outside the shared stack's network who can send to its machines."""
+    """A host outside of the shared stack's network that can send to its machines."""
     place = Outside(stack)
     yield place
     place.remove()
@@ -71,14 +71,14 @@ def outside(stack: Stack) -> Iterator[Outside]:
 
 @pytest.fixture(scope="session")
 def dev(image: str) -> Iterator[Checkout]:
-    """Stack dev, made by `make up` as a user would, for all tests that take `checkout`.
+    """Stack dev, created with `make up` like a user's, for all tests that take `checkout`.
 
-    Of that first run, `first_up` is what it printed, `first_status` what git then said of the clone, `first_keys` the
-    private keys that it made on the machines, and `seen_running` the command lines of all processes meanwhile, on this
-    computer and on its machines.
+    About that first run, `first_up` is its output, `first_status` the output of `git status` afterwards, `first_keys`
+    the private keys that it created on the machines, and `seen_running` the command lines of all processes during the
+    run, on this computer and on its machines.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` must clean up, too
-    # Not in pytest's folder, which is removed before this ends where a run is interrupted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `timeout pytest` cleans up too
+    # Not in pytest's folder, which an interrupted run deletes before this fixture has ended.
     folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
     checkout = Checkout(folder)
     checkout.keep()
@@ -90,12 +90,12 @@ def dev(image: str) -> Iterator[Checkout]:
         yield checkout
     finally:
         checkout.make("destroy")
-    shutil.rmtree(folder, ignore_errors=True)  # kept where it is still needed
+    shutil.rmtree(folder, ignore_errors=True)  # stays if a mount still needs it
 
 
 @pytest.fixture
 def checkout(dev: Checkout) -> Iterator[Checkout]:
-    """Stack dev, up and as its files say, whatever other tests have done with it."""
+    """Stack dev, restored to its original files and state."""
     with dev.home():
         dev.restore()
         yield dev

@@ -1,9 +1,9 @@
-"""Kills a step at its n-th line, as a machine does that loses its power or has no memory left."""
+"""Kills a step at its n-th line, like a power failure or the kernel's OOM killer."""
 
 from rehearsal.machines import Machine
 
-# In front of the step. Its processes are those of one control group, so that none of them outlives it. A subshell
-# continues the count, so a line has the same number in each run that finds the same state.
+# Prepended to the step. All its processes are in one control group, so that none survives the kill. Subshells
+# continue the count, so a line has the same number in every run that starts from the same state.
 TRAP = r"""
 counted=0
 killed_here() {
@@ -14,7 +14,7 @@ killed_here() {
 trap 'if ((++counted == KILL_AT)); then killed_here; else echo $counted >/run/counted; fi' DEBUG
 set -o functrace
 """
-# Not on standard error: bash shows the whole step when it reports its end.
+# Not on standard error, because bash prints the entire step when it reports the kill.
 RUN = r"""
 rm -f /run/killed-at /run/counted
 { systemd-run -q --scope bash -s -- $ARGUMENTS </run/step >/run/said 2>&1; status=$?; } 2>/dev/null
@@ -25,14 +25,14 @@ exit $status
 
 
 def lines(machine: Machine, step: str, *arguments: str) -> int:
-    """Runs the step to its end; returns how many lines it ran."""
+    """Runs the step to its end and returns the number of lines it ran."""
     status, printed = _run(0, machine, step, *arguments)
     assert status == 0, printed
     return int(printed)
 
 
 def kill_at(line: int, machine: Machine, step: str, *arguments: str) -> str | None:
-    """Kills the step before its LINE-th line, and returns that. None: it has not as many, and ran to its end."""
+    """Kills the step before its LINE-th line and returns that line; None if the step ended first."""
     status, printed = _run(line, machine, step, *arguments)
     assert status in (0, 137), printed
     return printed if status else None

@@ -1,14 +1,14 @@
-"""What a step could leave behind on a machine: files, users, units, processes, mounts, memory, firewall."""
+"""Snapshots of everything a step could leave on a machine: files, users, units, processes, mounts, memory, firewall."""
 
 import sys
 import time
 
 from rehearsal.machines import Machine, as_root
 
-# A machine's files are those of the image and, above them, a folder with all that was ever changed. That folder is
-# small, so this looks at everything in it; what is again as in the image does not count. Left out is only what the
-# system itself writes at any time (logs, caches, its own state, copies of the user files before the last change), and
-# what Python compiles while Dask runs. Installed packages are known by size and time, other files by their contents.
+# A machine's file system is the image with an overlay folder that contains every change. The overlay is small, so the
+# script compares everything in it with the image. It skips only files that the system itself can write at any time
+# (logs, caches, its own state, backups of the user databases) and bytecode that Python compiles while Dask runs.
+# Installed packages are compared by size and time, other files by their contents.
 FILES = r"""
 import hashlib, os, re, stat, sys
 
@@ -70,7 +70,7 @@ def compare(name, upper, lower):
 compare("", sys.argv[1], sys.argv[2])
 """
 
-# What is no file, and files in memory.
+# Other state than files, and files in memory.
 STATE = r"""
 cd /
 find /dev/shm /dev/mqueue -mindepth 1 -printf '%p %y %m %u:%g %s\n'
@@ -92,14 +92,14 @@ true
 
 
 def files(machine: Machine) -> set[str]:
-    """The machine's files that differ from the image's: a line each, with all that makes a difference."""
+    """The machine's files that differ from the image, one line each, with every relevant attribute."""
     image = (machine.folder / "image").read_text().strip()
     program = (sys.executable, "-I", "-c", FILES)
     return set(as_root(*program, str(machine.folder / "upper"), image).stdout.splitlines())
 
 
 def changes(machine: Machine, before: set[str]) -> set[str]:
-    """What differs from the snapshot `before` once units had time to end."""
+    """The differences from the snapshot `before` after units have had time to stop."""
     end = time.monotonic() + 60
     while (differs := snapshot(machine) ^ before) and time.monotonic() < end:
         time.sleep(0.5)

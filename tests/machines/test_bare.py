@@ -1,4 +1,4 @@
-"""A machine that lacks every package the steps need: they install what is missing, from the machine's own source."""
+"""Steps on a machine without any of the packages that they need: they install them from the machine's own source."""
 
 import re
 import shutil
@@ -11,14 +11,14 @@ from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack
 from tests.machines.test_steps import DEVICE, Disk, Pair, blank_disk, wheel
 
-# Commands that steps need, and Debian's packages with them: not read from the steps, which could forget one.
+# Commands that steps need, and their Debian packages. Listed here because the steps themselves could forget one.
 NEEDED = {
     ("blkid", "util-linux"), ("firewall-cmd", "firewalld"), ("fusermount3", "fuse3"), ("mkfs.ext4", "e2fsprogs"),
     ("nft", "nftables"), ("openssl", "openssl"), ("pgrep", "procps"), ("python3", "python3"), ("sshfs", "sshfs"),
 }  # fmt: skip
-ALWAYS = {"procps", "util-linux"}  # sshd and Debian itself do not go without
+ALWAYS = {"procps", "util-linux"}  # required by sshd and Debian itself
 
-# Packs what a removal would remove, and shows it to apt as a source of packages. Then nothing of it comes from outside.
+# Repacks the packages that a removal would delete and offers them to apt as a source, so that no download is needed.
 SOURCE = r"""
 set -euo pipefail
 export LC_ALL=C
@@ -59,7 +59,7 @@ rm -rf /var/lib/apt/lists/*
 
 
 class Bare(Pair):
-    """One machine, and what its steps installed on it."""
+    """A machine and the packages that its steps installed on it."""
 
     def __init__(self, machine: Machine, stack: Stack) -> None:
         super().__init__(machine, machine, stack.network)
@@ -96,7 +96,7 @@ def disk(bare: Bare, tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture
 def house(bare: Bare, tmp_path: Path) -> Path:
-    """What the machine installs its environment from: a package of one module."""
+    """The environment that the machine installs: a package with one module."""
     folder = tmp_path / send_environment.FOLDER
     (folder / "wheels").mkdir(parents=True)
     shutil.copy(next(send_environment.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("uv-*.whl")), folder)

@@ -1,4 +1,4 @@
-"""A cluster that is changed while somebody computes on it: what should run does, and no result is lost."""
+"""Changes of a cluster during a computation: the right processes run, and no result is lost."""
 
 import json
 import re
@@ -45,13 +45,13 @@ def comes_back(work: Work, name: str) -> None:
 
 
 def pids(*machines: Machine) -> list[str]:
-    """Of Dask's services."""
+    """The process IDs of Dask's services."""
     show = "systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'"
     return [machine.ssh(show).stdout for machine in machines]
 
 
 def counter() -> type:
-    """Made inside a function, as `tasks` are."""
+    """Defined inside a function, like `tasks`."""
 
     class Counter:
         def __init__(self) -> None:
@@ -66,7 +66,7 @@ def counter() -> type:
 
 @contextmanager
 def full(client: distributed.Client, *names: str) -> Iterator[None]:
-    """Workers of these names have no memory left."""
+    """Fills the memory of the workers with these names."""
 
     def set_limit(fraction: float, dask_worker: distributed.Worker) -> None:
         dask_worker.memory_manager.memory_pause_fraction = fraction
@@ -98,7 +98,7 @@ def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_re
     assert {each for each in touched(printed) if "-worker-3" not in each} == {"dask-members", "dask-check"}
     work.goes_on()
 
-    # What the others have no room for is not given up, and neither is an actor, which cannot move.
+    # Data that the others have no room for is not discarded, and neither is an actor, which cannot move.
     third = checkout.machines()["worker-3"]
     address = work.client.sync(work.client.scheduler.identity)["address"]
     part = work.client.submit(bytes, 1000, workers=["worker-3-1"], pure=False)
@@ -138,7 +138,7 @@ def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_re
     assert {each for each in touched(printed) if "-worker-3" not in each} == {"dask-members", "dask-check"}
     assert work.workers() == RUNNING
     keep[0].ssh("sudo systemctl start dask-authority")
-    for machine in keep:  # as timers do within minutes
+    for machine in keep:  # like the timers, within minutes
         machine.ssh("sudo systemctl start dask-credentials")
     until(lambda: not any(accepts(door, *stolen) for door in doors))
     assert work.client.gather(part) == bytes(1000)
@@ -228,7 +228,7 @@ def test_removing_a_package_restarts_workers_one_by_one_but_not_the_scheduler(ch
     assert list(fewest.values()).count("running") == 1, fewest
     work.goes_on()
 
-    # And back: what is only added restarts nothing.
+    # Added again, the package restarts nothing.
     worker_began = began(worker)
     lock.write_text(text)
     printed = checkout.make("up")
@@ -297,7 +297,7 @@ def test_renewing_credentials_rejects_old_keys_but_keeps_processes_and_data(
         printed = checkout.make("up")
         assert not [each for each in touched(printed) if each.endswith(("data", "environment", "service"))]
         assert [sum(part) for part in former.gather(parts)] == sums
-        for machine in checkout.machines().values():  # as timers do within minutes
+        for machine in checkout.machines().values():  # like the timers, within minutes
             machine.ssh("sudo systemctl start dask-credentials")
         until(lambda: not any(accepts(door, *stolen) for door in doors))
         with daskstack.connect("dev") as client:
@@ -307,5 +307,5 @@ def test_renewing_credentials_rejects_old_keys_but_keeps_processes_and_data(
             copies = client.map(sorted, client.get_dataset("parts"), pure=False)  # from worker to worker
             client.replicate(copies)
             assert [sum(part) for part in client.gather(copies)] == pytest.approx(sums)
-    until(lambda: processes() == before)  # what only looks has ended by then
+    until(lambda: processes() == before)  # short-lived monitoring processes have exited by then
     checkout.keep()

@@ -1,4 +1,4 @@
-"""Machines of a rehearsal's Compute Engine: real ones, behind a network whose rules hold for real connections."""
+"""Machines of the rehearsed Compute Engine: real machines behind a network that enforces its firewall rules."""
 
 import base64
 import contextlib
@@ -56,7 +56,7 @@ INSIDE = [{"protocol": "tcp", "ports": ["22", "8000-8010"]}, {"protocol": "icmp"
 
 
 class Rehearsal(Cloud):
-    """A stack `head` and `worker-1` on a Google Cloud with real machines."""
+    """A stack with the machines `head` and `worker-1` on the rehearsed Google Cloud."""
 
     def __init__(self, project: Project, folder: Path, key: Path, packages: Path) -> None:
         super().__init__(project, folder)
@@ -76,7 +76,7 @@ class Rehearsal(Cloud):
         return printed
 
     def brings(self, **changes: Any) -> None:
-        """Has it so. Costs no `up` where the last change of all was one with this result."""
+        """Brings the stack into this state; skips `up` if the last change already led to it."""
         if self.brought != self.text(**changes):
             self.bring(**changes)
 
@@ -97,7 +97,7 @@ class Rehearsal(Cloud):
         return super().destroy()
 
     def gcloud(self, word: str, *names: str, status: int = 0) -> str:
-        """What somebody does to machines without the stack's knowledge."""
+        """Changes machines behind the stack's back."""
         self.brought = None
         return self.run("gcloud", "compute", "instances", word, *names, "--zone", "us-central1-a", status=status)
 
@@ -112,11 +112,11 @@ class Rehearsal(Cloud):
         return interface
 
     def inner(self, name: str) -> str:
-        """Its address in the network."""
+        """The machine's address in the network."""
         return self.interface(name)["networkIp"]
 
     def machine(self, name: str) -> Machine:
-        """For its external address, where it has one."""
+        """Logs in to the machine's external address, if it has one."""
         address = self.interface(name).get("accessConfigs", [{"natIp": self.inner(name)}])[0]["natIp"]
         folder = self.folder / "machines" / name
         host_key = " ".join((folder / "upper/etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2])
@@ -127,7 +127,7 @@ class Rehearsal(Cloud):
         return bridge(self.folder / "machines")
 
     def up_and_answering(self, **changes: Any) -> Machine:
-        """The machine at the door."""
+        """The machine with the external address."""
         self.brings(**changes)
         head = self.machine("head")
         until(lambda: head.ssh("true", check=False).returncode == 0)
@@ -137,13 +137,13 @@ class Rehearsal(Cloud):
         return self.compute("status", f"{INSTANCES}/{name}").strip()
 
     def traces(self) -> list[str]:
-        """What of it can be seen on this computer beside the records."""
+        """Traces of the rehearsal on this computer other than its records."""
         words = (self.bridge, str(self.folder))
         found = Path("/proc/mounts").read_text().splitlines()
         for command in (
             "ip -o link", "ip route", "ip netns", "losetup --list", "find /sys/fs/cgroup -maxdepth 2 -type d",
         ):  # fmt: skip
-            # What is somebody else's may go while it is listed.
+            # Entries of other programs can disappear during the listing.
             found += as_root(*command.split(), check=False).stdout.splitlines()
         found += [line for line in as_root("ps", "-eo", "args").stdout.splitlines() if "ps -eo" not in line]
         found += [str(self.folder / "machines")] if (self.folder / "machines").exists() else []
@@ -152,7 +152,7 @@ class Rehearsal(Cloud):
 
 @contextlib.contextmanager
 def rehearsing(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> Iterator[Rehearsal]:
-    """A rehearsal of which nothing is left at the end, whatever is under way then."""
+    """A rehearsal that is removed completely at the end, even if operations are still running."""
     packages = collect(PROJECT / "environment.lock", "3.11", "wheelhouse") / "wheels"
     folder = Path(tempfile.mkdtemp(prefix="daskstack-"))
     environment = rehearsal_environment(tmp_path_factory.mktemp("state"))
@@ -191,7 +191,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, image: str, key: Path) -> I
 
 @pytest.fixture
 def rehearsal(shared: Shared[Rehearsal], request: pytest.FixtureRequest) -> Iterator[Rehearsal]:
-    """Each test brings it into the state that it needs."""
+    """The shared rehearsal, which each test brings into the state that it needs."""
     yield from shared.lend(request)
 
 
@@ -206,7 +206,7 @@ def test_a_new_machine_runs_and_accepts_ssh_before_its_startup_ends(rehearsal):
     answers, done = (int(head.ssh(f"systemctl show --value -p {each}").stdout) for each in moments)
     assert done - answers >= 5_000_000, "microseconds"
     assert head.ssh("hostname").stdout == "head\n"
-    # As on Google's: an address with no neighbours.
+    # As on Google Cloud: an address without neighbors.
     assert head.ssh("ip -4 -brief address show host0").stdout.split()[2] == f"{rehearsal.inner('head')}/32"
     assert head.ssh("ip -4 route").stdout.startswith("default via 10.9.0.1 ")
     [first, second] = rehearsal.list("compute instances")
@@ -230,7 +230,7 @@ def test_ssh_is_open_only_to_the_callers_network_and_workers_are_closed_to_the_o
         until(lambda: head.ssh(reach(rehearsal.inner("head"), 8001), check=False).returncode == 0)
         assert not stranger.connects(head.address, 8001)
 
-        # Rules that are too wide, or of which one is missing, show.
+        # A rule that is too wide or missing shows up here.
         rehearsal.bring(sources=["0.0.0.0/0"])
         until(lambda: stranger.connects(head.address, 22))
         assert not stranger.connects(head.address, 8001)
@@ -250,13 +250,13 @@ def test_machines_reach_each_other_only_where_a_rule_allows_it(rehearsal):
         return head.ssh(reach(worker.address, port), check=False).returncode
 
     until(lambda: attempt(22) == 0)
-    until(lambda: attempt(8005) == 1)  # let through, and refused by the machine itself
+    until(lambda: attempt(8005) == 1)  # admitted by the network, and rejected by the machine itself
     assert attempt(8011) == 124, "dropped on the way"
     rehearsal.bring(inside=[{"protocol": "icmp"}])
     assert attempt(22) == 124
     rehearsal.bring(inside=[])
     assert attempt(22) == 124
-    # Not even where both pretend to be neighbours, also where the kernel does not let bridged packets be forwarded.
+    # Not even if both pretend to be neighbors, and also if the kernel does not forward bridged packets.
     bridged = "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables"
     as_root("nsenter", f"--net=/run/netns/{rehearsal.bridge}", "sh", "-c", bridged, check=False)
     for one, other in ((head, "worker-1"), (worker, "head")):
@@ -271,7 +271,7 @@ def test_machines_reach_each_other_only_where_a_rule_allows_it(rehearsal):
 
 
 def first_contact(rehearsal: Rehearsal, asked: str, path: str) -> subprocess.CompletedProcess[str]:
-    """What is said at the first contact with `head`, where Google's API is asked for the keys of machine `asked`."""
+    """The output of the first contact with `head` when Google's API is asked for the keys of machine `asked`."""
     head = rehearsal.machine("head")
     connection = {"host": head.address, "port": 22, "user": "admin", "private_key": rehearsal.key.read_text()}
     keys = f"gcloud compute instances get-guest-attributes {asked} --query-path=hostkeys/ --zone us-central1-a"
@@ -323,7 +323,7 @@ def test_refresh_detects_stopped_and_deleted_machines_and_up_restores_them(rehea
     assert "2 updated" in rehearsal.refresh()
     assert "2 updated" in rehearsal.bring(action="DELETE")
     assert [rehearsal.status(name) for name in ("head", "worker-1")] == ["RUNNING", "RUNNING"]
-    # Which is what its termination action says now.
+    # This is its termination action now.
     number = rehearsal.record(f"{INSTANCES}/worker-1")["outputs"]["instanceId"]
     rehearsal.gcloud("simulate-maintenance-event", "worker-1")
     assert [each["name"] for each in rehearsal.list("compute instances")] == ["head"]
@@ -345,7 +345,7 @@ def test_a_preempted_machine_is_powered_off_after_thirty_seconds_at_the_latest(r
     assert rehearsal.status("head") == "TERMINATED"
     rehearsal.gcloud("start", "head")
     until(lambda: head.ssh("true", check=False).returncode == 0)
-    # As the machine counted them, which no load of this computer makes more.
+    # The machine's own clock, so that the load of this computer does not count.
     assert head.ssh("cat /var/tmp/seconds").stdout.count("second") < 60
 
 
@@ -368,7 +368,7 @@ def test_data_on_a_disk_survives_its_machine_until_the_disk_is_deleted(rehearsal
 @pytest.mark.parametrize("trace", ["machines", "machines/*/id", "machines/*/console.log"])
 def test_the_next_up_recovers_from_a_killed_plugin(rehearsal, trace):
     def killed() -> bool:
-        """Whether the plugin was still at work when it was killed."""
+        """Whether the plugin was still running when it was killed."""
         rehearsal.destroy()
         rehearsal.project.write(rehearsal.program(rehearsal.text()))
         with rehearsal.project.started("up", "--yes", "--skip-preview") as pulumi:
@@ -409,7 +409,7 @@ def test_machines_install_locked_packages_from_the_index_at_their_gateway(rehear
 
 
 def test_an_iap_tunnel_reaches_a_machine_only_if_a_rule_admits_its_range(rehearsal):
-    # The worker has not the door's tag.
+    # The worker does not have the tag that opens SSH.
     rehearsal.brings(sources=["35.235.240.0/20"])
     with tunnel(rehearsal) as (process, answer):
         assert answer() == b""
@@ -420,7 +420,7 @@ def test_an_iap_tunnel_reaches_a_machine_only_if_a_rule_admits_its_range(rehears
 
 @contextlib.contextmanager
 def tunnel(rehearsal: Rehearsal) -> Iterator[tuple[subprocess.Popen[str], Callable[[], bytes]]]:
-    """To the SSH server of worker-1; with it comes what asks that server for its first words."""
+    """A tunnel to the SSH server of worker-1, and a function that reads the server's greeting."""
     command = ["gcloud", "compute", "start-iap-tunnel", "worker-1", "22", "--local-host-port=localhost:0"]
     environ = rehearsal.project.environment
     process = subprocess.Popen([*command, "--zone=us-central1-a"], env=environ, stderr=subprocess.PIPE, text=True)

@@ -1,5 +1,5 @@
-"""The shipped stack of machines in Google Cloud, rehearsed in a network that exists already: who gets in, and what
-becomes of its work. With a network of its own it is rehearsed in test_rehearsed.py.
+"""The shipped stack of machines in Google Cloud, rehearsed in an existing network: its open ports, and its work during
+preemptions. test_rehearsed.py rehearses it with its own network.
 """
 
 import json
@@ -34,7 +34,7 @@ from gcp import cloud
 SETTINGS = yaml.safe_load((PROJECT / "Pulumi.vms.yaml").read_text())
 MACHINE = "compute/instance:Instance"
 STRANGER = "198.51.100.1"
-# Each project has this network, with these rules; the disk is another cluster's, which is gone.
+# A project's default network with its rules, and the data disk of a destroyed cluster.
 SETTINGS["config"][KEY]["machines"] |= {
     "network": {"name": "default", "subnetwork": "default", "range": "10.128.0.0/20"},
     "dataDisk": {"name": "mine"},
@@ -69,14 +69,14 @@ class Stack(Rehearsal):
         self.stands = False
 
     def stand(self) -> None:
-        """As the settings say."""
+        """Runs `up` with these settings."""
         if not self.stands:
             self.start(SETTINGS)
             self.up("--refresh")
         self.stands = True
 
     def make(self, token: str, **inputs: Any) -> str:
-        """A resource that is not the stack's."""
+        """Creates a resource outside of the stack."""
         config = {"project": "my-project", "region": "us-central1", "zone": "us-central1-a"}
         identity, record = cloud.new_record(token, inputs, config, known=self.cloud.records())
         if token == MACHINE:
@@ -134,7 +134,7 @@ def test_only_ssh_of_the_scheduler_is_open_to_the_users_network(stack: Stack) ->
 
 @contextmanager
 def neighbour(stack: Stack) -> Iterator[tuple[Machine, str, str]]:
-    """Somebody else's machine in the same network, its address there, and the one on the internet."""
+    """A machine of another user in the same network, with its internal and external address."""
     identity = stack.make(
         MACHINE,
         name="neighbour",
@@ -166,7 +166,7 @@ def test_no_port_is_open_to_the_internet_or_to_other_machines_in_the_network(sta
                 words = ("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
                 return as_root("nsenter", "--target", str(machine.pid), "--net", *words, check=False).returncode == 0
 
-            # Each of them has a way to where a rule lets it in.
+            # Both can connect where a rule admits them, so a failure is due to the rules.
             until(lambda: connects(own, 22))
             until(lambda: stranger.connects(public, 22))
             near = [(address, port) for address in inside for port in ports]
@@ -188,7 +188,7 @@ def test_the_disk_of_a_destroyed_cluster_can_be_read_and_written_by_the_next(sta
 
 
 def tasks() -> tuple[Callable[[str], str], Callable[[str], None]]:
-    """Made inside a function, so that they travel whole: the cluster does not have this file."""
+    """Functions defined inside a function are pickled by value: the cluster does not have this file."""
 
     def read(name: str) -> str:
         return Path("/srv/daskdata", name).read_text()
@@ -200,7 +200,7 @@ def tasks() -> tuple[Callable[[str], str], Callable[[str], None]]:
 
 
 def test_a_job_returns_the_right_result_despite_repeated_preemptions(stack: Stack) -> None:
-    def slow(number: int) -> int:  # inside, so that it travels whole: the cluster does not have this file
+    def slow(number: int) -> int:  # inside, so that it is pickled by value: the cluster does not have this file
         time.sleep(0.3)
         return number * number
 
@@ -208,7 +208,7 @@ def test_a_job_returns_the_right_result_despite_repeated_preemptions(stack: Stac
         dask.wait_for_workers(2, timeout=300)
         futures = []
         for number, name in enumerate(("worker-1", "worker-2", "worker-1")):
-            # Some of this work is under way when the machine goes, however slow this computer is.
+            # On a slow computer too, some tasks are running when the machine is preempted.
             futures += dask.map(slow, range(130 * number, 130 * (number + 1)), pure=False)
             stack.gcloud("simulate-maintenance-event", name)
             stack.gcloud("start", name)
@@ -218,7 +218,7 @@ def test_a_job_returns_the_right_result_despite_repeated_preemptions(stack: Stac
 
 @contextmanager
 def tunnel(stack: Stack) -> Iterator[int]:
-    """Its port here."""
+    """The local port of the tunnel."""
     words = ["gcloud", "compute", "start-iap-tunnel", "dask-vms-scheduler", "22", "--local-host-port=localhost:0"]
     place = ["--zone", "us-central1-a", "--project", "my-project"]
     with (stack.folder / "tunnel").open("w+") as said:
@@ -252,7 +252,7 @@ def test_a_cluster_is_reachable_through_iap_alone_and_destroyed_without_a_delete
     stack.gcloud("delete", "worker-2")
     stack.destroy()
     assert cloud_leftovers.report("vms", "my-project") == "nothing of stack vms is left in project my-project"
-    # The disk is not the stack's.
+    # The disk does not belong to the stack.
     assert [as_root("debugfs", "-R", f"cat /{name}", str(stack.disk)).stdout for name in ("before", "last")] == [
         "kept",
         "new",
