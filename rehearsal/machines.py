@@ -1,4 +1,4 @@
-"""Real machines on this computer, for tests and the bench: the scripts of on_this_computer/local_machines."""
+"""Real machines on this computer for tests and the bench, using the scripts of on_this_computer/local_machines."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 
 
 class CommandError(RuntimeError):
-    """A command failed or took too long; the message has what it printed."""
+    """A command failed or timed out. The message contains its output."""
 
 
 def run(
@@ -32,12 +32,12 @@ def run(
     together: bool = False,
     **options,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command; `options` go to `subprocess.Popen`, and `together` makes one text of its two outputs.
+    """Run a command. `options` are passed to `subprocess.Popen`; `together` merges stderr into stdout.
 
-    Shows all that it said where it fails (with `check`), has not ended in time, or pytest's own limit comes first.
+    Shows the output if the command fails (with `check`) or times out, or if pytest's own timeout fires first.
     """
     with contextlib.ExitStack() as files:
-        # Not pipes: a program that a killed command has started may hold them open for ever.
+        # Use files rather than pipes, which a child of a killed command may hold open forever.
         given, out, err = (files.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(3))
         given.write(stdin)
         given.seek(0)
@@ -55,13 +55,15 @@ def run(
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            print(f"{shlex.join(map(str, command))} was ended. It had said:", *said(), sep="\n")
+            print(f"{shlex.join(map(str, command))} was killed. Its output so far:", *said(), sep="\n")
             if isinstance(error, subprocess.TimeoutExpired):
-                raise CommandError(f"{command[0]} had not ended after {seconds} s; what it said is shown") from None
+                raise CommandError(f"{command[0]} timed out after {seconds} s; its output is above") from None
             raise
         done = subprocess.CompletedProcess(command, process.returncode, *said())
     if check and done.returncode:
-        raise CommandError(f"{shlex.join(map(str, command))} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+        raise CommandError(
+            f"{shlex.join(map(str, command))} failed with status {done.returncode}\n{done.stdout}{done.stderr}"
+        )
     return done
 
 
@@ -70,7 +72,7 @@ def as_root(*command: str, check: bool = True) -> subprocess.CompletedProcess[st
 
 
 def call(script: str, *arguments: str, **variables: str) -> str:
-    """What a script of on_this_computer/local_machines prints. Raises with its messages where it fails."""
+    """Run a script of on_this_computer/local_machines, and return its output. Raises CommandError with its messages."""
     done = run(["bash", SCRIPTS / script, *arguments], env=os.environ | variables, seconds=500, check=False)
     if done.returncode:
         raise CommandError(done.stderr)
@@ -78,17 +80,17 @@ def call(script: str, *arguments: str, **variables: str) -> str:
 
 
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Waits for it to be so. The limit is for a computer that is busy with other things, too."""
+    """Wait until `condition` is true. The timeout allows for a busy computer."""
     end, pause = time.monotonic() + seconds, 0.1
     while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s"
+        assert time.monotonic() < end, f"timed out after {seconds} s"
         time.sleep(pause)
-        pause = min(0.5, pause * 1.2)  # many conditions take a login to look at, which is work for the processor
+        pause = min(0.5, pause * 1.2)  # many conditions need a login, which costs CPU time
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Writes a file that another thread's command may be reading: it is never seen empty."""
-    new = Path(tempfile.mkstemp(dir=path.parent)[1])  # only its owner can read it
+    """Write a file atomically, because a command of another thread may be reading it."""
+    new = Path(tempfile.mkstemp(dir=path.parent)[1])  # readable only by its owner
     new.write_text(text)
     return new.rename(path)
 
@@ -109,7 +111,7 @@ class Machine:
     def ssh(
         self, command: str, user: str = "admin", stdin: str | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command over SSH, its host key verified. With `check`, a failure shows what it printed."""
+        """Run a command over SSH with host key verification. With `check`, raises an error that contains the output."""
         known_hosts = self.key.with_name(f"known_hosts-{self.id}")
         write_whole(known_hosts, f"{self.address} {self.host_key}\n")
         options = {
@@ -121,50 +123,52 @@ class Machine:
         ssh = ["ssh", "-F", "none", "-i", self.key, *words, f"{user}@{self.address}", command]
         done = run(ssh, stdin=stdin or "", seconds=400, check=False)
         if check and done.returncode:
-            raise CommandError(f"{self.name}: {command!r} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+            raise CommandError(
+                f"{self.name}: {command!r} failed with status {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done
 
     def run(
         self, script: str, variables: Mapping[str, str] | None = None, *arguments: str, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a bash script as root, as a step is run: assignments and script on stdin."""
+        """Run a bash script as root like a step: with assignments and script on stdin."""
         assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in (variables or {}).items())
         command = shlex.join(["sudo", "-n", "bash", "-s", "--", *arguments])
         return self.ssh(command, stdin=assignments + script, check=check)
 
     def is_on(self) -> bool:
-        """Its supervisor holds a lock as long as it lives."""
+        """Whether the machine's supervisor is running, which holds a lock."""
         return as_root("flock", "--nonblock", str(self.folder / "running"), "true", check=False).returncode == 1
 
     def logins(self) -> int:
-        """How often `up` or a test has logged in, this time included."""
-        # sshd's line is in the journal a moment after the login.
+        """The number of logins so far, including this one."""
+        # sshd's line reaches the journal shortly after the login.
         count = "sudo journalctl --sync && sudo journalctl -t sshd | grep -c 'Accepted publickey for admin'"
         return int(self.ssh(count).stdout)
 
     def reboot(self) -> None:
-        """Until it starts anew: the old one answers for a while yet."""
+        """Reboot, and wait until the new boot has begun; the old system still answers for a while."""
         old = self.pid
 
         def is_new() -> bool:
             try:
                 return self.pid != old
             except (IndexError, CommandError):
-                return False  # there is no process 1 between the two
+                return False  # there is no init between the two boots
 
         self.ssh("sudo -n systemctl reboot", check=False)
         until(is_new)
 
     @property
     def pid(self) -> int:
-        """The machine's process 1, as this computer numbers it: `nsenter --target PID --net ...`."""
+        """The process ID of the machine's init on this computer, e.g. for `nsenter --target PID --net ...`."""
         groups = as_root("findmnt", "-rn", "-o", "TARGET", "-t", "cgroup2").stdout.splitlines()[0]
         scope = f"{groups}/{self.bridge}-{self.name}/payload/init.scope"
         return int(as_root("cat", f"{scope}/cgroup.procs").stdout.split()[0])
 
 
 class Stack:
-    """The network of one stack, and its machines."""
+    """The network and the machines of one stack."""
 
     def __init__(self, name: str, directory: Path, image: str, key: Path) -> None:
         self.name, self.directory, self.image, self.key = name, directory, image, key
@@ -179,7 +183,7 @@ class Stack:
         self.gateway: str = printed["gateway"]
 
     def variables(self, name: str) -> dict[str, str]:
-        """What machine.sh takes for the machine of this name."""
+        """The variables of machine.sh for the machine with this name."""
         number = self._numbers.setdefault(name, 11 + len(self._numbers))
         return {
             "DIRECTORY": str(self.directory), "NAME": name, "IMAGE": self.image, "BRIDGE": self.bridge,
@@ -188,7 +192,7 @@ class Stack:
         }  # fmt: skip
 
     def boot(self, *names: str, **variables: str) -> list[Machine]:
-        """Machines of these names, booted all at once; those that run already stay as they are."""
+        """Boot machines with these names at the same time. Running ones are left unchanged."""
         settings = [self.variables(name) | variables for name in names]
         with ThreadPoolExecutor() as pool:
             printed = list(pool.map(lambda v: json.loads(call("machine.sh", "up", **v)), settings))
@@ -203,7 +207,7 @@ class Stack:
             list(pool.map(lambda name: call("machine.sh", "down", **self.variables(name)), names))
 
     def down(self) -> None:
-        """Everything goes, also machines whose boot failed."""
+        """Remove everything, including machines that failed to boot."""
         try:
             self.remove(*self._numbers)
         finally:

@@ -1,4 +1,4 @@
-"""The programs of a rehearsed Kubernetes, built from their Go modules: which versions, and where they are."""
+"""Versions and location of the programs of a rehearsal's Kubernetes, which are built from Go modules."""
 
 import os
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from daskstack.engine import PROJECT, cache_folder, digest
 
-KUBERNETES = "1.34.2"  # rehearsal/kubernetes/programs/go.mod's, as are the next
+KUBERNETES = "1.34.2"  # these versions must match rehearsal/kubernetes/programs/go.mod
 HELM = "3.19.0"
 KUBERNETES_MODULES = PROJECT / "rehearsal" / "kubernetes" / "programs"
 _MAJOR, _MINOR, _ = KUBERNETES.split(".")
-# What the programs say of themselves, and which Kubernetes helm takes for granted where it asks none.
+# Sets the versions that the programs report, and the Kubernetes version that helm assumes without a cluster.
 KUBERNETES_FLAGS = "-s -w" + "".join(
     f" -X {variable}={value}"
     for variable, value in {
@@ -28,8 +28,8 @@ KUBERNETES_FLAGS = "-s -w" + "".join(
 
 
 def kubernetes_programs(environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder of kube, coredns, pause, kubectl and helm, whether they are built yet or not."""
+    """The folder of kube, coredns, pause, kubectl and helm. It may not exist yet."""
     modules = KUBERNETES_MODULES
     sources = [modules / "go.mod", modules / "go.sum", *sorted(modules.rglob("*.go"))]
-    # main.go is the name of several: their order is what tells them apart.
+    # Several files are named main.go, so their order matters.
     return cache_folder(environ) / "kubernetes" / digest(*sources, KUBERNETES_FLAGS)

@@ -1,10 +1,10 @@
-"""python derive.py [WHEEL]: writes shapes.json from Google's discovery documents.
+"""python derive.py [WHEEL]: generates shapes.json from Google's discovery documents.
 
-They are in the package google-api-python-client, of 110 MB: that of the Python that runs this, or a file of it.
+They are part of the package google-api-python-client (110 MB), either installed or as a WHEEL file.
 
-shapes.json says which fields the resources in ROOTS have, by type, in the words of the documents: `string`, `integer`,
-`number`, `boolean`, `any` or a type, each with its format, as `string:int64`; `[x]` is a list of x, `{x}` a map to x,
-and `a|b` is one of these words.
+shapes.json lists the fields of the resources in ROOTS by type, in the terms of the documents: `string`, `integer`,
+`number`, `boolean`, `any` or a type, with its format as in `string:int64`; `[x]` is a list of x, `{x}` a map to x,
+and `a|b` is an enumeration.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("shapes.json")
-# API -> what `gcloud GROUP... list` shows of it -> its type.
+# API -> `gcloud GROUP...` that lists the resource -> the resource's type.
 ROOTS = {
     "compute.v1": {
         "compute addresses": "Address",
@@ -35,7 +35,7 @@ ROOTS = {
 
 
 def documents(wheel: str = "") -> Path | zipfile.Path:
-    """The folder of the documents. Raises ModuleNotFoundError where there is no such package."""
+    """The folder of the documents. Raises ModuleNotFoundError if the package is missing."""
     inside = "googleapiclient/discovery_cache/documents/"
     if wheel:
         return zipfile.Path(wheel, inside)
@@ -60,7 +60,7 @@ def derived(folder: Path | zipfile.Path) -> str:
 
 
 def add(name: str, api: str, schemas: dict[str, Any], shapes: dict[str, dict[str, str]]) -> str:
-    """Adds a type and all that it refers to; returns its name in the file."""
+    """Add a type and all types that it refers to. Returns its name in the file."""
     full = f"{api}.{name}"
     if full not in shapes:
         shapes[full] = {}
@@ -75,12 +75,12 @@ def written(schema: dict[str, Any], api: str, schemas: dict[str, Any], shapes: d
     if schema["type"] == "array":
         return f"[{written(schema['items'], api, schemas, shapes)}]"
     if schema["type"] == "object" and "additionalProperties" not in schema:
-        return "any"  # one without a name
+        return "any"  # an anonymous object
     if schema["type"] == "object":
         return "{" + written(schema["additionalProperties"], api, schemas, shapes) + "}"
     if "enum" in schema:
         return "|".join(schema["enum"])
-    # `byte` and others say how a text is to be read; that a number comes as a text is what matters.
+    # Of the formats, only numbers that are encoded as strings matter.
     number = re.fullmatch(r"u?int64", schema.get("format", ""))
     return schema["type"] + (":int64" if number and schema["type"] == "string" else "")
 

@@ -1,20 +1,20 @@
-"""python -m rehearsal.compute WORD [IDENTITY...]: machines of Compute Engine, on this computer in a rehearsal.
+"""python -m rehearsal.compute COMMAND [IDENTITY...]: manage the machines of a rehearsal on this computer.
 
-    create     a new machine, whose record is on stdin; returns when it runs, which is before SSH answers
-    start      machines that are off; those that run take on what has changed of their records
-    stop       as by the power button
-    delete     what a machine is; its record stays. With the last machine goes the network
-    rules      brings the network's rules to what the records say
-    status     prints RUNNING or TERMINATED for each
-    preempt    takes spot machines away, as Google does when it needs them: power button, and 30 seconds
-    grow       lets the machine that has a disk see the disk's new size
-    tunnel     IDENTITY PORT HOST:PORT: from the second port, on this computer, to the machine's, as through IAP
-    sweep      all that is left: machines, network, and who serves packages
+    create     create a machine from the record on stdin; returns when it runs, before SSH answers
+    start      start stopped machines, and apply changed records to running ones
+    stop       shut machines down in an orderly way
+    delete     delete machines but not their records; with the last machine, delete the network
+    rules      apply the records' firewall rules
+    status     print RUNNING or TERMINATED for each
+    preempt    preempt spot machines as Google does, with 30 seconds' notice
+    grow       make a disk's new size visible to its machine
+    tunnel     IDENTITY PORT HOST:PORT: forward HOST:PORT on this computer to the machine's PORT, like IAP
+    sweep      delete leftovers: machines, network, and package servers
 
-IDENTITY is a record's, such as projects/P/zones/Z/instances/NAME. Records are those of the stand-in for gcp, in the
-folder DASKSTACK_REHEARSAL. DASKSTACK_REHEARSAL_MACHINES is a JSON object that says what machines are made from: `image`
-(what image.sh printed) and `packages` (a folder of wheels, the package index of machines). DASKSTACK_REHEARSAL_CALLER
-is this computer's address, as machines see it. Needs Python's standard library alone, and root or sudo.
+IDENTITY is a record's ID, e.g. projects/P/zones/Z/instances/NAME. The stand-in for gcp stores records in the
+folder DASKSTACK_REHEARSAL. DASKSTACK_REHEARSAL_MACHINES is a JSON object with what machines are made from: `image`
+(printed by image.sh) and `packages` (a folder of wheels, the machines' package index). DASKSTACK_REHEARSAL_CALLER
+is this computer's address as seen by the machines. Requires only Python's standard library, and root or sudo.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ from rehearsal.compute.tunnel import forward
 
 SCRIPTS = PROJECT / "on_this_computer" / "local_machines"
 INSTANCE, FIREWALL = "compute/instance:Instance", "compute/firewall:Firewall"
-RANGE = "10.128.0.0/20"  # of a network that makes its subnetworks itself
+RANGE = "10.128.0.0/20"  # of a network in auto mode
 CALLER = "203.0.113.7"
-POWER_OFF, PREEMPTION = 90, 30  # seconds from the power button to the cut
-BOOTING = 5  # seconds that a machine starts up for after SSH answers
+POWER_OFF, PREEMPTION = 90, 30  # seconds between an orderly shutdown and killing the machine
+BOOTING = 5  # seconds for which a machine is still booting after SSH answers
 STARTUP = f"""[Unit]
-Description=What Google's images do at each boot
+Description=Simulates the boot scripts of Google's images
 After=ssh.service
 [Service]
 Type=oneshot
@@ -61,7 +61,7 @@ Records = dict[str, Record]
 
 
 class ComputeError(Exception):
-    """A text that says what to do."""
+    """An error for the user."""
 
 
 def main(word: str, *identities: str) -> None:
@@ -93,13 +93,13 @@ def main(word: str, *identities: str) -> None:
         case "sweep":
             script("network.sh", "sweep", NAME=cloud().parent.name)
         case _:
-            raise ComputeError(f"there is no word {word!r}: see the head of {__file__}")
+            raise ComputeError(f"unknown command {word!r}; see the documentation in {__file__}")
 
 
 def create(identity: str, record: Record) -> None:
     if any(name_of(other) == name_of(identity) for other in instances(read())):
-        raise ComputeError(f"a rehearsal has one machine {name_of(identity)} at most, in whatever zone")
-    machine(identity, "down")  # what a killed run left of it
+        raise ComputeError(f"a rehearsal can have only one machine with the name {name_of(identity)}, in any zone")
+    machine(identity, "down")  # remove leftovers of a killed run
     start(identity, settle({identity: record}))
 
 
@@ -133,7 +133,7 @@ def start(identity: str, records: Records) -> None:
 def preempt(identity: str) -> None:
     scheduling = read()[identity]["outputs"].get("scheduling", {})
     if scheduling.get("provisioningModel") != "SPOT" and scheduling.get("preemptible") is not True:
-        raise ComputeError(f"{identity} is not preempted: it is no spot machine (scheduling.provisioningModel SPOT)")
+        raise ComputeError(f"cannot preempt {identity}: it is not a spot machine (scheduling.provisioningModel SPOT)")
     machine(identity, "stop", SECONDS_TO_STOP=str(PREEMPTION))
     if scheduling.get("instanceTerminationAction") == "DELETE":
         machine(identity, "down")
@@ -152,7 +152,7 @@ def grow(identity: str) -> None:
 
 
 def settle(changed: Mapping[str, Record | None] | None = None) -> Records:
-    """Make the network as the records say it, with these changes, which are not written yet. Returns the records."""
+    """Apply the records, merged with `changed` ones that are not written yet, to the network. Returns the records."""
     folder().parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder().parent, os.O_RDONLY)
     try:
@@ -219,7 +219,7 @@ def instances(records: Records) -> Records:
 def read() -> Records:
     records = {}
     for file in cloud().rglob("*.json"):
-        with contextlib.suppress(FileNotFoundError):  # the plugin deletes others meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the plugin may be deleting records
             records[str(file.relative_to(cloud()).with_suffix(""))] = json.loads(file.read_text())
     return records
 
@@ -235,7 +235,7 @@ def folder() -> Path:
 def cloud() -> Path:
     found = os.environ.get("DASKSTACK_REHEARSAL")
     if not found:
-        raise ComputeError("DASKSTACK_REHEARSAL is not set: machines run in a rehearsal alone")
+        raise ComputeError("DASKSTACK_REHEARSAL is not set; these machines only run in a rehearsal")
     return Path(found).absolute() / "gcp"
 
 

@@ -1,11 +1,11 @@
-"""A network's firewall rules, as nftables takes them."""
+"""Translates a network's firewall rules to nftables."""
 
 import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# The bridge passes nothing between machines: they meet where packets are forwarded, and rules hold.
+# The bridge drops traffic between machines, so that they can only reach each other through the rules of `forward`.
 RULESET = """
 table bridge vpc
 delete table bridge vpc
@@ -53,9 +53,9 @@ table ip vpc {{
     }}
 }}
 """
-NOBODY = "0.0.0.0"  # nftables knows no empty sets
+NOBODY = "0.0.0.0"  # nftables does not support empty sets
 EVERYBODY = "0.0.0.0/0"
-NUMBERS = {"ipip": "4"}  # protocols of which nftables does not know the name
+NUMBERS = {"ipip": "4"}  # protocols that nftables does not know by name
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Machine:
 
 
 def ruleset(machines: list[Machine], firewalls: Iterable[tuple[str, dict[str, Any]]]) -> str:
-    """For machines, by firewall rules, each with its network; `$machines` is the interface that machines are behind."""
+    """nftables rules for the machines. Firewall rules are pairs of network and rule; `$machines` is the interface."""
     pairs = [(machine.external, machine.address) for machine in machines if machine.external]
-    # Of two rules with one priority the one that denies holds.
+    # Of two rules with the same priority, the one that denies takes precedence.
     found = sorted(firewalls, key=lambda pair: (pair[1]["priority"], "allows" in pair[1]))
     chains: dict[str, list[str]] = {"INGRESS": [], "EGRESS": []}
     for network, rule in found:
@@ -92,7 +92,7 @@ def translation(words: str, pairs: list[tuple[str, str]]) -> str:
 
 
 def lines(rule: dict[str, Any], machines: list[Machine]) -> Iterator[str]:
-    """A rule for the machines of its network, empty where it concerns none."""
+    """The lines of a rule for the machines of its network; none if it applies to no machine."""
     tags, accounts = set(rule.get("targetTags", [])), set(rule.get("targetServiceAccounts", []))
     targets = [each.address for each in machines if matches(each, tags, accounts) or not (tags or accounts)]
     tags, accounts = set(rule.get("sourceTags", [])), set(rule.get("sourceServiceAccounts", []))
@@ -103,7 +103,7 @@ def lines(rule: dict[str, Any], machines: list[Machine]) -> Iterator[str]:
         target, allow = "daddr", "accept"
     else:
         ends = {"saddr": ranges["source"] or [EVERYBODY], "daddr": ranges["destination"] or [EVERYBODY]}
-        target, allow = "saddr", "return"  # to what the other end's rules say
+        target, allow = "saddr", "return"  # continue with the ingress rules of the destination
     blocks = {name: addresses(values) for name, values in ends.items()}
     if not targets or not all(blocks.values()):
         return
@@ -119,7 +119,7 @@ def matches(machine: Machine, tags: set[str], accounts: set[str]) -> bool:
 
 
 def addresses(values: list[str]) -> str:
-    """IPv4 addresses and networks, without those that others hold."""
+    """IPv4 addresses and networks, without those that are part of others."""
     found = [ipaddress.ip_network(value) for value in values]
     return ", ".join(map(str, ipaddress.collapse_addresses(each for each in found if each.version == 4)))
 

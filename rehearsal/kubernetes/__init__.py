@@ -1,5 +1,5 @@
-"""A Kubernetes of one node on this Linux computer, without a registry and without a way to the outside."""
+"""A single-node Kubernetes on this Linux computer, without a registry and without access to other networks."""
 
 
 class NodeError(RuntimeError):
-    """What did not work, where it tells more about itself, and what to do."""
+    """An error for the user, with the cause and the remedy."""

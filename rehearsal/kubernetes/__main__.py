@@ -1,7 +1,7 @@
 """python -m rehearsal.kubernetes up|down DIRECTORY
 
-`up` starts a Kubernetes of one node whose files are in DIRECTORY, or finds it running, and prints one JSON object:
-`kubeconfig` (path), `context`, `node` (address). `down` takes it away, DIRECTORY too. Both need root, or sudo without a
+`up` starts a single-node Kubernetes with its files in DIRECTORY, unless it already runs, and prints a JSON object:
+`kubeconfig` (path), `context`, `node` (address). `down` removes it and DIRECTORY. Both need root, or sudo without a
 password; `python3 -m tools.install kubernetes` installs what they need.
 """
 
@@ -22,15 +22,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("word", choices=["up", "down", "boot"], metavar="{up,down}")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--python", default="3.11", help="minor version of the image python:X.Y-slim (%(default)s)")
-    parser.add_argument("--lock", type=Path, action="append", default=[], help="its wheels are for pods, too")
-    parser.add_argument("--seconds", type=float, default=180, help="limit for the start (%(default)s)")
-    parser.add_argument("--small", action="store_true", help="pods may ask for more than this computer has")
-    parser.add_argument("--installed", action="store_true", help=f"an image {INSTALLED} has all packages of a release")
+    parser.add_argument("--lock", type=Path, action="append", default=[], help="its wheels are also for pods")
+    parser.add_argument("--seconds", type=float, default=180, help="timeout for the start (%(default)s)")
+    parser.add_argument("--small", action="store_true", help="ignore the resource requests of pods")
+    parser.add_argument("--installed", action="store_true", help=f"add an image {INSTALLED} with a release's packages")
     options = parser.parse_args(arguments)
     directory = options.directory.resolve()
-    # A login shell's PATH may lack the folders of nft and ip.
+    # nft and ip may be in folders that the user's PATH does not contain.
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
-    if options.word == "up":  # before becoming root: it is the user's
+    if options.word == "up":  # before becoming root, so that the user owns it
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     become_root(arguments)
     match options.word:
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
 def become_root(arguments: list[str]) -> None:
     if sys.platform != "linux":
-        raise NodeError(f"this computer runs {sys.platform}, and a Kubernetes of its own needs Linux")
+        raise NodeError(f"this computer runs {sys.platform}, but a local Kubernetes needs Linux")
     if os.geteuid():
         kept = [f"{name}={os.environ[name]}" for name in ("HOME", "PATH", "XDG_CACHE_HOME") if name in os.environ]
         command = ["sudo", "-n", "env", *kept, sys.executable, "-m", "rehearsal.kubernetes", *arguments]

@@ -1,4 +1,4 @@
-"""The little of the API server's protocol that the node itself needs."""
+"""A minimal client of the API server."""
 
 import json
 import ssl
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Api:
-    """Speaks as the administrator whose certificate is in the folder `pki`."""
+    """A client with the administrator's certificate from the folder `pki`."""
 
     def __init__(self, address: str, pki: Path) -> None:
         self.url = f"https://{address}:6443"
@@ -19,8 +19,8 @@ class Api:
         return json.loads(self.call("GET", path))
 
     def make(self, path: str, body: dict) -> None:
-        """Creates an object, or leaves the one of its name as it is."""
-        # Not by the refusal of a second one: a Service is refused for its address first.
+        """Create an object, unless one with this name exists."""
+        # Look first instead of handling a conflict, because a duplicate Service is rejected for its address.
         try:
             self.get(f"{path}/{body['metadata']['name']}")
         except urllib.error.HTTPError as error:
@@ -35,7 +35,7 @@ class Api:
         self.call("PATCH", path, body, "application/merge-patch+json")
 
     def call(self, method: str, path: str, body: dict | None = None, content: str = "application/json") -> str:
-        """Raises OSError where the server is out of reach, or refuses (urllib.error.HTTPError)."""
+        """Raises OSError if the server is unreachable, or urllib.error.HTTPError if it rejects the request."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": content}, method=method)
         with urllib.request.urlopen(request, timeout=10, context=self.context) as answer:

@@ -1,7 +1,7 @@
-"""The control groups of a cluster: NAME/node has its processes, CONTAINERS/ID each of its containers.
+"""The control groups of a cluster: NAME/node contains its processes, CONTAINERS/ID one of its containers.
 
-Its processes are found in the hierarchy of version 2, also where controllers are those of version 1; groups then have
-the same names under each controller.
+The cgroup v2 hierarchy tracks processes even if controllers use v1. Groups then have the same names under each
+controller.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from rehearsal.kubernetes import NodeError
 
-# Where containerd puts containers; other clusters' are there, too.
+# containerd's group for containers, which all clusters share.
 CONTAINERS = "k8s.io"
-# Of the processor's time, all containers would get as much as one process that has no group, and starve beside tests.
+# By default, all containers together would get as much CPU time as one process without a group, and starve.
 SHARES = 8 * 1024
 
 
 def enter(name: str) -> None:
-    """This process and all that it starts belong to the cluster, from now on."""
+    """Move this process and its future children to the cluster's group."""
     for folder in _controllers():
         (folder / name).mkdir(exist_ok=True)
         _take_settings(folder / name)
@@ -32,7 +32,7 @@ def enter(name: str) -> None:
 
 
 def kill(name: str, seconds: float = 15) -> None:
-    """Ends all of the cluster's processes; raises NodeError where some do not."""
+    """Kill all processes of the cluster. Raises NodeError if some remain."""
     deadline = time.monotonic() + seconds
     while _is_populated(name):
         processes = _processes(name)
@@ -40,12 +40,12 @@ def kill(name: str, seconds: float = 15) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise NodeError(f"processes of {name} do not end after {seconds:.0f} s: {processes}")
+            raise NodeError(f"processes of {name} are still running after {seconds:.0f} s: {processes}")
         time.sleep(0.05)
 
 
 def remove(name: str, containers: list[str]) -> None:
-    """Removes the groups of a cluster without processes; `containers` are the ids of its containers."""
+    """Remove a cluster's empty groups. `containers` are the IDs of its containers."""
     for each in (name, *(f"{CONTAINERS}/{container}" for container in containers)):
         _remove_below(each)
 
@@ -57,7 +57,7 @@ def _remove_below(name: str) -> None:
 
 
 def _remove(path: str, attempts: int = 100) -> None:
-    """A group can be busy a moment longer than its processes live."""
+    """Remove a group, with retries: it can be busy for a moment after its last process has ended."""
     for attempt in range(attempts):
         try:
             return os.rmdir(path)
@@ -68,7 +68,7 @@ def _remove(path: str, attempts: int = 100) -> None:
 
 
 def _is_populated(name: str) -> bool:
-    """Also by processes that are about to end, which are not listed."""
+    """Whether the group has processes, including ending ones that cgroup.procs does not list."""
     try:
         return "populated 1" in (_unified() / name / "cgroup.events").read_text()
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def _is_populated(name: str) -> bool:
 def _processes(name: str) -> list[int]:
     found = []
     for path, _, _ in os.walk(_unified() / name):
-        with contextlib.suppress(OSError):  # it was just removed
+        with contextlib.suppress(OSError):  # the group was just removed
             found += Path(path, "cgroup.procs").read_text().split()
     return [int(each) for each in found]
 
@@ -95,12 +95,12 @@ def _mounted(kind: str) -> list[Path]:
     found = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     folders = [Path(target) for _, target, filesystem, *_ in found if filesystem == kind]
     if kind == "cgroup2" and not folders:
-        raise NodeError("this computer has no control groups v2 (start it with systemd.unified_cgroup_hierarchy=1)")
+        raise NodeError("cgroup v2 is not mounted on this computer (boot with systemd.unified_cgroup_hierarchy=1)")
     return folders
 
 
 def _take_settings(folder: Path) -> None:
-    """A new cpuset is empty, and nothing runs in it until it has processors and memory."""
+    """Fill a new cpuset, because processes cannot run in it without CPUs and memory nodes."""
     for file in ("cpuset.cpus", "cpuset.mems"):
         if (folder / file).exists():
             (folder / file).write_text((folder.parent / file).read_text())

@@ -1,4 +1,4 @@
-"""The node's processes: their command lines and their settings, as they see the files of the cluster."""
+"""Command lines and configuration of the node's processes."""
 
 import json
 import sys
@@ -7,18 +7,18 @@ from pathlib import Path
 from daskstack.engine import PROJECT
 from rehearsal.kubernetes.network import DNS, INNER, KUBERNETES, PODS, SERVICES, name
 
-# Where the cluster's folder is for the node's processes: short, as paths of sockets have to be.
+# The cluster's folder in the mount namespace of the node's processes. It is short, because socket paths must be.
 NODE = Path("/run/node")
 PKI = NODE / "pki"
 SOCKET = Path("/run/containerd/containerd.sock")
 WHEELS = 8080
-# Host names and addresses that the API server's certificate is for, beside the node's.
+# Host names and addresses in the API server's certificate, in addition to the node's.
 NAMES = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
 NAMES += ["localhost", "127.0.0.1", KUBERNETES, "node"]
 
 
 def commands(programs: Path, address: str) -> dict[str, list[str]]:
-    """Component -> its command; `address` is the node's."""
+    """Each component's command. `address` is the node's."""
     kube = str(programs / "kube")
     return {
         "etcd": [
@@ -36,7 +36,7 @@ def commands(programs: Path, address: str) -> dict[str, list[str]]:
             "--allow-privileged=true",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
-            # The first asks etcd for what Debian's cannot tell, and complains without end; the second is for `small`.
+            # Debian's etcd does not support the first feature, which would log many errors. `small` needs the second.
             "--feature-gates=SizeBasedListCostEstimate=false,MutatingAdmissionPolicy=true",
             "--runtime-config=admissionregistration.k8s.io/v1beta1=true",
             "--etcd-servers=http://127.0.0.1:2379",
@@ -90,20 +90,20 @@ def commands(programs: Path, address: str) -> dict[str, list[str]]:
 
 
 def write_settings(directory: Path) -> None:
-    """Writes the components' files into the cluster's folder."""
+    """Write the components' configuration files to the cluster's folder."""
     for file, content in settings(name(directory)).items():
         (directory / file).parent.mkdir(exist_ok=True)
         (directory / file).write_text(content if isinstance(content, str) else json.dumps(content, indent=2))
 
 
 def settings(cgroup: str) -> dict[str, str | dict]:
-    """File -> content; all containers are in the control group `cgroup`."""
+    """Each file's content. All containers are in the control group `cgroup`."""
     return {
         "containerd.toml": CONTAINERD,
         "Corefile": COREFILE,
         "resolv.conf": "",
-        # Not the bridge plugin: what goes from pod to pod over a bridge does not always pass the node's own rules, by
-        # which a pod finds a Service behind which it is itself.
+        # Do not use the bridge plugin: traffic between pods on a bridge can bypass the node's rules, and a pod could
+        # not reach a Service that selects the pod itself.
         "cni/node.conflist": {
             "cniVersion": "1.0.0",
             "name": "pods",
@@ -140,7 +140,7 @@ def settings(cgroup: str) -> dict[str, str | dict]:
             "failSwapOn": False,
             "makeIPTablesUtilChains": False,
             "oomScoreAdj": 0,
-            # This computer's disk is not the node's to keep free: nothing is evicted, no image removed.
+            # The node must not evict pods or remove images because this computer's disk is full.
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"},
             "imageGCHighThresholdPercent": 100,
         },
@@ -152,7 +152,7 @@ def settings(cgroup: str) -> dict[str, str | dict]:
             "mode": "nftables",
             "clusterCIDR": PODS,
             "oomScoreAdj": 0,
-            # They would be set for the whole computer.
+            # These would change this computer's own settings.
             "conntrack": {
                 "maxPerCore": 0,
                 "min": 0,
@@ -165,8 +165,8 @@ def settings(cgroup: str) -> dict[str, str | dict]:
     }
 
 
-# The plugin `opt` makes a folder in /opt, the snapshotters but one need other file systems. AppArmor profiles would
-# be loaded for the whole computer.
+# The plugin `opt` creates a folder in /opt, and the disabled snapshotters need other file systems. AppArmor profiles
+# would be loaded for the entire computer.
 CONTAINERD = f"""\
 version = 2
 root = "{NODE}/containerd"

@@ -1,4 +1,4 @@
-"""What pods run without a registry: images, and a folder of wheels."""
+"""Images and wheels for pods, which have no registry and no package index."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ from settings import lock
 from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run
 
 PAUSE = "registry.k8s.io/pause:3.10"
-INSTALLED = "dask:installed"  # the image whose packages need not be installed any more
+INSTALLED = "dask:installed"  # the image that already contains all packages
 INSTALL = PROJECT / "charts" / "dask" / "files" / "install.sh"
 ENVIRONMENT, JUPYTER = PROJECT / "environment.lock", PROJECT / "charts" / "jupyter.lock"
 INDEX = f"http://{INNER}:8080/"
-# What a machine's system has and a slim image has not.
+# Parts of the machines' system that a slim image does not need.
 LEFT_OUT = ["boot", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/python3*/EXTERNALLY-MANAGED"]
 PIP = "#!/usr/bin/python3\nfrom pip._internal.cli.main import main\n\nraise SystemExit(main())\n"
-# The chart's own installation, in the machines' system and with the wheels of a folder of this computer.
+# Runs the chart's install.sh in the machines' system, with wheels from a folder on this computer.
 MAKE_ENVIRONMENT = """
     mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
     mount --bind "$3" "$2/root/mnt"
@@ -54,10 +54,10 @@ IMPORT = """
 
 
 def template(python: str, packages: Path | None) -> Path:
-    """A containerd's folder with the images in it, from the cache or made there.
+    """A folder of containerd with the images, from the cache or created there.
 
-    These are Python's and that of pods' sandboxes (15 s). With `packages`, a folder of wheels, there is a third one,
-    INSTALLED, which has Python and all packages of a release's pods.
+    The images are Python and the pause container (15 s). With `packages`, a folder of wheels, there is also
+    INSTALLED, which contains Python and all packages of a release's pods.
     """
     system = machine_image()
     programs = kubernetes_programs()
@@ -67,24 +67,24 @@ def template(python: str, packages: Path | None) -> Path:
     if not folder.exists():
         with one_at_a_time():
             if not folder.exists():
-                with phase(f"Making the images of Python {python} for pods (once)"), made_whole(folder) as new:
+                with phase(f"Creating images with Python {python} for pods (once)"), made_whole(folder) as new:
                     fill(new, system, programs / "pause", python, packages)
     return folder
 
 
 def machine_image() -> Path:
-    """The system of local machines, which has Python."""
+    """The image of local machines, which contains Python."""
     script = PROJECT / "on_this_computer" / "local_machines" / "image.sh"
     done = subprocess.run(["bash", script], env={**os.environ, "CACHE": str(CACHE)}, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise InstallError("the machines' system could not be built; why is told above")
+        raise InstallError("could not build the machines' image; the cause is above")
     return Path(done.stdout.strip())
 
 
 def fill(new: Path, system: Path, pause: Path, python: str, packages: Path | None) -> None:
-    """Makes images, and imports them with a containerd of its own whose folder is `new`."""
+    """Create images, and import them with a separate containerd whose folder is `new`."""
     if not (system / "usr" / "bin" / f"python{python}").exists():
-        raise InstallError(f"there is no Python {python} in {system}: give --python the one that it has")
+        raise InstallError(f"{system} has no Python {python}; set --python to the version that it has")
     work = new.parent / "work"
     work.mkdir()
     archives = [make_pause(work, pause), make_python(work, system, python, packages)]
@@ -129,13 +129,13 @@ def make_python(work: Path, system: Path, python: str, packages: Path | None) ->
 
 
 def files(system: Path, python: str, index: str) -> Iterator[tuple[str, bytes]]:
-    """What pods have beside the machines' system; `index` has their wheels."""
-    # Beside the official image's own way to Python: pods have no other packages than the node's wheels.
+    """Files that pods have in addition to the machines' system. `index` serves their wheels."""
+    # Pods can install only the node's wheels.
     yield "etc/uv/uv.toml", f'no-index = true\nfind-links = ["{index}"]\n'.encode()
     trusted = f"[global]\nno-index = true\nfind-links = {index}\ntrusted-host = {INNER}\n"
     yield "etc/pip.conf", trusted.encode()
     yield "usr/local/bin/pip", PIP.encode()
-    # Debian has pip for virtual environments alone.
+    # Debian's pip only works in virtual environments.
     with zipfile.ZipFile(next((system / "usr/share/python-wheels").glob("pip-*.whl"))) as wheel:
         for path in wheel.namelist():
             yield f"usr/local/lib/python{python}/dist-packages/{path}", wheel.read(path)
@@ -146,7 +146,7 @@ def mode(path: str) -> int:
 
 
 def make_environment(work: Path, system: Path, python: str, packages: Path) -> Path:
-    """A layer with the packages of environment.lock and jupyter.lock, installed as the chart installs them."""
+    """A layer with the packages of environment.lock and jupyter.lock, installed in the same way as by the chart."""
     place, layer = work / "environment", work / "environment.layer"
     upper = place / "upper"
     for folder in (upper, place / "work", place / "root"):
@@ -168,7 +168,7 @@ def requirements(path: Path, python: str) -> bytes:
 
 
 def archive(path: Path, images: dict[str, list[Path]], settings: dict) -> Path:
-    """Images by their names, as `docker save` writes them; each is some layers."""
+    """Write images, given by name and layers, in the format of `docker save`."""
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     layers = {layer.name: layer for each in images.values() for layer in each}
     sums = {name: f"sha256:{hash_of(layer)}" for name, layer in layers.items()}
@@ -196,7 +196,7 @@ def hash_of(path: Path) -> str:
 
 
 def wheels(locks: list[Path], python: str) -> Path:
-    """A folder with the wheels of the environment's lock, of these locks and of uv, from the cache or made there."""
+    """A folder with the wheels of environment.lock, of these locks and of uv, from the cache or created there."""
     locks = [ENVIRONMENT, *locks]
     folder = CACHE / "kubernetes" / "wheels" / digest(*locks, UV, python)
     if not folder.exists():

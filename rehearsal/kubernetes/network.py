@@ -1,4 +1,4 @@
-"""The node's network namespace, joined to this computer by a link with a small private network of its own."""
+"""The node's network namespace, which is connected to this computer by a link with a small private network."""
 
 import contextlib
 import fcntl
@@ -13,31 +13,31 @@ from pathlib import Path
 
 from rehearsal.kubernetes import NodeError
 
-# Seen inside the node's namespace alone, so clusters may share them; no network that `choose` gives is among them.
+# Visible only in the node's namespace, so clusters can share them. They never overlap the networks of `choose`.
 PODS = "100.64.0.0/16"
 SERVICES = "100.65.0.0/16"
 KUBERNETES, DNS = "100.65.0.1", "100.65.0.10"
-# The node's address for its own pods, the same in every cluster, so that an image can name it. To network policies it
-# is one of the internet (RFC 5737), as a package index is.
+# The node's address for its own pods. It is the same in every cluster, so that images can refer to it. Network policies
+# treat it as an internet address (RFC 5737), like that of a package index.
 INNER = "198.51.100.1"
 
 
 def name(directory: Path) -> str:
-    """Of a cluster's namespace, link and control group: 15 characters, the most that a link may have."""
+    """The name of a cluster's namespace, link and control group. Links allow at most 15 characters."""
     return f"dask-kube-{_hash(str(directory))[:5]}"
 
 
 def addresses(directory: Path) -> tuple[str, str, list[str]]:
-    """Of this computer, of the node, and those for Services of type LoadBalancer."""
+    """The addresses of this computer, of the node, and for Services of type LoadBalancer."""
     hosts = [str(each) for each in ipaddress.ip_network((directory / "network").read_text().strip()).hosts()]
     return hosts[0], hosts[1], hosts[99:]
 
 
 def up(directory: Path) -> None:
-    """Makes what is missing; keeps the network in DIRECTORY/network, so that addresses outlive a restart."""
+    """Create what is missing. DIRECTORY/network stores the network, so that addresses survive a restart."""
     link, record = name(directory), directory / "network"
     # Two clusters, or a cluster and a stack's machines, must not choose the same network.
-    # Who can open the file can hold its lock, so it is root's alone. local_machines/network.sh locks it too.
+    # Any user who can open a file can lock it, so only root may open this one. local_machines/network.sh locks it, too.
     lock = Path("/run/daskstack-network.lock")
     lock.touch(mode=0o600)
     lock.chmod(0o600)
@@ -64,29 +64,29 @@ def down(directory: Path) -> None:
 
 
 def choose(directory: Path) -> str:
-    """The network that the cluster had before, else a free one; raises NodeError where there is none."""
+    """The cluster's previous network, or else a free one. Raises NodeError if there is none."""
     record = directory / "network"
     if record.exists() and (network := record.read_text().strip()):
         if routes := _taken_by(network):
             raise NodeError(
-                f"network {network} of the cluster in {directory} is now used by this computer itself: {routes};"
-                " disconnect that (a VPN?), or take the cluster down and bring it up again"
+                f"this computer now uses network {network} of the cluster in {directory} for something else: {routes};"
+                " disconnect it (a VPN?), or take the cluster down and bring it up again"
             )
         return network
     for attempt in range(300):
         digits = bytes.fromhex(_hash(f"{directory} {attempt}"))
-        network = (  # a VPN can take all of 10.0.0.0/8
+        network = (  # a VPN can occupy all of 10.0.0.0/8
             f"10.{digits[0]}.{digits[1]}.0/24",
             f"172.{16 + digits[0] % 16}.{digits[1]}.0/24",
             f"192.168.{digits[1]}.0/24",
         )[attempt % 3]
         if not _taken_by(network):
             return network
-    raise NodeError("found no free private /24 network: each one tried meets a route in 'ip route show table all'")
+    raise NodeError("found no free private /24 network: every candidate overlaps a route in 'ip route show table all'")
 
 
 def _taken_by(network: str) -> str:
-    """Routes within it, and routes that cover it but are not the way to everywhere, or what VPNs set in its place."""
+    """Routes within the network and routes that cover it, except default routes and what VPNs use instead."""
     found = [_ip("-4", "route", "show", "table", "all", way, network) for way in ("root", "match")]
     lines = "\n".join(found).splitlines()
     return "; ".join(line for line in lines if not re.match(r"([a-z]+ )?(default|[0-9.]+/[1-7]) ", line))
@@ -115,13 +115,13 @@ def _hash(text: str) -> str:
 
 @contextlib.contextmanager
 def held(path: Path, seconds: float = 60) -> Generator[None]:
-    """Holds the lock on a file or folder; raises NodeError where somebody else does for longer."""
+    """Hold the lock on a file or folder. Raises NodeError on a timeout."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         deadline = time.monotonic() + seconds
         while not locked(descriptor):
             if time.monotonic() > deadline:
-                raise NodeError(f"waited {seconds:.0f} s for another run that holds the lock {path}")
+                raise NodeError(f"timed out after {seconds:.0f} s waiting for another run that holds the lock {path}")
             time.sleep(0.05)
         yield
     finally:
@@ -129,7 +129,7 @@ def held(path: Path, seconds: float = 60) -> Generator[None]:
 
 
 def locked(descriptor: int) -> bool:
-    """Takes a lock, unless somebody else has it."""
+    """Try to take a lock. Returns whether it succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

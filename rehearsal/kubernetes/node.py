@@ -1,4 +1,4 @@
-"""Takes a cluster up and down."""
+"""Starts and removes a cluster."""
 
 import contextlib
 import os
@@ -12,18 +12,18 @@ from rehearsal.kubernetes import NodeError, cgroups, components, images, network
 from rehearsal.kubernetes.api import Api
 from rehearsal.programs import kubernetes_programs
 
-# In every cluster's folder, so that no other folder is ever taken for one.
+# A file that marks a cluster's folder, so that no other folder is mistaken for one.
 MARK = ".kubernetes"
 
 
 def up(
     directory: Path, *, python: str, locks: list[Path], seconds: float, small: bool = False, installed: bool = False
 ) -> dict[str, str]:
-    """Starts what does not run; `seconds` is the limit for the wait until it is ready.
+    """Start the cluster unless it runs, and wait at most `seconds` until it is ready.
 
-    With `small`, pods may ask for more than this computer has: `objects.LITTLE` is all that is kept free for each.
-    With `installed`, there is an image that has the packages of a release's pods.
-    Raises NodeError where it does not get so, InstallError where images or wheels cannot be made.
+    With `small`, each pod requests only `objects.LITTLE`, so that pods start even if this computer is small.
+    With `installed`, there is an image with the packages of a release's pods.
+    Raises NodeError if the cluster does not become ready, and InstallError if images or wheels cannot be created.
     """
     _check(directory)
     wheels = images.wheels(locks, python)
@@ -42,10 +42,10 @@ def up(
 
 
 def down(directory: Path) -> None:
-    """Removes all of a cluster, or what is left of one; raises NodeError for a folder that is something else."""
+    """Remove a cluster or its leftovers. Raises NodeError if the folder is not a cluster's."""
     if directory.exists() and any(directory.iterdir()) and not (directory / MARK).exists():
-        raise NodeError(f"{directory} is not the folder of a cluster: it is left alone")
-    cgroups.kill(network.name(directory))  # an `up` that waits for it gives up
+        raise NodeError(f"{directory} is not a cluster's folder; nothing was removed")
+    cgroups.kill(network.name(directory))  # so that a waiting `up` gives up
     with network.held(directory) if directory.exists() else contextlib.nullcontext():
         _end(directory)
         network.down(directory)
@@ -56,9 +56,9 @@ def down(directory: Path) -> None:
 def _check(directory: Path) -> None:
     programs = [*map(shutil.which, ("etcd", "containerd", "runc", "nft", "unshare"))]
     if None in programs or not kubernetes_programs().exists() or not Path("/usr/lib/cni").exists():
-        raise NodeError("programs are missing: install them with `python3 -m tools.install kubernetes`")
+        raise NodeError("programs are missing; install them with `python3 -m tools.install kubernetes`")
     if any(directory.iterdir()) and not (directory / MARK).exists():
-        raise NodeError(f"{directory} has other files: give a new or empty folder")
+        raise NodeError(f"{directory} contains other files; use a new or an empty folder")
 
 
 def _prepare(directory: Path, layers: Path) -> None:
@@ -82,7 +82,7 @@ def _prepare(directory: Path, layers: Path) -> None:
 def _start(directory: Path) -> None:
     with (directory / "running").open("w") as lock, (directory / "log" / "supervisor.log").open("w") as log:
         network.locked(lock.fileno())
-        # A session of its own, nothing inherited but the lock: it must outlive this process and not make callers wait.
+        # The supervisor must outlive this process without blocking callers, so it inherits only the lock.
         subprocess.Popen(
             supervisor.command(directory),
             cwd=PROJECT,
@@ -98,22 +98,22 @@ def _start(directory: Path) -> None:
 def _end(directory: Path, seconds: float = 15) -> None:
     name, deadline = network.name(directory), time.monotonic() + seconds
     cgroups.kill(name)
-    while _is_running(directory):  # one that was just started is not in its group yet
+    while _is_running(directory):  # a supervisor that was just started is not in its group yet
         if time.monotonic() > deadline:
-            raise NodeError(f"the cluster in {directory} does not end after {seconds:.0f} s")
+            raise NodeError(f"the cluster in {directory} is still running after {seconds:.0f} s")
         time.sleep(0.05)
         cgroups.kill(name)
     cgroups.remove(name, containers(directory))
 
 
 def containers(directory: Path) -> list[str]:
-    """The ids of the cluster's containers, those included that hold a pod's namespaces."""
+    """The IDs of the cluster's containers, including pause containers."""
     known = directory / "containerd" / "io.containerd.grpc.v1.cri"
     return [path.name for kind in ("containers", "sandboxes") for path in known.glob(f"{kind}/*")]
 
 
 def _is_running(directory: Path) -> bool:
-    """Whether a supervisor lives: it has a lock as long as it does."""
+    """Whether a supervisor runs; it holds a lock."""
     if not (directory / "running").exists():
         return False
     with (directory / "running").open() as lock:
@@ -124,7 +124,7 @@ def _wait(directory: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while (state := (directory / "state").read_text()) != "ready":
         if not _is_running(directory):
-            _fail(directory, state, "does not stay up")
+            _fail(directory, state, "keeps stopping")
         if time.monotonic() > deadline:
             _fail(directory, state, f"is not ready after {seconds:.0f} s")
         time.sleep(0.1)
@@ -142,11 +142,11 @@ def _wait(directory: Path, seconds: float) -> None:
 def _fail(directory: Path, component: str, what: str) -> None:
     log = directory / "log" / f"{component}.log"
     lines = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else ["(no log)"]
-    raise NodeError("\n".join([f"{component} {what}. Last lines of its log ({log}):", *lines]))
+    raise NodeError("\n".join([f"{component} {what}. The last lines of its log ({log}):", *lines]))
 
 
 def _point(link: Path, target: Path) -> None:
-    """A link to the target, at every moment a whole one."""
+    """Set a symbolic link atomically."""
     new = link.with_name(f"{link.name}.new")
     new.unlink(missing_ok=True)
     new.symlink_to(target)

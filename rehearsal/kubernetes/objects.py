@@ -1,4 +1,4 @@
-"""What a provider's cluster has by itself: a DNS Service, volumes on demand, addresses for load balancers."""
+"""Services that a cloud's cluster provides: DNS, dynamic volumes, and addresses of load balancers."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from rehearsal.kubernetes.network import DNS, INNER
 
 CLASS = "standard"
 PROVISIONER = "rehearsal/volumes"
-OURS = {"pv.kubernetes.io/provisioned-by": PROVISIONER}  # the controller then leaves their removal to us
+OURS = {"pv.kubernetes.io/provisioned-by": PROVISIONER}  # so that the controller does not remove them
 
 STORAGE_CLASS = {
     "apiVersion": "storage.k8s.io/v1",
@@ -36,7 +36,7 @@ DNS_ENDPOINTS = {
 }
 
 
-# Pods that ask for more than this computer has start all the same; their limits stay.
+# With these requests, pods start even on a small computer. Their limits do not change.
 LITTLE = {"cpu": "50m", "memory": "64Mi"}
 SMALL = {
     "apiVersion": "admissionregistration.k8s.io/v1beta1",
@@ -84,15 +84,15 @@ def make(api: Api) -> None:
 
 
 def node_is_ready(api: Api, since: datetime) -> bool:
-    """Whether the kubelet has said so since then; what it said before it was killed is kept."""
+    """Whether the kubelet has reported so since then. The API server also has its reports from earlier runs."""
     conditions = api.get("/api/v1/nodes/node").get("status", {}).get("conditions", [])
     ready = [each for each in conditions if each["type"] == "Ready" and each["status"] == "True"]
-    # Kubernetes leaves out fractions of a second.
+    # Kubernetes truncates times to seconds.
     return any(datetime.fromisoformat(each["lastHeartbeatTime"]) >= since.replace(microsecond=0) for each in ready)
 
 
 def reconcile(api: Api, spare: list[str]) -> None:
-    """One turn of the node's own controllers; `spare` are the addresses for load balancers."""
+    """Run the node's own controllers once. `spare` are the addresses for load balancers."""
     for claim in api.get("/api/v1/persistentvolumeclaims?resourceVersion=0")["items"]:
         spec = claim["spec"]
         if claim["status"].get("phase") == "Pending" and spec.get("storageClassName") == CLASS:
@@ -107,7 +107,7 @@ def reconcile(api: Api, spare: list[str]) -> None:
 
 
 def volume(claim: dict) -> dict:
-    """A folder of the node's for a claim."""
+    """Create a volume on the node for a claim."""
     metadata, spec = claim["metadata"], claim["spec"]
     return {
         "apiVersion": "v1",
@@ -129,7 +129,7 @@ def volume(claim: dict) -> dict:
 
 
 def is_over(volume: dict) -> bool:
-    """Whether it is one of ours whose claim is gone."""
+    """Whether the volume is ours and its claim no longer exists."""
     metadata = volume["metadata"]
     ours = OURS.items() <= metadata.get("annotations", {}).items() and "deletionTimestamp" not in metadata
     released = volume["status"].get("phase") == "Released"
@@ -141,7 +141,7 @@ def _volume(claim: dict) -> str:
 
 
 def balance(api: Api, services: list[dict], spare: list[str]) -> None:
-    """Gives each Service of type LoadBalancer an address that it keeps, and the node these addresses."""
+    """Assign a permanent address to each Service of type LoadBalancer, and add the addresses to the node."""
     balanced = [each for each in services if each["spec"].get("type") == "LoadBalancer"]
     given = {address for each in balanced for address in ingress(each)}
     for service in balanced:

@@ -1,4 +1,4 @@
-"""The cluster's certificates and kubeconfigs, for ten years."""
+"""Certificates and kubeconfigs of the cluster, valid for ten years."""
 
 import base64
 import datetime
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CONTEXT = "rehearsal"
-# File -> the user and the group that the API server takes its holder for.
+# File -> user and group of its holder for the API server.
 CLIENTS = {
     "admin": ("admin", "system:masters"),
     "controllers": ("system:kube-controller-manager", None),
@@ -24,7 +24,7 @@ CLIENTS = {
 
 
 def make(folder: Path, server: str, names: list[str]) -> None:
-    """Fills a new folder: ca, server (for `names`: host names and addresses), accounts, clients and kubeconfigs.
+    """Fill a new folder: ca, server (for the host names and addresses `names`), accounts, clients and kubeconfigs.
 
     `server` is the API server's URL.
     """
@@ -63,7 +63,7 @@ def kubeconfig(folder: Path, client: str, server: str) -> dict:
 
 
 def private(path: Path, content: str | bytes) -> None:
-    """Writes a file that nobody else can read, not even for a moment."""
+    """Write a file that other users can never read, not even while it is written."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
@@ -103,7 +103,7 @@ def _certify(
 ) -> None:
     now = datetime.datetime.now(datetime.UTC)
     builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
-    # A minute ago: clocks differ.
+    # Backdate by a minute, because clocks differ.
     builder = builder.not_valid_before(now - datetime.timedelta(minutes=1))
     builder = builder.not_valid_after(now + datetime.timedelta(days=3650))
     for extension in extensions:

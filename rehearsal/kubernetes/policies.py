@@ -1,10 +1,10 @@
 """Enforces NetworkPolicies on the node: python -m rehearsal.kubernetes.policies ADDRESS_OF_THE_API_SERVER
 
-It watches pods, namespaces and policies, and keeps one nftables table that says which new connections from and to pods
-are allowed. All of a NetworkPolicy's specification is understood, for IPv4. As in most networks for pods: what a policy
-forbids is rejected ("No route to host"), connections that exist go on, the node itself reaches its pods, `ipBlock`
-compares addresses behind Services, those of pods too, and pods of the node's own network are left alone.
-A pod whose labels are not known yet sends and gets nothing: its first packets are dropped, and sent again.
+It watches pods, namespaces and policies, and maintains an nftables table of the allowed new connections from and to
+pods. It supports the full NetworkPolicy specification for IPv4. As in most pod networks, forbidden connections are
+rejected ("No route to host"), existing connections continue, the node can reach its pods, `ipBlock` compares the
+addresses behind Services, including pods', and pods in the node's network are not restricted.
+The packets of a new pod are dropped until its labels are known, and then retransmitted.
 """
 
 import ipaddress
@@ -25,7 +25,7 @@ PATHS = {
     "namespaces": "/api/v1/namespaces",
     "policies": "/apis/networking.k8s.io/v1/networkpolicies",
 }
-# Direction -> its key for rules, that for peers, and the peer's address in a packet.
+# Direction -> its key for rules, its key for peers, and the field of the peer's address in a packet.
 DIRECTIONS = {"Egress": ("egress", "to", "daddr"), "Ingress": ("ingress", "from", "saddr")}
 
 
@@ -63,7 +63,7 @@ def watch(api: Api, path: str, changed: threading.Event) -> None:
 
 
 def table(pods: list[dict], namespaces: list[dict], policies: list[dict]) -> str:
-    """What nft takes to replace the table at once."""
+    """nftables commands that replace the table atomically."""
     labels = {each["metadata"]["name"]: each["metadata"].get("labels", {}) for each in namespaces}
     known = {address: pod for pod in pods if (address := pod_address(pod))}
     chains, verdicts = [], {direction: [] for direction in DIRECTIONS}
@@ -73,9 +73,9 @@ def table(pods: list[dict], namespaces: list[dict], policies: list[dict]) -> str
             chain = f"{direction.lower()}-{address}"
             verdicts[direction].append(f"{address} : " + (f"goto {chain}" if applied else "return"))
             if applied:
-                lines = [f"ip {DIRECTIONS[direction][2]} {address} return"]  # a pod may always reach itself
+                lines = [f"ip {DIRECTIONS[direction][2]} {address} return"]  # a pod can always reach itself
                 lines += [line for each in applied for line in allowed(each, direction, pod, known, labels)]
-                # A policy is done with a packet that returns, the other direction's looks at it next.
+                # A packet that returns passes this direction's policies and continues with the other direction's.
                 chains.append((chain, [*lines, "reject with icmp type admin-prohibited"]))
     for direction, field in (("Egress", "saddr"), ("Ingress", "daddr")):
         found = ", ".join(verdicts[direction])
@@ -89,7 +89,7 @@ def table(pods: list[dict], namespaces: list[dict], policies: list[dict]) -> str
 
 
 def pod_address(pod: dict) -> str:
-    """Empty for one that has none of its own, or has ended and may have left it to another."""
+    """The pod's own address; empty if it has none, or if it has ended and another pod may have the address."""
     over = pod["status"].get("phase") in ("Succeeded", "Failed")
     return "" if over or pod["spec"].get("hostNetwork") else pod["status"].get("podIP", "")
 
@@ -101,7 +101,7 @@ def selects(policy: dict, direction: str, pod: dict) -> bool:
 
 
 def matches(selector: dict, metadata: dict) -> bool:
-    """Whether a label selector selects what has this metadata; an empty one selects all."""
+    """Whether a label selector matches this metadata. An empty one matches everything."""
     labels = metadata.get("labels", {})
 
     def holds(expression: dict) -> bool:
@@ -115,20 +115,20 @@ def matches(selector: dict, metadata: dict) -> bool:
                 return value is not None
             case "DoesNotExist":
                 return value is None
-        raise ValueError(f"a label selector's operator {expression['operator']} is not known")
+        raise ValueError(f"unknown operator of a label selector: {expression['operator']}")
 
     expressions = selector.get("matchExpressions", [])
     return selector.get("matchLabels", {}).items() <= labels.items() and all(map(holds, expressions))
 
 
 def allowed(policy: dict, direction: str, pod: dict, known: dict[str, dict], labels: dict[str, dict]) -> Iterator[str]:
-    """Lines by which a packet passes."""
+    """The lines that let a packet pass."""
     rules, peers, field = DIRECTIONS[direction]
     for rule in policy["spec"].get(rules, []):
         for peer in rule.get(peers) or [None]:
             for port in rule.get("ports") or [None]:
                 named = isinstance((port or {}).get("port"), str)
-                if named and direction == "Egress":  # each pod has its own number for a name
+                if named and direction == "Egress":  # a named port can have a different number in each pod
                     there = [each for each in known if peer is None or meets(each, peer, policy, known, labels)]
                     pairs = [(f"ip {field} {each}", known[each]) for each in there]
                 else:
@@ -141,7 +141,7 @@ def allowed(policy: dict, direction: str, pod: dict, known: dict[str, dict], lab
 def conditions(
     peer: dict | None, field: str, policy: dict, known: dict[str, dict], labels: dict[str, dict]
 ) -> Iterator[str]:
-    """What nft compares a packet's other end with; nothing where no pod is meant."""
+    """nftables conditions for a packet's peer; none if no pod matches."""
     if peer is None:
         yield ""
     elif block := peer.get("ipBlock"):
@@ -166,7 +166,7 @@ def meets(address: str, peer: dict, policy: dict, known: dict[str, dict], labels
 
 
 def numbers(port: dict | None, target: dict) -> Iterator[str]:
-    """The ports that a rule's entry means, where `target` has them; none: every protocol."""
+    """nftables conditions for a rule's port, if `target` has it. Without a port, any protocol matches."""
     if port is None:
         yield ""
         return

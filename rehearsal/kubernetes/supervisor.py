@@ -1,7 +1,7 @@
-"""The process that a cluster's life hangs on: it starts the node's components, and takes care of volumes and addresses.
+"""The cluster's main process: it starts the node's components, and manages volumes and addresses.
 
-It runs in namespaces of its own: files, processes, network. With it end all processes of the cluster, also of pods, and
-all mounts. What it waits for is in the cluster's file `state`, "ready" at last.
+It runs in its own mount, PID and network namespaces. When it ends, all processes of the cluster and its pods end, and
+all its mounts disappear. The cluster's file `state` names the component that it is waiting for, and finally "ready".
 """
 
 import datetime
@@ -21,7 +21,7 @@ from rehearsal.kubernetes.api import Api
 from rehearsal.kubernetes.components import NODE, SOCKET
 from rehearsal.programs import kubernetes_programs
 
-# What the kubelet sets for the whole computer where it finds something else. It gets files that say so already.
+# The kubelet would set these for the entire computer if they differ, so it sees files with the expected values instead.
 SYSCTLS = {
     "vm/overcommit_memory": 1,
     "vm/panic_on_oom": 0,
@@ -30,14 +30,14 @@ SYSCTLS = {
     "kernel/keys/root_maxkeys": 1000000,
     "kernel/keys/root_maxbytes": 25000000,
 }
-ENDS = 5  # times that a component may end by itself until the node is ready
+ENDS = 5  # number of times that a component may fail until the node is ready
 
 
 def command(directory: Path) -> list[str]:
-    """Runs `boot` in namespaces of its own."""
+    """The command that runs `boot` in new namespaces."""
     space = ["nsenter", f"--net=/run/netns/{network.name(directory)}"]
     space += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    # bash is process 1: it reaps what pods and shims leave.
+    # bash is process 1, and reaps the orphans of pods and shims.
     reaper = ["bash", "-c", '"$@"; exit $?', "bash"]
     return [*space, *reaper, sys.executable, "-m", "rehearsal.kubernetes", "boot", str(directory)]
 
@@ -53,12 +53,12 @@ def boot(directory: Path) -> None:
 
 
 def renew(directory: Path) -> None:
-    """The node begins anew, with its images and no containers; what the cluster knows, etcd keeps."""
+    """Reset the node to its images without containers. etcd keeps the cluster's state."""
     for folder in ("containerd", "kubelet"):
         shutil.rmtree(directory / folder, ignore_errors=True)
     images = (directory / "images").resolve()
     try:
-        # The layers are never written to. The databases are.
+        # Layers can be linked, because containerd never changes them. It changes its databases.
         shutil.copytree(images, directory / "containerd", symlinks=True, copy_function=link)
     except OSError:
         shutil.rmtree(directory / "containerd", ignore_errors=True)
@@ -66,7 +66,7 @@ def renew(directory: Path) -> None:
 
 
 def mount(directory: Path) -> None:
-    """Keeps what the components write at fixed places off this computer, and the cluster's folder at one of them."""
+    """Redirect the components' writes to fixed paths into the namespace, and mount the cluster's folder at NODE."""
     call("mount", "--bind", str(directory), "/mnt")
     call("mount", "-t", "tmpfs", "tmpfs", "/run")
     for folder in (NODE, Path("/run/var/upper"), Path("/run/var/work"), Path("/run/sysctl")):
@@ -112,7 +112,7 @@ class Node:
         self.tell("ready")
         while True:
             self.mend()
-            # One that ended is started again by the next turn; a refused request is made again.
+            # The next iteration restarts a component that ended, and retries a rejected request.
             try:
                 objects.reconcile(self.api, self.spare)
             except OSError as error:
@@ -129,7 +129,7 @@ class Node:
                 )
 
     def wait(self, name: str, reached: Callable[[], bool]) -> None:
-        """Until it is so; whoever waits for the node knows how long that may take."""
+        """Wait until `reached` returns true. The process that waits for the node has the timeout."""
         self.tell(name)
         said = ""
         while True:
@@ -151,11 +151,11 @@ class Node:
         for name, process in self.processes.items():
             if process.poll() is None:
                 continue
-            print(f"{name} ended with status {process.returncode}", flush=True)
+            print(f"{name} exited with status {process.returncode}", flush=True)
             self.ends[name] += 1
             if self.ends[name] >= ENDS and not self.ready:
                 self.tell(name)
-                sys.exit(f"{name} ended {ENDS} times")
+                sys.exit(f"{name} exited {ENDS} times")
             time.sleep(0.5)
             self.start(name)
 

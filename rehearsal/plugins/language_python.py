@@ -11,30 +11,30 @@ import shutil
 import sys
 from pathlib import Path
 
-ALREADY_SHOWN = 32  # the exit status with which a program says that its error is on the screen
+ALREADY_SHOWN = 32  # exit status of a program that has already printed its error
 
 
 def python_of(info) -> str:
-    """The interpreter that `runtime.options` of Pulumi.yaml ask for. Raises ValueError with the remedy."""
+    """The interpreter that `runtime.options` in Pulumi.yaml select. Raises ValueError with the remedy."""
     options = dict(info.options)
     toolchain = options.get("toolchain", "pip")
     if toolchain != "pip":
         raise ValueError(
-            f"runtime option toolchain: {toolchain} in Pulumi.yaml: the stand-in for language-python knows pip "
-            "alone; install the official plugin, or name a `virtualenv`"
+            f"runtime option toolchain: {toolchain} in Pulumi.yaml: the stand-in for language-python supports "
+            "only pip; install the official plugin, or set `virtualenv`"
         )
     if virtualenv := options.get("virtualenv"):
         python = Path(info.root_directory, virtualenv, "bin", "python")
         if not python.exists():
             raise ValueError(
-                f"runtime option virtualenv: {virtualenv} in Pulumi.yaml: there is no {python}; make it with "
+                f"runtime option virtualenv: {virtualenv} in Pulumi.yaml: {python} does not exist; create it with "
                 f"`python3 -m venv {virtualenv}` and install the program's requirements into it"
             )
         return str(python)
     for name in (os.environ.get("PULUMI_PYTHON_CMD"), "python3", "python"):
         if name and (found := shutil.which(name)):
             return found
-    raise ValueError("no python3 on PATH: install Python, or name a `virtualenv` in Pulumi.yaml")
+    raise ValueError("python3 is not on PATH; install Python, or set `virtualenv` in Pulumi.yaml")
 
 
 def host() -> None:
@@ -84,7 +84,7 @@ def host() -> None:
                 python, "-u", __file__, "--run", self.engine.address, stdin=asyncio.subprocess.PIPE, cwd=request.pwd
             )
             try:
-                # On stdin, because the configuration holds secrets that a command line would show to everyone.
+                # Use stdin, because the configuration contains secrets, and command lines are public.
                 await program.communicate(request.SerializeToString())
             except asyncio.CancelledError:
                 with contextlib.suppress(ProcessLookupError):
@@ -95,7 +95,7 @@ def host() -> None:
 
 
 def run(engine_address: str) -> int:
-    """Run the program of the request on stdin and return an exit status."""
+    """Run the program of the request on stdin, and return its exit status."""
     import logging
     import runpy
     import traceback
@@ -123,7 +123,7 @@ def run(engine_address: str) -> int:
             organization=request.organization,
         )
     )
-    # A program that failed leaves futures behind that nobody will await; asyncio would complain of each.
+    # A failed program leaves futures that are never awaited, and asyncio would log an error for each.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -139,7 +139,7 @@ def run(engine_address: str) -> int:
         return 1
     except Exception as error:
         shown = traceback.TracebackException.from_exception(error)
-        # The frames of this file and of the SDK above the program say nothing about the program.
+        # Skip the frames of this file and the SDK above the program.
         inside = (n for n, frame in enumerate(shown.stack) if frame.filename.startswith(request.info.program_directory))
         shown.stack = traceback.StackSummary.from_list(shown.stack[next(inside, 0) :])
         pulumi.log.error("Program failed with an unhandled exception:\n" + "".join(shown.format()))
@@ -151,5 +151,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--run":
         with contextlib.suppress(KeyboardInterrupt):
             sys.exit(run(sys.argv[2]))
-        os._exit(130)  # threads of the program may still wait for an engine that is gone
+        os._exit(130)  # the program's threads may still be waiting for a lost engine
     host()

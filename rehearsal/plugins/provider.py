@@ -1,4 +1,4 @@
-"""What the stand-ins for Pulumi's resource plugins answer alike, and what each of them has to say for itself."""
+"""The base class of the stand-ins for Pulumi's resource plugins."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -18,36 +18,36 @@ Answer = proto.provider_pb2
 
 
 class Provider(serving.Plugin, proto.provider_pb2_grpc.ResourceProviderServicer):
-    """Properties arrive as `wire.load` gives them. What fails raises CommandError, which the engine then shows."""
+    """Methods receive properties from `wire.load`. They raise CommandError to show an error to the user."""
 
     register = staticmethod(proto.provider_pb2_grpc.add_ResourceProviderServicer_to_server)
     name: str
     not_done: Refusal
-    promise = ""  # what follows the sentence that this is a stand-in
+    promise = ""  # appended to the log line about the stand-in
     _introduced = False
 
-    # What a stand-in does
+    # Methods to override
 
     def config_problems(self, raw: Properties) -> list[Found]:
         return []
 
     async def config_changes(self, old: Properties, new: Properties) -> tuple[dict[str, str], list[str]]:
-        """Differences between two configurations (path -> ADD, DELETE or UPDATE), and those that replace all."""
+        """Differences between configurations (path -> ADD, DELETE or UPDATE), and those that replace all resources."""
         return {}, []
 
     def configure(self, raw: Properties) -> None:
-        """Take the configuration for what follows."""
+        """Store the provider's configuration."""
 
     async def check(self, request: Any, kind: str, raw: Properties) -> tuple[Properties, list[Found]]:
-        """A resource's inputs, completed, and what is wrong with them."""
+        """A resource's inputs with defaults, and their problems."""
         raise NotImplementedError
 
     def changes(self, kind: str, old: Properties, new: Properties) -> tuple[dict[str, str], list[str], bool]:
-        """Differences between plain inputs, those that replace, and whether the old resource has to go first."""
+        """Differences between plain inputs, those that replace, and whether to delete the old resource first."""
         raise NotImplementedError
 
     async def preview(self, request: Any, kind: str, raw: Properties) -> Properties:
-        """The outputs that `create` or `update` would bring, as far as can be told without them."""
+        """The outputs of `create` or `update`, as far as they are known in advance."""
         raise NotImplementedError
 
     async def create(self, request: Any, kind: str, raw: Properties) -> tuple[str, Properties]:
@@ -60,10 +60,10 @@ class Provider(serving.Plugin, proto.provider_pb2_grpc.ResourceProviderServicer)
         raise NotImplementedError
 
     async def read(self, request: Any, kind: str) -> tuple[str, Properties, Properties]:
-        """Id, inputs and outputs as they are now, all empty for what is gone."""
+        """The current ID, inputs and outputs; all empty if the resource no longer exists."""
         return request.id, wire.load(request.inputs), wire.load(request.properties)
 
-    # What the engine asks
+    # The engine's protocol
 
     async def CheckConfig(self, request, context):
         raw = wire.load(request.news)
@@ -76,9 +76,7 @@ class Provider(serving.Plugin, proto.provider_pb2_grpc.ResourceProviderServicer)
     async def Configure(self, request, context):
         if not self._introduced:
             self._introduced = True
-            await self.engine.log(
-                f"{self.name} {self.version} is a stand-in here, not Pulumi's own plugin{self.promise}"
-            )
+            await self.engine.log(f"{self.name} {self.version} is a stand-in, not Pulumi's own plugin{self.promise}")
         try:
             self.configure(wire.load(request.args))
         except CommandError as error:
@@ -121,7 +119,7 @@ class Provider(serving.Plugin, proto.provider_pb2_grpc.ResourceProviderServicer)
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, self.not_done(request.type))
 
     async def _operate(self, context: Any, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do the work, and turn its failure into one that the engine shows."""
+        """Run `work`, and convert exceptions to errors of the protocol."""
         try:
             return await self.ending_with_me(work)
         except PartialError as error:
@@ -129,7 +127,7 @@ class Provider(serving.Plugin, proto.provider_pb2_grpc.ResourceProviderServicer)
         except (CommandError, OSError) as error:
             await context.abort(grpc.StatusCode.UNKNOWN, str(error))
         except asyncio.CancelledError:
-            await context.abort(grpc.StatusCode.CANCELLED, "cancelled, and what was running has been ended")
+            await context.abort(grpc.StatusCode.CANCELLED, "cancelled; running commands were stopped")
 
 
 def kind_of(request: Any) -> str:
@@ -160,8 +158,8 @@ def _differing(found: dict[str, str], replacing: list[str], first: bool) -> Any:
 
 
 def _partially(error: PartialError) -> tuple[Any, str, tuple[tuple[str, bytes]]]:
-    """How to fail so that the engine keeps what is there in its state, and mends it the next time."""
-    from pulumi.runtime.proto import status_pb2  # only once `serving` has cleared the way to it
+    """An error with which the engine stores the resource in its state, and updates it the next time."""
+    from pulumi.runtime.proto import status_pb2  # requires that `serving` is imported first
 
     kept = Answer.ErrorResourceInitFailed(id=error.identity, properties=wire.dump(error.outputs), reasons=[str(error)])
     detail = any_pb2.Any()

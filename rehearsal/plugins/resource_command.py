@@ -1,7 +1,7 @@
-"""A stand-in for Pulumi's plugin `command` 1.2.1: commands on this machine and, over SSH, on others.
+"""A stand-in for Pulumi's plugin `command` 1.2.1: runs commands on this machine and, over SSH, on others.
 
-The engine starts this file as `pulumi-resource-command ENGINE_ADDRESS` in the stand-ins' environment. What it does
-not do it refuses by name.
+The engine starts this file as `pulumi-resource-command ENGINE_ADDRESS` in the stand-ins' environment. It rejects
+unsupported arguments by name.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ def problems(kind: str, raw: Properties) -> list[Found]:
     if kind == COPY:
         source = inputs.get("source")
         if source != wire.UNKNOWN and not (isinstance(source, dict) and "path" in source):
-            found.append(("source", "expected a FileAsset or a FileArchive, that is, a path on this machine"))
+            found.append(("source", "expected a FileAsset or a FileArchive with a path on this machine"))
         if not inputs.get("remotePath"):
-            found.append(("remotePath", "remotePath is required: where on the machine the source goes"))
+            found.append(("remotePath", "remotePath is required: the target path on the machine"))
     return found
 
 
@@ -73,7 +73,7 @@ class Command(Provider):
         old = wire.load(request.olds)
         if kind != COPY:
             return raw | await self._command(request, raw.get("update", raw.get("create")), raw, _outputs(old))
-        # As the official plugin: another connection alone copies nothing.
+        # Like the official plugin, do not copy again if only the connection changed.
         if any(wire.changed(old.get(name), raw.get(name)) for name in ("source", "remotePath")):
             await self._copy(request, raw)
         return raw
@@ -84,7 +84,7 @@ class Command(Provider):
             await self._command(request, old.get("delete"), old, _outputs(old))
 
     async def _command(self, request: Any, raw_script: Any, raw: Properties, raw_previous: Properties) -> Properties:
-        """Run a script if there is one. Returns stdout and stderr, the previous ones where nothing ran."""
+        """Run a script, if any. Returns stdout and stderr; the previous ones if nothing ran."""
         if raw_script is None:
             return raw_previous
         script, inputs = wire.plain(raw_script), wire.plain(raw)
@@ -98,7 +98,7 @@ class Command(Provider):
         if kind_of(request) == LOCAL:
             await local.run(script, inputs, previous, output, shown)
         else:
-            from command import remote  # asyncssh takes a third of a second, which a run without changes need not pay
+            from command import remote  # importing asyncssh takes 0.3 s, which a run without changes can skip
 
             log, warn = self._log(request), self._log(request, level="WARNING", passing=False)
             await remote.run(script, inputs, previous, output, shown, log, warn)

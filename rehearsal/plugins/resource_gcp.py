@@ -1,9 +1,9 @@
-"""A stand-in for Pulumi's plugin `gcp` 10.2.0: a Google Cloud of files, whose cluster and machines are real.
+"""A stand-in for Pulumi's plugin `gcp` 10.2.0: a Google Cloud simulated by files, with a real cluster and machines.
 
-The engine starts this file as `pulumi-resource-gcp ENGINE_ADDRESS` in the stand-ins' environment, in a rehearsal alone:
-DASKSTACK_REHEARSAL is its folder, DASKSTACK_REHEARSAL_KUBERNETES a JSON object that says how its Kubernetes starts
-(`command`) and ends (`down`), and where (`cwd`); gcp.computers tells what its machines need. What it does not do it
-refuses by name.
+The engine starts this file as `pulumi-resource-gcp ENGINE_ADDRESS` in the stand-ins' environment, only in a rehearsal.
+DASKSTACK_REHEARSAL is the rehearsal's folder. DASKSTACK_REHEARSAL_KUBERNETES is a JSON object with the commands that
+start (`command`) and stop (`down`) its Kubernetes, and their working directory (`cwd`). gcp.computers describes the
+variable for machines. Unsupported arguments are rejected by name.
 """
 
 import asyncio
@@ -43,14 +43,14 @@ def one_at_a_time(token: str) -> contextlib.AbstractAsyncContextManager[Any]:
 
 class Gcp(Provider):
     name, version, not_done = "gcp", "10.2.0", staticmethod(not_done)
-    promise = ": no account is reached"
+    promise = "; it does not use any account"
 
     def config_problems(self, raw):
         return config_problems(configured(raw))
 
     async def config_changes(self, old, new):
         found = values.differences(configured(old), configured(new))
-        # In another project is nothing of what was made in this one.
+        # Another project contains none of these resources.
         return found, [path for path in found if path == "project"]
 
     def configure(self, raw):
@@ -58,7 +58,7 @@ class Gcp(Provider):
         own = [self._config.get(name) for name in ("accessToken", "credentials")]
         if not any([*own, *map(os.environ.get, CREDENTIALS)]):
             raise CommandError(
-                f"no credentials for Google Cloud: set {CREDENTIALS[0]} (to any text, in a rehearsal),"
+                f"no credentials for Google Cloud; set {CREDENTIALS[0]} (any text in a rehearsal),"
                 f" {CREDENTIALS[1]}, or accessToken or credentials of the provider"
             )
 
@@ -74,7 +74,7 @@ class Gcp(Provider):
         return changes(KINDS[token_of(kind)], old, new)
 
     async def preview(self, request, kind, raw):
-        """What Google fills in is not known before."""
+        """Values that Google sets are unknown in a preview."""
         kind, inputs = KINDS[token_of(kind)], given(wire.plain(raw))
         before = wire.plain(wire.load(request.olds)) if isinstance(request, Answer.UpdateRequest) else {}
         filled: dict[str, Any] = {}
@@ -93,7 +93,7 @@ class Gcp(Provider):
                     pretended().admit(identity, record)
                     await computers.create(identity, record)
                 elif token == ATTACHED and computers.real():
-                    raise CommandError(not_done("an AttachedDisk (it knows attachedDisks of an Instance)"))
+                    raise CommandError(not_done("an AttachedDisk (use attachedDisks of an Instance)"))
                 await self._put(token, identity, record, request.urn)
         return identity, values.marked(record["outputs"], raw)
 
@@ -101,7 +101,7 @@ class Gcp(Provider):
         known = pretended()
         known.admit(*cloud.new_record(CLUSTER, inputs, self._config, kubernetes=node.NONE))
         for other, _ in known.records(CLUSTER):
-            raise CommandError(not_done(f"a second cluster: a rehearsal has one Kubernetes, which is {other} already"))
+            raise CommandError(not_done(f"a second cluster: a rehearsal has only one Kubernetes, and {other} uses it"))
         identity, record = cloud.new_record(CLUSTER, inputs, self._config, kubernetes=await node.up())
         known.write(identity, record)
         known.trust(record["kubernetes"]["authority"])
@@ -125,7 +125,7 @@ class Gcp(Provider):
         async with one_at_a_time(token):
             old = pretended().read(request.id)
             if old is None:
-                raise CommandError(f"{request.id} was not found (notFound): `pulumi refresh` takes it out of the stack")
+                raise CommandError(f"{request.id} was not found (notFound); `pulumi refresh` removes it from the stack")
             refuse_to_stop(token, old["inputs"], inputs)
             more = {"kubernetes": old["kubernetes"]} if token == CLUSTER else {}
             identity, record = cloud.new_record(
@@ -146,13 +146,13 @@ class Gcp(Provider):
         known, policy = pretended(), outputs.get("deletionPolicy")
         if policy == "PREVENT":
             raise CommandError(
-                f"{request.id} has deletionPolicy PREVENT: set it to DELETE, `pulumi up`, then try again"
+                f"{request.id} has deletionPolicy PREVENT; set it to DELETE, run `pulumi up`, then try again"
             )
         if policy == "ABANDON" or (token == "projects/service:Service" and outputs.get("disableOnDestroy") is not True):
             return
         if outputs.get("deletionProtection") is True:
             raise CommandError(
-                f"{request.id} cannot be deleted while deletionProtection is true: set it to false, `pulumi up`,"
+                f"cannot delete {request.id} while deletionProtection is true; set it to false, run `pulumi up`,"
                 " then try again"
             )
         async with one_at_a_time(token):

@@ -1,7 +1,7 @@
 """A stand-in for Pulumi's plugin `kubernetes` 4.34.2: objects through `kubectl`, and Helm releases through `helm`.
 
 The engine starts this file as `pulumi-resource-kubernetes ENGINE_ADDRESS` in the stand-ins' environment, with both
-programs on PATH. What it does not do it refuses by name.
+programs on PATH. Unsupported arguments are rejected by name.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ HEEDED = {
     "namespace",
     "upsertExistingObjects",
 }
-# What changes nothing here: warnings that nobody gives, the pace of another client, the engine's own.
+# Options without effect here: warnings, the rate limits of the official client, and options of the engine.
 IGNORED = {
     "kubeClientSettings",
     "suppressDeprecationWarnings",
@@ -43,7 +43,7 @@ not_done = refusal("kubernetes")
 
 
 def is_true(value: Any) -> bool:
-    """A provider's flags arrive as text."""
+    """A provider's flags arrive as strings."""
     return value in (True, "true")
 
 
@@ -78,7 +78,7 @@ class Kubernetes(Provider):
     async def config_changes(self, old, new):
         old, new = wire.plain(old), wire.plain(new)
         found = values.differences(old, new)
-        # Another cluster has none of the objects that this one has.
+        # Another cluster contains none of these objects.
         return found, list(found) if found and await _moved(old, new) else []
 
     def configure(self, raw):
@@ -117,12 +117,12 @@ class Kubernetes(Provider):
             return raw
         existing = Objects(self._cluster, TOKENS[kind])
         if isinstance(request, Answer.CreateRequest) and await existing.exists(wire.plain(raw)):
-            return raw  # a replacement, whose place is not free yet
+            return raw  # a replacement of an object that still exists
         try:
             found, said = await existing.apply(raw, force=True, dry=True)
         except CommandError as error:
             if "namespaces" in str(error) and "not found" in str(error):
-                return raw  # the same program may be about to make it
+                return raw  # the same program may create it
             raise
         await self._warn(request.urn, said)
         found.pop("status", None)
@@ -133,10 +133,10 @@ class Kubernetes(Provider):
         if kind == TOKEN:
             return release.identity(manifest), await Releases(self._known()).install(raw)
         those = Objects(self._known(), TOKENS[kind])
-        # As the official plugin: what is somebody else's would one day be deleted with this stack.
+        # Like the official plugin, do not adopt existing objects, because this stack would later delete them.
         if not is_true(self._config.get("upsertExistingObjects")) and await those.exists(manifest):
             raise CommandError(
-                f"{manifest['kind']} {manifest['metadata']['name']} already exists: delete it, import it into the"
+                f"{manifest['kind']} {manifest['metadata']['name']} already exists; delete it, import it into the"
                 " stack, or set upsertExistingObjects of the provider"
             )
         return await self._apply(request, those, raw)
@@ -178,7 +178,7 @@ class Kubernetes(Provider):
         return request.id, objects.inputs_now(inputs, before, found), objects.outputs(found, inputs)
 
     async def _given_up(self) -> bool:
-        """Whether the cluster is gone, and the program says that so is then all that was in it."""
+        """Whether the cluster is unreachable and the program treats its objects as deleted in that case."""
         return is_true(self._config.get("deleteUnreachable")) and not await self._known().reachable()
 
     def _known(self) -> Cluster:
@@ -196,7 +196,7 @@ class Kubernetes(Provider):
 
 
 async def _moved(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether two providers' configurations lead to two clusters; not where one of them is not known yet."""
+    """Whether two configurations refer to different clusters; False if one is not known yet."""
     if values.has_unknown([old, new]):
         return False
     return await _address(old) != await _address(new)

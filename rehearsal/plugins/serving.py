@@ -1,4 +1,4 @@
-"""What makes a Python file a Pulumi plugin: it serves gRPC, prints its port, and ends with the engine."""
+"""The base of a Pulumi plugin: it serves gRPC, prints its port, and ends with the engine."""
 
 import asyncio
 import contextlib
@@ -16,10 +16,10 @@ from google.protobuf import empty_pb2
 
 
 def _without_the_sdk() -> None:
-    """Let `pulumi.runtime.proto` be imported alone: the SDK around it costs half a second at every start."""
+    """Allow `pulumi.runtime.proto` to be imported without the rest of the SDK, which takes half a second."""
     spec = importlib.util.find_spec("pulumi")
     if spec is None or spec.origin is None:
-        raise SystemExit("the package pulumi is missing: make the stand-ins' environment from requirements.txt")
+        raise SystemExit("the package pulumi is missing; create the stand-ins' environment from requirements.txt")
     for name, folder in (
         ("pulumi", Path(spec.origin).parent),
         ("pulumi.runtime", Path(spec.origin).parent / "runtime"),
@@ -31,32 +31,32 @@ def _without_the_sdk() -> None:
 
 _without_the_sdk()
 
-from pulumi.runtime import proto  # noqa: E402  (plugins take it from here, for the same reason)
+from pulumi.runtime import proto  # noqa: E402  (plugins import it from here, for the same reason)
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 class Engine:
-    """The engine that started this plugin, as a place to show messages."""
+    """A client of the engine that started this plugin, for log messages."""
 
     def __init__(self) -> None:
         self.address = [argument for argument in sys.argv[1:] if not argument.startswith("-")][-1]
         self._stub: proto.engine_pb2_grpc.EngineStub | None = None
 
     async def log(self, message: str, *, urn: str = "", level: str = "INFO", passing: bool = False) -> None:
-        """Show a message beside a resource (or the stack); a `passing` one is gone from the final report."""
+        """Log a message for a resource or the stack. The final report omits `passing` messages."""
         if self._stub is None:
             self._stub = proto.engine_pb2_grpc.EngineStub(grpc.aio.insecure_channel(self.address, UNLIMITED))
         request = proto.engine_pb2.LogRequest(
             severity=proto.engine_pb2.LogSeverity.Value(level), message=message, urn=urn, ephemeral=passing
         )
-        # An engine that is going away must not turn a command that succeeded into one that failed.
+        # If the engine is shutting down, logging must not fail a command that succeeded.
         with contextlib.suppress(grpc.aio.AioRpcError):
             await self._stub.Log(request)
 
 
 class Plugin:
-    """What all stand-ins do alike: they say what they are, and what runs for the engine ends with it."""
+    """The base class of all stand-ins: reports its version, and stops its work when the engine ends."""
 
     version = ""
 
@@ -77,7 +77,7 @@ class Plugin:
         return empty_pb2.Empty()
 
     async def ending_with_me(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do the work as a task that `end` can cancel."""
+        """Run `work` as a task that `end` can cancel."""
         task = asyncio.create_task(work)
         self._running.add(task)
         try:
@@ -86,15 +86,15 @@ class Plugin:
             self._running.discard(task)
 
     async def end(self) -> None:
-        """End what runs, and wait until nothing is left of it."""
+        """Cancel all running tasks, and wait for them."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def serve(self) -> None:
-        """Serve until SIGINT, SIGTERM or the engine's end, then end what runs, and return.
+        """Serve until SIGINT, SIGTERM or the engine's end, then cancel running tasks, and return.
 
-        The engine holds the other side of stdin: end-of-file there means that it is gone, even if it was killed.
+        The engine holds the other end of stdin, so end-of-file means that the engine ended, even if it was killed.
         """
         server = grpc.aio.server(options=UNLIMITED)
         self.register(self, server)
@@ -112,7 +112,7 @@ class Plugin:
                 loop.remove_reader(0)
                 ended.set()
 
-        # What cannot be watched (a file, /dev/null) is no engine's pipe.
+        # A stdin that cannot be watched (a file, /dev/null) is not the engine's pipe.
         with contextlib.suppress(OSError):
             loop.add_reader(0, stdin_is_readable)
         await ended.wait()

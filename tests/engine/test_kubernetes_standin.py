@@ -38,7 +38,7 @@ make("core/v1:Service", "wrong", spec={{"type": secret("private-type"), "ports":
     program = cluster.program(text).replace(f"'{cluster.api_server.kubeconfig}'", f"secret({kubeconfig!r})")
     report = cluster.project.fails(program)
     assert "[secret]" in report
-    assert report.count("is a stand-in here") == 1
+    assert report.count("is a stand-in") == 1
     assert "private-value" in cluster.helm("get", "values", "demo")
     for place in (report, cluster.project.stored(), cluster.called):
         assert not re.search("private[-_]", place)

@@ -30,7 +30,7 @@ def test_a_program_cannot_import_modules_of_the_stand_in(project):
     ("options", "words"),
     [
         ("{virtualenv: not-there}", ["{folder}/not-there/bin/python", "python3 -m venv not-there"]),
-        ("{toolchain: uv}", ["the stand-in for language-python knows pip alone; install the official plugin"]),
+        ("{toolchain: uv}", ["the stand-in for language-python supports only pip; install the official plugin"]),
     ],
 )
 def test_a_missing_interpreter_is_reported_with_a_remedy(project, options, words):

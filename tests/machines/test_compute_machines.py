@@ -413,7 +413,7 @@ def test_an_iap_tunnel_reaches_a_machine_only_if_a_rule_admits_its_range(rehears
     rehearsal.brings(sources=["35.235.240.0/20"])
     with tunnel(rehearsal) as (process, answer):
         assert answer() == b""
-        assert "does a firewall rule let 35.235.240.0/20 in?" in process.stderr.readline()
+        assert "does a firewall rule allow 35.235.240.0/20?" in process.stderr.readline()
         rehearsal.bring(sources=["35.235.240.0/20"], tags=["door"])
         until(lambda: answer() == b"SSH-")
 
@@ -462,7 +462,7 @@ def test_sweep_removes_everything_a_killed_run_left_and_nothing_of_other_rehears
 
 def test_arguments_that_a_rehearsed_machine_would_ignore_are_rejected_by_name(rehearsal):
     report = rehearsal.fails(rehearsal.text(keys="root:ssh-ed25519 AAAA"))
-    assert "does not know the user root on a machine (it knows admin)" in report
+    assert "does not support the user root on a machine (only admin)" in report
 
 
 def test_deleting_all_machines_leaves_nothing_and_closes_tunnels(rehearsal):

@@ -276,7 +276,7 @@ def test_a_reinstalled_machine_gets_all_steps_again(machine_made_anew: set[str])
 
 def test_a_changed_host_key_fails_with_both_fingerprints_and_a_remedy(changed_key: str) -> None:
     assert len(set(re.findall("SHA256:[A-Za-z0-9+/]{43}", changed_key))) == 2
-    assert "give its new host key" in changed_key
+    assert "set its new host key" in changed_key
 
 
 def test_scheduler_and_data_do_not_move_unless_moves_allows_it(moved: SimpleNamespace) -> None:

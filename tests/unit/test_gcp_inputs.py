@@ -61,7 +61,7 @@ def test_what_is_right_is_taken(kind):
 @pytest.mark.parametrize(
     ("kind", "changed", "place", "reason"),
     [
-        (NETWORK, {"mtuu": 1}, "mtuu", "is mtu meant?"),
+        (NETWORK, {"mtuu": 1}, "mtuu", "did you mean mtu?"),
         (NETWORK, {"mtu": "large"}, "mtu", "expected a value of type int"),
         (NETWORK, {"mtu": 9000}, "mtu", "expected 1300 to 8896, found 9000"),
         (NETWORK, {"name": "Net"}, "name", "lower-case"),
@@ -97,7 +97,7 @@ def test_what_is_right_is_taken(kind):
         (CLUSTER, {"location": "europe"}, "location", "a region or a zone"),
         (CLUSTER, {"enableAutopilot": False}, "removeDefaultNodePool", "conflicts with enableAutopilot"),
         (CLUSTER, {"nodePools": [{}]}, "initialNodeCount", "conflicts with nodePools"),
-        (CLUSTER, {"initialNodeCount": 0}, "initialNodeCount", "at least 1 node"),
+        (CLUSTER, {"initialNodeCount": 0}, "initialNodeCount", "must be at least 1"),
         (CLUSTER, {"removeDefaultNodePool": False}, "removeDefaultNodePool", "keeps its default pool"),
         (
             CLUSTER,
@@ -112,7 +112,7 @@ def test_what_is_right_is_taken(kind):
             "conflicts with ipAllocationPolicy",
         ),
         (CLUSTER, {"clusterIpv4Cidr": "8.0.0.0/14"}, "clusterIpv4Cidr", "within 10.0.0.0/8"),
-        (CLUSTER, {"privateClusterConfig": {}}, "privateClusterConfig", "give one of"),
+        (CLUSTER, {"privateClusterConfig": {}}, "privateClusterConfig", "set at least one of"),
         (
             CLUSTER,
             {"privateClusterConfig": {"masterIpv4CidrBlock": "10.0.0.0/24"}},
@@ -139,15 +139,15 @@ def test_what_is_right_is_taken(kind):
             CLUSTER,
             {"masterAuth": {"clientCertificateConfig": {"issueClientCertificate": True}}},
             "masterAuth.clientCertificateConfig.issueClientCertificate",
-            "does not know client certificates",
+            "does not support client certificates",
         ),
         (POOL, {"cluster": None}, "cluster", "is required"),
         (POOL, {"namePrefix": "p"}, "namePrefix", "conflicts with name"),
         (POOL, {"nodeCount": 1, "autoscaling": {"maxNodeCount": 2}}, "nodeCount", "conflicts with autoscaling"),
-        (POOL, {"autoscaling": {"minNodeCount": 1, "totalMaxNodeCount": 2}}, "autoscaling", "for each zone"),
-        (POOL, {"autoscaling": {"minNodeCount": 3, "maxNodeCount": 2}}, "autoscaling.minNodeCount", "is more than"),
+        (POOL, {"autoscaling": {"minNodeCount": 1, "totalMaxNodeCount": 2}}, "autoscaling", "is per zone"),
+        (POOL, {"autoscaling": {"minNodeCount": 3, "maxNodeCount": 2}}, "autoscaling.minNodeCount", "is greater than"),
         (POOL, {"nodeConfig": {"machineType": "big"}}, "nodeConfig.machineType", "a machine type"),
-        (POOL, {"nodeConfig": {"labels": {"a b": "c"}}}, "nodeConfig.labels", "labels of Kubernetes"),
+        (POOL, {"nodeConfig": {"labels": {"a b": "c"}}}, "nodeConfig.labels", "Kubernetes labels"),
         (
             POOL,
             {"nodeConfig": {"taints": [{"key": "a", "value": "b", "effect": "NoSchedule"}]}},
@@ -158,7 +158,7 @@ def test_what_is_right_is_taken(kind):
             POOL,
             {"nodeConfig": {"kubeletConfig": {"readonly": 1}}},
             "nodeConfig.kubeletConfig.readonly",
-            "no such argument",
+            "unknown argument",
         ),
         (POOL, {"nodeConfig": []}, "nodeConfig", "expected an object"),
         (FIREWALL, {"priority": 70000}, "priority", "0 to 65535"),
@@ -178,7 +178,7 @@ def test_what_is_right_is_taken(kind):
         ),
         (INSTANCE, {"bootDisk": {}}, "bootDisk", "initializeParams or source"),
         (INSTANCE, {"networkInterfaces": None}, "networkInterfaces", "is required"),
-        (INSTANCE, {"scheduling": {"provisioningModel": "SPOT"}}, "scheduling.automaticRestart", "has to be false"),
+        (INSTANCE, {"scheduling": {"provisioningModel": "SPOT"}}, "scheduling.automaticRestart", "must be false"),
         (INSTANCE, {"tags": ["A"]}, "tags[0]", "lower-case"),
         (INSTANCE, {"labels": {"a": "A"}}, "labels", "lower-case"),
         (INSTANCE, {"bootDisk": {"initializeParams": {"size": 5}}}, "bootDisk.initializeParams.size", "at least 10"),
@@ -344,7 +344,7 @@ def test_what_a_real_machine_of_a_rehearsal_would_not_heed_is_refused(monkeypatc
 
 def test_a_machine_is_not_stopped_for_a_change_unless_the_program_lets_it_be():
     old, new = RIGHT[INSTANCE], RIGHT[INSTANCE] | {"machineType": "e2-large"}
-    with pytest.raises(CommandError, match="machineType changes only while the machine is off"):
+    with pytest.raises(CommandError, match="cannot change machineType while the machine runs"):
         inputs.refuse_to_stop(INSTANCE, old, new)
     inputs.refuse_to_stop(INSTANCE, old, new | {"allowStoppingForUpdate": True})
     inputs.refuse_to_stop(INSTANCE, old, old | {"labels": {"a": "b"}})
@@ -362,7 +362,7 @@ def test_what_the_stand_in_knows_of_arguments_is_what_the_official_package_says(
 
 
 def said(token: str, path: str) -> dict[str, Any]:
-    """What the package's documentation says of an argument; fails where there is no such argument."""
+    """What the package's documentation says of an argument; fails where there is unknown argument."""
     kind, facts = checks.KNOWN["resources"][token], {}
     for key in path.replace("[]", "").split("."):
         facts = checks.KNOWN["said"].get(kind, {}).get(key, {})

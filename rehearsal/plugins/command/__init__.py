@@ -1,1 +1,1 @@
-"""What the stand-in for the Pulumi plugin `command` does, one module per kind of resource."""
+"""Resources of the stand-in for the Pulumi plugin `command`, one module each."""

@@ -1,4 +1,4 @@
-"""SSH connections as `connection` describes them, each made for one operation and closed after it."""
+"""SSH connections for the argument `connection`. Each operation opens its own."""
 
 import asyncio
 import contextlib
@@ -11,17 +11,17 @@ import asyncssh
 
 from command.output import CommandError, Log
 
-# A peer that vanished ends a command after about a minute; without this it would hang for ever.
+# If the peer disappears, a command fails after about a minute. Without this, it would hang forever.
 KEEPALIVE = {"keepalive_interval": 15, "keepalive_count_max": 3}
 
 
 class WrongHostKey(CommandError):
-    """The server has another key than the pinned one."""
+    """The server's host key differs from the pinned one."""
 
 
 @contextlib.asynccontextmanager
 async def connect(settings: dict[str, Any], log: Log) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """Connect, through `proxy` where there is one. Raises CommandError with the last reason."""
+    """Connect, through `proxy` if there is one. Raises CommandError with the last error."""
     async with contextlib.AsyncExitStack() as stack:
         bastion = None
         if proxy := settings.get("proxy"):
@@ -49,7 +49,7 @@ async def _dial(
                 username=user,
                 tunnel=bastion,
                 config=None,
-                # The cheapest of the good ones where the processor helps, and what the official plugin prefers.
+                # The fastest secure cipher on CPUs with AES instructions, which the official plugin also prefers.
                 encryption_algs="^aes128-gcm@openssh.com",
                 client_factory=lambda: _Client(pinned, keys_seen),
                 **options,
@@ -58,14 +58,16 @@ async def _dial(
             if not pinned:
                 raise
             kind = pinned.get_algorithm()
-            raise asyncssh.ConnectionLost(f"{error}; has the server a host key of the pinned type {kind}?") from error
+            raise asyncssh.ConnectionLost(
+                f"{error}; does the server have a host key of the pinned type {kind}?"
+            ) from error
         except asyncssh.HostKeyNotVerifiable as error:
             if not (pinned and keys_seen):
                 raise
             raise WrongHostKey(
-                f"{host}:{port} is not the machine that connection.hostKey names: expected "
-                f"{pinned.get_fingerprint()}, found {keys_seen[0].get_fingerprint()}; if the machine was made anew, "
-                "give its new host key, else someone may be listening in"
+                f"the host key of {host}:{port} differs from connection.hostKey: expected "
+                f"{pinned.get_fingerprint()}, found {keys_seen[0].get_fingerprint()}; if the machine was replaced, "
+                "set its new host key; otherwise someone may be intercepting the connection"
             ) from error
 
     ssh = await _retry(f"{what} {user}@{host}:{port}", settings, attempt, log)
@@ -78,10 +80,10 @@ async def _retry(
     attempt: Callable[[], Awaitable[asyncssh.SSHClientConnection]],
     log: Log,
 ) -> asyncssh.SSHClientConnection:
-    """Attempt until it works, or `dialErrorLimit` attempts and one more have failed.
+    """Retry until it works, or until `dialErrorLimit` + 1 attempts have failed.
 
-    Logins are tried again too, because a new machine may answer before its users and keys are there. A wrong host key
-    is final: it does not mend itself.
+    Failed logins are retried, too, because a new machine may answer before its users and keys exist. A wrong host key
+    is final.
     """
     limit = int(settings.get("dialErrorLimit", 10))
     timeout = settings.get("perDialTimeout", 15)
@@ -91,7 +93,7 @@ async def _retry(
             async with asyncio.timeout(timeout or None):
                 return await attempt()
         except (OSError, asyncssh.Error) as error:
-            reason = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+            reason = f"timed out after {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
             if 0 <= limit < count:
                 raise CommandError(f"{what}: after {count} failed attempts: {reason}") from error
         await log(f"{what} {count}/{limit if limit >= 0 else 'inf'} failed: retrying ({reason})")
@@ -101,27 +103,27 @@ async def _retry(
 
 
 async def _authentication(settings: dict[str, Any], stack: contextlib.AsyncExitStack) -> dict[str, Any]:
-    """What to log in with, and that alone: never keys that happen to lie in the user's home.
+    """The credentials for the login. Keys in the user's home directory are never used.
 
-    Where there is a private key no agent is asked: its many keys would use up the server's patience.
+    With a private key, the agent is not used, because servers reject clients that offer too many keys.
     """
     keys: list[Any] = []
     if text := settings.get("privateKey"):
         try:
             keys = [asyncssh.import_private_key(text, settings.get("privateKeyPassword"))]
         except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-            raise CommandError(f"connection.privateKey cannot be read: {error}") from error
+            raise CommandError(f"cannot read connection.privateKey: {error}") from error
     elif path := settings.get("agentSocketPath") or os.environ.get("SSH_AUTH_SOCK"):
         try:
             agent = await stack.enter_async_context(asyncssh.connect_agent(path))
             keys = list(await agent.get_keys())
         except (OSError, asyncssh.Error) as error:
-            raise CommandError(f"no answer from the SSH agent at {path}: {error}") from error
+            raise CommandError(f"the SSH agent at {path} does not answer: {error}") from error
     return {"password": settings.get("password"), "client_keys": keys or None, "agent_path": None}
 
 
 def _host_key(text: str) -> asyncssh.SSHKey:
-    """The key in a line of authorized_keys or known_hosts, which may have other words before and after it."""
+    """The key in a line of authorized_keys or known_hosts, which may contain other fields."""
     words = text.split()
     for kind, key in itertools.pairwise(words):
         if kind.startswith(("ssh-", "ecdsa-", "sk-")):
@@ -133,12 +135,12 @@ def _host_key(text: str) -> asyncssh.SSHKey:
 
 
 def _verification(pinned: asyncssh.SSHKey | None) -> dict[str, Any]:
-    """Ask for the pinned key's type alone, or the server may choose to show another of its keys."""
+    """Request only the pinned key's type. Otherwise the server may offer another of its keys."""
     if pinned is None:
         return {"known_hosts": None}
     kind = pinned.get_algorithm()
     return {
-        "known_hosts": ([], [], []),  # nothing but what _Client says
+        "known_hosts": ([], [], []),  # only _Client verifies keys
         "server_host_key_algs": ["rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind],
     }
 

@@ -1,4 +1,4 @@
-"""`command:remote:CopyToRemote`: a file or a directory of this machine to another one, by SFTP."""
+"""`command:remote:CopyToRemote`: copies a file or a directory to another machine by SFTP."""
 
 import os
 import posixpath
@@ -12,7 +12,7 @@ from command.output import CommandError, Log
 
 
 async def copy(inputs: dict[str, Any], log: Log) -> None:
-    """Copy `source` to `remotePath`, as the user that logs in. Raises CommandError with the path that failed."""
+    """Copy `source` to `remotePath` as the login user. Raises CommandError with the path that failed."""
     source, target = inputs["source"]["path"], inputs["remotePath"]
     async with connect(inputs["connection"], log) as ssh:
         try:
@@ -23,7 +23,7 @@ async def copy(inputs: dict[str, Any], log: Log) -> None:
 
 
 async def _copy(sftp: asyncssh.SFTPClient, source: str, target: str) -> None:
-    """Where a thing lands depends on what is there, and on a slash behind the source:
+    """The destination depends on the type of the target, and on a trailing slash of the source:
 
     source | target is a directory  | is nothing              | is a file
     file   | target/file            | target                  | target
@@ -36,7 +36,7 @@ async def _copy(sftp: asyncssh.SFTPClient, source: str, target: str) -> None:
         await sftp.put(source, target)
         return
     await _make_directory(sftp, target)
-    target = posixpath.join(target, os.path.basename(source))  # of `dir/` that is nothing
+    target = posixpath.join(target, os.path.basename(source))  # the base name of `dir/` is empty
     await _make_directory(sftp, target)
     for folder, folders, files in os.walk(source):
         there = posixpath.normpath(posixpath.join(target, os.path.relpath(folder, source)))
@@ -47,7 +47,7 @@ async def _copy(sftp: asyncssh.SFTPClient, source: str, target: str) -> None:
 
 
 async def _is_directory(sftp: asyncssh.SFTPClient, path: str) -> bool | None:
-    """None where there is nothing."""
+    """None if the path does not exist."""
     try:
         return stat.S_ISDIR((await sftp.stat(path)).permissions or 0)
     except asyncssh.SFTPNoSuchFile:

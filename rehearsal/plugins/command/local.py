@@ -1,4 +1,4 @@
-"""`command:local:Command`: a command on this machine."""
+"""`command:local:Command`: runs a command on this machine."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ GRACE = 2.0  # seconds between SIGTERM and SIGKILL; the engine itself kills a pl
 
 
 async def run(script: str, inputs: dict[str, Any], previous: dict[str, str], output: Output, shown: str) -> None:
-    """Run `script`. Raises CommandError (which calls the script `shown`) unless it ends with status 0."""
+    """Run `script`. Raises CommandError unless it exits with status 0. The error shows the script as `shown`."""
     stdin = inputs.get("stdin") or ""
     process = await asyncio.create_subprocess_exec(
         *(inputs.get("interpreter") or ["/bin/sh", "-c"]),
@@ -22,8 +22,8 @@ async def run(script: str, inputs: dict[str, Any], previous: dict[str, str], out
         stderr=asyncio.subprocess.PIPE,
         cwd=inputs.get("dir"),
         env={**os.environ, **inputs.get("environment", {}), **previous},
-        # A group of its own: the engine's SIGINT is for the plugin, and what a command started in the
-        # background must live on after it.
+        # In its own process group, the command does not receive the engine's SIGINT, and processes that it started in
+        # the background survive it.
         start_new_session=True,
     )
     try:
@@ -44,7 +44,7 @@ async def run(script: str, inputs: dict[str, Any], previous: dict[str, str], out
 async def _feed(stdin: asyncio.StreamWriter | None, data: bytes) -> None:
     if stdin is None:
         return
-    # A command need not read what it is given.
+    # The command may not read its stdin.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         stdin.write(data)
         await stdin.drain()

@@ -1,4 +1,4 @@
-"""What a command writes: kept for the state and for errors, and shown line by line while the command runs."""
+"""A command's output, stored for the state and for errors, and logged line by line while the command runs."""
 
 import codecs
 import json
@@ -7,16 +7,16 @@ from typing import Any, Protocol
 
 Log = Callable[[str], Awaitable[None]]
 Refusal = Callable[[str], str]
-Found = tuple[str, str]  # a property, and what is wrong with it
-TAIL = 100  # lines of a failed command's output that its error shows
+Found = tuple[str, str]  # a property, and the problem with it
+TAIL = 100  # number of output lines in a failed command's error
 
 
 class CommandError(Exception):
-    """An operation failed for a reason that the text tells its user."""
+    """An operation failed. The message is for the user."""
 
 
 class PartialError(CommandError):
-    """The resource is there, in the state of `outputs`, but not as it should be."""
+    """The resource exists with `outputs`, but is not in the desired state."""
 
     def __init__(self, message: str, identity: str, outputs: dict[str, Any]) -> None:
         super().__init__(message)
@@ -24,8 +24,8 @@ class PartialError(CommandError):
 
 
 def refusal(plugin: str, remedy: str = "install the official plugin") -> Refusal:
-    """How a stand-in says that it does not do a thing."""
-    return lambda what: f"the stand-in for {plugin} does not know {what}; {remedy}"
+    """The message of a stand-in about an unsupported feature."""
+    return lambda what: f"the stand-in for {plugin} does not support {what}; {remedy}"
 
 
 class Reader(Protocol):
@@ -61,6 +61,6 @@ class Output:
 
     def error(self, what_happened: str, script: str) -> CommandError:
         lines = "".join(self._both).splitlines()
-        left_out = [f"... ({len(lines) - TAIL} lines before)"] if len(lines) > TAIL else []
+        left_out = [f"... ({len(lines) - TAIL} lines omitted)"] if len(lines) > TAIL else []
         quoted = json.dumps(script, ensure_ascii=False)
         return CommandError("\n".join([f"{what_happened}: running {quoted}:", *left_out, *lines[-TAIL:]]))

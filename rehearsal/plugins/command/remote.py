@@ -1,4 +1,4 @@
-"""`command:remote:Command`: a command on another machine, over SSH."""
+"""`command:remote:Command`: runs a command on another machine over SSH."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from command.output import CommandError, Log, Output
 
 
 class _Channel(asyncssh.SSHClientChannel):
-    """A channel that asks whether the server took the environment, which asyncssh itself does not."""
+    """A channel that checks whether the server accepted environment variables, which asyncssh does not."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -30,8 +30,8 @@ class _Channel(asyncssh.SSHClientChannel):
             if required := [name for name in self.refused if not name.startswith("PULUMI_COMMAND_")]:
                 self.close()
                 raise CommandError(
-                    f"could not set environment variable {', '.join(required)}: the SSH server takes only what its "
-                    "AcceptEnv names; put assignments in front of the script, on stdin if they are private"
+                    f"could not set environment variable {', '.join(required)}: the SSH server accepts only "
+                    "those that its AcceptEnv lists; put assignments before the script, or on stdin if they are private"
                 )
         return await super()._make_request(request, *args)
 
@@ -42,7 +42,7 @@ asyncssh.connection.SSHClientChannel = _Channel  # type: ignore[attr-defined]
 async def run(
     script: str, inputs: dict[str, Any], previous: dict[str, str], output: Output, shown: str, log: Log, warn: Log
 ) -> None:
-    """Run `script`. Raises CommandError (which calls the script `shown`) unless it ends with status 0."""
+    """Run `script`. Raises CommandError unless it exits with status 0. The error shows the script as `shown`."""
     address = inputs["connection"]["host"]
     async with connect(inputs["connection"], log) as ssh:
         try:
@@ -65,7 +65,7 @@ async def run(
 
 
 async def _feed(process: asyncssh.SSHClientProcess, data: bytes) -> None:
-    # A command need not read what it is given.
+    # The command may not read its stdin.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         process.stdin.write(data)
         await process.stdin.drain()

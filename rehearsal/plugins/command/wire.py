@@ -1,7 +1,7 @@
-"""Property values as they travel between the engine and a plugin, and what is in them.
+"""Property values in the format of the engine's protocol.
 
-A loaded property map is plain JSON values in which secrets, assets and archives are objects with a signature. They
-are handed back as they came, so that whatever was secret stays so, and an asset keeps the hash of its contents.
+A loaded property map consists of JSON values. Secrets, assets and archives are objects with a signature. They are
+returned unchanged, so that secrets stay secret, and assets keep the hash of their contents.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf import json_format, struct_pb2
 
-# Fixed by the engine's protocol (`pulumi.runtime.rpc` has the same).
+# Defined by the engine's protocol; see `pulumi.runtime.rpc`.
 SIGNATURE = "4dabf18193072939515e22adb298388d"
 SECRET = "1b47061264138c4ac30d75fd1eb44270"
 ASSET = "c44067f5952c0a294b673a41bacd8c17"
@@ -20,9 +20,9 @@ Properties = dict[str, Any]
 
 
 def load(properties: struct_pb2.Struct) -> Properties:
-    """Properties that are null are left out: that is what the engine means by them.
+    """Load a property map without null properties, which the engine treats as missing.
 
-    Whole numbers are whole: to Helm and to a shell 3.0 is not 3.
+    Integral numbers become integers, because Helm and shells treat 3.0 and 3 differently.
     """
     return {key: _whole(value) for key, value in json_format.MessageToDict(properties).items() if value is not None}
 
@@ -55,5 +55,5 @@ def has_secret(value: Any) -> bool:
 
 
 def changed(old: Any, new: Any) -> bool:
-    """Whether the values differ; that one of them is secret makes no difference."""
+    """Whether the values differ, ignoring secret marks."""
     return plain(old) != plain(new)

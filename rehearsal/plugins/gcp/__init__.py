@@ -1,1 +1,1 @@
-"""What `resource_gcp.py` does, by topic."""
+"""The modules of `resource_gcp.py`."""

@@ -1,4 +1,4 @@
-"""A project's APIs, and who may do what in it."""
+"""APIs, service accounts and IAM members of a project."""
 
 from gcp import checks
 from gcp.kinds import Kind, State, fingerprint, number
@@ -31,7 +31,7 @@ ACCOUNTS = {
         longest=30,
         checks={
             "accountId": checks.ACCOUNT,
-            "description": lambda value: "" if len(value.encode()) <= 256 else "expected 256 bytes at most",
+            "description": lambda value: "" if len(value.encode()) <= 256 else "expected at most 256 bytes",
             "project": checks.PROJECT,
         },
         fixed=("project",),

@@ -1,4 +1,4 @@
-"""What is wrong with a resource's arguments, as the official plugin tells it in a preview."""
+"""Validates a resource's arguments like the official plugin does in a preview."""
 
 import difflib
 import ipaddress
@@ -12,13 +12,13 @@ from command import wire
 from command.output import Found
 from kube.values import has_unknown
 
-Check = Callable[[Any], str]  # what is wrong with a value, empty where nothing is
+Check = Callable[[Any], str]  # the problem with a value, or an empty string
 
 KNOWN = json.loads(Path(__file__).with_name("arguments.json").read_text())
 PRIMITIVES = {"str", "int", "float", "bool"}
-# Where the package's documentation errs, or tells less than the plugin knows: type, argument, what to say instead.
-FILLED = "Google fills it in: a program that gives it no more changes nothing"
-WIDER = "the plugin takes these words, too"
+# Corrections of wrong or incomplete facts in the package's documentation: type, argument, facts, reason.
+FILLED = "Google sets it, so removing it from the program changes nothing"
+WIDER = "the plugin also accepts these values"
 CORRECTIONS: list[tuple[str, str, dict[str, Any], str]] = [
     ("Cluster", "loggingService", {"default": None}, FILLED),
     ("Cluster", "monitoringService", {"default": None}, FILLED),
@@ -39,13 +39,13 @@ CORRECTIONS: list[tuple[str, str, dict[str, Any], str]] = [
     ("ClusterNodeConfigBootDisk", "sizeGb", {"default": None}, FILLED),
     ("ClusterNodePoolUpgradeSettings", "maxSurge", {"default": None}, FILLED),
     ("ClusterNodePoolUpgradeSettings", "maxUnavailable", {"default": None}, FILLED),
-    ("ClusterNodePoolPlacementPolicy", "type", {"of": None}, "it has the text of clusterTelemetry"),
+    ("ClusterNodePoolPlacementPolicy", "type", {"of": None}, "the documentation is that of clusterTelemetry"),
     ("ClusterNodeConfigKubeletConfig", "cpuManagerPolicy", {"of": ["", "none", "static"]}, WIDER),
     (
         "ClusterNodeConfigWorkloadMetadataConfig",
         "mode",
         {"of": ["GCE_METADATA", "GKE_METADATA", "MODE_UNSPECIFIED"]},
-        "the API's word for UNSPECIFIED is MODE_UNSPECIFIED",
+        "the API uses MODE_UNSPECIFIED instead of UNSPECIFIED",
     ),
     (
         "ClusterSecurityPostureConfig",
@@ -65,8 +65,13 @@ CORRECTIONS: list[tuple[str, str, dict[str, Any], str]] = [
         WIDER,
     ),
     ("Firewall", "direction", {"default": None}, FILLED),
-    ("InstanceBootDiskInitializeParams", "architecture", {"of": ["ARM64", "X86_64"]}, "the API's word is X86_64"),
-    ("InstanceNetworkInterface", "name", {"fixed": None}, "it has the text of another name; the plugin sets it itself"),
+    ("InstanceBootDiskInitializeParams", "architecture", {"of": ["ARM64", "X86_64"]}, "the API uses X86_64"),
+    (
+        "InstanceNetworkInterface",
+        "name",
+        {"fixed": None},
+        "the documentation is that of another name; the plugin sets this one itself",
+    ),
     ("Network", "mtu", {"default": None}, FILLED),
     ("Subnetwork", "purpose", {"default": None}, FILLED),
 ]
@@ -75,7 +80,7 @@ CORRECTIONS: list[tuple[str, str, dict[str, Any], str]] = [
 def corrected(said: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
     changed = {name: {key: dict(facts) for key, facts in arguments.items()} for name, arguments in said.items()}
     for kind, argument, instead, _ in CORRECTIONS:
-        # A node's configuration is in three places with one meaning.
+        # A node's configuration occurs in three places with the same meaning.
         for name in {kind, kind.replace("Cluster", "NodePool", 1)} & changed.keys():
             if argument in changed[name]:
                 changed[name][argument] |= instead
@@ -86,7 +91,7 @@ SAID = corrected(KNOWN["said"])
 
 
 def shape(token: str, inputs: dict[str, Any]) -> list[Found]:
-    """Arguments that the resource does not have, those that it lacks, and those of another kind."""
+    """Unknown arguments, missing ones, and those of the wrong type."""
     return list(_shape(KNOWN["resources"][token], inputs, ""))
 
 
@@ -116,7 +121,7 @@ def _members(
 ) -> Iterator[Found]:
     for key in sorted(value.keys() - known.keys()):
         like = difflib.get_close_matches(key, known, 1)
-        yield _below(path, key), "there is no such argument" + (f"; is {like[0]} meant?" if like else "")
+        yield _below(path, key), "unknown argument" + (f"; did you mean {like[0]}?" if like else "")
     for key, kind in known.items():
         if key in value:
             wrong = list(_shape(kind.lstrip("!"), value[key], _below(path, key)))
@@ -126,7 +131,7 @@ def _members(
 
 
 def _said(facts: dict[str, Any], around: dict[str, Any], key: str, path: str) -> Iterator[Found]:
-    """What the documentation of an argument forbids."""
+    """Violations of an argument's documentation."""
     wanted = [one_of(*facts["of"])] if facts.get("of") else []
     wanted += [between(facts["least"], facts["most"])] if "least" in facts else []
     value = around[key]
@@ -139,11 +144,11 @@ def _said(facts: dict[str, Any], around: dict[str, Any], key: str, path: str) ->
             yield from ((place, f"{wrong}, found {json.dumps(item)}") for check in wanted if (wrong := check(item)))
     for other in facts.get("apart", []):
         if other in around:
-            yield path, f"conflicts with {path.removesuffix(key)}{other}: give one of them"
+            yield path, f"conflicts with {path.removesuffix(key)}{other}; use only one of them"
 
 
 def with_defaults(token: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs with the defaults that the documentation tells, in the blocks that there are."""
+    """The inputs with the documented defaults in existing blocks."""
     return _with_defaults(KNOWN["resources"][token], inputs)
 
 
@@ -160,7 +165,7 @@ def _with_defaults(kind: str, value: Any) -> Any:
 
 
 def fixed(token: str, path: str) -> bool:
-    """Whether the documentation says that a change at a path asks for another resource."""
+    """Whether a change at a path replaces the resource, according to the documentation."""
     kind = KNOWN["resources"][token]
     for key in re.sub(r"\[\d+\]", "", path).split("."):
         if SAID.get(kind, {}).get(key, {}).get("fixed"):
@@ -174,7 +179,7 @@ def _below(path: str, key: str) -> str:
 
 
 def _is_primitive(kind: str, value: Any) -> bool:
-    """Whether a value is of the type, or a text that can be read as one."""
+    """Whether a value has this type, or is a string that can be converted to it."""
     match kind:
         case "bool":
             return value in (True, False, "true", "false")
@@ -187,7 +192,7 @@ def _is_primitive(kind: str, value: Any) -> bool:
 
 
 def at(inputs: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """What is at a path of the inputs, with its place; `[]` stands for each item of a list. Unknown values are not."""
+    """The known values at a path of the inputs, with their places. `[]` in the path stands for each item of a list."""
     first, _, rest = path.partition(".")
     key, each = first.removesuffix("[]"), first.endswith("[]")
     if not isinstance(inputs, dict) or key not in inputs or inputs[key] == wire.UNKNOWN:
@@ -202,7 +207,7 @@ def at(inputs: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def has(inputs: Any, path: str) -> bool:
-    """Whether the program gives the argument, be it a value that is not known yet."""
+    """Whether the program sets the argument, even if its value is not known yet."""
     first, _, rest = path.partition(".")
     if not isinstance(inputs, dict) or first not in inputs:
         return False
@@ -219,7 +224,7 @@ def failing(inputs: dict[str, Any], checks: dict[str, Check]) -> Iterator[Found]
 def colliding(inputs: dict[str, Any], apart: tuple[tuple[str, str], ...]) -> Iterator[Found]:
     for one, other in apart:
         if has(inputs, one) and has(inputs, other):
-            yield one, f"conflicts with {other}: give one of them"
+            yield one, f"conflicts with {other}; use only one of them"
 
 
 def matching(pattern: str, what: str) -> Check:
@@ -236,7 +241,7 @@ def between(least: float, most: float = float("inf")) -> Check:
 
 
 def network(least: int = 0, most: int = 32, *, private: bool = False) -> Check:
-    """A check for addresses as "10.0.0.0/20", with so many bits in common."""
+    """A check for networks such as "10.0.0.0/20", with limits on the prefix length."""
     size = f"/{least}" if least == most else f"/{least} to /{most}"
 
     def check(value: Any) -> str:
@@ -258,39 +263,39 @@ SUBNETWORK = network(4, 29)
 
 
 def network_or_size(value: Any) -> str:
-    """A network, or only its size as "/14"; empty for one of the default size."""
+    """A network, only its size such as "/14", or an empty string for the default size."""
     return "" if re.fullmatch(r"(/\d\d?)?", value) else network()(value)
 
 
 def labels(value: dict[str, Any]) -> str:
-    """Labels of Google Cloud, not those of Kubernetes."""
+    """Google Cloud labels, which differ from Kubernetes labels."""
     for key, text in value.items():
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key) or not re.fullmatch(r"[a-z0-9_-]{0,63}", str(text)):
-            return "expected up to 63 lower-case letters, digits, _ and - in keys (first a letter) and in values"
-    return "" if len(value) <= 64 else "expected 64 labels at most"
+            return "expected up to 63 lower-case letters, digits, _ and - in keys and values; keys start with a letter"
+    return "" if len(value) <= 64 else "expected at most 64 labels"
 
 
 def node_labels(value: dict[str, Any]) -> str:
     part = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
     for key, text in value.items():
         if not re.fullmatch(rf"([a-z0-9.-]{{1,253}}/)?{part}", key) or not re.fullmatch(rf"({part})?", str(text)):
-            return "expected labels of Kubernetes: up to 63 letters, digits, ., _ and -"
+            return "expected Kubernetes labels: up to 63 letters, digits, ., _ and -"
     return ""
 
 
 NAME = matching(
     r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?",
-    "1 to 63 lower-case letters, digits and -, first a letter and last no -",
+    "1 to 63 lower-case letters, digits and -, starting with a letter and not ending with -",
 )
 SHORT_NAME = matching(
     r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?",
-    "1 to 40 lower-case letters, digits and -, first a letter and last no -",
+    "1 to 40 lower-case letters, digits and -, starting with a letter and not ending with -",
 )
 ACCOUNT = matching(
     r"[a-z]([-a-z0-9]{4,28}[a-z0-9])",
-    "6 to 30 lower-case letters, digits and -, first a letter and last no -",
+    "6 to 30 lower-case letters, digits and -, starting with a letter and not ending with -",
 )
-PROJECT = matching(r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", "the id of a project, such as my-project")
+PROJECT = matching(r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", "a project ID, such as my-project")
 REGION = matching(r"(.*/)?[a-z]+-[a-z]+\d+", "a region, such as us-central1")
 ZONE = matching(r"(.*/)?[a-z]+-[a-z]+\d+-[a-z]", "a zone, such as us-central1-a")
 LOCATION = matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", "a region or a zone, such as us-central1 or us-central1-a")
@@ -302,6 +307,6 @@ ROLE = matching(
 )
 MEMBER = matching(
     r"(allUsers|allAuthenticatedUsers|[a-zA-Z]+:\S+)",
-    "whom, such as serviceAccount:name@my-project.iam.gserviceaccount.com",
+    "a member, such as serviceAccount:name@my-project.iam.gserviceaccount.com",
 )
 EMAIL = matching(r"default|[^@\s]+@[^@\s]+", "the e-mail address of a service account")

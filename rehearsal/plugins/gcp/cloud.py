@@ -1,6 +1,6 @@
-"""The pretended cloud: one JSON file per resource, below the folder of a rehearsal, at the path that its id is.
+"""The simulated cloud: one JSON file per resource in the rehearsal's folder, at a path equal to its ID.
 
-What is on a disk is in a file beside that, `NAME.img`. Who removes a file has removed the resource by hand.
+A disk's contents are in the file `NAME.img` next to it. Removing a file simulates deleting the resource by hand.
 """
 
 import base64
@@ -42,29 +42,31 @@ class Cloud:
         self.write(identity, record)
 
     def admit(self, identity: str, record: Record) -> None:
-        """Fail where there is such a resource already, or not what it needs."""
+        """Fail if the resource already exists, or if a resource that it needs does not."""
         if self.read(identity) and not KINDS[record["type"]].joins:
-            raise CommandError(f"{identity} already exists (alreadyExists): delete it, or import it into the stack")
+            raise CommandError(f"{identity} already exists (alreadyExists); delete it, or import it into the stack")
         for link, _ in links_of(record):
             if last(link) != "default" and self.read(link) is None:
-                raise CommandError(f"{link} was not found (notFound), which {identity} names; a rehearsal begins empty")
+                raise CommandError(
+                    f"{link}, which {identity} refers to, was not found (notFound); a rehearsal starts empty"
+                )
 
     def trust(self, authority: str) -> None:
-        """Keep the authority (base64) of a cluster's endpoint where SSL_CERT_FILE may name it, as `ca.pem`.
+        """Store the certificate authority (base64) of a cluster's endpoint as `ca.pem`, for SSL_CERT_FILE.
 
-        A real one's DNS endpoint has a certificate that every computer knows.
+        The DNS endpoint of a real cluster has a publicly trusted certificate.
         """
         path = self._folder / "ca.pem"
         path.write_bytes(base64.b64decode(authority)) if authority else path.unlink(missing_ok=True)
 
     def delete(self, identity: str) -> None:
-        """Take away the resource and what is a part of it; it may be gone. Fails while others need it."""
+        """Delete the resource and its parts. It may not exist. Fails while other resources need it."""
         parts = []
         for other, record in self.records():
             for link, part in links_of(record):
                 if link == identity and not part:
                     raise CommandError(
-                        f"{identity} is used by {other} (resourceInUseByAnotherResource): delete that first"
+                        f"{identity} is used by {other} (resourceInUseByAnotherResource); delete that first"
                     )
                 if link == identity:
                     parts.append(other)
@@ -73,7 +75,7 @@ class Cloud:
             self._path(each).with_suffix(".img").unlink(missing_ok=True)
 
     def records(self, kind: str = "") -> Iterator[tuple[str, Record]]:
-        """All that there is, or all of one type, the oldest first."""
+        """All resources, or all of one type, sorted by age with the oldest first."""
         found = []
         for path in self._folder.rglob("*.json"):
             record = json.loads(path.read_text())
@@ -83,24 +85,24 @@ class Cloud:
 
     def _path(self, identity: str) -> Path:
         if not identity or any(part in ("", ".", "..") for part in identity.split("/")):
-            raise CommandError(f"{identity!r} is not the id of a resource")
+            raise CommandError(f"{identity!r} is not a resource ID")
         return self._folder / f"{identity}.json"
 
 
 def links_of(record: Record) -> Iterator[tuple[str, bool]]:
-    """The ids that a record names, and whether it is a part of that."""
+    """The IDs that a record refers to, each with whether the resource is a part of it."""
     return ((link, part) for link, part in record.get("links", []))
 
 
 def pretended() -> Cloud:
     folder = os.environ.get("DASKSTACK_REHEARSAL")
     if not folder:
-        raise CommandError("the stand-in for gcp works in a rehearsal alone: DASKSTACK_REHEARSAL is not set")
+        raise CommandError("the stand-in for gcp only works in a rehearsal, but DASKSTACK_REHEARSAL is not set")
     return Cloud(Path(folder) / "gcp")
 
 
 def places(inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
-    """Project, region, zone and location of a resource, as far as it or the provider says them."""
+    """Project, region, zone and location of a resource, from its inputs or the provider's."""
     whole = next((str(inputs[name]) for name in ("cluster", "instance") if "/" in str(inputs.get(name))), "")
     named = {
         key: found[1] for key in ("project", "location", "zone") if (found := re.search(rf"{key}s/([^/]+)/", whole))
@@ -118,7 +120,7 @@ def places(inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
 
 
 def identify(kind: Kind, inputs: dict[str, Any], where: dict[str, str]) -> str:
-    """The id of a resource, whose place and name are known."""
+    """The ID of a resource, from its known place and name."""
     names = {name: last(value) if name in kind.links else value for name, value in inputs.items()}
     identity = kind.identity.format_map(names | where)
     title = inputs.get("condition", {}).get("title") if "{member}" in kind.identity else None
@@ -134,7 +136,7 @@ def lacking(kind: Kind, where: dict[str, str]) -> list[str]:
 
 
 def resolved(kind: Kind, inputs: dict[str, Any], where: dict[str, str]) -> list[tuple[str, bool]]:
-    """The ids that the arguments name, and whether the resource is a part of that."""
+    """The IDs that the arguments refer to, each with whether the resource is a part of it."""
     found = []
     for path, link in kind.links.items():
         for _, value in checks.at(whole(kind, inputs), path):
@@ -144,7 +146,7 @@ def resolved(kind: Kind, inputs: dict[str, Any], where: dict[str, str]) -> list[
 
 
 def effective(kind: Kind, inputs: dict[str, Any], config: dict[str, Any]) -> Any:
-    """All labels of a resource: its own, the provider's, and the one that Pulumi adds unless told not to."""
+    """All labels of a resource: its own, the provider's, and Pulumi's attribution label."""
     if wire.UNKNOWN in (inputs.get(kind.labels), config.get("defaultLabels")):
         return wire.UNKNOWN
     given = inputs.get(kind.labels, {})
@@ -160,7 +162,7 @@ def new_record(
     known: Iterable[tuple[str, Record]] = (),
     **more: Any,
 ) -> tuple[str, Record]:
-    """A resource's id, and what the cloud knows of it; `known` is all that the cloud has."""
+    """A resource's ID and its new record. `known` are all records of the cloud."""
     kind, where = KINDS[token], places(inputs, config)
     identity = identify(kind, inputs, where)
     made = made or time.time_ns()
@@ -176,7 +178,7 @@ def new_record(
 
 
 def settled(kind: Kind, inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The outputs that a preview knows: arguments, defaults, and the place."""
+    """The outputs that are known in a preview: arguments, defaults, and the place."""
     where = {name: value for name, value in places(inputs, config).items() if f"{{{name}}}" in kind.identity}
     where |= {name: last(inputs[name]) for name in ("region", "zone") if isinstance(inputs.get(name), str)}
     labels = effective(kind, inputs, config) if kind.labels else None
@@ -185,12 +187,12 @@ def settled(kind: Kind, inputs: dict[str, Any], config: dict[str, Any]) -> dict[
 
 
 def whole(kind: Kind, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs with the defaults that the plugin gives to what the program leaves out."""
+    """The inputs with the plugin's defaults."""
     return checks.with_defaults(kind.token, over(kind.defaults, inputs))
 
 
 def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Both, and `above` where they differ, at any depth."""
+    """A deep merge, in which `above` takes precedence."""
     merged = below | above
     for key in below.keys() & above.keys():
         one, other = below[key], above[key]
@@ -203,7 +205,7 @@ def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def put(tree: dict[str, Any], path: str, value: Any, like: Any) -> None:
-    """Put a value at a path; where that goes on below `[]`, into as many items of a list as `like` has there."""
+    """Set a value at a path. A `[]` in the path stands for as many list items as `like` has there."""
     first, _, rest = path.partition(".")
     if not rest:
         tree[first] = value

@@ -1,4 +1,4 @@
-"""Clusters of Kubernetes and their pools of nodes."""
+"""GKE clusters and node pools."""
 
 import re
 from collections.abc import Iterator
@@ -27,24 +27,24 @@ from gcp.kinds import (
 def cluster_rules(inputs: dict[str, Any]) -> Iterator[Found]:
     pools, autopilot, removed = (inputs.get(name) for name in ("nodePools", "enableAutopilot", "removeDefaultNodePool"))
     if not pools and autopilot is not True and not inputs.get("initialNodeCount"):
-        yield "initialNodeCount", "at least 1 node is needed to begin with, also where removeDefaultNodePool is true"
+        yield "initialNodeCount", "must be at least 1, even if removeDefaultNodePool is true"
     if removed is True and "nodeVersion" in inputs:
-        yield "nodeVersion", "is of the default pool, which removeDefaultNodePool takes away"
+        yield "nodeVersion", "applies to the default pool, which removeDefaultNodePool removes"
     if inputs.get("networkingMode") == "ROUTES" and "ipAllocationPolicy" in inputs:
         yield "ipAllocationPolicy", "needs networkingMode VPC_NATIVE"
     for block, names in AT_LEAST_ONE.items():
         for _, value in checks.at(inputs, block):
             if not any(name in value for name in names):
-                yield block, f"give one of {', '.join(names)}"
+                yield block, f"set at least one of {', '.join(names)}"
     for _, value in checks.at(inputs, "maintenancePolicy"):
         if ("dailyMaintenanceWindow" in value) == ("recurringWindow" in value):
-            yield "maintenancePolicy", "give either dailyMaintenanceWindow or recurringWindow"
+            yield "maintenancePolicy", "set either dailyMaintenanceWindow or recurringWindow"
     project = inputs.get("project")
     for place, value in checks.at(inputs, "workloadIdentityConfig.workloadPool"):
         if project and checks.PROJECT(project) == "" and value != f"{project}.svc.id.goog":
-            yield place, f"the pool of this project is {project}.svc.id.goog, found {value}"
+            yield place, f"expected this project's pool {project}.svc.id.goog, found {value}"
     if autopilot is True and isinstance(scaling := inputs.get("clusterAutoscaling"), dict) and "enabled" in scaling:
-        yield "clusterAutoscaling.enabled", "conflicts with enableAutopilot: give one of them"
+        yield "clusterAutoscaling.enabled", "conflicts with enableAutopilot; use only one of them"
 
 
 AT_LEAST_ONE = {
@@ -65,20 +65,23 @@ def pool_rules(inputs: dict[str, Any]) -> Iterator[Found]:
         zonal = {"minNodeCount", "maxNodeCount"} & scaling.keys()
         total = {"totalMinNodeCount", "totalMaxNodeCount"} & scaling.keys()
         if zonal and total:
-            yield "autoscaling", f"{sorted(zonal)[0]} is for each zone, {sorted(total)[0]} for all: give those of one"
+            yield (
+                "autoscaling",
+                f"{sorted(zonal)[0]} is per zone, but {sorted(total)[0]} is for all zones; use only one kind",
+            )
         if not zonal and not total:
-            yield "autoscaling", "give maxNodeCount or totalMaxNodeCount"
+            yield "autoscaling", "set maxNodeCount or totalMaxNodeCount"
         for least, most in (("minNodeCount", "maxNodeCount"), ("totalMinNodeCount", "totalMaxNodeCount")):
             pair = [value for name in (least, most) for _, value in checks.at(scaling, name)]
             if len(pair) == 2 and int(pair[0]) > int(pair[1]):
-                yield f"autoscaling.{least}", f"{pair[0]} is more than {most}, {pair[1]}"
+                yield f"autoscaling.{least}", f"{pair[0]} is greater than {most}, {pair[1]}"
     settings = inputs.get("upgradeSettings")
     if isinstance(settings, dict) and settings.get("maxSurge") == 0 and settings.get("maxUnavailable", 0) == 0:
-        yield "upgradeSettings", "maxSurge and maxUnavailable are both 0, so that no node could be upgraded"
+        yield "upgradeSettings", "maxSurge and maxUnavailable are both 0, so nodes could not be upgraded"
 
 
 def private_endpoint(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Without IP endpoints there is no public one."""
+    """If IP endpoints are disabled, Google reports the endpoint as private."""
     enabled = dict(checks.at(inputs, "controlPlaneEndpointsConfig.ipEndpointsConfig.enabled"))
     return {"privateClusterConfig": {"enablePrivateEndpoint": True}} if False in enabled.values() else {}
 
@@ -125,7 +128,7 @@ def node_checks(path: str) -> dict[str, Check]:
     }
 
 
-# Of a node's configuration all else changes in place, by nodes made anew one after another.
+# Changes of all other node settings are applied in place, by replacing the nodes one after another.
 NODE_FIXED = (
     "bootDiskKmsKey",
     "confidentialNodes",

@@ -1,7 +1,7 @@
-"""A rehearsal's machines in the place of instances: DASKSTACK_REHEARSAL_MACHINES says how they run.
+"""Real machines for instances. DASKSTACK_REHEARSAL_MACHINES configures them.
 
-It is a JSON object with `command`, to which come a word and the ids of instances, and `cwd`. Without it an instance is
-a record with nothing behind it.
+It is a JSON object with `command`, to which an action and the IDs of instances are appended, and `cwd`. Without it, an
+instance is only a record.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ async def compute(word: str, *identities: str, stdin: str = "") -> str:
 
 
 async def create(identity: str, record: Record) -> None:
-    """A machine as the record says, which is not written yet; nothing is left of one that does not come."""
+    """Create a machine from a record that is not written yet. A failure leaves nothing behind."""
     try:
         await compute("create", identity, stdin=json.dumps(record))
         if record["inputs"].get("desiredStatus") == "TERMINATED":
@@ -40,11 +40,11 @@ async def create(identity: str, record: Record) -> None:
 
 
 async def before_update(identity: str, old: Record, new: Record) -> str:
-    """Switch the machine off where the change asks for it. Returns the status that it is to have then."""
+    """Stop the machine if the change requires it. Returns the desired status after the update."""
     now = await compute("status", identity)
     found = changes(KINDS[VM], old["inputs"], new["inputs"])[0]
     if now == "RUNNING" and any(path.startswith("attachedDisks") for path in found):
-        raise CommandError(not_done("a change of a running machine's attachedDisks: switch it off for that"))
+        raise CommandError(not_done("changing attachedDisks of a running machine (stop it first)"))
     wanted = new["inputs"].get("desiredStatus") or now
     if now == "RUNNING" and (wanted == "TERMINATED" or stops(VM, found)):
         await compute("stop", identity)
@@ -57,10 +57,10 @@ async def after_update(identity: str, record: Record, wanted: str) -> None:
 
 
 async def observe(identity: str, record: Record) -> None:
-    """What the official plugin does as well: a machine that is off differs from one that is to run."""
+    """Update the recorded status, so that a stopped machine shows up as a difference, as in the official plugin."""
     status = await compute("status", identity)
     outputs = record["outputs"]
     outputs |= dict.fromkeys({"currentStatus", "desiredStatus"} & outputs.keys(), status)
 
 
-BUSY = asyncio.Lock()  # the network's rules are those of all that is written when they are made
+BUSY = asyncio.Lock()  # one change at a time, because the network's rules depend on all records

@@ -1,11 +1,11 @@
-"""python derive.py: writes arguments.json from the package pulumi-gcp of the Python that runs it.
+"""python derive.py: generates arguments.json from the installed package pulumi-gcp.
 
-The file says which arguments the resources in RESOURCES take: by resource its type, by type its arguments. An argument
-is `str`, `int`, `float`, `bool` or a type; `[x]` is a list of x, `{x}` a map to x, and a `!` in front says required.
+The file lists the arguments of the resources in RESOURCES: the type of each resource, and the arguments of each type.
+An argument is `str`, `int`, `float`, `bool` or a type; `[x]` is a list of x, `{x}` a map to x, and `!` means required.
 
-`said` has, by type and argument, what the package's documentation says of it in one of a few fixed phrases:
-`of` the words that it can be, `least` and `most`, `default`, `fixed` that a change asks for another resource, `apart`
-the arguments beside it that it conflicts with. gcp.said has what the documentation says wrong.
+`said` contains facts from the package's documentation by type and argument, extracted from a few fixed phrases: `of`
+are the allowed values, `least` and `most` the bounds, `default` the default; `fixed` means that a change replaces the
+resource, and `apart` lists conflicting arguments. gcp.checks corrects errors in the documentation.
 """
 
 import ast
@@ -41,12 +41,14 @@ LEAD = re.compile(
     r"|(?:Must be one|only be one|[Oo]ne) of:?\s+(?=[`\"*]*[A-Z]{2}|`\"none)|of the following values is required: "
     r"|Can be (?=[A-Z]{4})|Either (?=[`\"]+[A-Z])|accepts the value (?=`)"
 )
-BARE = re.compile(r"(?:^|\. )((?:`[A-Z_0-9]+`(?: \(default\))?(?:, or |, | or |\.(?= |$)|$)){2,})")  # a sentence
+BARE = re.compile(
+    r"(?:^|\. )((?:`[A-Z_0-9]+`(?: \(default\))?(?:, or |, | or |\.(?= |$)|$)){2,})"
+)  # a complete sentence
 DEFAULT = re.compile(
     r"(?:[Dd]efaults to|[Dd]efault value is|[Dd]efault is|default is value is)"
     r" (?:[`\"]+(?P<quoted>[^`\"]+)[`\"]+|(?P<bare>[^\s.,;()]+))(?P<rest>[^.]*)"
 )
-CONDITION = re.compile(r"\b(if|when|for|unless|and|to)\b")  # then the default is not always that
+CONDITION = re.compile(r"\b(if|when|for|unless|and|to)\b")  # the default is conditional
 BOUNDS = (
     r"must be between (\d+) and (\d+)\b",
     r"minimum value for this field is (\d+) and the maximum value is (\d+)",
@@ -81,7 +83,7 @@ def derived() -> str:
         resources[token] = add(f"{name}Args", classes, types, said)
     share(said)
     version = metadata.version("pulumi-gcp")
-    # A line per type keeps both the file and its changes short.
+    # One line per type keeps the file and its diffs short.
     types, said = unique(types, said)
     tables = {
         name: ",\n".join(f"  {json.dumps(key)}: {json.dumps(table[key])}" for key in sorted(table))
@@ -93,13 +95,13 @@ def derived() -> str:
 
 @functools.cache
 def sources(file: Path) -> dict[str, str]:
-    """The text of each class of a file; a file has up to 100,000 lines, of which few are worth to be parsed."""
+    """The source of each class in a file. Files have up to 100,000 lines, so only the needed classes are parsed."""
     pieces = re.split(r"^(?=class )", file.read_text(), flags=re.MULTILINE)[1:]
     return {re.match(r"class (\w+)", piece)[1]: re.split(r"^(?=@)", piece, flags=re.MULTILINE)[0] for piece in pieces}
 
 
 def add(name: str, classes: dict[str, str], types: Types, said: Said) -> str:
-    """Adds a class and all that it refers to; returns its name in the file."""
+    """Add a class and all classes that it refers to. Returns its name in the file."""
     short = name.removesuffix("Args")
     if short in types:
         return short
@@ -123,7 +125,7 @@ def add(name: str, classes: dict[str, str], types: Types, said: Said) -> str:
 
 
 def facts_of(text: str, own: str, kind: str, names: dict[str, str]) -> dict[str, Any]:
-    """What a text says of the argument `own`; `names` are those of all beside it, as the text and as we write them."""
+    """Facts about the argument `own` in a text. `names` maps argument names from the text's form to ours."""
     flat = " ".join(text.split())
     facts: dict[str, Any] = {}
     if kind == "str" and (words := words_of(text)):
@@ -148,7 +150,7 @@ def facts_of(text: str, own: str, kind: str, names: dict[str, str]) -> dict[str,
 
 
 def words_of(text: str) -> list[str]:
-    """The words that a text lists as possible: quoted ones, capitals, or those that begin the items of a list."""
+    """The possible values in a text: quoted words, upper-case words, or the first words of list items."""
     if bare := BARE.search(" ".join(text.split())):
         return list(dict.fromkeys(re.findall(r"\w+", re.sub(r"\(default\)| or ", "", bare[1]))))
     lead = LEAD.search(text)
@@ -164,7 +166,7 @@ def words_of(text: str) -> list[str]:
 
 
 def share(said: Said) -> None:
-    """A node's configuration is in three places with one meaning, and only one of them says it whole."""
+    """Copy facts about node configurations, which occur in three places but are fully documented in only one."""
     for name in [*said]:
         if name.startswith("ClusterNodeConfig"):
             for other in (name.replace("Cluster", "NodePool", 1), name.replace("Cluster", "ClusterNodePool", 1)):
@@ -172,7 +174,7 @@ def share(said: Said) -> None:
 
 
 def getter(function: ast.FunctionDef) -> str:
-    """The name on the wire of what a property reads, empty for other functions."""
+    """The name of a property in the protocol; empty for other functions."""
     for decorator in function.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pulumi.getter":
             return ast.literal_eval(decorator.keywords[0].value)
@@ -190,7 +192,7 @@ def kind(written: str, classes: dict[str, str], types: Types, said: Said) -> str
 
 
 def unique(types: Types, said: Said) -> tuple[Types, Said]:
-    """The types, each kept under the shortest of the names that the same content has."""
+    """The types without duplicates. Of several names for the same content, the shortest is used."""
     said = {name: facts for name, facts in said.items() if name in types}
     while True:
         first: dict[str, str] = {}

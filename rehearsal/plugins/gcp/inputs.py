@@ -1,4 +1,4 @@
-"""What a program gives to the provider and to resources: what is wrong with it, and what a change of it means."""
+"""Inputs of the provider and of resources: validation, defaults and changes."""
 
 import ipaddress
 import json
@@ -16,7 +16,7 @@ from gcp.machines import not_heeded
 from gcp.table import KINDS
 from kube import values
 
-DEFAULTS = "__defaults"  # where inputs say which of them the plugin has made up
+DEFAULTS = "__defaults"  # lists the inputs that the plugin generated
 HEEDED = {
     "accessToken",
     "addPulumiAttributionLabel",
@@ -26,7 +26,7 @@ HEEDED = {
     "region",
     "zone",
 }
-# The engine's own, and what makes no difference without a network.
+# Options of the engine, and options that have no effect without a network.
 IGNORED = {
     "disableGlobalProjectWarning",
     "disableGooglePartnerName",
@@ -40,7 +40,7 @@ IGNORED = {
 }
 
 
-not_done = refusal("gcp", "try that in a real project, with the official plugin")
+not_done = refusal("gcp", "use a real project with the official plugin")
 
 
 def config_problems(config: dict[str, Any]) -> list[Found]:
@@ -50,7 +50,7 @@ def config_problems(config: dict[str, Any]) -> list[Found]:
 
 
 def configured(raw: wire.Properties) -> dict[str, Any]:
-    """A provider's inputs, in which all but texts arrive as JSON."""
+    """A provider's inputs. Values other than strings arrive as JSON."""
     config = wire.plain(raw)
     if isinstance(config.get("defaultLabels"), str) and config["defaultLabels"] != wire.UNKNOWN:
         config["defaultLabels"] = json.loads(config["defaultLabels"])
@@ -58,7 +58,7 @@ def configured(raw: wire.Properties) -> dict[str, Any]:
 
 
 def problems(token: str, inputs: dict[str, Any], config: dict[str, Any]) -> list[Found]:
-    """What is wrong with a resource's plain inputs, as (property, reason)."""
+    """Problems with a resource's plain inputs, as (property, reason)."""
     if found := checks.shape(token, inputs):
         return found
     kind = KINDS[token]
@@ -69,18 +69,18 @@ def problems(token: str, inputs: dict[str, Any], config: dict[str, Any]) -> list
     found += kind.rules(inputs)
     if inputs.get("cluster") != wire.UNKNOWN:
         for name in cloud.lacking(kind, cloud.places(inputs, config)):
-            found.append((name, f"is not known: give {name} here, or with `pulumi config set gcp:{name}`"))
+            found.append((name, f"is missing; set {name} here, or with `pulumi config set gcp:{name}`"))
     return found or list(refused(token, inputs))
 
 
 def refused(token: str, inputs: dict[str, Any]) -> Iterator[Found]:
-    """What would be right in a real project, but has no place in a rehearsal."""
+    """Inputs that are valid in a real project, but that a rehearsal does not support."""
     if token == VM and os.environ.get("DASKSTACK_REHEARSAL_MACHINES"):
         yield from ((place, not_done(what)) for place, what in not_heeded(inputs))
     if token != CLUSTER:
         return
     if "nodePools" in inputs:
-        yield "nodePools", not_done("nodePools of a cluster (it knows container.NodePool)")
+        yield "nodePools", not_done("nodePools of a cluster (use container.NodePool)")
     elif inputs.get("removeDefaultNodePool") is not True and inputs.get("enableAutopilot") is not True:
         yield (
             "removeDefaultNodePool",
@@ -92,7 +92,7 @@ def refused(token: str, inputs: dict[str, Any]) -> Iterator[Found]:
 
 
 def complete(kind: Kind, raw: wire.Properties, old: wire.Properties, name: str) -> wire.Properties:
-    """The inputs with a name, which is made up once where the program gives none."""
+    """The inputs with a name, which is generated once if the program sets none."""
     if not kind.named or kind.named in raw or "namePrefix" in raw:
         return raw | {DEFAULTS: []}
     if kind.named in old.get(DEFAULTS, []):
@@ -103,9 +103,9 @@ def complete(kind: Kind, raw: wire.Properties, old: wire.Properties, name: str) 
 
 
 def changes(kind: Kind, old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, str], list[str], bool]:
-    """Differences between plain inputs, those that replace, and whether the old resource has to go first."""
+    """Differences between plain inputs, those that replace, and whether to delete the old resource first."""
     was, then = given(cloud.over(old, kind.reported(old))), given(new)
-    # A block that only one of them has is in the other with its defaults.
+    # Add blocks that exist on only one side to the other one with their defaults.
     before, after = comparable(kind, with_blocks(was, then)), comparable(kind, with_blocks(then, was))
     even = values.differences(with_blocks(before, after), with_blocks(after, before))
     found = {re.sub(r'\["(\[\d+\])"\]', r"\1", path): what for path, what in even.items()}
@@ -121,7 +121,7 @@ def changes(kind: Kind, old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[
 
 
 def comparable(kind: Kind, inputs: dict[str, Any]) -> dict[str, Any]:
-    """With defaults, bare names for links (both may say the same), and items of lists by number."""
+    """Inputs with defaults, with names instead of links, and with list items by index, so that equal inputs match."""
 
     def bare(value: Any, path: str) -> Any:
         if isinstance(value, dict):
@@ -134,7 +134,7 @@ def comparable(kind: Kind, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_blocks(inputs: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """With the blocks of `like` that are not there as empty ones: then each argument in them differs by itself."""
+    """Add missing blocks of `like` as empty ones, so that their arguments are compared one by one."""
     blocks = {key: value for key, value in like.items() if value and isinstance(value, dict)}
     return {
         key: with_blocks(inputs.get(key, {}), blocks[key]) if isinstance(inputs.get(key, {}), dict) else inputs[key]
@@ -143,7 +143,7 @@ def with_blocks(inputs: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_growth(old: Any, new: Any) -> bool:
-    """Whether a range of addresses becomes one that holds it, or a size a larger one."""
+    """Whether the new address range contains the old one, or the new size is larger."""
     if isinstance(old, int) and isinstance(new, int):
         return new >= old
     if not (isinstance(old, str) and isinstance(new, str)) or wire.UNKNOWN in (old, new):
@@ -152,17 +152,17 @@ def is_growth(old: Any, new: Any) -> bool:
 
 
 def refuse_to_stop(token: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Fail where a change can be made only while the machine is off, and the program does not let it be."""
+    """Fail if a change requires stopping the machine, and the program does not allow it."""
     places = stops(token, changes(KINDS[token], old, new)[0])
     if places and new.get("allowStoppingForUpdate") is not True and new.get("desiredStatus") != "TERMINATED":
-        raise CommandError(f"{places[0]} changes only while the machine is off: set allowStoppingForUpdate to true")
+        raise CommandError(f"cannot change {places[0]} while the machine runs; set allowStoppingForUpdate to true")
 
 
 def stops(token: str, found: Iterable[str]) -> list[str]:
-    """The differences that are possible only while the machine is off."""
+    """The differences that require stopping the machine."""
     return [path for path in found if values.touches(re.sub(r"\[\d+\]", "", path), KINDS[token].stopping)]
 
 
 def given(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments alone."""
+    """Only the arguments, without the plugin's own keys."""
     return {key: value for key, value in inputs.items() if key != DEFAULTS}

@@ -1,4 +1,4 @@
-"""The resources that the pretended cloud has: names, defaults, what replaces them, and what Google fills in."""
+"""The resource types of the simulated cloud: names, defaults, replacing changes, and values that Google sets."""
 
 import base64
 import hashlib
@@ -17,21 +17,21 @@ CLUSTER, POOL = "container/cluster:Cluster", "container/nodePool:NodePool"
 VM = "compute/instance:Instance"
 DISK = "projects/{project}/zones/{zone}/disks/{}"
 INSTANCE = "projects/{project}/zones/{zone}/instances/{}"
-KUBERNETES = "1.34.2"  # what a rehearsal's Kubernetes says of itself
+KUBERNETES = "1.34.2"  # facts about the rehearsal's Kubernetes
 
 
 @dataclass(frozen=True)
 class State:
-    """A resource as it is: `given` are its arguments with defaults, `where` has project, region, zone and location."""
+    """A resource: `given` are its arguments with defaults; `where` has project, region, zone and location."""
 
     identity: str
     given: dict[str, Any]
     where: dict[str, str]
-    made: int  # when, in nanoseconds
+    made: int  # creation time in nanoseconds
     labels: dict[str, str]
-    before: dict[str, Any] = field(default_factory=dict)  # its outputs until now
+    before: dict[str, Any] = field(default_factory=dict)  # its previous outputs
     others: dict[str, dict[str, Any]] = field(default_factory=dict)  # the outputs of all other resources, by id
-    links: list[str] = field(default_factory=list)  # the ids that it names
+    links: list[str] = field(default_factory=list)  # the IDs that it refers to
     kubernetes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -40,7 +40,7 @@ class State:
 
     @property
     def number(self) -> str:
-        """What Google makes up for it, and keeps."""
+        """A number that Google generates once."""
         return str(int(digest(f"{self.identity} {self.made}"), 16) % 10**19)
 
     @property
@@ -50,7 +50,7 @@ class State:
 
 @dataclass(frozen=True)
 class Link:
-    """What an argument names: it has to be there, and cannot go before what names it, unless that is a part of it."""
+    """An argument that refers to another resource, which must exist, and which can only be deleted with its parts."""
 
     identity: str
     part: bool = False
@@ -58,26 +58,26 @@ class Link:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the package's documentation says of a resource is in arguments.json; here is what it does not say."""
+    """Facts about a resource that are not in arguments.json, which comes from the package's documentation."""
 
     identity: str
     token: str = ""
-    named: str = "name"  # the argument that is made up where it is not given; empty: none
+    named: str = "name"  # the argument that is generated if it is not set; empty: none
     longest: int = 63
     checks: dict[str, Check] = field(default_factory=dict)
     apart: tuple[tuple[str, str], ...] = ()
     rules: Callable[[dict[str, Any]], Iterator[Found]] = lambda inputs: iter(())
-    fixed: tuple[str, ...] = ()  # where a change asks for another resource
+    fixed: tuple[str, ...] = ()  # arguments whose change replaces the resource
     defaults: dict[str, Any] = field(default_factory=dict)
-    filled: dict[str, Callable[[State], Any]] = field(default_factory=dict)  # only where the program gives nothing
-    # What Google reports of arguments, given or not: where the program does not give the same, it changes them.
+    filled: dict[str, Callable[[State], Any]] = field(default_factory=dict)  # used if the program sets nothing
+    # Values that Google reports for arguments. If the program sets others, that is a change.
     reported: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: {}
-    growing: tuple[str, ...] = ()  # where only less asks for another resource
-    counted: tuple[str, ...] = ()  # lists of which another length asks for another resource
-    stopping: tuple[str, ...] = ()  # what changes only while a machine is off
+    growing: tuple[str, ...] = ()  # arguments that replace the resource if they shrink
+    counted: tuple[str, ...] = ()  # lists whose change in length replaces the resource
+    stopping: tuple[str, ...] = ()  # arguments that require stopping the machine
     links: dict[str, Link] = field(default_factory=dict)
-    labels: str = ""  # the argument with its labels
-    joins: bool = False  # whether to make what is there already is no mistake
+    labels: str = ""  # the argument for labels
+    joins: bool = False  # whether creating an existing resource is allowed
 
 
 def digest(text: str) -> str:
@@ -85,7 +85,7 @@ def digest(text: str) -> str:
 
 
 def last(value: str) -> str:
-    """The name in a link, or the name that it is."""
+    """The name in a link or a name."""
     return value.rsplit("/", 1)[-1]
 
 

@@ -1,4 +1,4 @@
-"""Machines and their disks, as records; `gcp.computers` has what is behind them."""
+"""Records of machines and disks. `gcp.computers` runs the real machines."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,17 +26,17 @@ from gcp.networks import inner_address, public_address
 def instance_rules(inputs: dict[str, Any]) -> Iterator[Found]:
     disk, scheduling = inputs["bootDisk"], inputs.get("scheduling")
     if isinstance(disk, dict) and not disk:
-        yield "bootDisk", "give initializeParams or source"
+        yield "bootDisk", "set initializeParams or source"
     if isinstance(scheduling, dict):
         spot = scheduling.get("provisioningModel") == "SPOT" or scheduling.get("preemptible") is True
         if spot and scheduling.get("automaticRestart", True) is True:
-            yield "scheduling.automaticRestart", "has to be false for a machine that can be preempted"
+            yield "scheduling.automaticRestart", "must be false for a machine that can be preempted"
     if inputs.get("metadataStartupScript") and "startup-script" in inputs.get("metadata", {}):
-        yield "metadataStartupScript", "conflicts with startup-script in metadata: give one of them"
+        yield "metadataStartupScript", "conflicts with startup-script in metadata; use only one of them"
 
 
 def not_heeded(inputs: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a machine of a rehearsal would leave undone, as (property, what)."""
+    """Inputs that a rehearsal's machine ignores, as (property, feature)."""
     if inputs.get("desiredStatus") == "SUSPENDED":
         yield "desiredStatus", "SUSPENDED as a machine's status"
     if "metadataStartupScript" in inputs:
@@ -52,7 +52,7 @@ def not_heeded(inputs: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if key == "ssh-keys":
                 users = {line.partition(":")[0].strip() for line in value.splitlines() if line.strip()}
                 for user in sorted(users - {"admin"}):
-                    yield f"{place}.{key}", f"the user {user} on a machine (it knows admin)"
+                    yield f"{place}.{key}", f"the user {user} on a machine (only admin)"
 
 
 BOOT_DISK_FIXED = tuple(

@@ -1,4 +1,4 @@
-"""Networks, the way out of them and into them."""
+"""Networks, subnetworks, routers, NAT, firewall rules and addresses."""
 
 import ipaddress
 import os
@@ -29,7 +29,7 @@ def subnetwork_rules(inputs: dict[str, Any]) -> Iterator[Found]:
         yield "ipCidrRange", "is required without reservedInternalRange"
     names = [value for _, value in checks.at(inputs, "secondaryIpRanges[].rangeName")]
     if len(names) != len(set(names)):
-        yield "secondaryIpRanges", "two ranges have one name"
+        yield "secondaryIpRanges", "two ranges have the same name"
     blocks = [checks.at(inputs, path) for path in ("ipCidrRange", "secondaryIpRanges[].ipCidrRange")]
     found = [(place, ipaddress.ip_network(value, strict=False)) for block in blocks for place, value in block]
     for position, (place, block) in enumerate(found):
@@ -62,7 +62,7 @@ def nat_rules(inputs: dict[str, Any]) -> Iterator[Found]:
     if inputs.get("natIps") and inputs.get("natIpAllocateOption") not in ("MANUAL_ONLY", wire.UNKNOWN):
         yield "natIps", "needs natIpAllocateOption MANUAL_ONLY"
     if inputs.get("enableDynamicPortAllocation") is True and inputs.get("enableEndpointIndependentMapping") is True:
-        yield "enableDynamicPortAllocation", "conflicts with enableEndpointIndependentMapping: give one of them"
+        yield "enableDynamicPortAllocation", "conflicts with enableEndpointIndependentMapping; use only one of them"
 
 
 def private_asn(value: Any) -> str:
@@ -73,25 +73,25 @@ def private_asn(value: Any) -> str:
 def firewall_rules(inputs: dict[str, Any]) -> Iterator[Found]:
     sources = ("sourceRanges", "sourceTags", "sourceServiceAccounts")
     if ("allows" in inputs) == ("denies" in inputs):
-        yield "allows", "give either allows or denies"
+        yield "allows", "set either allows or denies"
     if inputs.get("direction", "INGRESS") == "INGRESS":
         if not any(name in inputs for name in sources):
             yield "sourceRanges", f"one of {', '.join(sources)} is required for INGRESS"
         if "destinationRanges" in inputs and "sourceRanges" not in inputs:
-            yield "destinationRanges", "needs sourceRanges for INGRESS"
+            yield "destinationRanges", "requires sourceRanges for INGRESS"
     elif inputs.get("direction") == "EGRESS":
         for name in sources[1:]:
             if inputs.get(name):
-                yield name, "is for INGRESS alone"
+                yield name, "is only for INGRESS"
 
 
 OWN, INNER, PUBLIC = "address", "networkInterfaces[].networkIp", "networkInterfaces[].accessConfigs[].natIp"
-DEFAULT_RANGE = "10.128.0.0/20"  # of a network that makes its subnetworks itself
-TESTS = ipaddress.IPv4Network("198.18.0.0/15")  # kept for networks under test (RFC 2544), and seen nowhere else
+DEFAULT_RANGE = "10.128.0.0/20"  # of a network in auto mode
+TESTS = ipaddress.IPv4Network("198.18.0.0/15")  # reserved for tests of networks (RFC 2544), and not used elsewhere
 
 
 def public_address(state: State) -> str:
-    """One that two rehearsals on one computer are unlikely to share."""
+    """An address that another rehearsal on this computer is unlikely to use."""
     start, size = int(state.number), TESTS.num_addresses
     return free(state, PUBLIC, (str(TESTS[(start + step) % size]) for step in range(size)))
 
@@ -109,13 +109,13 @@ def own_address(state: State) -> str:
 
 
 def free(state: State, path: str, candidates: Iterator[str]) -> str:
-    """What the resource had until now, or the first that nobody has."""
+    """The resource's previous value, or the first candidate that is free."""
     taken = {value for each in state.others.values() for place in (OWN, INNER, PUBLIC) for _, value in at(each, place)}
     taken.add(os.environ.get("DASKSTACK_REHEARSAL_CALLER", ""))
     had = [value for _, value in at(state.before, path)]
     found = next((each for each in (*had, *candidates) if each not in taken), None)
     if found is None:
-        raise CommandError(f"no address is left for {state.identity} (IP_SPACE_EXHAUSTED): take a larger range")
+        raise CommandError(f"no address is left for {state.identity} (IP_SPACE_EXHAUSTED); use a larger range")
     return found
 
 
@@ -204,7 +204,7 @@ NETWORKS = {
         checks={
             "name": matching(
                 "[a-z]([-a-z0-9]{0,61}[a-z0-9])",
-                "2 to 63 lower-case letters, digits and -, first a letter and last no -",
+                "2 to 63 lower-case letters, digits and -, starting with a letter and not ending with -",
             ),
             "region": checks.REGION,
             "project": checks.PROJECT,

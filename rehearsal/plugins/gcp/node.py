@@ -1,7 +1,7 @@
-"""A rehearsal's Kubernetes in the place of a cluster's: one, with one node that is the node of every pool.
+"""The rehearsal's Kubernetes, which stands in for a GKE cluster. Its single node belongs to every node pool.
 
-That node has the labels of all pools, where two differ the older one's: that is so for `cloud.google.com/gke-nodepool`,
-which holds one name. It has the taints that all pools have: a pod that some pool would take must find its place.
+The node has the labels of all pools. If two pools differ, e.g. in `cloud.google.com/gke-nodepool`, the older one's
+label is used. It has only the taints that all pools share, so that every pod that fits any pool can run.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from gcp.kinds import POOL, last
 from kube import run
 from kube.run import Cluster
 
-NONE = {"kubeconfig": "", "context": "", "server": "", "authority": ""}  # before it runs
+NONE = {"kubeconfig": "", "context": "", "server": "", "authority": ""}  # before the cluster runs
 NAME = "cloud.google.com/gke-nodepool"
 EFFECTS = {"NO_SCHEDULE": "NoSchedule", "PREFER_NO_SCHEDULE": "PreferNoSchedule", "NO_EXECUTE": "NoExecute"}
 GPU = {"key": "nvidia.com/gpu", "value": "present", "effect": "NO_SCHEDULE"}
@@ -28,7 +28,7 @@ Taints = list[dict[str, str]]
 
 
 async def up() -> dict[str, str]:
-    """The Kubernetes, started where it is not: `kubeconfig` (path), `context`, `server` (host:port), `authority`."""
+    """Start Kubernetes unless it runs. Returns `kubeconfig` (path), `context`, `server` (host:port), `authority`."""
     settings = _settings()
     text = (await run.run(*settings["command"], cwd=settings["cwd"]))[0]
     found = json.loads(text.splitlines()[-1])
@@ -51,13 +51,13 @@ async def down() -> None:
 def _settings() -> dict[str, Any]:
     text = os.environ.get("DASKSTACK_REHEARSAL_KUBERNETES")
     if not text:
-        raise CommandError("a cluster needs a rehearsal's Kubernetes: DASKSTACK_REHEARSAL_KUBERNETES does not say how")
+        raise CommandError("a cluster needs a rehearsal's Kubernetes, but DASKSTACK_REHEARSAL_KUBERNETES is not set")
     return json.loads(text)
 
 
 @asynccontextmanager
 async def changing(cloud: Cloud, identity: str) -> AsyncIterator[list[str]]:
-    """Let the node follow what the block does to the pools of a cluster; the list gets what could not be done."""
+    """Apply the block's changes of a cluster's pools to the node. The list receives warnings."""
     said: list[str] = []
     before = pools(cloud, identity)
     yield said
@@ -78,12 +78,12 @@ async def changing(cloud: Cloud, identity: str) -> AsyncIterator[list[str]]:
 
 
 def pools(cloud: Cloud, identity: str) -> list[Record]:
-    """The records of a cluster's pools, the oldest first."""
+    """The records of a cluster's pools, oldest first."""
     return [record for _, record in cloud.records(POOL) if [identity, True] in map(list, record["links"])]
 
 
 def labels_of(found: list[Record]) -> tuple[Labels, list[str]]:
-    """The labels that a node of all these pools has, and what is to be said of those that it cannot have."""
+    """The labels of a node of all these pools, and warnings about those that it cannot have."""
     labels: Labels = {}
     left_out = []
     for record in found:
@@ -91,14 +91,14 @@ def labels_of(found: list[Record]) -> tuple[Labels, list[str]]:
         for key, value in (automatic(record) | given).items():
             if labels.setdefault(key, value) != value and key in given:
                 left_out.append(
-                    f"the one node of a rehearsal has {key}={labels[key]} and not {value}, as pool"
-                    f" {record['outputs']['name']} would have it: pods that ask for that wait in vain"
+                    f"the rehearsal's single node has {key}={labels[key]} instead of {value} from pool"
+                    f" {record['outputs']['name']}; pods that require the latter cannot be scheduled"
                 )
     return labels, left_out
 
 
 def automatic(record: Record) -> Labels:
-    """The labels that GKE itself gives to a pool's nodes."""
+    """The labels that GKE adds to a pool's nodes."""
     outputs = record["outputs"]
     config, zone = outputs["nodeConfig"], re.search(r"zones/([^/]+)/", outputs["managedInstanceGroupUrls"][0])
     machine = last(config["machineType"])
@@ -123,7 +123,7 @@ def automatic(record: Record) -> Labels:
 
 
 def taints_of(found: list[Record]) -> Taints:
-    """The taints that all pools have, as Kubernetes writes them."""
+    """The taints that all pools share, in Kubernetes' format."""
     each = []
     for record in found:
         config = record["outputs"]["nodeConfig"]
@@ -133,7 +133,7 @@ def taints_of(found: list[Record]) -> Taints:
 
 
 def bare(taint: dict[str, str]) -> dict[str, str]:
-    """A node's taint without the time at which it got it."""
+    """A node's taint without its timestamp."""
     return {"key": taint["key"], "value": taint.get("value", ""), "effect": taint["effect"]}
 
 
@@ -146,4 +146,4 @@ async def _cluster(found: dict[str, str]) -> AsyncIterator[Cluster]:
         cluster.forget()
 
 
-BUSY = asyncio.Lock()  # one change at a time: both read what the other writes
+BUSY = asyncio.Lock()  # one change at a time, because each change reads the others' records

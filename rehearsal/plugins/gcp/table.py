@@ -1,4 +1,4 @@
-"""All that the pretended cloud knows, by token; a new type is one entry here, and its name in derive.py."""
+"""All resource types of the simulated cloud by token. A new type also needs its name in derive.py."""
 
 from dataclasses import replace
 

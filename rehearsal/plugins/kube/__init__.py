@@ -1,1 +1,1 @@
-"""What `resource_kubernetes.py` does, by topic."""
+"""The modules of `resource_kubernetes.py`."""

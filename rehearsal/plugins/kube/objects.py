@@ -16,7 +16,7 @@ from kube.values import differences, drifted, marked, redacted, secret, touches,
 
 Object = dict[str, Any]
 MANAGER = "pulumi-kubernetes"
-SECONDS = 600.0  # for a wait, unless the program says otherwise
+SECONDS = 600.0  # default timeout
 AUTONAMED, SKIP_AWAIT, TIMEOUT, FORCE = (
     f"pulumi.com/{name}" for name in ("autonamed", "skipAwait", "timeoutSeconds", "patchForce")
 )
@@ -24,10 +24,10 @@ AUTONAMED, SKIP_AWAIT, TIMEOUT, FORCE = (
 
 @dataclass(frozen=True)
 class Kind:
-    resource: str  # as kubectl calls it
+    resource: str  # kubectl's name
     namespaced: bool = True
-    fixed: tuple[str, ...] = ()  # where a change asks for another object
-    dependents: bool = False  # whether others are made for it, which go before it
+    fixed: tuple[str, ...] = ()  # arguments whose change replaces the object
+    dependents: bool = False  # whether controllers create dependent objects, which are deleted first
 
 
 KINDS = {
@@ -56,7 +56,7 @@ KINDS = {
 
 
 def complete(token: str, raw: wire.Properties, old: wire.Properties, name: str, namespace: str) -> wire.Properties:
-    """The inputs with what the program may leave out: version, kind, name, the provider's namespace."""
+    """The inputs with defaults: version, kind, name, the provider's namespace."""
     version, kind = token.removeprefix("core/").split(":")
     inputs = {"apiVersion": version, "kind": kind, "metadata": {}} | without_nulls(raw)
     metadata = inputs["metadata"]
@@ -76,7 +76,7 @@ def complete(token: str, raw: wire.Properties, old: wire.Properties, name: str, 
 
 
 def fixed(token: str, new: Object, mutable: set[str]) -> list[str]:
-    """Where a change replaces; ConfigMaps and Secrets change in place only where the provider's `mutable` has them."""
+    """Paths whose change replaces the object. ConfigMaps and Secrets only change in place if they are in `mutable`."""
     paths = KINDS[token].fixed
     if new.get("kind") in mutable and new.get("immutable") is not True:
         paths = tuple(path for path in paths if path == "type")
@@ -84,7 +84,7 @@ def fixed(token: str, new: Object, mutable: set[str]) -> list[str]:
 
 
 def keeps_its_name(old: Object, new: Object) -> bool:
-    """Whether a replacement is to have the old one's place, which has to be free by then."""
+    """Whether the new object has the old one's name and namespace, so that the old one must be deleted first."""
     before, after = old.get("metadata", {}), new.get("metadata", {})
     if not isinstance(after, dict) or after.get("annotations", {}).get(AUTONAMED) == "true":
         return False
@@ -92,7 +92,7 @@ def keeps_its_name(old: Object, new: Object) -> bool:
 
 
 def changes(token: str, old: Object, new: Object, mutable: set[str]) -> tuple[dict[str, str], list[str], bool]:
-    """Differences between plain inputs, those that replace, and whether the old object has to go first."""
+    """Differences between plain inputs, those that replace, and whether to delete the old object first."""
     found = differences(old, new)
     replacing = [path for path in found if touches(path, fixed(token, new, mutable))]
     return found, replacing, bool(replacing) and keeps_its_name(old, new)
@@ -109,7 +109,7 @@ class Objects:
         return bool(await self._cluster.kubectl("get", *place, "--ignore-not-found", "-o", "name"))
 
     async def apply(self, raw: wire.Properties, *, force: bool, dry: bool = False) -> tuple[Object, str]:
-        """Make the object as the inputs say. Returns it, and the API server's warnings."""
+        """Apply the inputs. Returns the object and the API server's warnings."""
         manifest = wire.plain(raw)
         arguments = ["apply", "--server-side", f"--field-manager={MANAGER}", "--validate=warn", "-o", "json", "-f", "-"]
         if dry:
@@ -123,7 +123,7 @@ class Objects:
         return json.loads(text), redacted(said.strip(), raw)
 
     async def ready(self, raw: wire.Properties, found: Object, seconds: float) -> Object:
-        """The object once it does its work. Raises PartialError where it does not in time."""
+        """Wait until the object is ready, and return it. Raises PartialError on a timeout."""
         manifest = wire.plain(raw)
         if _annotation(manifest, SKIP_AWAIT) == "true":
             return found
@@ -131,16 +131,16 @@ class Objects:
             return await ready.until_ready(self._cluster, self._kind.resource, found, seconds)
         except (CommandError, asyncio.CancelledError) as error:
             why = str(error) or "the wait for it was cancelled"
-            what = f"{found['kind']} {identity(found)} is there, but {why}"
+            what = f"{found['kind']} {identity(found)} was created, but {why}"
             raise PartialError(redacted(what, raw), identity(found), outputs(found, raw)) from None
 
     async def read(self, identity: str) -> Object | None:
-        """The object as it is now, None if it is gone."""
+        """The current object, or None if it does not exist."""
         text = await self._cluster.kubectl("get", *self._place(_named(identity)), "--ignore-not-found", "-o", "json")
         return json.loads(text) if text else None
 
     async def delete(self, identity: str, seconds: float) -> None:
-        """Delete the object and wait until it is gone; it may be gone already."""
+        """Delete the object and wait until it no longer exists. It may not exist."""
         cascade = "foreground" if self._kind.dependents else "background"
         options = ["--wait", f"--timeout={seconds:g}s", f"--cascade={cascade}"]
         try:
@@ -151,7 +151,7 @@ class Objects:
                 return
             conditions = [c for c in found.get("status", {}).get("conditions", []) if c.get("status") == "True"]
             reasons = [f"{c.get('type')}: {c.get('message')}" for c in conditions]
-            raise ProgramError("\n".join([f"{identity} is not gone: {error}", *reasons])) from None
+            raise ProgramError("\n".join([f"{identity} still exists: {error}", *reasons])) from None
 
     def _place(self, metadata: Object) -> list[str]:
         namespace = metadata.get("namespace") if self._kind.namespaced else None
@@ -169,7 +169,7 @@ def _named(identity: str) -> Object:
 
 
 def timeout(manifest: Object, custom: float) -> float:
-    """Seconds for a wait: the resource option's, the annotation's, or the default."""
+    """The timeout in seconds: from the resource option, the annotation, or the default."""
     said = _annotation(manifest, TIMEOUT)
     return custom or (float(said) if said else SECONDS)
 
@@ -179,7 +179,7 @@ def _annotation(manifest: Object, name: str) -> str:
 
 
 def outputs(found: Object, raw: wire.Properties) -> wire.Properties:
-    """The object as the state keeps it: secret where the inputs are, and a Secret's content always."""
+    """The object for the state. Values are secret if the inputs are, and a Secret's contents always are."""
     result = marked(found, raw)
     for name in ("data", "stringData") if found["kind"] == "Secret" else ():
         if name in result:
@@ -188,13 +188,13 @@ def outputs(found: Object, raw: wire.Properties) -> wire.Properties:
 
 
 def inputs_now(raw: wire.Properties, before: wire.Properties, found: Object) -> wire.Properties:
-    """The inputs as they would have to be to make the object that is there now."""
+    """The inputs that would create the current object."""
     plain = drifted(wire.plain(raw), _readable(wire.plain(before)), _readable(found))
     return marked(plain, raw)
 
 
 def _readable(found: Object) -> Object:
-    """A Secret also in the words of `stringData`, which the API server takes but never shows."""
+    """Add `stringData` to a Secret, which the API server accepts but never returns."""
     if found.get("kind") != "Secret":
         return found
     texts = {}

@@ -1,4 +1,4 @@
-"""When an object does what it was made for, and why it does not."""
+"""Waits until objects are ready, and explains why they are not."""
 
 import asyncio
 import json
@@ -10,16 +10,16 @@ from command.output import CommandError
 from kube.run import Cluster, ProgramError
 
 Object = dict[str, Any]
-FIRST, LONGEST = 0.3, 2.0  # seconds between two looks; each costs a process
-EVENTS = 5  # lines of them that a failure shows
+FIRST, LONGEST = 0.3, 2.0  # seconds between checks, each of which starts a process
+EVENTS = 5  # number of events in an error
 
 
 class NotReadyError(CommandError):
-    """The object is there, but not ready; the text tells why."""
+    """The object exists but is not ready. The message explains why."""
 
 
 async def until_ready(cluster: Cluster, resource: str, found: Object, seconds: float) -> Object:
-    """Wait until the object is ready and return it as it is then. Raises NotReadyError."""
+    """Wait until the object is ready, and return it. Raises NotReadyError."""
     wanted = WAITS.get(found["kind"])
     if wanted is None:
         return found
@@ -36,7 +36,7 @@ async def until_ready(cluster: Cluster, resource: str, found: Object, seconds: f
 
 
 async def events(cluster: Cluster, namespace: str, name: str = "") -> list[str]:
-    """The last events of an object and of what was made for it; without a name, the namespace's warnings."""
+    """The last events of an object and its dependents; without a name, the namespace's warnings."""
     try:
         items = json.loads(await cluster.kubectl("get", "events", "--namespace", namespace, "-o", "json"))["items"]
     except ProgramError:

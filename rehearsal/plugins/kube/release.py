@@ -1,4 +1,4 @@
-"""`kubernetes:helm.sh/v3:Release`: a chart's release, through `helm`."""
+"""`kubernetes:helm.sh/v3:Release`: a release of a chart, managed with `helm`."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from kube.run import Cluster, ProgramError
 from kube.values import differences, has_unknown, redacted, touches, without_nulls
 
 TOKEN = "kubernetes:helm.sh/v3:Release"
-SECONDS = 300  # for helm's waits, unless the program says otherwise
+SECONDS = 300  # helm's default timeout
 DONE = {
     "allowNullValues",
     "atomic",
@@ -33,11 +33,11 @@ DONE = {
     "version",
     "waitForJobs",
 }
-IGNORED = {"compat"}  # the SDK's own mark
+IGNORED = {"compat"}  # set by the SDK
 FIXED = ("name", "namespace")
 COMPUTED = ("status", "resourceNames")
 STATUS = ("name", "namespace", "revision", "status", "chart", "version", "appVersion")
-# One line for each of STATUS, then the manifest.
+# One line for each field of STATUS, then the manifest.
 TEMPLATE = """{{with .Release}}{{.Name}}
 {{.Namespace}}
 {{.Version}}
@@ -49,7 +49,7 @@ TEMPLATE = """{{with .Release}}{{.Name}}
 
 
 def not_done(raw: wire.Properties) -> list[str]:
-    """The arguments that are set and that nothing here heeds."""
+    """The arguments that are set but not supported."""
     inputs = wire.plain(raw)
     repository = inputs.get("repositoryOpts", {})
     below = repository.keys() - {"repo"} if isinstance(repository, dict) else set()
@@ -58,7 +58,7 @@ def not_done(raw: wire.Properties) -> list[str]:
 
 
 def complete(raw: wire.Properties, old: wire.Properties, name: str, namespace: str) -> wire.Properties:
-    """The inputs with what the program may leave out: name, namespace, timeout."""
+    """The inputs with defaults: name, namespace, timeout."""
     inputs = {key: value for key, value in raw.items() if key in DONE}
     if not wire.plain(inputs.get("allowNullValues")):
         inputs = without_nulls(inputs)
@@ -72,7 +72,7 @@ def complete(raw: wire.Properties, old: wire.Properties, name: str, namespace: s
 
 
 async def chart_version(cluster: Cluster, raw: wire.Properties) -> str | None:
-    """The version of the chart that the inputs mean, None while that is unknown."""
+    """The version of the chart, or None if it is unknown."""
     inputs = wire.plain(raw)
     if has_unknown([inputs.get(name) for name in ("chart", "version", "repositoryOpts")]):
         return None
@@ -82,7 +82,7 @@ async def chart_version(cluster: Cluster, raw: wire.Properties) -> str | None:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, str], list[str], bool]:
-    """Differences between plain inputs, those that replace, and whether the old release has to go first."""
+    """Differences between plain inputs, those that replace, and whether to delete the old release first."""
     found = differences(old, new)
     return found, [path for path in found if touches(path, FIXED)], False
 
@@ -106,7 +106,7 @@ class Releases:
         return await self._make("upgrade", raw, extra)
 
     async def uninstall(self, raw: wire.Properties) -> None:
-        """Uninstall; the release may be gone already."""
+        """Uninstall the release. It may not exist."""
         inputs = wire.plain(raw)
         wait = ["--wait", _timeout(inputs)] if inputs.get("atomic") or not inputs.get("skipAwait") else []
         try:
@@ -116,7 +116,7 @@ class Releases:
                 raise
 
     async def read(self, raw: wire.Properties) -> wire.Properties | None:
-        """What is known of a release that is there, None where none is."""
+        """The status of a release, or None if it does not exist."""
         inputs = wire.plain(raw)
         try:
             text = await self._cluster.helm("get", "all", *_place(inputs), "--template", TEMPLATE)
@@ -130,15 +130,15 @@ class Releases:
         return {"status": status, "resourceNames": resource_names(manifest)}
 
     async def _make(self, verb: str, raw: wire.Properties, extra: list[str]) -> wire.Properties:
-        """Install or upgrade. Raises PartialError where the release is there all the same, as a failed one."""
+        """Install or upgrade. Raises PartialError if it fails but leaves a failed release."""
         inputs = wire.plain(raw)
         place = [inputs["name"], *_chart(inputs), "--namespace", inputs["namespace"]]
         try:
-            # As JSON, which is YAML too; on stdin, for no other process to see.
+            # Pass values as JSON, which is valid YAML, on stdin, which other processes cannot read.
             values = json.dumps(inputs.get("values", {}))
             await self._cluster.helm(verb, *place, *_waiting(inputs), *extra, "--values", "-", stdin=values)
         except (ProgramError, asyncio.CancelledError) as error:
-            what = str(error) if isinstance(error, ProgramError) else "cancelled, and helm has been ended"
+            what = str(error) if isinstance(error, ProgramError) else "cancelled; helm was stopped"
             found = await self._left(raw)
             if found is None:
                 if isinstance(error, ProgramError):
@@ -146,15 +146,15 @@ class Releases:
                 raise
             if isinstance(error, ProgramError) and not inputs.get("skipAwait"):
                 what = "\n".join([what, *await ready.events(self._cluster, inputs["namespace"])])
-            message = f"Helm release {identity(inputs)} is there, but failed: {what}"
+            message = f"Helm release {identity(inputs)} was created, but failed: {what}"
             raise PartialError(redacted(message, raw), identity(inputs), outputs(raw, found)) from None
         found = await self.read(raw)
         if found is None:
-            raise CommandError(f"helm made the release {identity(inputs)}, but now it is gone")
+            raise CommandError(f"Helm release {identity(inputs)} disappeared after its installation")
         return outputs(raw, found)
 
     async def _left(self, raw: wire.Properties) -> wire.Properties | None:
-        """What a failure has left behind; None also where the cluster does not tell."""
+        """The status of a failed release; None if it does not exist or the cluster does not answer."""
         try:
             return await self.read(raw)
         except CommandError:
@@ -170,8 +170,8 @@ def outputs(raw: wire.Properties, found: wire.Properties) -> wire.Properties:
 
 
 def resource_names(manifest: str) -> dict[str, list[str]]:
-    """What a manifest makes: `Kind.group/version` -> names, each with its namespace where the manifest has one."""
-    import yaml  # a run without changes need not pay for it
+    """The objects in a manifest: `Kind.group/version` -> names, with the namespace if there is one."""
+    import yaml  # not needed in a run without changes
 
     names: dict[str, list[str]] = {}
     for found in yaml.safe_load_all(manifest):

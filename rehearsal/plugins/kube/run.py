@@ -1,4 +1,4 @@
-"""`kubectl` and `helm` as child processes, which end with the operation that runs them."""
+"""Runs `kubectl` and `helm` as child processes, which end with their operation."""
 
 import asyncio
 import contextlib
@@ -11,16 +11,16 @@ from typing import Any
 
 from command.output import CommandError
 
-GRACE = 2.0  # seconds between SIGTERM, at which helm records a release as failed, and SIGKILL
-PROBE = 5  # seconds in which a cluster that is there answers
+GRACE = 2.0  # seconds between SIGTERM, which makes helm record a failed release, and SIGKILL
+PROBE = 5  # timeout in seconds for an answer of the cluster
 
 
 class ProgramError(CommandError):
-    """A program ended with another status than 0; the text is what it said."""
+    """A program failed. The message is its output."""
 
 
 class Cluster:
-    """One cluster and the way to it: a kubeconfig and one of its contexts, each empty for the ambient one."""
+    """A cluster, given by a kubeconfig and a context. If either is empty, the environment's is used."""
 
     def __init__(self, kubeconfig: str, context: str) -> None:
         self._environment = dict(os.environ)
@@ -31,14 +31,14 @@ class Cluster:
         if is_path(kubeconfig):
             self._environment["KUBECONFIG"] = str(Path(kubeconfig).expanduser())
         elif kubeconfig:
-            handle, name = tempfile.mkstemp(prefix="kubeconfig-")  # which only this user can read
+            handle, name = tempfile.mkstemp(prefix="kubeconfig-")  # readable only by this user
             with os.fdopen(handle, "w") as file:
                 file.write(kubeconfig)
             self._file = Path(name)
             self._environment["KUBECONFIG"] = name
 
     def forget(self) -> None:
-        """Remove what was written of the kubeconfig."""
+        """Delete the temporary kubeconfig."""
         if self._file:
             self._file.unlink(missing_ok=True)
 
@@ -46,7 +46,7 @@ class Cluster:
         return (await self.kubectl_with_warnings(*arguments, stdin=stdin))[0]
 
     async def kubectl_with_warnings(self, *arguments: str, stdin: str = "") -> tuple[str, str]:
-        """Run kubectl. Returns what it wrote to stdout and, if it succeeded, to stderr."""
+        """Run kubectl. Returns its stdout and stderr."""
         context = ["--context", self._context] if self._context else []
         return await self._run("kubectl", *context, *arguments, stdin=stdin)
 
@@ -55,7 +55,7 @@ class Cluster:
         return (await self._run("helm", *arguments, *context, stdin=stdin))[0]
 
     async def reachable(self) -> bool:
-        """Whether the cluster answers; asked once."""
+        """Whether the cluster answers. The result is cached."""
         async with self._asking:
             if self._answers is None:
                 try:
@@ -70,16 +70,16 @@ class Cluster:
 
 
 async def run(program: str, *arguments: str, stdin: str = "", **kwargs: Any) -> tuple[str, str]:
-    """Run a program; `kwargs` go to asyncio.create_subprocess_exec. Returns what it wrote to stdout and to stderr."""
+    """Run a program with `kwargs` for asyncio.create_subprocess_exec. Returns its stdout and stderr."""
     if not shutil.which(program):
-        raise CommandError(f"no `{program}` on PATH, which the stand-in runs")
+        raise CommandError(f"`{program}`, which the stand-in requires, is not on PATH")
     process = await asyncio.create_subprocess_exec(
         program,
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # A group of its own: the engine's SIGINT is for the plugin, which then ends what runs.
+        # In its own process group, the program does not receive the engine's SIGINT; the plugin stops it instead.
         start_new_session=True,
         **kwargs,
     )
@@ -94,7 +94,7 @@ async def run(program: str, *arguments: str, stdin: str = "", **kwargs: Any) -> 
 
 
 def is_path(kubeconfig: str) -> bool:
-    """Whether a provider's `kubeconfig` names a file, which may be missing; otherwise it is such a file's text."""
+    """Whether a provider's `kubeconfig` is a path, even of a missing file, rather than a file's contents."""
     return bool(kubeconfig) and "\n" not in kubeconfig and not kubeconfig.lstrip().startswith("{")
 
 

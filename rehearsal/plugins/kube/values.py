@@ -1,10 +1,10 @@
-"""Property values as trees: what is secret or unknown in them, what differs, and what changed in the cluster."""
+"""Operations on trees of property values: secrets, unknown values, differences, and changes in the cluster."""
 
 from typing import Any
 
 from command import wire
 
-SHORTEST_SECRET = 4  # characters; a text is not worth reading any more where shorter ones are left out of it
+SHORTEST_SECRET = 4  # characters; redacting shorter strings would make texts unreadable
 
 
 def secret(value: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def marked(value: Any, like: Any) -> Any:
-    """The value, secret wherever `like` is."""
+    """The value with the secret marks of `like`."""
     if is_secret(like):
         return secret(value)
     if isinstance(value, dict) and isinstance(like, dict):
@@ -43,7 +43,7 @@ def marked(value: Any, like: Any) -> Any:
 
 
 def redacted(text: str, inputs: Any) -> str:
-    """The text without any string that is secret in the inputs."""
+    """The text without the secret strings of the inputs."""
     for word in sorted(_secrets(inputs, False), key=len, reverse=True):
         text = text.replace(word, "[secret]")
     return text
@@ -59,7 +59,7 @@ def _secrets(value: Any, inside: bool) -> set[str]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> dict[str, str]:
-    """Where two plain values differ: path -> ADD, DELETE or UPDATE. A list is one value, and so is an asset."""
+    """Differences between plain values: path -> ADD, DELETE or UPDATE. Lists and assets count as single values."""
     if not (isinstance(old, dict) and isinstance(new, dict)) or wire.SIGNATURE in old | new:
         return {} if old == new else {path: "UPDATE"}
     found = {}
@@ -79,7 +79,7 @@ def _below(path: str, key: str) -> str:
 
 
 def touches(path: str, places: tuple[str, ...] | list[str]) -> bool:
-    """Whether a difference at `path` is one of `places`, inside of one, or around one."""
+    """Whether `path` is equal to, inside of, or a parent of one of `places`."""
     return any(_inside(path, place) or _inside(place, path) for place in places)
 
 
@@ -88,9 +88,9 @@ def _inside(path: str, place: str) -> bool:
 
 
 def drifted(inputs: Any, before: Any, now: Any) -> Any:
-    """Plain inputs, with the live value wherever the object has another one now than it had before.
+    """Plain inputs, updated with the object's current values where these have changed.
 
-    What the cluster only writes in another way (`1024Mi` becomes `1Gi`) was so before, and stays as it was input.
+    A value that the cluster only normalises (`1024Mi` becomes `1Gi`) has not changed, so the input is kept.
     """
     if before == now:
         return inputs
