@@ -1,4 +1,4 @@
-"""What stays when the shared directory's step is undone: the user's files, and only where they were kept on purpose."""
+"""Undoing the step of the shared directory: the user's files stay, everything else is removed."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def alone(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
 
 
 def data(pair: Pair, path: str, *arguments: str, **changes: str) -> str:
-    """Runs the step, or its undo, and returns what it said."""
+    """Runs the step or its undo, and returns its messages."""
     variables = {"IDENTITY": pair.head.id, **pair.data_variables(pair.head, path), **changes}
     return pair.head.run(script("data", variables), {}, *arguments).stderr
 
@@ -82,7 +82,7 @@ while True:
 
 
 def test_other_users_files_keep_their_owner_when_tasks_replace_folders_with_links(alone: Pair) -> None:
-    """As the step looks through the directory for files of the cluster's user, which become the login user's."""
+    """The step searches the directory for files of the cluster user, to give them to the login user."""
     machine = alone.head
     variables = {"IDENTITY": machine.id, **alone.data_variables(machine, "/srv/race")}
     step, last = script("data", variables).rsplit("\n", 2)[:2]
@@ -113,18 +113,18 @@ def test_undo_removes_only_parent_folders_that_the_step_created(alone: Pair) -> 
 
 
 def test_a_step_killed_at_any_line_can_be_finished_and_undone(alone: Pair) -> None:
-    """The machine lost power, or ran out of memory."""
+    """As if the machine lost power or ran out of memory."""
     machine, before = alone.head, snapshot(alone.head)
     text = script("data", {"IDENTITY": machine.id, **alone.data_variables(machine, "/srv/daskdata")})
     total, undo = lines(machine, text), lines(machine, text, "undo")
     assert snapshot(machine) ^ before == set()
 
-    # Undone at once, as by a destroy after the `up` that was killed.
+    # Undo directly after the kill, like a destroy after a killed `up`.
     for line in (total * part // 6 for part in range(1, 6)):
         assert kill_at(line, machine, text), f"line {line} of {total}"
         data(alone, "/srv/daskdata", "undo")
         assert snapshot(machine) ^ before == set(), f"killed at line {line} of {total}"
-    # Killed again and again, each time a little later, until a run ends.
+    # Kill again and again, each time a little later, until a run ends.
     killed = [line for line in range(total // 12, total + 1, total // 12) if kill_at(line, machine, text)]
     assert len(killed) > 5
     data(alone, "/srv/daskdata")
@@ -136,7 +136,7 @@ def test_a_step_killed_at_any_line_can_be_finished_and_undone(alone: Pair) -> No
 
 
 def test_two_runs_of_a_step_wait_for_each_other(alone: Pair) -> None:
-    """As when the `up` that began the first was killed: on the machine it goes on."""
+    """A step continues on the machine after the `up` that started it was killed."""
     machine = alone.head
     until_waited_for = "until pgrep -fx 'flock --wait 300 9'; do sleep 0.1; done; sleep 1"
     machine.run(f'systemd-run -q -u former flock /run/daskstack.lock sh -c "{until_waited_for}"')

@@ -1,4 +1,4 @@
-"""Machines that somebody has already: a whole stack on them, from the first contact to its last trace."""
+"""A stack on existing machines, from the first contact to `destroy`."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def lan(make_stack: Callable[[str], Stack]) -> Stack:
 
 @pytest.fixture(scope="module")
 def index(lan: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A package index that the machines reach: its URL."""
+    """The URL of a package index that the machines can reach."""
     root = tmp_path_factory.mktemp("index")
     for wheel in send_environment.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("wheels/*.whl"):
         project = root / "simple" / wheel.name.split("-")[0].lower().replace("_", "-")
@@ -69,7 +69,7 @@ def index(lan: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 
 def prepare(machine: Machine, index: str) -> Machine:
-    """Gives a machine an sshd of its own mind."""
+    """Configures sshd on another port, root logins, and the package index."""
     machine.run(
         f"echo Port {PORT} >/etc/ssh/sshd_config.d/10-own.conf\n"
         "echo PermitRootLogin prohibit-password >>/etc/ssh/sshd_config.d/10-own.conf\n"
@@ -81,7 +81,7 @@ def prepare(machine: Machine, index: str) -> Machine:
 
 
 class Office:
-    """Three machines with an sshd of their own mind, one reached through a fourth, one as root; and a user's clone."""
+    """Three machines with sshd on another port, one behind a fourth, one with root as its login; and a user's clone."""
 
     def __init__(self, lan: Stack, index: str, agent: str, folder: Path) -> None:
         self.lan = lan
@@ -111,7 +111,7 @@ class Office:
         self.checkout.pulumi("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", TOKEN)
 
     def write(self, **changes: object) -> None:
-        """Changes settings, which stay so."""
+        """Changes settings permanently."""
         self.cluster |= changes
         path = self.checkout.file
         stack = yaml.safe_load(path.read_text())
@@ -123,20 +123,20 @@ class Office:
         return self.checkout.make("up", succeeds=succeeds)
 
     def hosts(self, **last: object) -> dict[str, object]:
-        """The settings of the machines with these changes of the last host, or without that host."""
+        """The settings of the machines with these changes to the last host, or without that host."""
         *others, spare = self.cluster["machines"]["hosts"]
         return {**self.cluster["machines"], "hosts": [*others, *([{**spare, **last}] if last else [])]}
 
 
 def sessions(machine: Machine) -> list[str]:
-    """Where each login of `up` came from, this look at it included."""
+    """The source address of each login of `up`, including the login that reads them."""
     look = "sudo journalctl --sync && sudo journalctl -o cat -t sshd -g 'Accepted publickey for admin'"
     logged = machine.ssh(look).stdout
     return re.findall(r"admin from (\S+)", logged)
 
 
-# The life of a stack on these machines. Each fixture is a stage of it, which follows the one that it takes, and is what
-# was seen there: tests in any order look at that.
+# The lifecycle of a stack on these machines. Each fixture is a stage, follows the stage that it takes as an argument, and
+# returns observations, so that tests can check them in any order.
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def made(office: Office) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def machine_made_anew(made: SimpleNamespace, office: Office) -> set[str]:
-    """What `up` would run again if the last machine were another one, which its new host key in the settings says."""
+    """The steps that `up` would run again if the last machine had a new host key in the settings."""
     settings = office.cluster["machines"]
     office.write(machines=office.hosts(hostKey=HOST_KEY))
     steps = json.loads(office.checkout.pulumi("preview", "--json"))["steps"]
@@ -172,7 +172,7 @@ def machine_made_anew(made: SimpleNamespace, office: Office) -> set[str]:
 
 @pytest.fixture(scope="module")
 def changed_key(machine_made_anew: set[str], office: Office) -> str:
-    """What `up` prints where the last machine has another host key, of which the settings know nothing."""
+    """The output of `up` if the last machine has a new host key that the settings do not contain."""
     machine, keys = office.machines["spare"], "/etc/ssh/ssh_host_ed25519_key{,.pub}"
     machine.run(
         f"mkdir /root/kept && mv {keys} /root/kept && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key\n"
@@ -187,7 +187,7 @@ def changed_key(machine_made_anew: set[str], office: Office) -> str:
 
 @pytest.fixture(scope="module")
 def moved(changed_key: str, office: Office) -> SimpleNamespace:
-    """Scheduler and data move to another machine, where the settings have a word for it, and TLS is off."""
+    """Scheduler and data move to another machine, as `moves` allows, and TLS is disabled."""
     head, hand = office.machines["head"], office.machines["hand"]
     seen = SimpleNamespace(before={name: len(sessions(machine)) for name, machine in office.machines.items()})
     seen.refusal = office.up(succeeds=False, machines={**office.cluster["machines"], "scheduler": "hand"})
@@ -216,7 +216,7 @@ def moved(changed_key: str, office: Office) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def lost(moved: SimpleNamespace, office: Office) -> SimpleNamespace:
-    """The last machine is gone, and then is no longer in the settings; all have certificates again."""
+    """The last machine is marked gone, then removed from the settings; TLS is enabled again."""
     office.cluster.pop("dask")
     office.lan.remove("spare")
     seen = SimpleNamespace(printed=office.up(machines=office.hosts(gone=True)))
@@ -262,7 +262,7 @@ def test_secret_variables_are_visible_to_tasks_and_nowhere_else(made: SimpleName
 
 
 def test_the_agents_key_is_not_in_the_state(office: Office, made: SimpleNamespace, key: Path) -> None:
-    """The client's own key is, which opens a tunnel and no session."""
+    """Only the client's own key is in the state; it can open a tunnel but no session."""
     assert office.machines["head"].host_key in made.revealed
     *_, secret, _end = key.read_text().splitlines()
     assert secret not in made.revealed
@@ -299,7 +299,7 @@ def test_scheduler_and_data_move_if_moves_allows_it(office: Office, moved: Simpl
 
 
 def test_without_tls_clients_need_no_certificate(office: Office, moved: SimpleNamespace) -> None:
-    """Whoever is no machine of the cluster still gets in through SSH alone."""
+    """Hosts outside of the cluster can still reach only SSH."""
     assert not re.search("^tls ", moved.printed, re.MULTILINE)
     assert moved.connected == "3\n"
     assert moved.within == "7\n"

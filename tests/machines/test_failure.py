@@ -1,4 +1,4 @@
-"""What breaks, and what then comes back by itself or by the next `make up`, on a whole stack."""
+"""Failures on a complete stack, and the recovery from them, either automatic or by the next `make up`."""
 
 import re
 import threading
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.timeout(1800)
 
 
 def group(machine: Machine) -> Path:
-    """The control group that holds all processes of a machine."""
+    """The control group with all processes of a machine."""
     top = as_root("findmnt", "-rn", "-o", "TARGET", "-t", "cgroup2").stdout.splitlines()[0]
     return Path(top, f"{machine.bridge}-{machine.name}")
 
 
 @contextmanager
 def frozen(machine: Machine) -> Iterator[None]:
-    """A machine all of whose processes stand still; its kernel still takes connections."""
+    """Freezes all processes of a machine; its kernel still accepts connections."""
     freezer = group(machine) / "cgroup.freeze"
     as_root("sh", "-c", f"echo 1 >{freezer}")
     try:
@@ -36,7 +36,7 @@ def frozen(machine: Machine) -> Iterator[None]:
 
 @contextmanager
 def unplugged(machine: Machine) -> Iterator[None]:
-    """A machine whose network link is down: what is sent to it gets no answer at all."""
+    """Takes a machine's network link down, so that packets to it are lost."""
     link = ("nsenter", "--target", str(machine.pid), "--net", "ip", "link", "set", "host0")
     as_root(*link, "down")
     try:
@@ -51,11 +51,11 @@ def test_preview_detects_a_restart_of_this_computer_and_up_repairs_the_stack(
     made = made_once(checkout)
     for machine in machines.values():
         kill_all = f"find {group(machine)} -name cgroup.procs -exec cat {{}} + | xargs -r kill -KILL"
-        as_root("sh", "-c", kill_all, check=False)  # some end with the first
+        as_root("sh", "-c", kill_all, check=False)  # some exit with the first one
     bridge = machines["scheduler"].bridge
     as_root("ip", "link", "delete", bridge)
     as_root("ip", "netns", "delete", bridge)
-    # The stack was made before this boot of the computer.
+    # As if the stack was created before the computer's last boot.
     now, former = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "2f1c9d1e-0000-4000-8000-000000000000"
     machines["scheduler"].folder.with_name("boot").write_text(f"{former}\n")
     state = checkout.pulumi("stack", "export")
@@ -133,11 +133,11 @@ def test_many_machines_can_log_in_to_one_machine_at_the_same_time(machines: Mapp
 def test_an_outage_of_the_storage_causes_errors_until_it_returns(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
-    """The scheduler's machine holds the data, so all of Dask waits with it."""
+    """The scheduler's machine holds the data, so all of Dask stalls with it."""
     worker = machines["worker-1"]
     worker.ssh("echo kept >/srv/daskdata/kept")
     with unplugged(machines["scheduler"]):
-        for _ in range(2):  # once the link is known to be lost, too
+        for _ in range(2):  # also after the loss of the link is detected
             done = worker.ssh("timeout 60 touch /srv/daskdata/astray", check=False)
             assert done.returncode not in (0, 124), "expected an error, neither success nor a hanging access"
     until(lambda: worker.ssh("timeout 20 cat /srv/daskdata/kept", check=False).stdout == "kept\n")
@@ -146,7 +146,7 @@ def test_an_outage_of_the_storage_causes_errors_until_it_returns(
 
 
 def test_a_full_disk_is_reported_and_the_next_up_recovers(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
-    """That next `up` meets an sshd that restarts again and again, and a machine that stands still for 20 seconds."""
+    """During the next `up`, sshd keeps restarting, and a machine is frozen for 20 seconds."""
     worker = machines["worker-1"]
     checkout.change("environment.lock", r"^xyzservices==.*\n(?: .*\n)*", "")
     worker.ssh("sudo mount -t tmpfs -o size=1M,mode=0755 tmpfs /opt/daskstack")
@@ -159,7 +159,7 @@ def test_a_full_disk_is_reported_and_the_next_up_recovers(checkout: Checkout, ma
     over = threading.Event()
 
     def restart_sshd() -> None:
-        while not over.wait(3):  # systemd gives up on five within ten seconds
+        while not over.wait(3):  # systemd gives up after five restarts within ten seconds
             as_root("nsenter", "--target", str(worker.pid), "--all", "systemctl", "restart", "ssh")
 
     def stand_still() -> None:
@@ -177,4 +177,4 @@ def test_a_full_disk_is_reported_and_the_next_up_recovers(checkout: Checkout, ma
             each.join()
     assert f"{checkout.locked()} on 3 processes" in printed
     works()
-    checkout.keep()  # so that no further up puts the package back
+    checkout.keep()  # so that no other `up` restores the package

@@ -1,4 +1,4 @@
-"""The firewall step on machines that people use already: it shuts out whom it should, and nobody else by surprise."""
+"""The firewall step on machines that are already in use: it closes ports without locking anyone out by surprise."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from on_this_computer import confirm_ssh_access
 from rehearsal.machines import Machine, Stack, until
 from tests.outside import Outside
 
-# All that the step may change, with what makes a difference.
+# All state that the step can change, with every relevant attribute.
 STATE = r"""
 systemctl is-enabled firewalld; systemctl is-active firewalld
 nft -s list ruleset
@@ -48,13 +48,13 @@ class Guest:
         return script("firewall", variables | more)
 
     def apply(self, **more: str) -> str:
-        """The step, and its proof that there is a way in; returns what it said."""
+        """Runs and confirms the step, and returns its messages."""
         said = self.machine.run(self.text(**more)).stderr
         self.machine.run(self.text(**more), {}, "confirm")
         return said
 
     def refuses(self, **more: str) -> str:
-        """The step, which fails and changes nothing; returns its reason."""
+        """Runs the step, which must fail and change nothing, and returns the reason."""
         before = self.state()
         done = self.machine.run(self.text(**more), check=False)
         assert done.returncode == 1, done.stderr
@@ -78,14 +78,14 @@ def pair(boot: Callable[..., list[Machine]], stack: Stack) -> tuple[Guest, Guest
 
 @pytest.fixture
 def guest(pair: tuple[Guest, Guest]) -> Iterator[Guest]:
-    """A machine without a firewall; it is without one again after the test."""
+    """A machine without a firewall, which is reset after the test."""
     yield pair[0]
     pair[0].undo()
     pair[0].machine.run(RESTORE)
 
 
 def listens(machine: Machine, port: int, address: str = "0.0.0.0") -> None:
-    """Something answers on the port, whatever the firewall says about it."""
+    """Starts a program that listens on the port."""
     machine.run(
         f"systemd-run -q -u listen-{port} python3 -m http.server {port} --bind {address} 2>/dev/null || true\n"
         f"for _ in $(seq 600); do (exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && exit; sleep 0.1; done\n"
@@ -106,11 +106,11 @@ def inside_connects(one: Machine, other: Machine, port: int) -> bool:
 
 
 def gateway(guest: Guest) -> str:
-    """The address from which this computer reaches the machine."""
+    """This computer's address as the machine sees it."""
     return guest.network.replace(".0/24", ".1")
 
 
-# What it lets in
+# Open ports
 
 
 def test_only_the_cluster_reaches_dask_and_only_listed_networks_reach_ssh(
@@ -146,7 +146,7 @@ def test_the_firewall_holds_after_a_reboot(
     assert not outside.connects(guest.machine, 8786)
 
 
-# Beside other firewalls
+# Other firewalls
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_switching_to_manage_false_restores_the_former_firewall(guest: Guest) ->
     assert guest.state() == before
 
 
-# Services of others
+# Other services
 
 
 def test_the_step_fails_if_it_would_close_a_service_and_shows_the_setting_that_opens_it(guest: Guest) -> None:
@@ -221,7 +221,7 @@ def test_the_step_fails_if_it_would_close_a_service_and_shows_the_setting_that_o
 
     said = guest.apply(OPEN="9300=203.0.113.0/24", CLOSE_OTHERS="yes")
     assert "  9200/tcp  python3\n" in said
-    # What is open from now on is a matter of the settings: nothing to ask again.
+    # The settings now define the open ports, so the step does not ask again.
     assert guest.apply() == ""
 
 
@@ -234,7 +234,7 @@ def test_services_that_firewalld_already_blocks_do_not_fail_the_step(guest: Gues
     assert "9300" not in reason
 
 
-# The way in
+# Access
 
 
 def test_the_step_fails_before_it_would_shut_out_your_address(guest: Guest) -> None:
@@ -251,7 +251,7 @@ ROLLBACK = "daskstack-firewall-rollback"
 
 
 def minute_passes(guest: Guest) -> None:
-    """The timer of a change that nobody has confirmed is set to a minute; here it is not waited for."""
+    """Triggers the rollback of an unconfirmed change, which its timer would start after a minute."""
     set_to = guest.machine.run(f"systemctl show -P TimersMonotonic -P Unit {ROLLBACK}.timer").stdout
     assert "OnActiveUSec=1min " in set_to and f"{ROLLBACK}.service" in set_to
     guest.machine.run(f"systemctl start {ROLLBACK}.service; systemctl stop {ROLLBACK}.timer")
@@ -313,7 +313,7 @@ def test_up_fails_if_a_machine_accepts_no_new_connection(guest: Guest, monkeypat
         confirm_ssh_access.main()
 
 
-# firewalld as others have set it up
+# An existing firewalld
 
 
 def test_an_existing_firewalld_keeps_its_settings_and_undo_restores_the_rest(guest: Guest) -> None:

@@ -1,4 +1,4 @@
-"""Every wait ends, on a machine too whose disk is full; tests/engine/test_stalls.py has what stalls elsewhere."""
+"""A full disk on a machine ends every wait; tests/engine/test_stalls.py tests other stalls."""
 
 import shutil
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def machine(boot: Callable[..., list[Machine]]) -> Machine:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """uv, and a lock of one package that is nowhere."""
+    """uv, and a lock with one package that does not exist."""
     folder = tmp_path / send_environment.FOLDER
     folder.mkdir()
     shutil.copy(next(send_environment.collect(Path("environment.lock"), "3.11", "wheelhouse").glob("uv-*.whl")), folder)

@@ -1,5 +1,5 @@
-"""The cluster as a guest: whatever a machine's owner has beside it, and whatever its tasks leave, a destroy gives the
-machine back as it was. Each step runs by hand on two machines that are full of other people's things."""
+"""The cluster as a guest: `destroy` restores a machine whatever else is on it and whatever tasks leave behind. Each step
+runs by hand on two machines that contain many files and services of other users."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ CLUSTER = MachinesTarget.model_validate(
     {"target": "machines", "machines": {"source": "local", "workers": 1}}
 ).completed()
 
-# Other people's things next to every path that a setting can name, and in every place that undo looks into.
+# Files of other users next to every path that a setting can name, and in every place that undo searches.
 STRANGERS = r"""
 useradd --create-home alice
 useradd --system ledger
@@ -54,7 +54,7 @@ install -d /var/lib/systemd/linger
 touch /var/lib/systemd/linger/alice
 """
 
-# What tasks, as the cluster's user, leave to block an undo or to wake up with the next cluster.
+# Things that tasks leave, as the cluster user, to block an undo or to start again with the next cluster.
 PLANTED = r"""
 cd /
 as_dask() { setpriv --reuid dask --regid dask --init-groups env HOME=/var/lib/daskstack/home "$@"; }
@@ -74,7 +74,7 @@ as_dask ipcmk -M 4096
 systemd-run -q --uid=dask sh -c "trap '' TERM; while :; do echo x >>/scratch/new/daskstack/again; sleep 0.1; done"
 """
 
-# None of these lives long enough to be named.
+# None of these processes lives long enough to be listed.
 STORM = r"""
 systemd-run -q --uid=dask perl -e '
 for (1..20) {
@@ -84,7 +84,7 @@ for (1..20) {
 '
 """
 
-# A program that fails at its first call with such arguments, in the midst of a step, and never again.
+# A program that fails once, at its first call with these arguments, in the middle of a step.
 BREAK = r"""
 cat >"/usr/local/sbin/$PROGRAM" <<END
 #!/bin/sh
@@ -107,13 +107,13 @@ BROKEN = {
 }
 
 
-SAME = ("firewall", "keys", "environment")  # on every machine: the first of them is enough
-# Steps that are undone by themselves. Not certificates: undone, the machine's are refused.
+SAME = ("firewall", "keys", "environment")  # on every machine; the first failure is enough
+# Steps that can be undone alone. Not certificates: their undo revokes the machine's certificates.
 ALONE = (*BROKEN, "members")
 UNDONE = ("check", "members", "idle", "service", "environment", "data", "credentials", "authority", "keys", "firewall")
 
 
-# Which unit has started again, and which process is another one.
+# Units that restarted, and processes that were replaced.
 RUNNING = """
 systemctl show -p Id,InvocationID,MainPID 'dask-worker@1' dask-{scheduler,idle,data,data-watch,metadata} \
   data-dask.mount firewalld ssh
@@ -123,11 +123,11 @@ true
 
 
 class Guest(Pair):
-    """Runs steps as `up` does, but each one fails first, is done, undone, and done again."""
+    """Runs steps like `up`, but each one first fails, then succeeds, is undone, and succeeds again."""
 
     def __init__(self, head: Machine, hand: Machine, network: str) -> None:
         super().__init__(head, hand, network)
-        self.left: dict[str, object] = {}  # by a step that failed or was undone, which should be nothing
+        self.left: dict[str, object] = {}  # left by a failed or undone step; should be empty
 
     def first(self, machine: Machine, state: str, **variables: str) -> CompletedProcess[str]:
         return machine.run(script(state, {"IDENTITY": machine.id, **variables}), {}, "first", check=False)
@@ -148,7 +148,7 @@ class Guest(Pair):
                 self.left[f"{state} failed on {machine.name}"] = (failed.stderr, left)
         super().step(machine, state, **variables)
         self.undo(machine, state)
-        if state == "service":  # it has ended what serves the shared directory, which the next access mounts again
+        if state == "service":  # it stopped the server of the shared directory, which the next access mounts again
             machine.run("timeout 60 sh -c 'until ls /data/dask; do sleep 0.2; done'")
         if left := changes(machine, before):
             self.left[f"{state} undone on {machine.name}"] = left
@@ -254,7 +254,7 @@ def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: 
 
     once = everything()
     for (name, state), variables in list(guest.variables.items()):
-        if state != "certificates":  # signs again, on purpose: what a machine has installed is the question
+        if state != "certificates":  # signs again on purpose; the test is about the files that a machine installed
             guest.step(stack.machines[name], state, **variables)
     twice = everything()
     assert [once[name] ^ twice[name] for name in once] == [set(), set()], "a second run changes something"
@@ -265,7 +265,7 @@ def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: 
     for machine in (guest.hand, guest.head):
         machine.reboot()
         stack.boot(machine.name)
-        machine.run("cp -p /tmp/thesis.txt /dev/shm")  # which a reboot empties
+        machine.run("cp -p /tmp/thesis.txt /dev/shm")  # a reboot empties it
     assert guest.hand.ssh("timeout 20 cat /data/dask/kept").stdout == "kept\n"
     for machine in machines:
         assert machine.ssh("sudo cat /data/thesis.txt").stdout == "alice's\n"

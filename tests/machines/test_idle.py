@@ -1,4 +1,4 @@
-"""The step that powers an idle machine off, on real machines; test_power_off.py has a whole stack."""
+"""The step that powers off an idle machine, on real machines; test_power_off.py tests a complete stack."""
 
 import json
 import time
@@ -23,7 +23,7 @@ def first_pair(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
 
 @pytest.fixture
 def pair(first_pair: Pair, stack: Stack) -> Pair:
-    """Two machines that are on, where nothing was computed for an hour and no worker is there."""
+    """Two running machines on which nothing was computed for an hour, without workers."""
     for machine in (first_pair.head, first_pair.hand):
         calm(machine, stack)
     worked(first_pair, 0)
@@ -31,11 +31,11 @@ def pair(first_pair: Pair, stack: Stack) -> Pair:
 
 
 def calm(machine: Machine, stack: Stack) -> None:
-    """On, and nothing powers it off."""
+    """Starts a machine without the step."""
     ends = "sudo -n systemctl stop dask-idle step steps 2>/dev/null; true"
     if not machine.is_on() or machine.ssh(ends, check=False).returncode:
         until(lambda: not machine.is_on())
-        # Else it could be off again before anything reaches it.
+        # Otherwise it could power off before a command reaches it.
         unit = "etc/systemd/system/multi-user.target.wants/dask-idle.service"
         as_root("rm", "-f", str(machine.folder / "upper" / unit))
         stack.boot(machine.name)
@@ -43,40 +43,40 @@ def calm(machine: Machine, stack: Stack) -> None:
 
 
 def worked(pair: Pair, workers: int) -> None:
-    """What the scheduler's preload would write an hour after the last work."""
+    """Writes the scheduler's record as of an hour after the last work."""
     home = "/var/lib/daskstack/home"
     file = f"rm -f worked && echo {workers} >worked && chown dask worked && touch -d '1 hour ago' worked"
     pair.head.run(f"cd {home} && {file}")
 
 
 def watch(pair: Pair, machine: Machine, limit: int, then: str = "") -> None:
-    """Runs the step, and at once, before the limit can be over, what follows."""
+    """Runs the step, and directly after it a script, before the limit can pass."""
     told = {"LIMIT": str(limit), "ADDRESS": "" if machine is pair.head else pair.head.address}
     machine.run(f"{script('idle', told)}\n{then}\n")
 
 
 def moments(machine: Machine, words: str) -> list[float]:
-    """When its watch said so, on the clock of time.monotonic(), as the machine's journal has it."""
+    """The time of a message of the watch in the machine's journal, on the clock of time.monotonic()."""
     journal = ("journalctl", "--directory", str(machine.folder / "upper/var/log/journal"), "--unit", "dask-idle")
     entries = [json.loads(line) for line in as_root(*journal, "--output", "json").stdout.splitlines()]
     return [int(each["__MONOTONIC_TIMESTAMP"]) / 1e6 for each in entries if words in str(each["MESSAGE"])]
 
 
 def outlives(machine: Machine, limit: int) -> None:
-    """It has not begun to power off when it looked more than once since the limit was over."""
+    """Fails if the machine powers off although the watch checked more than once after the limit."""
     time.sleep(limit + 2 * (limit // 4) + 1)
     assert machine.is_on()
     assert max(moments(machine, "powering off"), default=0) < max(moments(machine, "Started "))
 
 
 def has_gone(machine: Machine) -> tuple[float, float]:
-    """Once it is off: when its watch started, and when it powered the machine off."""
+    """Waits until the machine is off; returns when its watch started and when it powered off."""
     until(lambda: not machine.is_on(), 200)
     return max(moments(machine, "Started ")), max(moments(machine, "powering off"))
 
 
-# When the watch ends is in tests/unit/test_idle_watch.py, on a clock of its own. Here is what it needs of machines. It
-# reads its clock in whole seconds.
+# tests/unit/test_idle_watch.py tests the times with a fake clock. These tests need machines. The watch reads its clock in
+# whole seconds.
 
 
 def test_an_idle_machine_powers_off_after_the_limit(pair: Pair) -> None:
@@ -128,7 +128,7 @@ def test_the_step_changes_nothing_the_second_time_and_undo_removes_it(pair: Pair
     def began() -> str:
         return pair.hand.ssh("systemctl show -p ActiveEnterTimestampMonotonic dask-idle").stdout
 
-    # A renewal would fetch what is new, at any time.
+    # Stop renewals, which could fetch new credentials at any time.
     pair.hand.run("systemctl stop dask-credentials.timer dask-credentials.service")
     try:
         before = snapshot(pair.hand)

@@ -1,6 +1,6 @@
-"""An `up` that dies at any moment, and the next one.
+"""An `up` that is killed at any moment, and the next one.
 
-KILLS=20 tries more moments at which `make up` is killed.
+KILLS=20 kills `make up` at more moments.
 """
 
 import os
@@ -22,13 +22,13 @@ KILLS = int(os.environ.get("KILLS", "4"))
 
 
 def processes() -> dict[int, tuple[int, int]]:
-    """Every process with its parent and its session."""
+    """All processes with their parents and sessions."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,sid="], capture_output=True, text=True, check=True).stdout
     return {pid: (parent, session) for pid, parent, session in (map(int, line.split()) for line in listed.splitlines())}
 
 
 def kill(make: subprocess.Popen, with_commands: bool) -> None:
-    """`kill -9` of make, engine and plugins; with or without the local commands that these run."""
+    """Kills make, the engine and its plugins with SIGKILL, with or without the local commands that they run."""
     stopped: set[int] = set()
     while True:
         found = processes()
@@ -38,7 +38,7 @@ def kill(make: subprocess.Popen, with_commands: bool) -> None:
         doomed = {pid for pid in family & found.keys() if with_commands or found[pid][1] == make.pid}
         if doomed <= stopped:
             break
-        # They stand still first, for one that starts another just now would leave that one behind.
+        # Stop them all first, so that none can start another process during the kill.
         as_root("kill", "-STOP", *map(str, doomed - stopped), check=False)
         stopped |= doomed
     as_root("kill", "-KILL", *map(str, stopped), check=False)
@@ -46,7 +46,7 @@ def kill(make: subprocess.Popen, with_commands: bool) -> None:
 
 
 class Cluster:
-    """A user's checkout, its stack of local machines, and what was seen of both."""
+    """A user's checkout, its stack of local machines, and observations of both."""
 
     def __init__(self, checkout: Checkout) -> None:
         self.checkout = checkout
@@ -57,13 +57,13 @@ class Cluster:
         return any(self.data.glob("state/.pulumi/locks/organization/dask/dev/*.json"))
 
     def resources(self) -> dict[str, dict]:
-        """What the state knows, of which there is none where `up` was killed before it began one."""
+        """The resources in the state; empty if `up` was killed before it wrote one."""
         if not list(self.data.glob("state/.pulumi/stacks/dask/dev.json*")):
             return {}
         return self.checkout.resources()
 
     def finished(self) -> dict[str, tuple[str, str]]:
-        """When each Command that has ended was begun for the first time, and when it ran last."""
+        """The first start and the last run of each completed Command."""
         known = self.resources().items()
         return {name: (each["created"], each["modified"]) for name, each in known if ":Command" in each["type"]}
 
@@ -71,7 +71,7 @@ class Cluster:
         return made_once(self.checkout) if self.resources() else {}
 
     def killed_up(self, created: int, seconds: float, with_commands: bool) -> None:
-        """An `up` that is killed some seconds after it has made so many resources."""
+        """Runs `up` and kills it some seconds after it created this number of resources."""
         output = self.checkout.folder.parent / "up.log"
         with output.open("w") as log:
             make = subprocess.Popen(
@@ -89,12 +89,12 @@ class Cluster:
             self.last = output.read_text()
 
     def traces(self) -> list[str]:
-        """What of the stack can be seen on this computer."""
+        """Traces of the stack on this computer."""
         folder = self.data / "machines/dev"
         digest = subprocess.run(["sha256sum"], input=str(folder), capture_output=True, text=True).stdout
         words = (f"dask-{digest[:8]}", str(folder))
         found = as_root("ip", "-o", "link").stdout + as_root("ip", "netns").stdout + Path("/proc/mounts").read_text()
-        # Others' groups come and go while it looks.
+        # Other processes' cgroups can disappear during the search.
         groups = as_root("find", "/sys/fs/cgroup", "-maxdepth", "2", check=False)
         found += as_root("ps", "-eo", "args").stdout + groups.stdout
         found += "\n".join(str(path) for path in self.data.glob("machines/*"))
@@ -102,7 +102,7 @@ class Cluster:
 
 
 def test_the_next_up_resumes_a_killed_one_and_destroy_leaves_nothing(image: str, tmp_path: Path) -> None:
-    """What a killed run had finished is not run again, and what it had made stays."""
+    """Fails if the next run repeats completed commands or recreates their files."""
     chance = random.Random(KILLS)
     with stack_dev(tmp_path) as checkout:
         cluster = Cluster(checkout)
@@ -110,14 +110,14 @@ def test_the_next_up_resumes_a_killed_one_and_destroy_leaves_nothing(image: str,
             finished: dict[str, tuple[str, str]] = {}
             made: dict[tuple[str, str], str] = {}
             locked = False
-            # As many at the beginning of a stack as at its end. The last kill lets up finish most of it.
+            # Spread the kills from the beginning to the end. The last one lets `up` finish most of the stack.
             for moment, most in enumerate((0, 12, 24, 36)):
                 more = max(1, most - len(cluster.resources())) if moment else 0
                 cluster.killed_up(chance.randint((more + 1) // 2, more), chance.uniform(0.3, 2), moment % 2 == 0)
                 assert ("Cleared the lock of a run that is dead" in cluster.last) == locked
                 locked = cluster.locked()
                 assert locked or moment == 0
-                # Also what the commands do that were not killed with it does not disturb what had ended.
+                # Commands that survived the kill do not disturb completed ones.
                 assert finished.items() <= cluster.finished().items()
                 assert made.items() <= cluster.made().items()
                 finished, made = cluster.finished(), cluster.made()
@@ -132,6 +132,6 @@ def test_the_next_up_resumes_a_killed_one_and_destroy_leaves_nothing(image: str,
             checkout.make("destroy")
             until(lambda: cluster.traces() == [])
             assert [process for process in running if process.is_running()] == []
-            # The engine's own note on the format of the folder is no stack's.
+            # The engine's own file with the folder's format belongs to no stack.
             files = [path for path in cluster.data.rglob("*") if path.is_file()]
             assert [path for path in files if not path.name.startswith("meta.yaml")] == []

@@ -1,4 +1,4 @@
-"""Local machines: what the scripts in on_this_computer/local_machines promise, on real ones."""
+"""The scripts in on_this_computer/local_machines, tested with real machines."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from rehearsal.machines import SCRIPTS, SUDO, CommandError, as_root, call, until
 
 
 def ancestor(machine, name):
-    """The process of this name among the machine's process 1 and those that it descends from."""
+    """The process with this name among the machine's process 1 and its ancestors."""
     pid = machine.pid
     while (process := as_root("ps", "-o", "ppid=,comm=", "-p", str(pid)).stdout.split())[1] != name:
         pid = int(process[0])
@@ -25,13 +25,13 @@ def ancestor(machine, name):
 
 
 def boot_id(machine):
-    """Another one after each boot: the start of the machine's systemd."""
+    """The start of the machine's systemd, which is different after each boot."""
     done = machine.ssh("systemctl show --property UserspaceTimestampMonotonic", check=False)
     return done.stdout if done.returncode == 0 else None
 
 
 def traces(stack):
-    """What of a stack can be seen on this computer: links, namespaces, mounts, groups, processes, files."""
+    """Traces of a stack on this computer: links, namespaces, mounts, cgroups, processes, files."""
     words = (stack.bridge, str(stack.directory))
     found = [line.split()[1] for line in as_root("ip", "-o", "link").stdout.splitlines()]
     found += as_root("ip", "netns").stdout.splitlines()
@@ -52,7 +52,7 @@ def test_the_image_belongs_to_no_machine(image):
 
 @pytest.fixture
 def mirror(tmp_path):
-    """A mirror of Debian that nobody has signed: its address."""
+    """The address of an unsigned Debian mirror."""
     release = tmp_path / "mirror" / "debian" / "dists" / "bookworm" / "Release"
     release.parent.mkdir(parents=True)
     release.write_text("Suite: stable\nCodename: bookworm\nComponents: main\nArchitectures: amd64\n")
@@ -72,7 +72,7 @@ def mirror(tmp_path):
     ids=["with Debian's keys", "without them"],
 )
 def test_an_image_is_built_only_from_packages_signed_by_debian(hide, said, mirror, tmp_path):
-    apt = tmp_path / "apt-get"  # which tells image.sh where this computer gets its own packages from
+    apt = tmp_path / "apt-get"  # from which image.sh learns this computer's package source
     apt.write_text(f'#!/bin/sh\ncase "$*" in *Label:\\ Debian) echo {mirror} ;; esac\n')
     apt.chmod(0o755)
     environment = f"CACHE={tmp_path}/cache PATH={tmp_path}:$PATH"
@@ -89,7 +89,7 @@ def test_machines_booted_together_have_their_own_names_and_keys(boot):
         assert machine.ssh(f"getent ahostsv4 {machine.name}").stdout.split()[0] == machine.address
         assert machine.run("id --user").stdout.strip() == "0"
         assert machine.ssh("systemctl is-system-running").stdout.strip() == "running"
-        # Control groups of its own alone, also where this computer has v1 groups that all would share.
+        # Only its own cgroups, even if this computer has v1 cgroups, which all machines would share.
         assert machine.ssh("findmnt -n -o FSTYPE /sys/fs/cgroup").stdout.strip() == "cgroup2"
     for property in ("address", "id", "host_key"):
         assert len({getattr(machine, property) for machine in machines}) == 3
@@ -104,7 +104,7 @@ def test_logins_as_root_or_with_a_password_are_rejected(boot):
 
 
 def test_root_of_a_machine_cannot_create_devices_or_change_the_kernel(boot):
-    """No boundary against an attacker who is root there, which the documentation says; but none of this is open."""
+    """This does not stop an attacker with root on the machine, as the documentation says; but these ways are closed."""
     [machine] = boot("one")
     number = os.stat("/").st_dev
     assert machine.run(f"mknod /root/disk b {os.major(number)} {os.minor(number)}", check=False).returncode
@@ -140,7 +140,7 @@ def test_up_again_changes_nothing(stack, boot):
 
 
 def test_a_machine_outlives_its_caller_and_does_not_block_it(stack):
-    """As from a terminal that is closed: the caller's whole process group is killed."""
+    """Like closing a terminal: the caller's entire process group is killed."""
     caller = subprocess.Popen(
         ["bash", "-c", 'bash "$0" up; echo done; sleep 600', str(SCRIPTS / "machine.sh")],
         env=os.environ | stack.variables("orphan"), stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -149,14 +149,14 @@ def test_a_machine_outlives_its_caller_and_does_not_block_it(stack):
     assert caller.stdout.readline() == "done\n"
     first = boot_id(stack.boot("orphan")[0])
     os.killpg(caller.pid, signal.SIGKILL)
-    # This ends only where no process of the machine holds the pipe.
+    # This returns only if no process of the machine holds the pipe.
     assert caller.communicate(timeout=120)[0] == ""
     [machine] = stack.boot("orphan")
     assert machine.id == printed["id"]
     assert boot_id(machine) == first
 
 
-# Kills `up` with all processes of its group before its n-th line; lines in which it waits for the machine do not count.
+# Kills `up` and its process group before its n-th line; lines that wait for the machine do not count.
 KILL = """
 if [[ ${1-} == up ]]; then
   counted=0
@@ -172,7 +172,7 @@ fi
 
 
 def up_killed_at(line, stack, name, folder):
-    """The status of an `up` that is killed at this line, where it has so many, and how many lines it has run."""
+    """The exit status of an `up` that is killed at this line, if it has so many, and the number of lines it ran."""
     (folder / "kill").write_text(KILL)
     variables = stack.variables(name) | {
         "BASH_ENV": folder / "kill", "COUNTED": folder / "counted", "KILL_AT": line,
@@ -285,7 +285,7 @@ def test_down_removes_everything_and_is_quiet_when_it_is_gone(make_stack):
 
 
 def network_among(routes, tmp_path):
-    """The network that is chosen on a computer with these routes; it is a network namespace of its own."""
+    """The network that the script chooses on a computer with these routes, which is a network namespace here."""
     script = f"""
         mount -t tmpfs tmpfs /run
         ip link set lo up
@@ -311,7 +311,7 @@ def test_a_network_that_this_computer_routes_to_is_not_used(route, tmp_path):
     (tmp_path / "stack" / "network").unlink()
     route = route.format(network=free, within=free.replace(".0/24", ".77"))
     assert network_among(f"ip route add {route}", tmp_path) not in (free, "")
-    # And where it was chosen before, it is not moved behind the machines' back.
+    # A network that is already in use by machines does not change.
     (tmp_path / "stack" / "network").write_text(f"{free}\n")
     assert f"{free} of stack stack is now used" in network_among(f"ip route add {route}", tmp_path)
 
@@ -345,7 +345,7 @@ def test_firewalld_closes_a_machine_to_the_outside_but_not_to_the_cluster(boot, 
 
 
 def test_a_directory_of_another_machine_is_mounted_on_first_access(boot):
-    """FUSE and automount, by systemd units, as the shared directory is mounted."""
+    """Mounts with FUSE and automount by systemd units, like the shared directory."""
     [server, client] = boot("one", "two")
     server.ssh("mkdir -p /tmp/daskdata && echo shared > /tmp/daskdata/file && mkdir -p -m 700 ~/.ssh")
     assert server.ssh("findmnt --noheadings --output FSTYPE --target /tmp").stdout == "overlay\n"

@@ -1,4 +1,4 @@
-"""A cluster that nobody uses powers itself off, and comes back with `up`; test_idle.py has the step alone."""
+"""An unused cluster powers itself off, and `up` starts it again; test_idle.py tests the step alone."""
 
 import re
 import time
@@ -14,7 +14,7 @@ from tests.machines.test_change import comes_back
 from tests.machines.test_idle import has_gone
 from tests.work import Work
 
-LIMIT = 60  # seconds, the least that a stack may say
+LIMIT = 60  # seconds, the shortest limit that a stack can set
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,13 @@ def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 @pytest.fixture
 def machines(checkout: Checkout) -> Mapping[str, Machine]:
-    """All on, also where nobody has used them for a while."""
+    """All machines on, even if they powered off in the meantime."""
     checkout.make("up")
     return checkout.machines()
 
 
 def test_results_of_preempted_machines_are_not_recomputed(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
-    """Each has begun a task that takes longer than it has. The second one has what the first one handed over."""
+    """Each machine started a task that outlasts it. The second one also holds data that the first one handed over."""
 
     def slow(number: int) -> int:
         time.sleep(30)
@@ -44,7 +44,7 @@ def test_results_of_preempted_machines_are_not_recomputed(checkout: Checkout, ma
         for name in ("worker-1", "worker-2"):
             long = work.client.submit(slow, 7, workers=f"{name}-1", allow_other_workers=True, pure=False)
             until(lambda long=long: long.key in str(work.client.call_stack()))
-            as_root("kill", "-s", "RTMIN+4", str(machines[name].pid))  # as by its power button
+            as_root("kill", "-s", "RTMIN+4", str(machines[name].pid))  # like its power button
             # By itself. Google would cut the power after 30 s; a busy computer has longer, a machine of another grace
             # than that of spot machines has not.
             until(lambda name=name: not machines[name].is_on(), 60)
@@ -62,7 +62,7 @@ def test_an_idle_cluster_powers_off_workers_first_and_up_starts_it_again(
 ) -> None:
     def computed(seconds: float) -> float:
         time.sleep(seconds)
-        return time.monotonic()  # which is that of this computer
+        return time.monotonic()  # the clock of this computer
 
     look = LIMIT / 4
     with daskstack.connect("dev") as client:

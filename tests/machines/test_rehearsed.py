@@ -1,4 +1,4 @@
-"""`make rehearse` of machines in Google Cloud: a stack's whole life on one computer."""
+"""`make rehearse` of machines in Google Cloud: the lifecycle of a stack on one computer."""
 
 import re
 from pathlib import Path
@@ -14,12 +14,12 @@ PHASES = [
 
 
 def touched(printed: str, phase: str) -> set[str]:
-    """The resources that `up` made or changed in a phase, whose output follows its title."""
+    """The resources that `up` created or changed in a phase."""
     [text] = re.findall(rf"^== {phase}[^\n]*\n(.*?)^== ", printed, re.MULTILINE | re.DOTALL)
     return set(re.findall(r"^ (?:\+|~|\+-|\+\+) +\S+ (\S+) (?:created|updated|replaced)", text, re.MULTILINE))
 
 
-@pytest.mark.timeout(1200)  # a whole life, on a busy machine
+@pytest.mark.timeout(1200)  # the entire lifecycle on a busy computer
 def test_the_shipped_vms_stack_is_created_changed_and_destroyed_and_keeps_its_data(tmp_path: Path) -> None:
     printed = lived("vms", tmp_path, PHASES)
     assert re.search(r"^workers +2 running", printed, re.MULTILINE), printed

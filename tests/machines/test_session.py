@@ -1,4 +1,4 @@
-"""Sessions and units of the cluster's user gain no rights, and what tasks leave behind stops no step."""
+"""Sessions and units of the cluster user gain no privileges, and leftovers of tasks cannot stop a step."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ UNITS = {
 
 @pytest.fixture(scope="module")
 def fresh(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
-    """A machine of which it is known how it was before its credentials."""
+    """A machine with a snapshot from before its credentials were installed."""
     [machine] = boot("task")
     pair = Pair(machine, machine, stack.network)
     pair.credentials(machine)
@@ -38,7 +38,7 @@ def machine(fresh: Pair) -> Machine:
 
 
 def session(machine: Machine, command: str) -> str:
-    """What a command prints in a session that a task opens on its own machine."""
+    """The output of a command in a session that a task opens on its own machine."""
     done = machine.ssh(shlex.join(["sudo", "-u", "dask", "ssh", machine.address, command]), check=False)
     return done.stdout + done.stderr
 
@@ -48,14 +48,14 @@ def session(machine: Machine, command: str) -> str:
 
 def test_a_session_of_the_cluster_user_cannot_gain_privileges(machine: Machine) -> None:
     assert session(machine, NO_NEW_PRIVILEGES) == "NoNewPrivs:\t1\n"
-    # Which such a session can start, and which is no child of it.
+    # A process that a session can start without being its parent.
     assert machine.run("systemctl show -P NoNewPrivileges user@$(id -u dask).service").stdout == "yes\n"
 
 
 def test_logins_and_file_transfers_cannot_gain_privileges(machine: Machine) -> None:
     typed = f"echo {shlex.quote(NO_NEW_PRIVILEGES)} | sudo -iu dask ssh {machine.address}"
     assert "NoNewPrivs:\t1\n" in machine.ssh(typed).stdout
-    # The transfer goes on until its server was looked at.
+    # Keep the transfer running until its server was inspected.
     transfer = f"sudo -iu dask sftp -S /etc/daskstack/ssh/ssh {machine.address}"
     seen = machine.run(
         f"(echo pwd; timeout 60 sh -c 'until pgrep -u dask sftp-server; do sleep 0.1; done' >/run/server\n"
@@ -124,7 +124,7 @@ def test_keys_planted_by_a_task_are_rejected(machine: Machine) -> None:
     ("state", "function"), [("service", "scheduler_unit"), ("service", "worker_unit"), ("idle", "unit")]
 )
 def test_systemd_rates_the_units_as_well_protected(machine: Machine, state: str, function: str) -> None:
-    """2.0 or better, where 10 is worst; a service without any of this has 9.6."""
+    """systemd's exposure level must be at most 2.0; the worst is 10, and a service without hardening has 9.6."""
     text = script(state, UNITS).rpartition("exclusively main")[0]
     file = "/tmp/rated.service"
     done = machine.run(
@@ -148,7 +148,7 @@ done
     assert machine.ssh("ls /owned", check=False).returncode != 0
 
 
-# What tasks may try to stop
+# Attempts of tasks to stop steps
 
 
 @pytest.mark.parametrize("path", ["/run", "/run/daskstack.lock"])
