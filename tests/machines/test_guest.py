@@ -1,5 +1,7 @@
-"""The cluster as a guest: `destroy` restores a machine whatever else is on it and whatever tasks leave behind. Each step
-runs by hand on two machines that contain many files and services of other users."""
+"""The cluster as a guest: `destroy` restores a machine whatever else is on it and whatever tasks leave behind.
+
+Each step runs by hand on two machines that contain many files and services of other users.
+"""
 
 import json
 from collections.abc import Callable

@@ -75,8 +75,8 @@ def has_gone(machine: Machine) -> tuple[float, float]:
     return max(moments(machine, "Started ")), max(moments(machine, "powering off"))
 
 
-# tests/unit/test_idle_watch.py tests the times with a fake clock. These tests need machines. The watch reads its clock in
-# whole seconds.
+# tests/unit/test_idle_watch.py tests the times with a fake clock. These tests need machines. The watch reads its clock
+# in whole seconds.
 
 
 def test_an_idle_machine_powers_off_after_the_limit(pair: Pair) -> None:

@@ -45,8 +45,8 @@ def test_results_of_preempted_machines_are_not_recomputed(checkout: Checkout, ma
             long = work.client.submit(slow, 7, workers=f"{name}-1", allow_other_workers=True, pure=False)
             until(lambda long=long: long.key in str(work.client.call_stack()))
             as_root("kill", "-s", "RTMIN+4", str(machines[name].pid))  # like its power button
-            # By itself. Google would cut the power after 30 s; a busy computer has longer, a machine of another grace
-            # than that of spot machines has not.
+            # It powers off by itself. Google cuts the power after 30 s; allow a busy computer more time, but less
+            # than the grace period of other machines.
             until(lambda name=name: not machines[name].is_on(), 60)
             work.goes_on()
             if name == "worker-1":

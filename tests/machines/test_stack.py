@@ -1,4 +1,4 @@
-"""A whole stack on real machines, built by `make up` as a user would, from its first job to its last trace."""
+"""A complete stack on real machines, built with `make up` like a user's, from the first job to its removal."""
 
 import base64
 import functools
@@ -44,13 +44,13 @@ def test_up_prints_the_result_of_the_job_and_how_to_connect(checkout: Checkout) 
 
 def test_the_first_up_warns_about_the_limits_of_local_machines(checkout: Checkout) -> None:
     warning = "root in one of them can become root of this computer"
-    summary = checkout.first_up.partition("Diagnostics:")[2]  # progress, before it, shows each message too
+    summary = checkout.first_up.partition("Diagnostics:")[2]  # the progress output before it also contains each message
     assert summary.count(warning) == 1
     assert warning.split(" can ")[1] in checkout.folder.joinpath("docs/machines.md").read_text()
 
 
 def test_a_clone_stays_clean_after_up(checkout: Checkout) -> None:
-    """Nothing is changed or new in it, but what git ignores: compiled Python, and the environment."""
+    """Only files that git ignores are new: bytecode and the environment."""
     left = checkout.first_status.splitlines()
     assert [line for line in left if not re.fullmatch(r"!! (\.venv|\S*__pycache__/\S*)", line)] == []
     assert "!! .venv" in left
@@ -75,7 +75,7 @@ def test_dask_does_not_start_without_the_rule_that_blocks_the_metadata_server(
 
 
 def secrets(key: str) -> set[str]:
-    """What gives a private key away: its lines, as they are and in base64 of whatever has them in it."""
+    """Fragments that reveal a private key: its lines, plain and in base64 at each possible offset."""
     begin, *lines, _end = key.strip().splitlines()
     # Of OpenSSH's ed25519 keys only the fourth line is about the private half alone: the third is in certificates, too,
     # but for a random byte. The last lines of others hold the public half alone.
@@ -89,7 +89,7 @@ def secrets(key: str) -> set[str]:
 
 
 def revealing(keys: Mapping[str, str]) -> dict[str, set[str]]:
-    """What gives each of these keys away."""
+    """The fragments that reveal each of these keys."""
     kinds = {(name, Path(place).name) for place in keys for name in NAMES if place.startswith(name)}
     assert kinds >= {(name, key) for name in NAMES for key in ("ssh_host_ed25519_key", "id_ed25519", "key.pem")}
     assert {f"scheduler:/etc/daskstack/authority/{key}" for key in ("host", "user", "tls.key")} <= keys.keys()
@@ -114,7 +114,7 @@ def test_private_keys_of_machines_are_not_in_state_outputs_or_logs_even_encrypte
         seen[f"the journal of {name}"] = machine.ssh("sudo journalctl -o cat").stdout
     for key, words in [*revealing(checkout.first_keys).items(), *revealing(checkout.private_keys()).items()]:
         assert [(place, word) for place, text in seen.items() for word in words if word in text] == [], key
-    # The user's own login is a secret of the stack: it is found where secrets are shown, and nowhere else.
+    # The user's own login key is a secret of the stack: it appears only where secrets are shown.
     [login] = {facts["private_key"] for facts in engine.cluster("dev")["admin"]["machines"].values()}
     found = {place for place, text in seen.items() if any(word in text for word in secrets(login))}
     assert found == {"the state's secrets", "the outputs"}
@@ -125,7 +125,7 @@ def test_no_key_is_on_a_command_line_while_steps_run(checkout: Checkout, machine
     [login] = {facts["private_key"] for facts in engine.cluster("dev")["admin"]["machines"].values()}
     for words in (*revealing(checkout.first_keys).values(), secrets(login)):
         assert [line for line in seen if any(word in line for word in words)] == []
-    # Steps were seen on each machine, and all that can be read of them is this.
+    # Steps were observed on each machine, and their command lines contain only this.
     for name, machine in machines.items():
         there = {line for group, line in checkout.seen_running if group.startswith(f"/{machine.bridge}-{name}/")}
         assert "bash\0-s\0first\0" in there
@@ -156,7 +156,7 @@ def test_connect_returns_a_client_and_leaves_no_files_or_processes(checkout: Che
 
 
 class Poison:
-    """Makes a file where it is unpickled, and is `value` there."""
+    """Unpickling it creates a file and returns `value`."""
 
     def __init__(self, marker: Path, value: object) -> None:
         self.marker, self.value = str(marker), value
@@ -168,8 +168,8 @@ class Poison:
 def test_status_runs_no_code_that_a_task_put_into_the_scheduler(
     checkout: Checkout, machines: Mapping[str, Machine]
 ) -> None:
-    marker = Path("/tmp", f"daskstack-marker-{uuid.uuid4()}")  # a folder that machines have, too
-    switch = f"/var/lib/daskstack/home/{marker.name}"  # so that the client of this test gets none of it
+    marker = Path("/tmp", f"daskstack-marker-{uuid.uuid4()}")  # a folder that also exists on machines
+    switch = f"/var/lib/daskstack/home/{marker.name}"  # so that this test's client does not receive it
 
     def poison(dask_scheduler: distributed.Scheduler) -> None:
         identity = dask_scheduler.handlers["identity"]
@@ -201,7 +201,7 @@ def test_logs_prints_the_last_lines_of_all_machines_or_one(checkout: Checkout) -
     assert said[1::2] == list(NAMES)
     for name, text in zip(said[1::2], said[2::2], strict=True):
         assert "distributed.scheduler" in text if name == "scheduler" else "distributed.worker" in text
-        assert 1 < len(text.splitlines()) <= 41  # a line of journalctl's may say where it begins
+        assert 1 < len(text.splitlines()) <= 41  # journalctl can print a line about the start of the log
     assert re.findall("^== .*", checkout.make("logs", "MACHINE=worker-1"), re.MULTILINE) == ["== worker-1"]
     said = checkout.make("logs", "MACHINE=worker-9", succeeds=False)
     assert "stack dev has no machine worker-9; it has scheduler, worker-1, worker-2" in said
@@ -302,7 +302,7 @@ def test_hardened_units_do_not_restrict_ordinary_tasks(checkout: Checkout, machi
         for name in ("worker-1", "worker-2"):
             done = client.submit(work, name, workers=[f"{name}-1"], pure=False).result(timeout=120)
             assert done == (500.0**3, b"hello", "[1, 2]\n", name)
-        # A mount that dies and comes back is seen by a worker that runs all the time.
+        # A running worker sees the mount again after it died and recovered.
         machines["worker-1"].ssh("sudo pkill -KILL -f '^[^ ]*sshfs [^ ]* /srv/daskdata '")
 
         def comes_back() -> bool:
@@ -361,13 +361,13 @@ def test_every_port_of_every_machine_is_closed_to_the_outside(
     try:
         with ThreadPoolExecutor() as pool:
             assert list(pool.map(outside.open_ports, machines.values())) == [[]] * len(machines)
-        # Were they open, they would be seen.
+        # The scan finds these ports when they are open.
         head.run("systemctl stop firewalld")
         try:
             assert {22, 8786, 8787} <= set(outside.open_ports(head))
         finally:
             head.run("systemctl start firewalld")
-        until(lambda: not outside.connects(head, 22))  # its rules come a moment after it says that it runs
+        until(lambda: not outside.connects(head, 22))  # it reports that it runs shortly before its rules are loaded
     finally:
         outside.remove()
 
@@ -402,7 +402,7 @@ def test_a_killed_worker_restarts(machines: Mapping[str, Machine]) -> None:
 
 
 def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) -> subprocess.CompletedProcess[str]:
-    """The stack's own check, expecting something else."""
+    """The stack's own check with a different expectation."""
     resources = json.loads(checkout.pulumi("stack", "export"))["deployment"]["resources"]
     stdin = next(each["inputs"]["stdin"] for each in resources if each["urn"].endswith("::dask-check"))
     line = next(line for line in stdin.splitlines() if line.startswith("EXPECT="))

@@ -1,4 +1,4 @@
-"""Each step on real machines makes its state true; test_guest.py has what a second run changes, and undo."""
+"""Each step establishes its state on real machines; test_guest.py tests second runs and undo."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ from tests.machines.snapshots import snapshot
 
 
 class Pair:
-    """Two machines, and what `up` would give their steps: `head` is scheduler and authority, `hand` a worker's."""
+    """Two machines with their steps' parameters, as `up` passes them: `head` is scheduler and authority, `hand` a worker."""
 
     def __init__(self, head: Machine, hand: Machine, network: str) -> None:
         self.head, self.hand, self.network = head, hand, network
@@ -35,7 +35,7 @@ class Pair:
 
     @classmethod
     def alone(cls, machine: Machine, stack: Stack) -> "Pair":
-        """One machine with its credentials, the holder of its own data."""
+        """One machine with its credentials, which holds its own data."""
         pair = cls(machine, machine, stack.network)
         pair.credentials(machine)
         return pair
@@ -120,7 +120,7 @@ def shared(mesh: Pair) -> Pair:
 
 @pytest.fixture(scope="module")
 def holder(boot: Callable[..., list[Machine]], stack: Stack) -> Pair:
-    """A machine alone; each test that uses it undoes its shared directory."""
+    """A single machine; each test that uses it undoes its shared directory."""
     return Pair.alone(*boot("disk"), stack)
 
 
@@ -128,7 +128,7 @@ def start_sshd(machine: Machine) -> None:
     as_root("nsenter", "--target", str(machine.pid), "--all", "systemctl", "start", "ssh")
 
 
-# credentials
+# Credentials
 
 
 @pytest.mark.parametrize("one", ["head", "hand"])
@@ -174,7 +174,7 @@ def test_tasks_cannot_write_where_root_reads(mesh: Pair) -> None:
 
 def test_tasks_reach_the_metadata_server_only_if_they_may_use_the_machines_account(mesh: Pair) -> None:
     hand = mesh.hand
-    # Port 53 of the same address is a name server on Google Cloud.
+    # On Google Cloud, port 53 of this address is a name server.
     hand.run("ip address add 169.254.169.254/32 dev lo")
     for port in (80, 53):
         hand.run(f"systemd-run -q --unit metadata-{port} python3 -m http.server {port} --bind 169.254.169.254")
@@ -246,14 +246,14 @@ FILES = ("ssh/host-cert.pub", "ssh/id_ed25519-cert.pub", "tls/certificate.pem")
 
 
 def read(machines: Sequence[Machine], *files: str) -> list[str]:
-    """What is in these files of each machine's /etc/daskstack."""
+    """The contents of these files in each machine's /etc/daskstack."""
     show = "cd /etc/daskstack && for each; do base64 -w 0 $each && echo; done"
     said = [line for machine in machines for line in machine.run(show, {}, *files).stdout.splitlines()]
     return [base64.b64decode(line).decode() for line in said]
 
 
 def fetch(pair: Pair) -> None:
-    """What timers do within minutes."""
+    """Runs the renewal that timers start within minutes."""
     pair.head.run("systemctl start dask-authority")
     for machine in (pair.head, pair.hand):
         machine.run("systemctl start dask-credentials || { journalctl -u dask-credentials -n 9; exit 1; }")
@@ -267,7 +267,7 @@ def test_certificates_renew_themselves(mesh: Pair) -> None:
     before = read(machines, *FILES)
     fetch(mesh)
     assert before == read(machines, *FILES)
-    # Of certificates that should last 200 days too little is left.
+    # For a lifetime of 200 days, the remaining time is too short.
     mesh.head.run('sed -i \'s/DAYS="90"/DAYS="200"/\' /opt/daskstack/authority')
     fetch(mesh)
     after = read(machines, *FILES)
@@ -275,11 +275,11 @@ def test_certificates_renew_themselves(mesh: Pair) -> None:
     mesh.hand.ssh(f"sudo -iu dask ssh {mesh.head.address} true")
     mesh.head.run('sed -i \'s/DAYS="200"/DAYS="90"/\' /opt/daskstack/authority')
     for machine in machines:
-        mesh.credentials(machine)  # again for ninety days
+        mesh.credentials(machine)  # valid for ninety days again
 
 
 def test_certificates_that_the_authority_did_not_sign_are_not_installed(mesh: Pair) -> None:
-    """The cluster's user serves it, and runs tasks."""
+    """The cluster user, who runs tasks, serves these files, so they can be forged."""
     before = read([mesh.hand], *FILES)
     mesh.head.run("cp /etc/daskstack/published/hand /root/kept && sed -i '$s/./&&/' /etc/daskstack/published/hand")
     try:
@@ -294,7 +294,7 @@ def test_certificates_that_the_authority_did_not_sign_are_not_installed(mesh: Pa
 
 
 def test_keys_of_a_removed_machine_are_rejected(mesh: Pair) -> None:
-    """They are still on it, or with who has copied them."""
+    """The removed machine, or anyone who copied its keys, still has them."""
     hand, stolen = mesh.hand, "/var/lib/daskstack/home/stolen"
     hand.run(
         f'sudo -u dask sh -c \'umask 077 && mkdir {stolen} && cd {stolen} && ssh-keygen -q -t ed25519 -N "" -f id &&'
@@ -341,7 +341,7 @@ def test_a_renewal_replaces_keys_and_authorities_and_rejects_the_old_ones(mesh: 
     machines, old = (mesh.head, mesh.hand), "/var/lib/daskstack/home/old"
 
     def opened(certificates: list[str], options: str = "") -> set[bool]:
-        """Whether each machine accepts each one's SSH key and TLS certificate."""
+        """Whether each machine accepts the SSH key and TLS certificate of each machine."""
         seen = set()
         verify = "openssl verify -crl_check -CAfile /etc/daskstack/tls/authority.pem"
         for machine in machines:
@@ -392,7 +392,7 @@ def test_a_renewal_replaces_keys_and_authorities_and_rejects_the_old_ones(mesh: 
 
 
 def test_a_fetch_during_a_renewal_never_mixes_old_keys_and_new_certificates(mesh: Pair) -> None:
-    """A timer may come at any moment, and an `up` may end at any."""
+    """A timer can start, and an `up` can be killed, at any moment."""
     mesh.renewal = "3"
     keys = {mesh.head: mesh.keys(mesh.head)}
     mesh.authority()
@@ -466,14 +466,14 @@ def test_the_mount_comes_back_after_a_reboot_of_either_machine(shared: Pair, sta
     for machine in (shared.hand, shared.head):
         machine.reboot()
         stack.boot(machine.name)
-        # What was under way when the other machine went may fail.
+        # Operations that were running when the other machine rebooted may fail.
         read = "timeout 60 cat /srv/daskdata/kept"
         until(lambda read=read: shared.hand.ssh(read, check=False).stdout == "kept\n", 120)
         assert "169.254.169.254" in machine.run("nft list table inet daskstack").stdout
 
 
 def test_the_units_have_no_dependency_cycle(shared: Pair) -> None:
-    """Of which systemd would leave out any job, at some boots."""
+    """systemd breaks a dependency cycle by dropping an arbitrary job at some boots."""
     for machine in (shared.hand, shared.head):
         machine.ssh("systemctl is-enabled srv-daskdata.automount")
         done = machine.run("systemd-analyze verify --man=no srv-daskdata.automount", check=False)
@@ -481,7 +481,7 @@ def test_the_units_have_no_dependency_cycle(shared: Pair) -> None:
 
 
 def test_nothing_is_written_under_an_inactive_mount_point(shared: Pair) -> None:
-    """While the machine that holds the data is away, a write fails; it does not land on the local disk."""
+    """During an outage of the machine that holds the data, writes fail instead of going to the local disk."""
     shared.head.ssh("sudo systemctl stop ssh; sudo pkill -u dask sshd")
     try:
         done = shared.hand.ssh("sudo timeout 60 touch /srv/daskdata/astray", check=False)
@@ -509,7 +509,7 @@ def test_a_task_named_sshfs_cannot_keep_the_mount_busy(shared: Pair) -> None:
 def test_a_broken_mount_fails_the_step_with_the_reason(
     mesh: Pair, holder: Pair, boot: Callable[..., list[Machine]]
 ) -> None:
-    """It takes the data from a machine that knows nothing of its cluster."""
+    """Mounts the data of a machine that does not accept the cluster's keys."""
     astray, [stranger] = holder.head, boot("stranger")
     variables = {**mesh.data_variables(astray, "/srv/elsewhere"), "DATA_ADDRESS": stranger.address}
     done = astray.run(script("data", variables), check=False)
@@ -559,18 +559,18 @@ def test_data_under_tmp_survives_a_reboot(holder: Pair, stack: Stack) -> None:
     machine.run("rm -rf /tmp/daskdata")
 
 
-# data on a disk of its own
+# Data on a separate disk
 
 
 @dataclass
 class Disk:
-    """A blank disk of 64 MB: a file on this computer, and a device of the machine, until it reboots."""
+    """A blank disk of 64 MB: a file on this computer, which is a device of the machine until it reboots."""
 
     file: Path
     loop: str
 
     def attach(self, machine: Machine) -> None:
-        """From here: the machine's own root may not make device nodes."""
+        """Creates the device node from this computer, because root of the machine may not."""
         number = os.stat(self.loop).st_rdev
         node = ("mknod", DEVICE, "b", str(os.major(number)), str(os.minor(number)))
         as_root("nsenter", "--target", str(machine.pid), "--mount", *node)
@@ -582,7 +582,7 @@ class Disk:
 
 @contextmanager
 def blank_disk(machine: Machine, file: Path) -> Iterator[Disk]:
-    """It is attached to the machine, which has to let go of it at the end."""
+    """A disk that is attached to the machine, and must be unmounted at the end."""
     as_root("truncate", "-s", "64M", str(file))
     disk = Disk(file, as_root("losetup", "--find", "--show", str(file)).stdout.strip())
     try:
@@ -625,7 +625,7 @@ def test_a_disk_keeps_its_files_when_it_moves_to_another_machine(holder: Pair, d
 
     assert f"kept {DEVICE} on disk, because it contains files" in data_on_disk(holder, "undo").stderr
     assert snapshot(machine) ^ before == set()
-    # As the next machine finds it, whose cluster's user has another number.
+    # As the next machine finds it, where the cluster user has another user ID.
     machine.run(f"mount {DEVICE} /mnt && chown -R 4242:4242 /mnt && umount /mnt")
     data_on_disk(holder)
     machine.ssh("sudo -u dask sh -c 'cd / && echo more >>/srv/daskdata/kept'")
@@ -649,7 +649,7 @@ def test_a_resized_disk_is_used_to_its_full_size(holder: Pair, disk: Disk) -> No
     disk.grow(128)
     done = data_on_disk(holder, check=False)
     if not int(holder.head.run("sed -n 's/^CapBnd:/0x/p' /proc/1/status | tr -d '\\t'").stdout, 16) & CAP_SYS_RESOURCE:
-        # Without it no kernel lets a mounted file system grow: here is seen that the step tries to, and says why not.
+        # The kernel requires this to grow a mounted file system: here the step tries to, and reports why it failed.
         assert "cannot grow the file system on /dev/disk-of-its-own to the device's size" in done.stderr
         pytest.skip("this computer may not resize mounted file systems")
     assert done.returncode == 0, done.stderr
@@ -693,11 +693,11 @@ def test_the_step_fails_if_a_disk_would_hide_files(holder: Pair, disk: Disk) -> 
     assert holder.head.ssh("mv mine /srv/daskdata && ls /srv/daskdata").stdout == "mine\n"
 
 
-# environment
+# Environment
 
 
 def wheel(folder: Path, code: str, name: str = "tiny") -> str:
-    """A wheel with one module; returns its line of a lock. Two of them are of one size where their codes are."""
+    """Writes a wheel with one module and returns its line of a lock. Wheels with code of equal size have equal size."""
     info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
         for path, text in {
@@ -712,7 +712,7 @@ def wheel(folder: Path, code: str, name: str = "tiny") -> str:
 
 @dataclass
 class House:
-    """A wheelhouse of one tiny package, which the machine `head` hands out."""
+    """A wheelhouse with one tiny package, which the machine `head` serves."""
 
     pair: Pair
     folder: Path
@@ -756,13 +756,13 @@ IMPORT = "cd / && /opt/daskstack/environment/bin/python -c 'import tiny; print(t
 
 
 def test_root_installs_only_files_whose_hashes_it_verified(house: House, tmp_path: Path) -> None:
-    """The SFTP server of the authority's machine is another one than sshd's, as if a task had got that far."""
+    """Replaces the SFTP server of the authority's machine, as if a task had managed to."""
     head, hand = house.pair.head, house.pair.hand
     honest, evil = next((house.folder / "wheels").iterdir()), tmp_path / "evil"
     evil.mkdir()
     wheel(evil, "value = 'evil!!'\n")
     assert (evil / honest.name).stat().st_size == honest.stat().st_size
-    # uv would build this, and so run it, where the lock lets it.
+    # uv would build this, and thereby run it, if the lock allowed it.
     with tarfile.open(evil / "source-1.0.tar.gz", "w:gz") as archive:
         for name, text in {"setup.py": OWNED, "pyproject.toml": "[build-system]\nrequires = []\n"}.items():
             (tmp_path / name).write_text(text)
@@ -814,8 +814,8 @@ def test_root_rejects_wheels_whose_hash_is_not_in_the_lock(house: House, lock: s
 
 
 def test_root_never_builds_source_packages(house: House, tmp_path: Path) -> None:
-    """Not even one that the lock names: building it runs its code."""
-    # What builds it is in the package itself, so no index is needed.
+    """Not even one that the lock names, because a build runs the package's code."""
+    # The package contains its own build backend, so no index is needed.
     built = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     wheels = house.folder / "wheels"
     with tarfile.open(wheels / "source-1.0.tar.gz", "w:gz") as archive:
@@ -832,7 +832,7 @@ def test_root_never_builds_source_packages(house: House, tmp_path: Path) -> None
 
 
 def test_a_strict_umask_does_not_lock_out_the_cluster_user(house: House) -> None:
-    """As hardening guides want it: nobody else can read what root makes."""
+    """A umask from hardening guides: other users cannot read files that root creates."""
     for machine in (house.pair.head, house.pair.hand):
         house.install(machine, before="umask 077\n")
         machine.ssh(f'sudo -u dask sh -c "{IMPORT}"')

@@ -1,7 +1,7 @@
-"""An SFTP server with two faces: it serves a file as it is once, and then the one of that name in ~/evil instead.
+"""An SFTP server that serves a file unchanged the first time, and then the file of the same name in ~/evil.
 
-It stands for anything that the cluster's user could serve in the place of the files. Each opening of a file is a line
-of ~/served. Only what sshfs asks for is answered.
+It simulates whatever the cluster user could serve instead of the files. Each opened file adds a line to ~/served. Only
+requests of sshfs are supported.
 """
 
 import os
@@ -27,7 +27,7 @@ def attributes(found: os.stat_result) -> bytes:
 
 
 def chosen(path: str) -> str:
-    """What is served under this path this time."""
+    """The file to serve under this path this time."""
     log, evil = HOME / "served", HOME / "evil" / Path(path).name
     before = log.read_text().splitlines() if log.exists() else []
     path = str(evil) if f"open {Path(path).name}" in before and evil.exists() else path
