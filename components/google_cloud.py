@@ -49,16 +49,15 @@ class Home:
         self.prefix, self.stack, self.name = parent.pulumi_resource_name, stack, f"dask-{stack}"
         self.labels = {"dask-stack": stack}
         self.description = f"dask-stack: {stack}"  # for resources that have no labels
-        self.project = {"project": project}
-        self.region = {"project": project, "region": region}
+        self.project, self.region = project, region
         self.child = ResourceOptions(parent=parent)
         self.apis = [
             gcp.projects.Service(
                 f"{self.prefix}-{api}-api",
                 service=f"{api}.googleapis.com",
                 disable_on_destroy=False,  # others in the project may use it
+                project=self.project,
                 opts=self.child,
-                **self.project,
             )
             for api in apis
         ]
@@ -73,8 +72,8 @@ class Home:
             name=self.name,
             auto_create_subnetworks=False,
             description=self.description,
+            project=self.project,
             opts=self.first,
-            **self.project,
         )
         made = gcp.compute.Subnetwork(
             f"{self.prefix}-subnetwork",
@@ -82,14 +81,20 @@ class Home:
             network=network.id,
             ip_cidr_range=cidr,
             private_ip_google_access=True,
+            project=self.project,
+            region=self.region,
             opts=self.child,
             **subnetwork,
-            **self.region,
         )
         if not way_out:
             return network, made, []
         router = gcp.compute.Router(
-            f"{self.prefix}-router", name=self.name, network=network.id, opts=self.child, **self.region
+            f"{self.prefix}-router",
+            name=self.name,
+            network=network.id,
+            project=self.project,
+            region=self.region,
+            opts=self.child,
         )
         nat = gcp.compute.RouterNat(
             f"{self.prefix}-nat",
@@ -98,8 +103,9 @@ class Home:
             nat_ip_allocate_option="AUTO_ONLY",
             source_subnetwork_ip_ranges_to_nat="ALL_SUBNETWORKS_ALL_IP_RANGES",
             log_config={"enable": True, "filter": "ERRORS_ONLY"},
+            project=self.project,
+            region=self.region,
             opts=self.child,
-            **self.region,
         )
         return network, made, [nat]
 
@@ -110,10 +116,10 @@ class Home:
             account_id=account_id(prefix + self.name),
             display_name=f"{title} of Dask stack {self.stack}",
             description=self.description,
+            project=self.project,
             opts=self.first,
-            **self.project,
         )
         for role in roles:
             short = f"{self.prefix}-{name}-{role.rpartition('roles/')[2]}"
-            gcp.projects.IAMMember(short, role=role, member=account.member, opts=self.child, **self.project)
+            gcp.projects.IAMMember(short, role=role, member=account.member, project=self.project, opts=self.child)
         return account

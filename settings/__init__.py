@@ -5,7 +5,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -54,7 +54,7 @@ SECRETS = {
 }
 
 
-def parse(value: dict[str, Any], folder: Path) -> MachinesTarget | KubernetesTarget:
+def parse(value: Any, folder: Path) -> MachinesTarget | KubernetesTarget:
     """Validate `value` and return it as settings. `folder` is the project's, which contains the lock file.
 
     The first phase validates each value. If all are valid, the second phase checks them against each other and against
@@ -69,7 +69,7 @@ def parse(value: dict[str, Any], folder: Path) -> MachinesTarget | KubernetesTar
     return cluster.completed()
 
 
-def _shape_problems(errors: list[dict[str, Any]]) -> Iterator[str]:
+def _shape_problems(errors: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """One line per mistake; pydantic can report several errors for one."""
     inside = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
     explained = [
@@ -114,12 +114,12 @@ _SECRETS = {
 }
 
 
-def _is_about_key(error: dict[str, Any]) -> bool:
+def _is_about_key(error: Mapping[str, Any]) -> bool:
     """Whether the error concerns a key that the user chose, such as a label's name, rather than its value."""
     return len(error["loc"]) > 1 and error["loc"][-1] == "[key]" and error["input"] == error["loc"][-2]
 
 
-def _explain(error: dict[str, Any]) -> tuple[Place, str, Any]:
+def _explain(error: Mapping[str, Any]) -> tuple[Place, str, Any]:
     """The place of an error, its message, and its correction: a valid value, or the key that an unknown one means."""
     kind, context = error["type"], error.get("ctx", {})
     place, section, field = _look_up(error["loc"][:-1] if _is_about_key(error) else error["loc"])
@@ -175,12 +175,12 @@ def _look_up(location: Place) -> tuple[Place, type[Section], FieldInfo]:
     section, field = MachinesTarget, _ROOT
     for part in location:
         if field.discriminator and (tagged := [kind for kind in sections(field) if part in _tags(kind, field)]):
-            section, field = tagged[0], Field()
+            section, field = tagged[0], FieldInfo()
             continue
         place += (part,)
         if isinstance(part, str):
             known = {field.alias: field for field in section.model_fields.values()}
-            field = known.get(part) or Field(None, examples=_values(field))
+            field = known.get(part) or FieldInfo(default=None, examples=_values(field))
             section = next(iter(sections(field)), section)
     return place, section, field
 

@@ -32,11 +32,9 @@ WORLD_TOGETHER = "these networks together cover half of the internet or more; li
 
 def covers_the_world(networks: list[Network]) -> bool:
     """Whether the networks contain at least half of all IPv4 addresses, or half of IPv6's 2000::/3."""
-    for version, half in (4, 2**31), (6, 2**124):
-        members = ipaddress.collapse_addresses(network for network in networks if network.version == version)
-        if sum(network.num_addresses for network in members) >= half:
-            return True
-    return False
+    four = ipaddress.collapse_addresses(each for each in networks if isinstance(each, ipaddress.IPv4Network))
+    six = ipaddress.collapse_addresses(each for each in networks if isinstance(each, ipaddress.IPv6Network))
+    return sum(each.num_addresses for each in four) >= 2**31 or sum(each.num_addresses for each in six) >= 2**124
 
 
 def valid_network(text: str) -> str:

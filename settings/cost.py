@@ -31,8 +31,11 @@ class MachineType(NamedTuple):
 class Kind(Protocol):
     """A machine type with the size of its disk in GB. It may also have `spot` and `accelerators`."""
 
-    machine: str
-    disk: int
+    @property
+    def machine(self) -> str: ...
+
+    @property
+    def disk(self) -> int: ...
 
 
 @dataclass(frozen=True)

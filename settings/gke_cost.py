@@ -1,35 +1,55 @@
-"""Checks a GKE stack's cost, and whether its nodes have room for its pods."""
+"""The cost of a GKE stack, and checks of the cost and of the room that its nodes have for its pods."""
 
 import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from settings import cost
-from settings.common import (
-    Conflict,
-    Place,
-    memory,
-)
+from settings.common import Conflict, Place, memory
 from settings.gke import Pool
-from settings.pods import Pod
+from settings.pods import Expose, Pod
 
 if TYPE_CHECKING:
     from settings.kubernetes import KubernetesTarget
+
+
+def bill(cluster: "KubernetesTarget") -> list[cost.Item]:
+    """The cost, item by item."""
+    gke, prices = cluster.gke, cluster.prices
+    pool, system, others = gke.workers, gke.system, cost.prices()["others"] | prices
+    up = min(max(cluster.nodes or 0, pool.min_nodes), cluster.max_worker_nodes)
+    idle = pool.min_nodes if cluster.limits.idle else up
+    most = system.node_limit + cluster.max_worker_nodes
+    items = [
+        cost.Item("the GKE cluster fee", others["cluster"], others["cluster"]),
+        *cost.pool("scheduler and Jupyter", system, 1, 1, prices, most=system.node_limit),
+        *cost.pool("workers", pool, up, idle, prices, most=cluster.max_worker_nodes),
+    ]
+    if cluster.jupyter.enabled:
+        volume = memory(cluster.jupyter.storage) / 2**30 * others["pd-balanced"] / cost.HOURS
+        items.append(cost.Item(f"the notebooks' volume, {cluster.jupyter.storage}", volume, volume))
+    if gke.hardening.private_nodes and not gke.network:
+        nat = [others["address"] + others["nat"] * count for count in (1 + up, 1 + idle, most)]
+        items.append(cost.Item("Cloud NAT", *nat))
+    if balancers := sum(getattr(cluster.expose, name) is not None for name in Expose.model_fields):
+        price = balancers * others["loadBalancer"]
+        items.append(cost.Item(f"{balancers} load balancers", price, price))
+    return items
 
 
 def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     """Unknown machine types, nodes that are too small or too few, unknown prices, and an exceeded cost limit."""
     wrong = []
     for name in ("system", "workers"):
-        wrong += cost.machine_conflicts(("cluster", name), getattr(cluster.cluster, name), cluster.prices)
+        wrong += cost.machine_conflicts(("cluster", name), getattr(cluster.gke, name), cluster.prices)
     yield from wrong
-    pods: list[tuple[str, Pod, Pool]] = [("scheduler", cluster.scheduler, cluster.cluster.system)]
+    pods: list[tuple[str, Pod, Pool]] = [("scheduler", cluster.scheduler, cluster.gke.system)]
     if cluster.jupyter.enabled:
-        pods.append(("jupyter", cluster.jupyter, cluster.cluster.system))
-    pods.append(("workers", cluster.workers, cluster.cluster.workers))
+        pods.append(("jupyter", cluster.jupyter, cluster.gke.system))
+    pods.append(("workers", cluster.workers, cluster.gke.workers))
     for name, pod, pool in pods:
         size = cost.machine(pool.machine)
-        if cost.nodes(1, pod.cpu, memory(pod.memory) / 2**30, size) is None:
+        if size and cost.nodes(1, pod.cpu, memory(pod.memory) / 2**30, size) is None:
             place: Place = (name,)
             machine = ("cluster", "workers" if name == "workers" else "system", "machine")
             cpus, gib = cost.allocatable(size)
@@ -42,8 +62,8 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
             yield Conflict(place, text)
     if wrong:
         return
-    pool = cluster.cluster.workers
-    if cluster.nodes > cluster.max_worker_nodes:
+    pool = cluster.gke.workers
+    if cluster.nodes and cluster.nodes > cluster.max_worker_nodes:
         place = ("cluster", "workers", "maxNodes")
         text = (
             f"{cluster.max_worker_nodes} nodes have no room for {cluster.replicas} workers, which need {cluster.nodes}"
@@ -51,7 +71,7 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
         )
         yield Conflict(place, text)
     yield from _range_conflicts(cluster)
-    machines = {cluster.cluster.system.machine, pool.machine}
+    machines = {cluster.gke.system.machine, pool.machine}
     if pool.accelerators:
         machines.add(pool.accelerators.type)
     yield from cost.conflicts(cluster.limits, cluster.bill(), cluster.prices, machines)
@@ -59,7 +79,7 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
 
 def _range_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     """Address ranges that are too small for the largest number of nodes."""
-    google = cluster.cluster
+    google = cluster.gke
     if google.network:
         return
     nodes = google.system.node_limit + cluster.max_worker_nodes

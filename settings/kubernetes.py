@@ -30,7 +30,7 @@ from settings.common import (
     world_conflicts,
 )
 from settings.gke import GkeSource
-from settings.gke_cost import cost_conflicts
+from settings.gke_cost import bill, cost_conflicts
 from settings.pods import Arguments, Expose, Jupyter, KubernetesWorkers, Packages, Scheduler, valid_image, valid_label
 
 JUPYTER_LOCK = "charts/jupyter.lock"  # packages that Jupyter needs in addition to environment.lock
@@ -154,38 +154,26 @@ class KubernetesTarget(Section):
         return self.workers.replicas + sum(group.get("replicas", self.workers.replicas) for group in groups)
 
     @property
+    def gke(self) -> GkeSource:
+        """The stack's own GKE cluster. Only stacks that have one ask for it."""
+        assert isinstance(self.cluster, GkeSource)
+        return self.cluster
+
+    @property
     def nodes(self) -> int | None:
         """The number of GKE nodes that the workers need, or None if a node is too small for one."""
-        pool, gib = self.cluster.workers, memory(self.workers.memory) / 2**30
+        pool, gib = self.gke.workers, memory(self.workers.memory) / 2**30
         gpus = pool.accelerators.count if pool.accelerators else None
         return cost.nodes(self.replicas, self.workers.cpu, gib, cost.machine(pool.machine), gpus)
 
     @property
     def max_worker_nodes(self) -> int:
         """The largest number of worker nodes: by default one per worker, and a spare one for rolling updates."""
-        return self.cluster.workers.max_nodes or max(self.replicas + 1, self.cluster.workers.min_nodes)
+        return self.gke.workers.max_nodes or max(self.replicas + 1, self.gke.workers.min_nodes)
 
     def bill(self) -> list[cost.Item]:
         """The cost of the GKE cluster, item by item."""
-        pool, system, others = self.cluster.workers, self.cluster.system, cost.prices()["others"] | self.prices
-        up = min(max(self.nodes or 0, pool.min_nodes), self.max_worker_nodes)
-        idle = pool.min_nodes if self.limits.idle else up
-        most = system.node_limit + self.max_worker_nodes
-        items = [
-            cost.Item("the GKE cluster fee", others["cluster"], others["cluster"]),
-            *cost.pool("scheduler and Jupyter", system, 1, 1, self.prices, most=system.node_limit),
-            *cost.pool("workers", pool, up, idle, self.prices, most=self.max_worker_nodes),
-        ]
-        if self.jupyter.enabled:
-            volume = memory(self.jupyter.storage) / 2**30 * others["pd-balanced"] / cost.HOURS
-            items.append(cost.Item(f"the notebooks' volume, {self.jupyter.storage}", volume, volume))
-        if self.cluster.hardening.private_nodes and not self.cluster.network:
-            nat = [others["address"] + others["nat"] * count for count in (1 + up, 1 + idle, most)]
-            items.append(cost.Item("Cloud NAT", *nat))
-        if balancers := sum(getattr(self.expose, name) is not None for name in Expose.model_fields):
-            price = balancers * others["loadBalancer"]
-            items.append(cost.Item(f"{balancers} load balancers", price, price))
-        return items
+        return bill(self)
 
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Settings that contradict each other, the lock or the chart."""

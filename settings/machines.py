@@ -216,7 +216,7 @@ class MachinesTarget(Section):
 
     def bill(self) -> list[cost.Item]:
         """The cost of machines in Google Cloud, item by item."""
-        return self.machines.bill(self.limits, self.prices)
+        return self.machines.bill(self.limits, self.prices) if isinstance(self.machines, ComputeSource) else []
 
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Settings that contradict each other or the lock."""

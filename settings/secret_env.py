@@ -14,6 +14,7 @@ LONGEST = 100_000  # bytes; Linux's limit is 128 KiB
 
 def load() -> dict[str, str]:
     """Values by name. One `pulumi.RunError` lists all problems, without the values."""
+    value: Any
     try:
         value = pulumi.Config("dask").get_object("secretEnv")
     except pulumi.ConfigTypeError:
@@ -21,7 +22,7 @@ def load() -> dict[str, str]:
     found = list(problems({} if value is None else value))
     if found:
         raise pulumi.RunError("\n  ".join([f"found {len(found)} problem(s) in the stack's secrets:", *found]))
-    return value or {}
+    return value if isinstance(value, dict) else {}
 
 
 def problems(value: Any) -> list[str]:

@@ -14,6 +14,7 @@ from settings.common import KEY, Place, format_value, line
 def load() -> MachinesTarget | KubernetesTarget:
     """The stack's settings. One `pulumi.RunError` lists all problems."""
     project = Path(__file__).parents[1]
+    value: Any
     try:
         value = pulumi.Config("dask").get_object("cluster")
     except pulumi.ConfigTypeError:

@@ -7,16 +7,16 @@ from typing import Any, TypedDict
 import pulumi_gcp as gcp
 import pulumi_kubernetes as kubernetes
 import yaml
-from pulumi import ComponentResource, CustomTimeouts, Output, ResourceOptions
+from pulumi import ComponentResource, CustomTimeouts, Input, Output, ResourceOptions
 
 from components.gke.node_pools import SYSTEM, TAINT, WORKERS, label
 from components.google_cloud import SCOPE, Home, require
-from settings.gke import GkeSource, Pool
+from settings.gke import GivenNetwork, GkeSource, Pool, WorkerPool
 
 APIS = ("compute", "container", "iam")
 # Nodes write logs and metrics, and need no other right.
 ROLES = ("roles/container.defaultNodeServiceAccount",)
-EXEC = {
+EXEC: dict[str, Any] = {
     "apiVersion": "client.authentication.k8s.io/v1beta1",
     "command": "gke-gcloud-auth-plugin",
     "interactiveMode": "Never",
@@ -56,7 +56,7 @@ class GkeCluster(ComponentResource):
         self.name, self.settings = name, args["settings"]
         settings = self.settings
         self.home = home = Home(self, args["stack"], settings.project, settings.region, APIS)
-        network = self._given_network() if settings.network else self._network()
+        network = self._given_network(settings.network) if settings.network else self._network()
         account = home.account(
             "nodes-account", "Nodes", [*ROLES, *(["roles/artifactregistry.reader"] if args["registry"] else [])]
         )
@@ -73,8 +73,8 @@ class GkeCluster(ComponentResource):
             self._admin(email)
         self.register_outputs({"kubeconfig": self.kubeconfig})
 
-    def _given_network(self) -> dict[str, Any]:
-        given, project, region = self.settings.network, self.settings.project, self.settings.region
+    def _given_network(self, given: GivenNetwork) -> dict[str, Any]:
+        project, region = self.settings.project, self.settings.region
         return {
             "network": f"projects/{project}/global/networks/{given.name}",
             "subnetwork": f"projects/{project}/regions/{region}/subnetworks/{given.subnetwork}",
@@ -107,8 +107,14 @@ class GkeCluster(ComponentResource):
     def _cluster(self, network: dict[str, Any], account: gcp.serviceaccount.Account) -> gcp.container.Cluster:
         settings, hardening = self.settings, self.settings.hardening
         # Every new cluster has a default pool for a moment. It gets the narrow account too.
-        first = {"service_account": account.email, "oauth_scopes": [SCOPE], "disk_size_gb": 20}
-        networks = [{"cidr_block": source} for source in settings.authorized_networks]
+        first: gcp.container.ClusterNodeConfigArgsDict = {
+            "service_account": account.email,
+            "oauth_scopes": [SCOPE],
+            "disk_size_gb": 20,
+        }
+        networks: list[Input[gcp.container.ClusterMasterAuthorizedNetworksConfigCidrBlockArgsDict]] = [
+            {"cidr_block": source} for source in settings.authorized_networks
+        ]
         return gcp.container.Cluster(
             f"{self.name}-cluster",
             name=self.home.name,
@@ -175,8 +181,9 @@ class GkeCluster(ComponentResource):
     def _pool(
         self, name: str, pool: Pool, account: gcp.serviceaccount.Account, least: int, most: int
     ) -> gcp.container.NodePool:
-        hardening, workers = self.settings.hardening, name == WORKERS
-        accelerators = pool.accelerators if workers else None
+        hardening, workers = self.settings.hardening, pool if isinstance(pool, WorkerPool) else None
+        accelerators = workers.accelerators if workers else None
+        taints: list[Any] = [TAINT, *workers.taints] if workers else []
         return gcp.container.NodePool(
             f"{self.name}-{name}",
             name=name,
@@ -192,9 +199,9 @@ class GkeCluster(ComponentResource):
                 "disk_size_gb": pool.disk,
                 "disk_type": "pd-balanced",
                 "image_type": hardening.image_type,
-                "spot": workers and pool.spot,
-                "labels": {**label(name), **(pool.labels if workers else {})},
-                "taints": [TAINT, *pool.taints] if workers else [],
+                "spot": bool(workers and workers.spot),
+                "labels": {**label(name), **(workers.labels if workers else {})},
+                "taints": taints,
                 "resource_labels": self.home.labels,
                 "service_account": account.email,
                 "oauth_scopes": [SCOPE],

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pulumi import Input
+
 from components.gke.node_pools import GPU, SYSTEM, WORKERS, placement
 from settings.common import memory, seconds
 from settings.gke import GkeSource
@@ -40,11 +42,13 @@ class SecretEnv:
     secret: str
     """The name of the Secret that has them."""
     names: list[str]
-    restart: str
+    restart: Input[str]
     """A text that changes whenever a secret value changes, so that the pods restart."""
 
 
-def own(settings: KubernetesTarget, names: Names, locks: Mapping[str, Lock], uv: str, restart: str) -> dict[str, Any]:
+def own(
+    settings: KubernetesTarget, names: Names, locks: Mapping[str, Lock], uv: str, restart: Input[str]
+) -> dict[str, Any]:
     """Values of charts/dask. `locks` has `environment` and `jupyter`. Pods restart when `restart` changes."""
     image = _image(settings.image or f"python:{settings.environment.python}-slim")
     lock = {} if settings.image else {name: "\n".join(each.requirements) for name, each in locks.items()}
@@ -135,7 +139,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def official(settings: KubernetesTarget, lock: Lock, password: str, secret: SecretEnv) -> dict[str, Any]:
+def official(settings: KubernetesTarget, lock: Lock, password: Input[str], secret: SecretEnv) -> dict[str, Any]:
     """Values of the official chart. `password` is a hash of the form "sha1:salt:digest", which its Jupyter expects."""
     pins = [f"{name}=={version}" for name, version in lock.packages.items()]
     installed = {"PIP": [*pins, *settings.packages.pip], "CONDA": settings.packages.conda, "APT": settings.packages.apt}

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pulumi_kubernetes as kubernetes
 from pulumi import ComponentResource, Input, Output, ResourceOptions, Stash, log
@@ -142,7 +142,7 @@ class DaskOnKubernetes(ComponentResource):
         if settings.create:
             # The official chart's pods run as root.
             labels = {"dask-stack": self.stack, **(RESTRICTED if self.settings.chart == "own" else {})}
-            metadata = {"name": self.namespace, "labels": labels}
+            metadata = kubernetes.meta.v1.ObjectMetaArgs(name=self.namespace, labels=labels)
             opts = ResourceOptions(parent=self, depends_on=[deleted])
             self.made = [kubernetes.core.v1.Namespace(f"{self.name}-namespace", metadata=metadata, opts=opts)]
 
@@ -164,14 +164,16 @@ class DaskOnKubernetes(ComponentResource):
             opts=opts,
         )
 
-    def _secret(self, name: str, data: Input[dict]) -> str:
+    def _secret(self, name: str, data: Input[Mapping[str, Input[str]]]) -> str:
         """Creates a Secret and returns its name in Kubernetes. The provider encodes `data`."""
-        metadata = {"name": f"{NAME}-{name}", "namespace": self.namespace, "labels": {"dask-stack": self.stack}}
+        there = f"{NAME}-{name}"
+        labels = {"dask-stack": self.stack}
+        metadata = kubernetes.meta.v1.ObjectMetaArgs(name=there, namespace=self.namespace, labels=labels)
         opts = ResourceOptions(parent=self, depends_on=self.made)
         self.secrets.append(
             kubernetes.core.v1.Secret(f"{self.name}-{name}", metadata=metadata, string_data=data, opts=opts)
         )
-        return metadata["name"]
+        return there
 
     def _stash(self, name: str, value: dict) -> Output[dict]:
         """Keeps the value of the first `up` in the state, secret."""
@@ -205,6 +207,7 @@ class DaskOnKubernetes(ComponentResource):
 
     def _release(self, identities: Output[dict], jupyter: Output[dict]) -> kubernetes.helm.v3.Release:
         settings = self.settings
+        chart: dict[str, Any]
         secret_env = self._secret("env", self.secret_env) if self.secret_env else ""
         # Nobody can guess a short secret from this hash, because TLS keys are part of it too.
         secrets = [settings.credentials.renewal, identities, jupyter, *([self.secret_env] if self.secret_env else [])]

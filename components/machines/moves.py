@@ -37,7 +37,7 @@ def guarded(name: str, component: ComponentResource, hosts: Sequence[Host], sett
     The state records the machines of the first `up`. Each host's identity waits for the comparison, and all steps need
     the identity.
     """
-    here = {"scheduler": hosts[0].name, "data": settings.data.machine}
+    here = {"scheduler": hosts[0].name, "data": settings.data.machine or hosts[0].name}
 
     def recorded(what: str, machine: str) -> Output[str]:
         kept = [] if what in settings.moves else ["input"]

@@ -66,15 +66,19 @@ class Step:
         show: bool = False,
     ):
         privilege = "" if host.connection["user"] == "root" else "sudo -n "
-        stdin = Output.all(IDENTITY=host.identity, **variables).apply(lambda known: script(state, known))
+        self.update = f"{privilege}bash -s"
+        """The command that runs the step again."""
+        self.stdin: Output[str] = Output.all(IDENTITY=host.identity, **variables).apply(
+            lambda known: script(state, known)
+        )
         self.command = remote.Command(
             name,
             connection=remote.ConnectionArgs(**host.connection),
             # Pulumi does not record a first run that fails, so destroy could not undo it. The script does it itself.
             create=f"{privilege}bash -s first",
-            update=f"{privilege}bash -s",
+            update=self.update,
             delete=f"{privilege}bash -s undo",
-            stdin=stdin,
+            stdin=self.stdin,
             add_previous_output_in_env=False,
             # Standard output is for other steps; people read standard error.
             logging=remote.Logging.STDOUT_AND_STDERR if show else remote.Logging.STDERR,
@@ -84,7 +88,7 @@ class Step:
                 depends_on=[each.command if isinstance(each, Step) else each for each in after],
             ),
         )
-        self.fingerprint: Output[str] = stdin.apply(lambda text: hashlib.sha256(text.encode()).hexdigest())
+        self.fingerprint: Output[str] = self.stdin.apply(lambda text: hashlib.sha256(text.encode()).hexdigest())
         """A hash that changes whenever the step runs again."""
 
     def __getitem__(self, key: str) -> Output[str]:

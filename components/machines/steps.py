@@ -51,8 +51,8 @@ def _confirm_ssh_access(machine: Machine, step: Step) -> None:
     local.Command(
         f"{machine.name}-reachable",
         create=".venv/bin/python -m on_this_computer.confirm_ssh_access",
-        environment={"CONNECTION": Output.json_dumps(machine.host.connection), "COMMAND": step.command.update},
-        stdin=step.command.stdin,
+        environment={"CONNECTION": Output.json_dumps(machine.host.connection), "COMMAND": step.update},
+        stdin=step.stdin,
         add_previous_output_in_env=False,
         logging=local.Logging.STDERR,
         opts=ResourceOptions(parent=machine, depends_on=[step.command]),
@@ -61,7 +61,7 @@ def _confirm_ssh_access(machine: Machine, step: Step) -> None:
 
 def data(cluster: Cluster) -> None:
     settings = cluster.settings.data
-    holder = cluster.machines[settings.machine]
+    holder = cluster.machines[settings.machine or cluster.head.host.name]
 
     def variables(machine: Machine) -> Variables:
         return {
@@ -88,7 +88,7 @@ def environment(cluster: Cluster, lock: Lock) -> None:
             "LOCK": settings.lock,
             "LOCK_SHA256": lock.sha256,
             "PYTHON": settings.python,
-            "SOURCE": settings.source,
+            "SOURCE": settings.source or "",
             "CONNECTION": Output.json_dumps(head.host.connection),
             "IDENTITY": head.host.identity,
         },
@@ -102,7 +102,7 @@ def environment(cluster: Cluster, lock: Lock) -> None:
         return {
             "LOCK_SHA256": lock.sha256,
             "PYTHON": settings.python,
-            "SOURCE": settings.source,
+            "SOURCE": settings.source or "",
             "UV": uv["uv"],
             "UV_SHA256": uv["uvSha256"],
             "AUTHORITY_ADDRESS": cluster.head_seen_from(machine),

@@ -12,7 +12,7 @@ from components.machines.client_keys import ssh_identity
 from components.machines.dask_options import cluster_ports
 from components.machines.step import Host
 from daskstack.client_output import Google
-from settings import MachinesTarget
+from settings import ComputeSource, MachinesTarget
 from settings.common import seconds
 from settings.compute import IAP, Instance, WorkerInstance
 
@@ -52,10 +52,10 @@ class ComputeMachines(ComponentResource):
         stack, settings = args["stack"], args["settings"]
         require(stack)
         super().__init__("dask:index:ComputeMachines", name, {}, opts)
+        assert isinstance(settings.machines, ComputeSource)
         self.name, self.settings, self.machines = name, settings, settings.machines
         self.home = Home(self, stack, self.machines.project, self.machines.region, APIS)
         self.labels = {**self.machines.labels, **self.home.labels}
-        self.zone = {**self.home.project, "zone": self.machines.zone}
         self.login = Stash(
             f"{name}-login",
             input=Output.secret(ssh_identity()),
@@ -91,8 +91,8 @@ class ComputeMachines(ComponentResource):
         """A machine that has booted. The first one is the bastion of the others."""
         first = not self.door
         kind = self.machines.scheduler if first else self.machines.worker
-        inside = self._address(name, {"address_type": "INTERNAL", "subnetwork": self.subnetwork_id})
-        outside = self._address("door", {"address_type": "EXTERNAL"}) if first and not self.machines.iap_port else None
+        inside = self._address(name, "INTERNAL", self.subnetwork_id)
+        outside = self._address("door", "EXTERNAL") if first and not self.machines.iap_port else None
         instance = self._instance(name, kind, inside, outside)
         connection: dict[str, Input[Any]] = {
             "host": outside.address if outside else inside.address,
@@ -135,8 +135,8 @@ class ComputeMachines(ComponentResource):
                 description=self.home.description,
                 network=self.network_id,
                 opts=self.home.child,
+                project=self.home.project,
                 **arguments,
-                **self.home.project,
             )
 
         return [
@@ -176,22 +176,25 @@ class ComputeMachines(ComponentResource):
             type=disk.type,
             size=disk.size,
             labels=self.labels,
+            project=self.home.project,
+            zone=self.machines.zone,
             # The user's files stay, as they do on machines from other sources.
             opts=ResourceOptions(
                 parent=self, depends_on=self.home.apis, retain_on_delete=not self.settings.data.delete
             ),
-            **self.zone,
         ).id
 
-    def _address(self, name: str, kind: dict[str, Input[str]]) -> gcp.compute.Address:
+    def _address(self, name: str, address_type: str, subnetwork: Input[str] | None = None) -> gcp.compute.Address:
         """An address that stays while the machine is off, and if the machine is replaced."""
         return gcp.compute.Address(
             f"{self.name}-{name}-address",
             name=f"{self.home.name}-{name}",
             labels=self.labels,
+            address_type=address_type,
+            subnetwork=subnetwork,
+            project=self.home.project,
+            region=self.home.region,
             opts=self.home.first,
-            **kind,
-            **self.home.region,
         )
 
     def _instance(
@@ -203,6 +206,8 @@ class ComputeMachines(ComponentResource):
             f"{self.name}-{name}",
             name=f"{self.home.name}-{name}",
             machine_type=kind.machine,
+            project=self.home.project,
+            zone=self.machines.zone,
             boot_disk={
                 "initialize_params": {
                     "image": self.machines.image,
@@ -245,7 +250,6 @@ class ComputeMachines(ComponentResource):
                 delete_before_replace=True,  # the replacement has the same name and address
                 custom_timeouts=CustomTimeouts(create="10m", delete="10m"),
             ),
-            **self.zone,
         )
 
     def _ready(self, name: str, instance: gcp.compute.Instance, connection: dict[str, Input[Any]]) -> Output[str]:
@@ -272,7 +276,7 @@ class ComputeMachines(ComponentResource):
         return Output.unsecret(command.stdout)
 
 
-def scheduling(kind: Instance, max_age: str | None) -> dict[str, Any]:
+def scheduling(kind: Instance, max_age: str | None) -> gcp.compute.InstanceSchedulingArgsDict:
     """When Google may stop a machine, and whether it then restarts, stays stopped or is deleted."""
     spot = isinstance(kind, WorkerInstance) and kind.spot
     moves = not spot and not (isinstance(kind, WorkerInstance) and kind.accelerators)
