@@ -1,4 +1,4 @@
-# Short names for plain `pulumi` commands; `make env` prints the variables that they run under.
+# Targets for a stack install what is missing, then run the command of `daskstack` with the same name.
 #   STACK=gke      another stack than dev: Pulumi.gke.yaml
 #   YES=1          change any stack without asking, for scripts
 #   MACHINE=name   one machine for `make logs`
