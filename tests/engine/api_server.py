@@ -1,4 +1,4 @@
-"""An API server that is real, without nodes and controllers, and a project whose provider uses it."""
+"""A real API server without nodes and controllers, and a project whose provider uses it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tests.engine.support import Project, free_port, wait_for, with_official
 
 @dataclass
 class ApiServer:
-    """An API server that lets everybody with its kubeconfig do everything, and has no nodes and no controllers."""
+    """An API server without nodes and controllers; its kubeconfig grants all permissions."""
 
     kubeconfig: Path
     programs: Path
@@ -35,7 +35,7 @@ class ApiServer:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What keeps the programs' caches out of the home folder."""
+        """Variables that keep the programs' caches out of the home folder."""
         return {"KUBECACHEDIR": f"{self.kubeconfig}-cache", "HELM_CACHE_HOME": f"{self.kubeconfig}-cache"}
 
     def is_ready(self) -> bool:
@@ -46,7 +46,7 @@ class ApiServer:
 
 @dataclass
 class Cluster:
-    """A project, and a namespace of its own on the API server, where its provider puts everything."""
+    """A project with its own namespace on the API server, in which its provider creates everything."""
 
     project: Project
     api_server: ApiServer
@@ -54,7 +54,7 @@ class Cluster:
     folder: Path
 
     def program(self, text: str, **config: str) -> str:
-        """The text as a program, after `make(kind, name, **properties)`."""
+        """A program: the definition of `make(kind, name, **properties)`, then the text."""
         provider = {"kubeconfig": str(self.api_server.kubeconfig), "namespace": self.namespace} | config
         return f"""
 cluster = pulumi.ProviderResource("kubernetes", "cluster", {provider})
@@ -90,12 +90,12 @@ def make(kind, name, /, **properties):
 
     @property
     def called(self) -> str:
-        """The command line and environment of every kubectl and helm that the plugin has run."""
+        """The command lines and environments of all kubectl and helm processes that the plugin started."""
         return (self.folder / "called").read_text()
 
 
 def release(values: str, name: str = "demo", **more: object) -> str:
-    """A program that is one release of the chart; `values` as they stand in a program."""
+    """A program with one release of the chart; `values` is program text."""
     arguments = "".join(f", {key}={value!r}" for key, value in more.items())
     return f"""
 it = make("helm.sh/v3:Release", "it", name="{name}", chart=f"{{charts}}/chart", values={values}, status=None,
@@ -171,7 +171,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
             "--service-account-issuer=https://kubernetes.default.svc",
-            # What these add only a controller takes away again.
+            # Only a controller would remove what these add.
             "--disable-admission-plugins=ServiceAccount,StorageObjectInUseProtection",
             "--service-cluster-ip-range=10.96.0.0/24",
         ],
@@ -197,7 +197,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture
 def pulumi_environment(tmp_path: Path) -> dict[str, str]:
-    """A rehearsal's, with Pulumi's own plugin where the caller has that, else with the stand-in."""
+    """A rehearsal's environment with Pulumi's own plugin if it is installed, otherwise with the stand-in."""
     environ = rehearsal_environment(tmp_path / "state")
     return with_official(environ, tmp_path, "kubernetes", engine.KUBERNETES_PLUGIN)
 
@@ -223,7 +223,7 @@ exec {api_server.programs}/{program} "$@"
     chart = tmp_path / "chart"
     (chart / "templates").mkdir(parents=True)
     (chart / "Chart.yaml").write_text('{apiVersion: v2, name: demo, version: 0.1.0, appVersion: "7"}')
-    # A Deployment is never ready where there are no nodes.
+    # Without nodes, a Deployment never becomes ready.
     (chart / "templates" / "all.yaml").write_text("""
 apiVersion: v1
 kind: ConfigMap

@@ -1,4 +1,4 @@
-"""Fixtures around the real engine."""
+"""Fixtures for tests with the real engine."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from tests.engine.support import Keys, Project, Sshd, is_stand_in, plugin
 
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with a stack, which no test uses: copies of it are made faster than by the engine."""
+    """A project with a stack. Tests copy it, which is faster than creating one with the engine."""
     folder = tmp_path_factory.mktemp("empty")
     backend = folder / "backend"
     backend.mkdir()
@@ -35,7 +35,7 @@ def project(tmp_path: Path, pulumi_environment: dict[str, str], empty: Project) 
 
 @pytest.fixture
 def stand_in(request: pytest.FixtureRequest, pulumi_environment: dict[str, str]) -> None:
-    """Skips what is a stand-in's own where another plugin is installed; the module says which: kind, name, version."""
+    """Skips tests of a stand-in if the official plugin is installed; the module's PLUGIN is kind, name and version."""
     found = plugin(pulumi_environment, *request.module.PLUGIN)
     if not is_stand_in(found):
         pytest.skip(f"{found.name} is Pulumi's own here, and these are words and refusals of the stand-in")
@@ -53,7 +53,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 @pytest.fixture
 def make_sshd(tmp_path: Path, keys: Keys) -> Iterator[Callable[[str], Sshd]]:
-    """Makes SSH servers by name, not yet started, and stops those that were."""
+    """Creates SSH servers by name, without starting them, and stops all at the end."""
     made: list[Sshd] = []
 
     def make(name: str) -> Sshd:

@@ -1,4 +1,4 @@
-"""Previews of stack files that the project ships, changed by a test, with the stand-in for Google Cloud."""
+"""Previews of the shipped stack files with changed settings and the stand-in for Google Cloud."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ class Previews(Rehearsal):
         self.shipped: dict[str, Any] = yaml.safe_load((PROJECT / f"Pulumi.{stack}.yaml").read_text())["config"][KEY]
 
     def preview(self, **changed: Any) -> subprocess.CompletedProcess[str]:
-        """Of the shipped settings with these in their place; it may have failed."""
+        """Previews the shipped settings with these replacements; the preview may fail."""
         self.start({"config": {KEY: self.shipped | changed}})
         try:
             return self.pulumi("preview", "--json", capture_output=True, text=True)
@@ -26,7 +26,7 @@ class Previews(Rehearsal):
             return subprocess.CompletedProcess(error.cmd, error.returncode, error.stdout, error.stderr)
 
     def states(self, **changed: Any) -> list[dict[str, Any]]:
-        """The resources that would be made."""
+        """The resources that `up` would create."""
         done = self.preview(**changed)
         assert done.returncode == 0, done.stdout + done.stderr
         return [step["newState"] for step in json.loads(done.stdout)["steps"]]

@@ -1,4 +1,4 @@
-"""A project for the real engine, and a real SSH server on loopback."""
+"""Projects for the real engine, and a real SSH server on loopback."""
 
 import contextlib
 import getpass
@@ -24,15 +24,15 @@ from daskstack import engine
 from daskstack.engine import PROJECT as SOURCE
 
 PROJECT = "engine-tests"
-PATIENCE = 300  # seconds until a `pulumi` that does not end is killed
+PATIENCE = 300  # seconds until a hanging `pulumi` is killed
 PROGRAMS = SOURCE / "rehearsal" / "cloud"
-# What a program may read of the pretended cloud's resources.
+# The outputs of the rehearsed cloud's resources that a program may read.
 OUTPUTS = ["address", "controlPlaneEndpointsConfig", "email", "endpoint", "gatewayAddress", "masterAuth", "member"]
 OUTPUTS += ["networkInterfaces", "selfLink"]
 
 
 def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 60) -> None:
-    """Wait until `condition()` is true. Fails with `what` after a time that no healthy run needs."""
+    """Waits until `condition()` is true. Fails with `what` after a time that no healthy run needs."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -46,7 +46,7 @@ def processes(word: str) -> set[int]:
 
 
 def descendants(pid: int) -> set[int]:
-    """The ids of the processes that `pid` and its children have started and that still run under them."""
+    """The ids of all running descendants of process `pid`."""
     try:
         return {each.pid for each in psutil.Process(pid).children(recursive=True)}
     except psutil.NoSuchProcess:
@@ -58,7 +58,7 @@ def is_secret(value: Any) -> bool:
 
 
 def plugin(environment: dict[str, str], kind: str, name: str, version: str) -> Path:
-    """The plugin that the engine takes, where Pulumi.yaml names none."""
+    """The plugin that the engine uses if Pulumi.yaml names none."""
     file = f"pulumi-{kind}-{name}"
     ambient = kind == "language" or not environment.get("PULUMI_IGNORE_AMBIENT_PLUGINS")
     if ambient and (found := shutil.which(file, path=environment["PATH"])):
@@ -68,19 +68,19 @@ def plugin(environment: dict[str, str], kind: str, name: str, version: str) -> P
 
 
 def is_stand_in(path: Path) -> bool:
-    """Whether a plugin is one of ours: those lie in our cache, which nothing else writes to."""
+    """Whether a plugin is a stand-in: these are in our cache, to which nothing else writes."""
     return path.resolve().is_relative_to(engine.cache_folder() / "plugins")
 
 
 def with_official(environment: dict[str, str], folder: Path, name: str, version: str) -> dict[str, str]:
-    """A rehearsal's environment with Pulumi's own plugin in the stand-in's place, if the caller has installed that."""
+    """A rehearsal's environment with Pulumi's own plugin instead of the stand-in, if the caller has installed it."""
     own = engine.pulumi_home() / "plugins" / f"resource-{name}-v{version}"
     if not own.exists():
         return environment
     home = folder / "home"
     stand_ins = {each.name: each for each in Path(environment["PULUMI_HOME"], "plugins").iterdir()}
     for plugin in (stand_ins | {own.name: own}).values():
-        there = home / "plugins" / plugin.name  # the engine takes no links for folders of plugins
+        there = home / "plugins" / plugin.name  # the engine does not follow links to plugin folders
         there.mkdir(parents=True)
         for file in plugin.iterdir():
             (there / file.name).symlink_to(file)
@@ -97,7 +97,7 @@ secret = pulumi.Output.secret
 
 @dataclass
 class Project:
-    """A project with one stack and a backend of its own, whose program is text that follows PRELUDE."""
+    """A project with one stack and its own backend; its program is PRELUDE followed by the given text."""
 
     folder: Path
     environment: dict[str, str]
@@ -107,12 +107,12 @@ class Project:
         runtime = f"{{name: python, options: {options}}}"
         self.folder.joinpath("Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: {runtime}\n")
         self.folder.joinpath("__main__.py").write_text(PRELUDE + program)
-        # Two programs of one length within one second are the same to Python.
+        # Python's bytecode cache cannot tell two programs of equal length within one second apart.
         shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
 
     @contextlib.contextmanager
     def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """`pulumi` under way; what is left of it at the end of the block is killed."""
+        """A running `pulumi`; its remaining processes are killed at the end of the block."""
         process = subprocess.Popen(
             ["pulumi", *arguments, "--non-interactive"],
             cwd=self.folder,
@@ -133,7 +133,7 @@ class Project:
             process.stdout.close()
 
     def run(self, *arguments: str, succeeds: bool = True) -> str:
-        """Run `pulumi` and return what it prints. Fails the test where it does not end as expected."""
+        """Runs `pulumi` and returns its output. Fails the test if the exit status is not as expected."""
         self.lines = []
         with self.started(*arguments) as process:
             assert process.stdout
@@ -147,7 +147,7 @@ class Project:
         return self.run("up", "--yes", "--skip-preview", *options)
 
     def fails(self, program: str) -> str:
-        """What the engine reports at the end of an `up` that cannot succeed, of all resources that failed."""
+        """The engine's report on all failed resources at the end of an `up` that must fail."""
         self.write(program)
         output = self.run("up", "--yes", "--skip-preview", "--continue-on-error", succeeds=False)
         assert "Traceback" not in output
@@ -158,18 +158,18 @@ class Project:
         return self.run("preview")
 
     def outputs(self) -> dict[str, Any]:
-        """The stack's outputs as the backend has them, which takes no run of the engine."""
+        """The stack's outputs, read from the backend without the engine."""
         [file] = self.backend.rglob("stacks/*/*.json")
         resources = json.loads(file.read_text())["checkpoint"]["latest"]["resources"]
         [stack] = [each for each in resources if each["type"] == "pulumi:pulumi:Stack"]
         return {name: "[secret]" if is_secret(value) else value for name, value in stack.get("outputs", {}).items()}
 
     def seen(self, text: str) -> float:
-        """When the last run first printed `text`, on the clock of time.monotonic()."""
+        """The time at which the last run first printed `text`, on the clock of time.monotonic()."""
         return next(moment for moment, line in self.lines if text in line)
 
     def stored(self) -> str:
-        """Everything that the backend has written: states, histories, backups."""
+        """All files of the backend: states, histories, backups."""
         files = (path for path in self.backend.rglob("*") if path.is_file())
         return "\n".join(path.read_text(errors="replace") for path in files)
 
@@ -180,13 +180,13 @@ class Project:
 
 @dataclass
 class Cloud:
-    """A project with a rehearsal's folder, which is a Google Cloud."""
+    """A project with the folder of a rehearsed Google Cloud."""
 
     project: Project
     folder: Path
 
     def program(self, text: str, **config: Any) -> str:
-        """The text as a program, after `make(kind, name, **properties)`."""
+        """A program: the definition of `make(kind, name, **properties)`, then the text."""
         provider = {"project": "my-project", "region": "us-central1", "zone": "us-central1-a"} | config
         return f"""
 google = pulumi.ProviderResource("gcp", "google", {provider})
@@ -239,7 +239,7 @@ def make(kind, name, /, **properties):
 
 @dataclass
 class Keys:
-    """Key pairs, each a path to the private half, with the public one beside it."""
+    """Key pairs by the path of the private key; the public key is next to it."""
 
     folder: Path
 
@@ -259,8 +259,8 @@ class Keys:
 
 
 def free_port() -> int:
-    """A port that nobody gets by chance before it is listened on: it is below those that the kernel hands out."""
-    choice = random.SystemRandom()  # pytest-randomly gives every process the same seed
+    """A free port below the kernel's ephemeral range, so that no other program gets it by chance."""
+    choice = random.SystemRandom()  # pytest-randomly seeds every process equally
     while True:
         port = choice.randrange(20_000, 32_768)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -269,7 +269,7 @@ def free_port() -> int:
 
 
 class Sshd:
-    """A real sshd on loopback, which lets the test's own user in with the key `user`."""
+    """A real sshd on loopback, to which the test's user logs in with the key `user`."""
 
     def __init__(self, folder: Path, keys: Keys) -> None:
         self.folder, self.keys, self.port = folder, keys, free_port()
@@ -323,7 +323,7 @@ class Sshd:
         return self.log.read_text().count("Connection from")
 
     def connection(self, **more: Any) -> dict[str, Any]:
-        """`connection` of a remote resource: this server, its host key pinned, the user's key."""
+        """The `connection` of a remote resource: this server with its pinned host key and the user's key."""
         return {
             "host": "127.0.0.1",
             "port": self.port,

@@ -1,6 +1,6 @@
-"""What a program gets from the plugin `command`, be it Pulumi's own or the stand-in: seen through the real engine.
+"""The contract of the plugin `command`, Pulumi's own or the stand-in, tested with the real engine.
 
-What the stand-in says in its own words is in test_command_standin.py.
+test_command_standin.py tests the stand-in's own messages.
 """
 
 import os
@@ -16,7 +16,7 @@ from tests.engine.support import descendants, processes, wait_for
 
 
 def both(sshd, program):
-    """The program once for a command on this machine, as `place` "here", and once "there", on a real sshd."""
+    """Runs the program for a local command (`place` is "here") and for a remote one on a real sshd ("there")."""
     return f"""
 import functools
 
@@ -27,12 +27,12 @@ for place, Command in places.items():
 
 
 def at(connection, name="it", **arguments):
-    """A program that is one remote command."""
+    """A program with one remote command."""
     return f"remote.Command('{name}', connection={connection}, **{arguments})\n"
 
 
 def test_create_update_and_delete_run_in_order_and_get_stdin(project, sshd, tmp_path):
-    """Where there is no update, create runs again, and finds the previous output if it is let."""
+    """Without an update command, create runs again, with the previous output if that is enabled."""
 
     def program(stdin):
         return both(
@@ -156,7 +156,7 @@ def test_a_secret_stays_secret_in_the_state(project, sshd):
 def test_commands_run_at_the_same_time(project, sshd, tmp_path):
     here = tmp_path / "here"
     here.mkdir()
-    # Each waits for all the others, so none would end if they ran one after the other.
+    # Each command waits for all others, so none would end if they ran one after another.
     script = f"touch {here}/$(cat); timeout 60 sh -c 'until [ $(ls {here} | wc -l) = 12 ]; do sleep 0.1; done'"
     project.up(
         both(
@@ -244,14 +244,14 @@ def test_dialing_continues_until_the_server_is_up(project, make_sshd):
 
 
 def test_a_server_that_never_answers_or_disconnects_fails_the_command(project, sshd, make_sshd):
-    """A machine that stands still is given up after the time for one dial; without that this would not end."""
+    """A connection attempt to a frozen machine times out; otherwise the test would never end."""
     silent, breaking = make_sshd("silent").start(), make_sshd("breaking").start()
     os.kill(silent.pid, signal.SIGSTOP)
     try:
         report = project.fails(
             at(make_sshd("absent").connection(dial_error_limit=2), "absent", create="true")
             + at(silent.connection(per_dial_timeout=1), "silent", create="true")
-            # $PPID is the process of sshd that holds this one connection.
+            # $PPID is the sshd process of this connection.
             + at(breaking.connection(), "breaking", create="echo begun; kill -9 $PPID; sleep 5")
         )
     finally:
@@ -283,7 +283,7 @@ def test_agent_keys_and_encrypted_keys_can_log_in(project, sshd, keys, tmp_path)
 
 
 def copying(sshd, **copies):
-    """A program that copies each source, an asset or archive as it stands in a program, to its remote path."""
+    """A program that copies each source (program text of an asset or archive) to its remote path."""
     return "".join(
         f"remote.CopyToRemote('{name}', connection={sshd.connection()}, source=pulumi.{source},"
         f" remote_path='{target}')\n"
@@ -296,7 +296,7 @@ def below(folder):
 
 
 def test_files_and_directories_are_copied_again_when_they_change(project, sshd, tmp_path):
-    """A directory goes under its name, or only what is in it if a slash follows the name."""
+    """A directory is copied with its name, or only its contents if the name ends with a slash."""
     source, target, folder, tree = (tmp_path / name for name in ("source", "target", "folder", "tree"))
     source.write_text("first")
     folder.mkdir()
@@ -328,7 +328,7 @@ def test_files_and_directories_are_copied_again_when_they_change(project, sshd, 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_remains_after_the_engine_exits(project, sshd, ending):
     marker = f"600.{time.time_ns()}"
-    # Without a terminal a remote command learns from its output that nobody is there any more.
+    # Without a terminal, a remote command notices the disconnect only when it writes output.
     project.write(f"""
 local.Command("here", create="sleep {marker} & sleep {marker}; wait")
 remote.Command("there", connection={sshd.connection()}, create="while echo {marker}; do sleep 0.2; done")

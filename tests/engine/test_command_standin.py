@@ -1,4 +1,4 @@
-"""What the stand-in for the plugin `command` refuses, and its own words; test_command_plugin.py has the contract."""
+"""The limits and messages of the stand-in for the plugin `command`; test_command_plugin.py tests the contract."""
 
 import os
 import signal
@@ -103,7 +103,7 @@ def test_a_wrong_host_key_is_not_retried_and_a_rejected_previous_output_only_war
     project.up(program % "one")
     assert "warning: 127.0.0.1 refused the variable PULUMI_COMMAND_STDOUT" in project.up(program % "two")
     quiet = at(known.connection(), "known", create="true", add_previous_output_in_env=False)
-    # One dial, of the eleven that a server that does not answer would have got.
+    # One connection attempt instead of the eleven for a server that does not answer.
     wrong = strange.connection(host_key=keys.public("other"), dial_error_limit=10)
     report = project.fails(quiet + at(wrong, "strange", create="true"))
     assert "refused the variable" not in report

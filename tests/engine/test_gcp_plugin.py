@@ -1,6 +1,6 @@
-"""What a preview gets from the plugin `gcp`, be it Pulumi's own or the stand-in: neither asks Google anything for it.
+"""Previews with the plugin `gcp`, Pulumi's own or the stand-in; neither contacts Google for them.
 
-The stand-in's cloud is in test_gcp_standin.py; what it knows of arguments comes from Pulumi's own package.
+test_gcp_standin.py tests the stand-in's cloud. The stand-in reads its knowledge of arguments from Pulumi's own package.
 """
 
 import re
@@ -15,7 +15,7 @@ from tests.engine.support import Cloud, Project, with_official
 
 @pytest.fixture
 def pulumi_environment(tmp_path: Path) -> dict[str, str]:
-    """A rehearsal's, with Pulumi's own plugin where the caller has that, else with the stand-in."""
+    """A rehearsal's environment with Pulumi's own plugin if it is installed, otherwise with the stand-in."""
     environ = rehearsal_environment(tmp_path / "state") | {
         "DASKSTACK_REHEARSAL": str(tmp_path / "rehearsal"),
         "GOOGLE_OAUTH_ACCESS_TOKEN": "none",

@@ -1,6 +1,6 @@
-"""What the stand-in for the plugin `gcp` does in a rehearsal, where it is always the one; its Kubernetes is not real.
+"""The stand-in for the plugin `gcp`, which rehearsals always use; its Kubernetes is fake here.
 
-test_gcp_plugin.py has what Pulumi's own plugin does as well without an account.
+test_gcp_plugin.py tests the part that Pulumi's own plugin can do without an account.
 """
 
 import base64
@@ -20,7 +20,7 @@ from tests.engine.support import Cloud, Project, processes, wait_for
 
 OTHERS = {"key": "others", "effect": "NoSchedule"}
 
-# Starts and ends what would be a Kubernetes: a kubeconfig, and a node in a file that `kubectl` reads and changes.
+# Starts and stops a fake Kubernetes: a kubeconfig, and a node in a file that the fake `kubectl` reads and changes.
 KUBERNETES = """
 import json, shutil, sys
 from pathlib import Path
@@ -80,7 +80,7 @@ KUBECONFIG = {
 
 @pytest.fixture
 def pulumi_environment(tmp_path: Path) -> dict[str, str]:
-    """A rehearsal's, with a Kubernetes that is files."""
+    """A rehearsal's environment with a fake Kubernetes made of files."""
     environ = rehearsal_environment(tmp_path / "state")
     programs, folder = tmp_path / "programs", tmp_path / "rehearsal"
     programs.mkdir()

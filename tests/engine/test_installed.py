@@ -1,4 +1,4 @@
-"""What `make` and `daskstack` do with the engine that is there."""
+"""`make` and `daskstack` with an installed engine."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def test_installed_parts_are_not_installed_again_or_mentioned() -> None:
     command = [sys.executable, "-m", "tools.install", "program", "machines", "test"]
     done = subprocess.run(command, cwd=engine.PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    # Another make may be at work beside this one.
+    # Another make may run at the same time.
     assert done.stderr in ("", "Another make is installing; waiting for it to end\n")
     after = [path.stat() if path.exists() else None for path in made]
     assert [each and (each.st_ino, each.st_mtime_ns) for each in after] == [

@@ -1,4 +1,4 @@
-"""What a killed run left is usable again, and what it had begun is undone by the destroy after it."""
+"""After a killed run the stack is usable again, and the next destroy undoes commands that had started."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tools import undo_unfinished, unlock
 
 @pytest.fixture
 def made(project: Project, tmp_path: Path) -> Path:
-    """A file that an `up` made, which was killed in the midst of it."""
+    """A file that a killed `up` had created."""
     made = tmp_path / "made"
     project.write(
         f"""

@@ -1,7 +1,6 @@
-"""What a program gets from the plugin `kubernetes`, be it Pulumi's own or the stand-in: the engine, the API server and
-Helm are real.
+"""The contract of the plugin `kubernetes`, Pulumi's own or the stand-in, with real engine, API server and Helm.
 
-What the stand-in says in its own words, and how it runs kubectl and helm, is in test_kubernetes_standin.py.
+test_kubernetes_standin.py tests the stand-in's own messages, and how it runs kubectl and helm.
 """
 
 import base64
@@ -128,7 +127,7 @@ make("core/v1:Secret", "fixed", immutable=True, stringData={{"key": "{command}"}
     cluster.kubectl("create", "configmap", "named-one")
     config = {"enableSecretMutable": "true", "upsertExistingObjects": "true"}
     cluster.up(program("one", cluster.namespace, "one"), **config)
-    cluster.kubectl("delete", "job", "it")  # which takes a controller where its pods are to go first
+    cluster.kubectl("delete", "job", "it")  # which requires a controller if its pods are to be deleted first
     output = cluster.up(program("two", other, "two"), **config)
     assert "5 replaced" in output
     assert list(cluster.releases()) == ["two"]

@@ -1,4 +1,4 @@
-"""What the stand-in for the plugin `kubernetes` says, refuses and runs; test_kubernetes_plugin.py has the contract."""
+"""Messages, limits and processes of the stand-in for `kubernetes`; test_kubernetes_plugin.py tests the contract."""
 
 import base64
 import json

@@ -1,6 +1,6 @@
-"""How any plugin for Python runs programs, Pulumi's own or the stand-in: seen through the real `pulumi` command.
+"""The contract of the language plugin for Python, Pulumi's own or the stand-in, tested with the real `pulumi`.
 
-What the stand-in says in its own words is in test_language_standin.py.
+test_language_standin.py tests the stand-in's own messages.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""What the stand-in for the language plugin says in its own words; test_language_plugin.py has the contract."""
+"""The messages of the stand-in for the language plugin; test_language_plugin.py tests the contract."""
 
 import pytest
 

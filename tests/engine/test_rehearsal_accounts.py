@@ -1,4 +1,4 @@
-"""A rehearsal reaches no account, whatever logins its caller has."""
+"""A rehearsal cannot reach any account, whatever logins its caller has."""
 
 import json
 import os
@@ -43,7 +43,7 @@ make("compute/network:Network", "network", name="net")
 
 @pytest.fixture
 def caller(tmp_path: Path) -> dict[str, str]:
-    """Somebody's environment, with logins wherever they can be, and an official plugin on PATH."""
+    """A user's environment with logins in all possible places, and an official plugin on PATH."""
     home = tmp_path / "caller"
     for name in FILES:
         file = home / name

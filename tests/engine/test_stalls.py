@@ -1,6 +1,6 @@
-"""Every wait ends: each thing outside that `up`, `connect` and `status` talk to stalls in turn, on this computer.
+"""Every wait ends: each program that `up`, `connect` and `status` talk to stalls in turn, on this computer.
 
-tests/machines/test_full_disk.py has a full disk.
+tests/machines/test_full_disk.py tests a full disk.
 """
 
 import fcntl
@@ -36,11 +36,11 @@ from on_this_computer import (
 from tests.client_outputs import machines_client
 from tests.engine.support import wait_for
 
-PATIENCE = 60  # seconds: far more than any limit here, for a busy computer
+PATIENCE = 60  # seconds; much longer than any limit here, for a busy computer
 
 
 def ends(call: Callable[[], object]) -> str:
-    """What it says as it fails; it must end by itself."""
+    """The output of a command that must fail without being killed."""
     said: list[str] = []
 
     def run() -> None:
@@ -62,7 +62,7 @@ def ends(call: Callable[[], object]) -> str:
 
 
 def test_a_rejected_login_ends_up_with_the_message_of_ssh(project, sshd, keys):
-    """More than a pipe holds is to be sent, and nobody reads it."""
+    """The command sends more than a pipe holds, and nothing reads it."""
     refused = sshd.connection(private_key=keys.folder.joinpath("other").read_text())
     environment = {
         "LOCK": "environment.lock",
@@ -80,7 +80,7 @@ local.Command("files", create="{create}", dir="{PROJECT}", environment={environm
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
-    """The connection of a server that accepts and says nothing."""
+    """The connection of a server that accepts and never answers."""
     monkeypatch.setitem(ssh.OPTIONS, "ConnectTimeout", "1")
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield {
@@ -122,7 +122,7 @@ def test_status_and_logs_time_out_if_a_machine_accepts_but_never_answers(silent)
 
 
 def test_up_times_out_if_a_machine_never_finishes_receiving_files(monkeypatch, tmp_path):
-    """Its sshd lives, but whatever root runs there stands still."""
+    """Its sshd runs, but every command of root hangs."""
     program(tmp_path, "ssh", "exec sleep 600")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(send_environment, "WAIT", 1)
@@ -137,14 +137,14 @@ def test_up_times_out_if_a_machine_never_finishes_receiving_files(monkeypatch, t
 
 
 def program(folder: Path, name: str, text: str) -> None:
-    """An executable with this name, a shell script."""
+    """Writes an executable shell script with this name."""
     (folder / name).write_text(f"#!/bin/sh\n{text}\n")
     (folder / name).chmod(0o755)
 
 
 @pytest.mark.parametrize("text", [send_environment.TAKE, send_environment.REMOVE])
 def test_commands_mean_the_same_to_every_login_shell(text):
-    """One word in single quotes: csh reads ! and line ends even there, fish a backslash."""
+    """One word in single quotes; csh interprets ! and line ends even there, and fish a backslash."""
     assert not set(text) & set("'\\!\n")
     subprocess.run(["bash", "-n", "-c", text], check=True)
 
@@ -199,7 +199,7 @@ def test_a_hanging_kubectl_is_reported(dumb_kubectl, call, culprit):
 
 @pytest.fixture(params=["tls"])
 def stopped(request, tmp_path, monkeypatch) -> Iterator[str]:
-    """The address of a scheduler that is stopped by SIGSTOP: its port accepts, and nothing answers."""
+    """The address of a scheduler stopped by SIGSTOP: its port accepts connections, but nothing answers."""
     if request.param == "tls":
         keys, prefix = Security.temporary(), "DASK_DISTRIBUTED__COMM__TLS__"
         monkeypatch.setenv(f"{prefix}CA_FILE", keys.tls_ca_file)
@@ -238,7 +238,7 @@ def test_programs_report_a_scheduler_that_hangs(stopped, path, limit, arguments)
     assert re.search("the scheduler.* does not answer", done.stderr.splitlines()[-1])
 
 
-@pytest.mark.parametrize("stopped", ["tcp"], indirect=True)  # where no handshake of TLS would end it
+@pytest.mark.parametrize("stopped", ["tcp"], indirect=True)  # where no TLS handshake would time out
 def test_connect_times_out_if_the_scheduler_hangs(stopped, monkeypatch):
     @contextmanager
     def way(facts, targets):
@@ -254,7 +254,7 @@ def test_connect_times_out_if_the_scheduler_hangs(stopped, monkeypatch):
 
 
 def test_a_check_that_times_out_names_the_workers_that_do_not_answer():
-    """The scheduler stops in the middle of it, where Dask would wait for ever."""
+    """The scheduler hangs during the check, where Dask would wait forever."""
     step = script("check", {"CHECK": "import time; time.sleep(600)", "EXPECT": "", "CONFIRMS": ""})
     step = step.replace("CHECK_LIMIT=240", 'CHECK_LIMIT=1\nin_environment() { timeout "$within" "$@"; }')
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -263,12 +263,12 @@ def test_a_check_that_times_out_names_the_workers_that_do_not_answer():
     assert "the check timed out after 1 s, because the scheduler or workers do not answer" in done.stderr
 
 
-# What a step installs from
+# Package sources of steps
 
 
 @pytest.mark.parametrize(("waited", "status"), [(5, "1"), (PATIENCE, "0")], ids=["for ever", "for a while"])
 def test_a_held_package_lock_is_waited_for_and_reported(tmp_path, waited, status):
-    """As a new cloud machine holds it in its first minutes. apt-get is real, its lists are in a folder of the test."""
+    """As on a new cloud machine in its first minutes. apt-get is real; its lists are in a folder of the test."""
     lists = tmp_path / "lists"
     (lists / "partial").mkdir(parents=True)
     config = tmp_path / "apt.conf"
@@ -295,7 +295,7 @@ def test_a_held_package_lock_is_waited_for_and_reported(tmp_path, waited, status
 
 
 def test_a_package_index_that_never_answers_is_reported(tmp_path):
-    """The step's own lines, with the folder of the test in the place of /opt."""
+    """The step's own lines, with the test's folder instead of /opt."""
     handed_out = tmp_path / "files"
     handed_out.mkdir()
     collected = send_environment.collect(PROJECT / "environment.lock", "3.11", "wheelhouse")

@@ -1,4 +1,4 @@
-"""A port of this computer is only used when it is our own ssh or kubectl that listens there."""
+"""A local port is used only if our own ssh or kubectl listens on it."""
 
 import os
 import socket
@@ -96,7 +96,7 @@ def test_the_holder_of_a_tunnel_is_notified_when_it_ends(sshd: Sshd, capsys: pyt
 
 
 def _sessions(sshd: Sshd) -> list[int]:
-    """The server's processes for connections."""
+    """The server's connection processes."""
     return [int(pid) for pid in Path(f"/proc/{sshd.pid}/task/{sshd.pid}/children").read_text().split()]
 
 
@@ -116,7 +116,7 @@ time.sleep(600)
 
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[int, int]]]:
-    """A kubectl that does as the real one does; returns (process, asked port) of each that was started."""
+    """A kubectl that acts like the real one; returns process and requested port of each that was started."""
     program = tmp_path / "kubectl"
     program.write_text(KUBECTL.format(python=sys.executable))
     program.chmod(0o755)

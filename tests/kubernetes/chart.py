@@ -1,4 +1,4 @@
-"""The chart, rendered by helm alone."""
+"""Renders the chart with helm, without a cluster."""
 
 import subprocess
 from typing import Any
@@ -24,6 +24,6 @@ def helm(*words: str, given: dict[str, Any], check: bool = True) -> subprocess.C
 
 
 def rendered(**given: Any) -> list[dict[str, Any]]:
-    """The manifests that the chart makes of these values."""
+    """The manifests that the chart renders from these values."""
     done = helm("template", "dask", str(CHART), given={"jupyter": {"passwordSecret": "p"}} | given)
     return [each for each in yaml.safe_load_all(done.stdout) if each]

@@ -1,4 +1,4 @@
-"""A real Kubernetes of one node for the session; everything is removed at its end.
+"""A real one-node Kubernetes for the session; everything is removed at its end.
 
 Needs root, or sudo without a password.
 """
@@ -12,12 +12,12 @@ import pytest
 
 from tests.kubernetes.support import Cluster
 
-# Fixtures of test_release.py. Those of one line leave the stack in the same state, which takes a minute to reach.
+# Fixtures of test_release.py. Those in one tuple leave the stack in the same state, which takes a minute to reach.
 STATES = (("to_change", "changed"), ("built",), ("asleep",))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one state run one after another, in whatever order they and the states come."""
+    """Tests of one state run together, whatever the random order is."""
     places: dict[object, int] = {}
 
     def place(item: pytest.Item) -> tuple[int, int]:
@@ -33,8 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def kubernetes() -> Iterator[Cluster]:
     """The session's shared cluster."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` must clean up, too
-    # Not in pytest's folder: another run may remove that while the cluster lives in it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `timeout pytest` cleans up too
+    # Not in pytest's folder, because another run can delete that while the cluster uses it.
     cluster = Cluster(Path(tempfile.mkdtemp(prefix="daskstack-")))
     try:
         cluster.up()

@@ -1,4 +1,4 @@
-"""A Kubernetes of one node, for tests."""
+"""A one-node Kubernetes for tests."""
 
 import json
 import os
@@ -21,7 +21,7 @@ RESTRICTED = {
     "runAsUser": 1000,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-FORBIDDEN = "No route to host"  # what the node's policies answer, and nothing else
+FORBIDDEN = "No route to host"  # the node's policies answer with these, nothing else does
 PROBE = """
 import socket, sys
 for place in sys.argv[1:]:
@@ -43,27 +43,27 @@ def pod(name: str, *command: str, security: dict | None = None, labels: dict | N
 
 
 def server(name: str, **spec) -> dict:
-    """A pod that is ready once it listens on port 8000."""
+    """A pod that is ready when it listens on port 8000."""
     probe = {"tcpSocket": {"port": 8000}, "periodSeconds": 1}
     return pod(name, "python", "-m", "http.server", "8000", readinessProbe=probe, **spec)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster in a folder of its own; `kubeconfig`, `context` and `node` (address) are there once it is up."""
+    """A cluster in a separate folder; `kubeconfig`, `context` and `node` (address) are set once it is up."""
 
     directory: Path
     programs: Path = field(default_factory=kubernetes_programs)
 
     def up(self) -> dict[str, str]:
-        """What `up` printed."""
+        """The output of `up`."""
         return json.loads(self.call("up"))
 
     def down(self) -> None:
         self.call("down")
 
     def command(self, word: str) -> list[str]:
-        """With the images and wheels that every test of this cluster may need: an `up` replaces those of the last."""
+        """Includes all images and wheels that tests of this cluster need, because `up` replaces the former ones."""
         program = [sys.executable, "-m", "rehearsal.kubernetes", word, str(self.directory)]
         return [*program, "--lock", "charts/jupyter.lock", "--installed"]
 
@@ -73,12 +73,12 @@ class Cluster:
         return done.stdout
 
     def reach(self, namespace: str, pod: str, *places: str) -> dict[str, str]:
-        """For each place ("host:port") "open", or why the pod cannot connect to it."""
+        """For each address ("host:port"), "open" or the reason why the pod cannot connect to it."""
         said = self.kubectl("exec", f"--namespace={namespace}", pod, "--", "python", "-c", PROBE, *places)
         return dict(zip(places, said.splitlines(), strict=True))
 
     def ready(self, namespace: str, *pods: str) -> list[str]:
-        """Waits for pods; returns their addresses."""
+        """Waits for pods and returns their addresses."""
         names = [f"pod/{each}" for each in pods]
         self.kubectl("wait", f"--namespace={namespace}", "--for=condition=Ready", *names, "--timeout=90s")
         found = [self.kubectl("get", f"--namespace={namespace}", each, "--output=json") for each in names]
@@ -89,7 +89,7 @@ class Cluster:
         return self.directory / "kubeconfig"
 
     def kubectl(self, *arguments: str, **kwargs) -> str:
-        """What it printed; raises CalledProcessError where it failed, with its complaint in `stderr`."""
+        """Its output; raises CalledProcessError with `stderr` if it failed."""
         command = [self.programs / "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, **kwargs).stdout
 
@@ -99,7 +99,7 @@ class Cluster:
 
 
 def until(reached: Callable[[], object], seconds: float = 60) -> None:
-    """Waits for it to be so."""
+    """Waits until the condition is true."""
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline, f"not so within {seconds:.0f} s"
@@ -107,12 +107,12 @@ def until(reached: Callable[[], object], seconds: float = 60) -> None:
 
 
 def control_groups(name: str) -> list[str]:
-    """The folders of that name; by os.walk, which passes over those that end meanwhile."""
+    """The folders with this name; os.walk skips those that disappear during the search."""
     return [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if Path(folder).name == name]
 
 
 def traces(cluster: Cluster) -> list[str]:
-    """Everything of a cluster that this computer shows."""
+    """All traces of a cluster on this computer."""
     name = network.name(cluster.directory)
     groups = control_groups(name)
     folders = [Path("/run/netns") / name, Path("/sys/class/net") / name, cluster.directory]

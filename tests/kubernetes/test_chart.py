@@ -1,4 +1,4 @@
-"""What the chart renders, by helm alone; test_node.py has what an API server says of it."""
+"""The manifests that helm renders from the chart; test_node.py sends them to an API server."""
 
 import ipaddress
 import re
@@ -38,7 +38,7 @@ def of_kind(kind: str, manifests: list[dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def reached(policies: dict[str, dict], component: str, address: str, port: int, protocol: str = "TCP") -> bool:
-    """Whether the policies let a pod of the release send there; what is outside of the cluster, by its address."""
+    """Whether the policies let a pod of the release send to this pod, or to this address outside of the cluster."""
     where = ipaddress.ip_address(address)
 
     def inside(block: dict[str, Any]) -> bool:
@@ -116,7 +116,7 @@ def test_tasks_cannot_change_the_environment_and_their_storage_is_limited() -> N
 
 
 def test_stopping_workers_get_the_grace_period_to_hand_over_their_data() -> None:
-    """A worker hands over its results; a scheduler waits for computations to end."""
+    """A stopping worker hands over its results; a stopping scheduler waits until computations end."""
     for name, done in {"dask-worker": "$POD_NAME", "dask-scheduler": "--until-idle"}.items():
         pod = of_kind("Deployment", rendered())[name]["template"]["spec"]
         command = " ".join(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"])

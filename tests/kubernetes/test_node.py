@@ -1,6 +1,6 @@
-"""The node of rehearsals: what runs on it, what it reaches, what is left of it, and what its API server says.
+"""The rehearsals' node: its pods, its network, its cleanup, and the validation of its API server.
 
-One Kubernetes serves all of these, which is why the chart's manifests and Google's stand-in meet it here, too.
+The chart's manifests and the stand-in for Google Cloud are also tested here, because one Kubernetes serves all tests.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def service(name: str, app: str, **spec) -> dict:
 
 
 def ended(cluster: Cluster, name: str, namespace: str = "default") -> str:
-    """What a pod that ended well has printed."""
+    """The output of a pod that succeeded."""
     there = ("--namespace", namespace)
     cluster.kubectl("wait", *there, "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=60s")
     return cluster.kubectl("logs", *there, name)
@@ -67,7 +67,7 @@ def test_a_pod_is_reachable_through_its_service_even_from_itself(kubernetes: Clu
     def found() -> bool:
         try:
             return kubernetes.kubectl("exec", "own", "--", "python", "-c", fetch) == "200\n"
-        except subprocess.CalledProcessError:  # the node's rules follow a moment later
+        except subprocess.CalledProcessError:  # the node's rules are updated shortly after
             return False
 
     until(found)
@@ -223,7 +223,7 @@ def test_down_without_a_cluster_does_nothing(tmp_path: Path) -> None:
 
 
 def processes(cluster: Cluster) -> dict[int, str]:
-    """The node's own with their names, without those of pods, which come and go."""
+    """The node's own processes by name, without those of pods, which change."""
     found = []
     for group in control_groups(network.name(cluster.directory)):
         with contextlib.suppress(OSError):
@@ -232,14 +232,14 @@ def processes(cluster: Cluster) -> dict[int, str]:
 
 
 def comm(process: int) -> str:
-    """A process's name, empty where it has just ended."""
+    """A process's name; empty if it has just exited."""
     try:
         return Path(f"/proc/{process}/comm").read_text().strip()
     except OSError:
         return ""
 
 
-# What the API server says of the chart
+# Validation of the chart by the API server
 
 
 PODS = {
@@ -300,7 +300,7 @@ def test_the_api_server_accepts_all_values_that_the_settings_accept(kubernetes: 
     access = {"source": "existing", "kubeconfig": str(kubernetes.kubeconfig)}
     if "image" in said:  # it has all packages
         del said["packages"]
-    if "cluster" in said:  # where no node's size is known, every pod is accepted; nodes have ranges for all of them
+    if "cluster" in said:  # without a known node size every pod is accepted, and the ranges have room for all nodes
         big = {"system": {"machine": "a3-mega"}, "workers": {"machine": "a3-mega"}, "ranges": {"pods": "10.64.0.0/14"}}
         said["cluster"] = big | said["cluster"]
     cluster = settings.parse({"target": "kubernetes", "cluster": access} | said, PROJECT)
@@ -323,7 +323,7 @@ def test_pods_of_the_chart_meet_the_restricted_standard(kubernetes: Cluster) -> 
     kubernetes.kubectl("delete", "namespace", name, "--wait=false")
 
 
-# Google Cloud's stand-in, with this Kubernetes in the place of GKE's
+# The stand-in for Google Cloud, with this Kubernetes instead of GKE
 
 
 CONFIG = {"project": "my-project", "zone": "us-central1-a"}
@@ -338,7 +338,7 @@ EXEC = {
 
 @pytest.fixture
 def rehearsal(kubernetes, tmp_path, monkeypatch):
-    """A rehearsal's folder and programs."""
+    """The folder and programs of a rehearsal."""
     (tmp_path / "kubernetes").symlink_to(kubernetes.directory)
     settings = {"command": kubernetes.command("up"), "down": ["false"], "cwd": str(PROJECT)}
     path = f"{PROJECT / 'rehearsal' / 'cloud'}:{kubernetes_programs()}:{os.environ['PATH']}"

@@ -1,4 +1,4 @@
-"""`make rehearse`: a stack's whole life on one computer."""
+"""`make rehearse`: the lifecycle of a stack on one computer."""
 
 import re
 import threading
@@ -13,7 +13,7 @@ from tests.life import lived
 PHASES = ["from nothing", "pulumi up", "one worker more", "asleep", "awake", "pulumi destroy", "the rest of it goes"]
 
 
-@pytest.mark.timeout(1200)  # a whole life, on a busy machine
+@pytest.mark.timeout(1200)  # the entire lifecycle on a busy computer
 def test_the_shipped_gke_stack_is_created_changed_and_destroyed_without_leftovers(tmp_path: Path) -> None:
     before = [Path("/proc/sys", name).read_text() for name in SYSCTLS]
     cluster = Cluster(tmp_path / "daskstack" / "rehearsal" / "gke" / "kubernetes")
@@ -34,7 +34,7 @@ def test_the_shipped_gke_stack_is_created_changed_and_destroyed_without_leftover
     assert "nothing of stack gke is left in project my-project" in printed
     assert list(tmp_path.rglob("kubeconfig")) == []
 
-    # Nor is anything left of the Kubernetes that it ran in: no process, mount, control group, link or setting.
+    # Nothing is left of its Kubernetes either: no process, mount, cgroup, link or kernel setting.
     assert max(seen) >= 5, "this test looks at the wrong places"
     assert traces(cluster) == []
     assert [Path("/proc/sys", name).read_text() for name in SYSCTLS] == before

@@ -1,6 +1,6 @@
-"""A stack with `target: kubernetes` on a real Kubernetes: the program, the engine, helm, pods, and a notebook's way in.
+"""A stack with `target: kubernetes` on a real Kubernetes, with the real engine, helm and pods.
 
-Each test asks for the settings that it needs (`Stack.has`): `up` runs only where the last ones were others.
+Each test requests the settings that it needs (`Stack.has`): `up` runs only if the current settings are different.
 """
 
 import base64
@@ -37,7 +37,7 @@ from tests.tls import accepts
 from tests.work import Work
 from tools.rehearse import KEY, Rehearsal
 
-pytestmark = pytest.mark.timeout(1200)  # more than `up` may take, so that what it printed is shown
+pytestmark = pytest.mark.timeout(1200)  # more than `up` may take, so that its output is shown
 
 SMALL = {"cpu": 0.2, "memory": "1 GiB"}
 SETTINGS = {
@@ -47,7 +47,7 @@ SETTINGS = {
     "scheduler": SMALL,
     "jupyter": {**SMALL, "storage": "1Gi"},
     "wait": 500,
-    # Nothing is installed when a pod starts, except where a test needs it.
+    # Pods install nothing when they start, unless a test needs it.
     "image": images.INSTALLED,
 }
 STACK = "kubernetes"  # one that has a stack file, which is not changed
@@ -59,12 +59,12 @@ METADATA = "169.254.169.254"
 ALMOST = {"app": "dask", "release": "another"}  # the labels of another release's pods
 SERVICES = {"scheduler": 8786, "webui": 80, "jupyter": 80}
 ELSEWHERE = "203.0.113.7/32"
-# One worker, which leaves when nothing is computed, and no Jupyter.
+# One worker, which stops when the cluster is idle, and no Jupyter.
 ASLEEP = {"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}, "limits": {"idle": "1h"}}
 
 
 class Stack(Rehearsal):
-    """A stack on the session's cluster."""
+    """A stack on the session's Kubernetes."""
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         super().__init__(STACK, folder)
@@ -74,15 +74,15 @@ class Stack(Rehearsal):
         self.change({})
 
     def change(self, settings: dict[str, Any], **config: str) -> None:
-        """Settings of the next command; a key's value replaces that of SETTINGS."""
+        """Writes the settings for the next command; these values replace those of SETTINGS."""
         whole = copy.deepcopy(SETTINGS) | copy.deepcopy(settings)
         self.set({"config": {KEY: whole, **config}}, str(self.cluster.kubeconfig), "rehearsal")
 
     def run(self, *words: str, succeeds: bool = True) -> str:
-        """What `pulumi` printed."""
+        """Runs `pulumi` and returns its output."""
         if words[0] in ("up", "destroy"):
             self.applied = None
-        with (self.folder / "printed.log").open("w+") as log:  # also of one that is killed at the time limit
+        with (self.folder / "printed.log").open("w+") as log:  # also if the run is killed at the time limit
             try:
                 self.pulumi(*words, stdout=log, stderr=subprocess.STDOUT, text=True, timeout=900)
                 ended = True
@@ -97,7 +97,7 @@ class Stack(Rehearsal):
         return self.run("up", "--yes", "--skip-preview", succeeds=succeeds)
 
     def has(self, settings: dict[str, Any], token: str = "", **config: str) -> str:
-        """Brings the stack to these settings, unless it has them; returns what `up` printed when it came to them.
+        """Brings the stack to these settings, unless it has them; returns the output of the `up` that applied them.
 
         `token` is a secret variable TOKEN.
         """
@@ -141,14 +141,14 @@ def stack(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def exposed(stack: Stack) -> dict[str, Any]:
-    """A load balancer for this computer alone."""
+    """A load balancer that admits only this computer."""
     here, *_ = network.addresses(stack.cluster.directory)
     return {"expose": {"scheduler": {"sources": [f"{here}/32"]}}}
 
 
 @pytest.fixture
 def built(stack: Stack) -> Stack:
-    """With two workers, Jupyter, a secret variable, and a load balancer."""
+    """The stack with two workers, Jupyter, a secret variable, and a load balancer."""
     stack.has(exposed(stack), TOKEN)
     return stack
 
@@ -190,7 +190,7 @@ def test_the_scheduler_rejects_clients_without_a_certificate_from_its_authority(
 
 
 def balanced(stack: Stack) -> str:
-    """The scheduler's address at its load balancer."""
+    """The address of the scheduler's load balancer."""
     service = json.loads(stack.kubectl("get", "service", "dask-scheduler", "--output", "json"))
     [ingress] = service["status"]["loadBalancer"]["ingress"]
     return f"tls://{ingress['ip']}:8786"
@@ -226,7 +226,7 @@ def test_tasks_see_secret_variables(built: Stack) -> None:
 
 @pytest.fixture
 def strangers(built: Stack) -> Iterator[Stack]:
-    """A pod of another namespace, one of the release's that is not the release's, and a server that both reach."""
+    """A pod in another namespace, a foreign pod in the release's namespace, and a server that both can reach."""
     cluster = built.cluster
     cluster.kubectl("create", "namespace", "strangers")
     node = network.name(cluster.directory)
@@ -259,7 +259,7 @@ def test_network_policies_block_other_pods_and_access_to_private_networks(strang
             workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
             return [each.removeprefix("tls://") for each in (*workers, *(each["nanny"] for each in workers.values()))]
 
-        until(lambda: len(comms()) == 4)  # of two workers, which may just have started
+        until(lambda: len(comms()) == 4)  # of both workers, which may have just started
         dask = comms()
     found = json.loads(strangers.kubectl("get", "pods", "--selector", "release=dask", "--output", "json"))["items"]
     found = [each for each in found if "deletionTimestamp" not in each["metadata"]]
@@ -285,7 +285,7 @@ def test_network_policies_block_other_pods_and_access_to_private_networks(strang
 
 
 def log_in(port: int, password: str) -> bool:
-    """Whether a notebook server's log-in form takes the password."""
+    """Whether the login form of a notebook server accepts the password."""
     base = f"http://127.0.0.1:{port}"
     jar = CookieJar()
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
@@ -323,14 +323,14 @@ def test_the_client_reconnects_when_the_scheduler_moves_to_another_pod(built: St
         def answers() -> bool:
             try:
                 return client.submit(sum, range(10), pure=False).result(timeout=10) == 45
-            except Exception:  # whatever Dask raises while it is away
+            except Exception:  # any exception that Dask raises during the outage
                 return False
 
         until(answers, 300)
 
 
 CHANGED = {
-    "image": None,  # every pod installs the lock, and the further package
+    "image": None,  # every pod installs the lock and the additional package
     "workers": {"replicas": 1, **SMALL},
     "packages": {"pip": ["json5"]},
     "expose": {"scheduler": {"sources": [ELSEWHERE]}},
@@ -339,7 +339,7 @@ CHANGED = {
 
 @pytest.fixture
 def to_change(built: Stack) -> Stack:
-    """What becomes `changed`."""
+    """The stack before the change that `changed` makes."""
     return built
 
 
@@ -357,7 +357,7 @@ def test_changing_workers_and_packages_shows_in_the_preview_and_loses_no_result(
             work.goes_on()
             assert len(work.workers()) == 1
         finally:
-            work.end()  # for which the scheduler waits, whose packages change too, and so does `up`
+            work.end()  # the scheduler, whose packages also change, waits for this, and so does `up`
         change.result()
     with to_change.connect() as client:
         assert client.submit(lambda: __import__("json5").__name__).result(timeout=60) == "json5"
@@ -383,7 +383,7 @@ def test_a_custom_password_takes_effect(changed: Stack) -> None:
 
 
 def test_a_notebook_has_the_workers_environment_and_finds_the_scheduler(changed: Stack) -> None:
-    """Which its pod has installed from the same lock."""
+    """Its pod installs it from the same lock."""
     program = "from distributed import Client\nwith Client(timeout=30) as c: print(c.submit(sum, range(10)).result(60))"
     assert changed.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program).split()[-1] == "45"
 
@@ -400,7 +400,7 @@ def test_a_stack_without_jupyter_has_no_jupyter_objects(asleep: Stack) -> None:
 
 def test_idle_workers_stop_and_start_again_when_a_client_connects(asleep: Stack) -> None:
     def hurry(dask_scheduler):
-        """The limit that it had; now it is short."""
+        """Stack with a short idle limit instead of its former one."""
         watch = dask_scheduler.idle_watch.callback.__self__
         before, watch.limit = watch.limit, 3
         return before
@@ -428,7 +428,7 @@ def test_up_says_which_quota_volume_image_or_node_keeps_pods_from_starting(aslee
     asleep.kubectl("create", "quota", "few", "--hard=requests.ephemeral-storage=1Ti")
     asleep.cluster.kubectl("delete", "storageclass", objects.CLASS)
     try:
-        # Jupyter is new, and so is its volume.
+        # Jupyter and its volume are new.
         asleep.change(
             exposed(asleep) | {"workers": ASLEEP["workers"], "values": {"additional_worker_groups": groups}, "wait": 30}
         )
@@ -446,7 +446,7 @@ def test_up_says_which_quota_volume_image_or_node_keeps_pods_from_starting(aslee
 
 
 def kill_while(stack: Stack, status: str, namespace: str = SPACE) -> None:
-    """An `up` that is killed with all its processes while helm's release has this status."""
+    """Starts `up` and kills all its processes while helm's release has this status."""
     stack.run("stack", "select", "--create")
     stack.applied = None
     command = [str(engine()), "up", "--yes", "--skip-preview", "--stack", STACK, "--config-file", str(stack.settings)]
@@ -466,7 +466,7 @@ def kill_while(stack: Stack, status: str, namespace: str = SPACE) -> None:
 
 @pytest.fixture
 def newer(stack: Stack, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the project, which has the same stack, with a newer chart."""
+    """A copy of the project with the same stack and a newer chart."""
     files = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     for file in files.splitlines():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -501,7 +501,7 @@ def test_destroy_leaves_nothing_and_does_not_change_the_stack_file(stack: Stack)
 
 @pytest.fixture
 def plain(stack: Stack) -> Iterator[Stack]:
-    """One worker without TLS in a namespace of the user's own; its first `up` was killed while helm installed."""
+    """One worker without TLS in an existing namespace; the first `up` was killed during the helm install."""
     stack.destroyed()
     stack.cluster.kubectl("create", "namespace", "ours")
     try:
@@ -522,7 +522,7 @@ def plain(stack: Stack) -> Iterator[Stack]:
 def test_the_next_up_finishes_a_killed_first_one_and_kept_notebooks_outlive_the_stack(plain: Stack) -> None:
     plain.up()
     outputs, space = plain.outputs(), ("--namespace", "ours")
-    # dask.tls is false: all speak in the clear, a client too, and nothing holds a key.
+    # dask.tls is false: connections are unencrypted, also the client's, and there are no keys.
     assert [line.split()[0] for line in outputs["check"].splitlines()] == ["workers", "environment", "job"]
     with plain.connect() as client:
         assert client.scheduler.address.startswith("tcp://")

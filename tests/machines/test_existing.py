@@ -135,8 +135,8 @@ def sessions(machine: Machine) -> list[str]:
     return re.findall(r"admin from (\S+)", logged)
 
 
-# The lifecycle of a stack on these machines. Each fixture is a stage: it follows the stage that it takes as an argument,
-# and returns observations, so that tests can check them in any order.
+# The lifecycle of a stack on these machines. Each fixture is a stage: it follows the stage that it takes as an
+# argument, and returns observations, so that tests can check them in any order.
 
 
 @pytest.fixture(scope="module")

@@ -77,8 +77,8 @@ def test_dask_does_not_start_without_the_rule_that_blocks_the_metadata_server(
 def secrets(key: str) -> set[str]:
     """Fragments that reveal a private key: its lines, plain and in base64 at each possible offset."""
     begin, *lines, _end = key.strip().splitlines()
-    # Of OpenSSH's ed25519 keys only the fourth line is about the private half alone: the third is in certificates, too,
-    # but for a random byte. The last lines of others hold the public half alone.
+    # In OpenSSH's ed25519 keys only the fourth line is entirely private: all but a random byte of the third line is
+    # also in certificates. The last lines of other keys contain only the public half.
     lines = lines[3:4] if "OPENSSH" in begin else lines[:2]
     assert lines, begin
     found = set()

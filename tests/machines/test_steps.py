@@ -25,7 +25,7 @@ from tests.machines.snapshots import snapshot
 
 
 class Pair:
-    """Two machines with their steps' parameters, as `up` passes them: `head` is scheduler and authority, `hand` a worker."""
+    """Two machines with their steps' parameters, as `up` passes them: `head` is the authority, `hand` a worker."""
 
     def __init__(self, head: Machine, hand: Machine, network: str) -> None:
         self.head, self.hand, self.network = head, hand, network
@@ -436,7 +436,7 @@ def test_another_users_account_is_not_taken_over(boot: Callable[..., list[Machin
     machine.ssh("id dask-tunnel")
 
 
-# data
+# Data
 
 
 @pytest.mark.parametrize("writer", ["root", "admin", "dask"])
