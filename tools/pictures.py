@@ -43,7 +43,7 @@ from tools.rehearse import Rehearsal
 from tools.running import say
 
 PICTURES = PROJECT / "docs" / "pictures"
-COLUMNS, ROWS = 92, 150  # of the terminal; ROWS is more than `make up` prints, because nothing may scroll away
+COLUMNS, ROWS = 100, 150  # of the terminal; ROWS is more than `make up` prints, because nothing may scroll away
 LIMIT = 200_000  # bytes of a picture
 PATIENCE = 180_000  # milliseconds for a page to show something
 CELLS = [
