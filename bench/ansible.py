@@ -1,4 +1,4 @@
-"""The same machines prepared by Ansible, as its users would: see playbook.yml and ansible.cfg beside this."""
+"""Prepares the same machines with Ansible, as its users would: see playbook.yml and ansible.cfg."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from rehearsal.machines import Machine
 from tools.uv import bench_venv
 
 HERE = Path(__file__).parent
-# What `up` writes to a machine and what is no key or certificate: the playbook's files.
+# The files that `up` writes to a machine, except keys and certificates: the playbook copies them.
 WRITTEN = re.compile(
     r"/etc/(firewalld/zones/.*|ssh/sshd_config\.d/.*daskstack.*|systemd/system/[^/]*das[^/]*"
     r"|daskstack/(ssh/config|ssh/ssh|[^/]+))|/opt/daskstack/[^/]*\.py"
@@ -29,7 +29,7 @@ HARVEST = """
 shopt -s nullglob
 tar -c /etc/firewalld /etc/ssh /etc/systemd/system /etc/daskstack /opt/daskstack/*.py 2>/dev/null | base64
 """
-# What there is afterwards, but for the contents of keys and of the environment, and what only `up` needs to undo it.
+# The resulting state, without the contents of keys and of the environment, and without files that only undo needs.
 STATE = r"""
 find /etc/daskstack /etc/firewalld /etc/ssh /etc/systemd/system /var/lib/daskstack /opt/daskstack /srv -xdev \
   \( -path '*/before' -o -path '*/environment/*' -o -path '*/daskstack/home/*' -o -path '/opt/daskstack/files/*' \
@@ -41,7 +41,7 @@ systemctl list-units --no-legend --plain 'dask*' 'srv-*' firewalld.service | awk
 
 
 def harvest(machines: Sequence[Machine], check: str | None, folder: Path) -> dict[str, dict[str, Any]]:
-    """Puts what `up` wrote, and the check that it ran, into `folder`; returns each machine's part of the playbook."""
+    """Copies the files that `up` wrote and its check into `folder`; returns each machine's part of the playbook."""
     result = {}
     for machine in machines:
         archive = inside(machine, HARVEST)
@@ -99,7 +99,7 @@ def play(
 
 
 def tasks(done: Run) -> list[tuple[str, float]]:
-    """Each task of a play with its seconds."""
+    """The tasks of a play with their seconds."""
     starts = [(seconds, line) for seconds, line in done.lines if re.match(r"(PLAY|TASK|RUNNING HANDLER) ", line)]
     ends = [*(seconds for seconds, _ in starts[1:]), done.seconds]
     found = [
@@ -109,5 +109,5 @@ def tasks(done: Run) -> list[tuple[str, float]]:
 
 
 def state(machines: Sequence[Machine]) -> set[str]:
-    """What is true on the machines now, one line each."""
+    """The state of the machines, one line for each fact."""
     return {f"{machine.name}: {line}" for machine in machines for line in inside(machine, STATE).splitlines()}

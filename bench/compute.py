@@ -1,4 +1,4 @@
-"""Part i: `up` of rehearsed Compute Engine machines, beside as many plain local machines."""
+"""Part i: `up` of rehearsed Compute Engine machines, compared with the same number of local machines."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ from rehearsal.compute import bridge
 from rehearsal.machines import Machine
 from tools.rehearse import KEY, Rehearsal
 
-SIZES = (1, 2, 4)  # workers beside the scheduler's machine
+SIZES = (1, 2, 4)  # workers in addition to the scheduler's machine
 GOOGLE = {"source": "compute", "project": "my-project", "zone": "us-central1-a"}
 
 
@@ -24,7 +24,7 @@ def measure(repeats: int) -> dict[str, Any]:
         for size, comparison in comparisons.items():
             ways = [(GOOGLE | {"workers": size}), {"source": "local", "workers": size}]
             found = {}
-            # Turned around each time, so that no way is always the first.
+            # Alternate the order, so that no variant is always first.
             for machines in ways[:: 1 if repeat % 2 == 0 else -1]:
                 with tempfile.TemporaryDirectory() as folder:
                     found[machines["source"]] = up(Path(folder), machines)
@@ -41,7 +41,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def up(folder: Path, machines: dict[str, Any]) -> tuple[float, str]:
-    """Seconds of the first `up`, and how many SSH connections each machine took until then."""
+    """Seconds of the first `up`, and the number of SSH connections to each machine."""
     cloud = machines["source"] == "compute"
     trial = Rehearsal("vms", folder)
     trial.environ["XDG_DATA_HOME"] = str(folder)

@@ -1,4 +1,4 @@
-"""What is measured, as numbers: comparisons with their ratios and spread, and where time goes."""
+"""Arithmetic of measurements: ratios, spreads, and the operations that take the time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,20 +21,20 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def rounded(value: float) -> str:
-    """Three digits that count; whole numbers above that."""
+    """A number with three significant digits; a whole number if it is larger."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass
 class Comparison:
-    """Ours beside another way, measured in turns: `ours[i]` and `theirs[i]` are of one repeat."""
+    """Our program and an alternative, measured in turns: `ours[i]` and `theirs[i]` belong to one repeat."""
 
     what: str
     beside: str
-    """What `theirs` is."""
+    """The name of the alternative."""
     unit: str
     goal: float | None
-    """What the ratio ours / theirs shall be: at most, or for `more` (rates) at least; None where it is only told."""
+    """The goal for the ratio ours / theirs: at most, or at least for rates (`more`); None if there is no goal."""
     more: bool = False
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Comparison:
 
     @property
     def ratio(self) -> Spread:
-        """Of each repeat's pair, so that what slows a whole repeat slows both."""
+        """The ratio of each repeat, because a slow phase of the computer affects both sides of a repeat."""
         return spread(ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True))
 
     @property
@@ -56,7 +56,7 @@ class Comparison:
 
 
 class Operation(NamedTuple):
-    """Something that ran from `start` to `end`, in seconds."""
+    """An operation that ran from `start` to `end`, in seconds."""
 
     name: str
     start: float
@@ -64,8 +64,10 @@ class Operation(NamedTuple):
 
 
 def longest_path(operations: Sequence[Operation], whole: float) -> list[tuple[str, float]]:
-    """Where the time of a run of `whole` seconds goes: the chain of operations that each waited for the one before
-    it, with seconds, and last what the chain does not explain."""
+    """The critical path of a run of `whole` seconds: the chain of operations that each waited for the one before it.
+
+    Each with its seconds; the last entry is the time that the chain does not explain.
+    """
     chain: list[Operation] = []
     left = list(operations)
     while left:
@@ -77,7 +79,7 @@ def longest_path(operations: Sequence[Operation], whole: float) -> list[tuple[st
 
 
 def slowest(durations: Iterable[tuple[str, float]], count: int) -> list[tuple[str, float]]:
-    """The `count` longest, in their order, and last the sum of the others."""
+    """The `count` longest in their order, and last the sum of the others."""
     durations = list(durations)
     limit = sorted((seconds for _, seconds in durations), reverse=True)[:count][-1]
     kept = [each for each in durations if each[1] >= limit][:count]

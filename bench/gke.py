@@ -1,4 +1,4 @@
-"""Part h: the whole `up` of a GKE stack in rehearsal, beside its phases by hand."""
+"""Part h: the entire `up` of a rehearsed GKE stack, compared with its phases by hand."""
 
 import tempfile
 import time
@@ -18,7 +18,7 @@ def measure(repeats: int) -> dict[str, Any]:
     whole = Comparison("from nothing to the check's table", "the Kubernetes, helm, and the check by hand", "s", 1.2)
     for repeat in range(repeats):
         seconds = {}
-        # Turned around each time, so that no way is always the first.
+        # Alternate the order, so that no variant is always first.
         for way in (by_up, by_hand)[:: 1 if repeat % 2 == 0 else -1]:
             with tempfile.TemporaryDirectory() as folder:
                 seconds[way] = way(Path(folder))
@@ -27,7 +27,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def by_up(folder: Path) -> float:
-    """Seconds of an `up` that makes the cluster, in the pretended Google Cloud, and all that is in it."""
+    """Seconds of an `up` that creates the cluster in the rehearsed Google Cloud, and everything in it."""
     trial, told = Rehearsal("gke", folder), config(FEW)
     told["config"][KEY]["cluster"] = CLUSTER
     trial.start(told)

@@ -18,17 +18,17 @@ from bench.rig import Rig
 from daskstack import client_output, connection
 
 WORKERS, THREADS = 2, 1
-SEEDS = itertools.count(1)  # other data each time: a job just like the last one may find its result still there
+SEEDS = itertools.count(1)  # different data each time, because the result of an identical job can still be in memory
 
 
 def series(client: Client) -> None:
-    """Much computing, little traffic: the mean of a column by group."""
+    """Mostly computation: the mean of a column by group."""
     frame = dask.datasets.timeseries(start="2000-01-01", end="2000-03-01", partition_freq="1d", seed=next(SEEDS))
     client.compute(frame.groupby("name").x.mean()).result(timeout=300)
 
 
 def transposed(client: Client) -> None:
-    """Much traffic between the workers: half of a matrix of 800 MB is needed on the other one."""
+    """Mostly traffic: each worker needs half of the 800 MB matrix from the other one."""
     matrix = dask.array.random.default_rng(next(SEEDS)).random((10_000, 10_000), chunks=(1_000, 1_000))
     client.compute((matrix + matrix.T).sum()).result(timeout=300)
 
@@ -48,11 +48,11 @@ def measure(rig: Rig, repeats: int) -> dict[str, Any]:
             LocalCluster(n_workers=WORKERS, threads_per_worker=THREADS, dashboard_address=None, memory_limit="2 GiB")
         )
         clients["local"] = stack.enter_context(Client(local))
-        for job in JOBS.values():  # so that none pays for the imports of all
+        for job in JOBS.values():  # so that imports are not measured
             for client in clients.values():
                 job(client)
         for repeat in range(repeats):
-            # Turned around each time, so that no way is always the first.
+            # Alternate the order, so that no variant is always first.
             order = list(clients)[:: 1 if repeat % 2 == 0 else -1]
             for name, job in JOBS.items():
                 rates = {way: 60 / seconds_of(job, clients[way]) for way in order}
@@ -67,7 +67,7 @@ def measure(rig: Rig, repeats: int) -> dict[str, Any]:
 
 
 def _profile(job: Callable[[Client], None], client: Client) -> list[tuple[str, float]]:
-    """What the workers' threads did in one more run of the job, by the scheduler's account."""
+    """The activities of the workers' threads in another run of the job, as recorded by the scheduler."""
     started = time.monotonic()
     with get_task_stream(client) as stream:
         job(client)
@@ -76,7 +76,7 @@ def _profile(job: Callable[[Client], None], client: Client) -> list[tuple[str, f
     for task in stream.data:
         for part in task["startstops"]:
             done[part["action"]] += part["stop"] - part["start"]
-    # Transfers run beside the threads, so they are no part of their time.
+    # Transfers do not occupy the threads, so they do not count as their time.
     transfers = done.pop("transfer", 0.0)
     waiting = available - sum(done.values())
     return [*done.items(), ("waiting", waiting), ("(transfers, beside these)", transfers)]
@@ -89,7 +89,7 @@ def seconds_of(job: Callable[[Client], None], client: Client) -> float:
 
 
 def _cluster(rig: Rig, stack: ExitStack, *, tls: bool) -> Client:
-    """A client of a cluster that stays until the end of the bench."""
+    """A client of a cluster that runs until the end of the bench."""
     name = "tls" if tls else "plain"
     fleet, program = stack.enter_context(rig.fleet(name)), rig.program(name)
     names = ["scheduler", *(f"worker-{number + 1}" for number in range(WORKERS))]

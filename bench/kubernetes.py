@@ -1,4 +1,4 @@
-"""Part g: a release by `up`, beside helm and kubectl by hand with the same values and the same proof."""
+"""Part g: a release by `up`, compared with helm and kubectl by hand with the same values and check."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def measure(repeats: int) -> dict[str, Any]:
         for repeat in range(repeats):
             ways = {"ours": Ours(trial), "theirs": ByHand(trial)}
             seconds: dict[str, list[float]] = {}
-            # Turned around each time, so that no way is always the first.
+            # Alternate the order, so that no variant is always first.
             for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
                 way = ways[name]
                 seconds[name] = [way.make(FEW), way.make(MANY)]
@@ -75,7 +75,7 @@ class Ours:
         trial.pulumi("stack", "select", "--create")
 
     def make(self, workers: int) -> float:
-        """Seconds until `up` has ended, which is after its check."""
+        """Seconds until `up` has ended, including its check."""
         access = yaml.safe_load(self.trial.settings.read_text())["config"][KEY]["cluster"]
         self.trial.set(config(workers, **self.dask), access["kubeconfig"], access["context"])
         words = ["--yes", "--skip-preview", "--stack", self.trial.stack, "--config-file", str(self.trial.settings)]
@@ -86,7 +86,7 @@ class Ours:
 
 
 class ByHand:
-    """The same objects by kubectl and helm, one command after the other, and the check that `up` runs."""
+    """The same objects by kubectl and helm, one command after another, and the check that `up` runs."""
 
     space = "by-hand"
 
@@ -160,16 +160,16 @@ class ByHand:
 
 
 def _jobs(trial: Rehearsal, secure: Comparison, repeats: int) -> None:
-    """One after the other on the same Kubernetes, for two clusters at once would share its processors."""
+    """One after the other on the same Kubernetes, because two clusters at once would share its CPUs."""
     rates: dict[bool, list[float]] = {}
     for tls in (True, False):
         way = Ours(trial, tls=tls)
         way.make(FEW)
         with ExitStack() as stack:
             stack.callback(way.remove)
-            os.environ["PATH"] = trial.environ["PATH"]  # for kubectl, which holds the way open
+            os.environ["PATH"] = trial.environ["PATH"]  # for kubectl, which forwards the port
             client: Client = stack.enter_context(connection.Client(trial.client()))
-            series(client)  # so that the imports are done
+            series(client)  # so that imports are not measured
             rates[tls] = [60 / seconds_of(series, client) for _ in range(repeats)]
     for ours, theirs in zip(rates[True], rates[False], strict=True):
         secure.add(ours, theirs)

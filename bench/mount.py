@@ -14,7 +14,7 @@ from rehearsal.machines import Machine
 SCRIPT = Path(__file__).with_suffix(".sh")
 MEGABYTES = 512
 COUNT = 1000
-KERNEL = "2"  # the parent of its threads, whose names change with their work
+KERNEL = "2"  # the parent of its threads, whose names change
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -59,12 +59,12 @@ def _measure(head: Machine, worker: Machine, repeats: int) -> dict[str, Any]:
 
 
 def processor_seconds() -> Counter[str]:
-    """What the programs have used that run now, on this computer and so on all its machines, by name."""
+    """The CPU seconds of all running programs by name, on this computer and all its machines."""
     result: Counter[str] = Counter()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             text = (process / "stat").read_text()
-        except OSError:  # it has just ended
+        except OSError:  # it has just exited
             continue
         name, _, rest = text.partition("(")[2].rpartition(")")
         fields = rest.split()

@@ -18,13 +18,13 @@ from rehearsal.machines import Machine
 
 SIZES = (1, 2, 4)
 NAMES = ("scheduler", "worker-1", "worker-2", "worker-3", "worker-4")
-# The environment's installation, and what needs it: services and check.
+# The environment's installation, and the steps that need it: services and check.
 WITHOUT = ("--exclude", "**local:Command::dask-*-files", "--exclude-dependents")
 VARIANTS = {"without the environment": (WITHOUT, ("--skip-tags", "environment")), "with the environment": ((), ())}
 
 
 def measure(rig: Rig, parts: Sequence[str], repeats: int) -> dict[str, dict[str, Any]]:
-    """The results of those of the parts a, b and c that are asked for."""
+    """The results of the requested parts of a, b and c."""
     with rig.fleet("prepare") as fleet:
         return _measure(rig, fleet, parts, repeats)
 
@@ -88,7 +88,7 @@ def up(program: Program, fleet: Fleet, machines: Sequence[Machine], *words: str,
 def changes(
     result: dict[str, Any], program: Program, fleet: Fleet, machines: list[Machine], first: Run, opened: int, note: Any
 ) -> None:
-    """An `up` without a change, and one that adds a worker, beside the first one of the same stack."""
+    """An `up` without changes and one that adds a worker, compared with the first one of the same stack."""
     nothing = program.up()
     after_nothing = ssh_connections(machines)
     machines = fleet.add(*NAMES)
@@ -111,7 +111,7 @@ def changes(
 
 
 def path(done: Run) -> list[tuple[str, float]]:
-    """Where the time of an `up` goes."""
+    """The critical path of an `up`."""
     commands = steps(done)
     start = min((each.start for each in commands), default=done.seconds)
     return longest_path([Operation("start of engine and program", 0, start), *commands], done.seconds)
@@ -122,8 +122,8 @@ def stdin(exported: list[dict[str, Any]], name: str) -> str | None:
 
 
 def floor(exported: list[dict[str, Any]], machines: Sequence[Machine]) -> tuple[float, list[tuple[str, float]]]:
-    """The same scripts that an `up` ran on a machine of this name and address, one after another, over one SSH
-    connection that is open already. What they print, such as keys, takes the place of what they printed then."""
+    """Runs the scripts that `up` ran on a machine with this name and address, one after another, over one open SSH
+    connection. Their new output, such as keys, replaces the old output in later scripts."""
     [machine] = machines
     fresh = {}
     durations = []
@@ -145,7 +145,7 @@ def floor(exported: list[dict[str, Any]], machines: Sequence[Machine]) -> tuple[
 
 @contextmanager
 def connection(machine: Machine) -> Generator[list[str]]:
-    """An `ssh` command that goes over one open connection."""
+    """An `ssh` command that uses one open connection."""
     facts: Connection = {"host": machine.address, "user": "admin", "host_key": machine.host_key}
     with ssh.command({**facts, "private_key": machine.key.read_text()}) as command:
         *options, host = command
@@ -158,7 +158,7 @@ def connection(machine: Machine) -> Generator[list[str]]:
 
 
 def pairs(before: str, now: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What a step printed then and prints now, value by value."""
+    """The values that a step printed then, paired with those that it prints now."""
     if before.startswith("{"):
         then, since = json.loads(before), json.loads(next(line for line in now if line.startswith("{")))
         yield from ((value, since[key]) for key, value in then.items() if value and value != since[key])

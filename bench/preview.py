@@ -1,4 +1,4 @@
-"""Part d: previews of many machines, and what memory they take."""
+"""Part d: time and memory of previews of many machines."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from bench.rig import ADMIN, Rig
 SIZES = (10, 50, 200)
 PARTS = ("engine", "program", "plugins")
 TICKS = os.sysconf("SC_CLK_TCK")
-NETWORK = "198.18.0.0/15"  # set aside for measuring (RFC 2544); a preview connects to none of it
+NETWORK = "198.18.0.0/15"  # reserved for benchmarks (RFC 2544); a preview opens no connection
 
 
 def measure(rig: Rig, repeats: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def measure(rig: Rig, repeats: int) -> dict[str, Any]:
 
 
 def growth(what: str, unit: str, values: Mapping[int, Sequence[float]]) -> Comparison:
-    """What each machine adds among many beside what it adds among few: the same where it grows in a line."""
+    """The cost of each additional machine among many, compared with few; equal if growth is linear."""
     small, middle, large = SIZES
     result = Comparison(f"{what}, {middle} to {large}", f"{small} to {middle}", unit, 1.25)
     for few, some, many in zip(*(values[size] for size in SIZES), strict=True):
@@ -72,13 +72,13 @@ def many(size: int, host_key: str) -> dict[str, Any]:
 
 
 class Used:
-    """The most memory (MB), and the processor time (s), of an engine, its program and its plugins."""
+    """The peak memory (MB) and the CPU time (s) of an engine, its program and its plugins."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[str, dict[str, float]]] = {}
 
     def watch(self, engine: int) -> None:
-        """Until the engine has ended."""
+        """Measures until the engine has exited."""
         while "VmHWM" in read(f"/proc/{engine}/status"):
             for process in family(engine):
                 status = dict(line.split(":", 1) for line in read(f"/proc/{process}/status").splitlines())
@@ -110,7 +110,7 @@ def family(process: int) -> Iterator[int]:
 
 
 def read(path: str) -> str:
-    """Empty where the process has just ended."""
+    """The contents; empty if the process has just exited."""
     try:
         return Path(path).read_text()
     except OSError:

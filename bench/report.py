@@ -29,7 +29,7 @@ TITLES = {
 
 
 def keep(results: dict[str, dict[str, Any]]) -> None:
-    """Puts new results of some parts in the place of their old ones."""
+    """Replaces the old results of these parts."""
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for part, result in results.items():
         comparisons = [asdict(each) for each in result["comparisons"].values()]
@@ -80,7 +80,7 @@ def _rows(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _differences(differences: dict[str, list[str]]) -> list[str]:
-    """What `up` and Ansible left on the machines that is not the same."""
+    """The differences between the machines after `up` and after Ansible."""
     text = []
     for what, lines in differences.items():
         if lines:
@@ -89,7 +89,7 @@ def _differences(differences: dict[str, list[str]]) -> list[str]:
 
 
 def _profiles(profiles: dict[str, list[tuple[str, float]]]) -> list[str]:
-    """Where time went in the last repeat."""
+    """The profiles of the last repeat."""
     text = []
     for what, rows in profiles.items():
         text += [f"Where the time of {what} goes:", "", *_rows(["", "s"], [[name, f"{s:.2f}"] for name, s in rows]), ""]
@@ -97,14 +97,14 @@ def _profiles(profiles: dict[str, list[tuple[str, float]]]) -> list[str]:
 
 
 def _thousand(kept: dict[str, dict[str, Any]]) -> list[str]:
-    """The page about a thousand machines, as soon as all figures that it needs are there."""
+    """Writes the page about a thousand machines if all figures that it needs exist."""
     if not {"c", "d", "e"} <= set(kept):
         return []
     return Template(THOUSAND.read_text()).substitute(facts(kept)).splitlines()
 
 
 def facts(kept: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The figures that the page about a thousand machines argues with."""
+    """The figures that the page about a thousand machines uses."""
     found = {(part, each["what"]): Comparison(**each) for part in kept for each in kept[part]["comparisons"]}
 
     def ours(part: str, start: str) -> float:

@@ -1,4 +1,4 @@
-"""What every part works with: fresh machines, the program on a stack of its own, and a stopwatch."""
+"""Shared by all parts: new machines, the program with its own stack, and a stopwatch."""
 
 import json
 import os
@@ -23,20 +23,20 @@ from daskstack import engine
 from rehearsal.machines import SUDO, Machine, Stack, call
 
 STACK = "mine"
-ADMIN = "admin"  # whom the machines let in over SSH
+ADMIN = "admin"  # the machines' login user
 
 
 class BenchError(RuntimeError):
-    """Something that is measured did not do its work; the message has its last lines."""
+    """A measured command failed; the message contains its last lines."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A command that has ended well."""
+    """A successful command."""
 
     seconds: float
     lines: list[tuple[float, str]]
-    """What it printed, each line with its seconds since the start."""
+    """Its output: each line with its seconds since the start."""
 
 
 def run(
@@ -47,7 +47,7 @@ def run(
     beside: Callable[[int], Any] | None = None,
     **kwargs: Any,
 ) -> Run:
-    """Runs a command by the stopwatch. `beside` gets its process id, in a thread that must end with the process."""
+    """Runs and times a command. `beside` gets its process ID, in a thread that must end with the process."""
     with tempfile.TemporaryFile("w+") as stdin:
         stdin.write(text_in)
         stdin.seek(0)
@@ -82,7 +82,7 @@ def run(
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends a process and what it started, politely first: an engine stops its plugins."""
+    """Stops a process group, first with SIGINT, so that an engine can stop its plugins."""
     for number, patience in ((signal.SIGINT, 15), (signal.SIGKILL, 5)):
         if process.poll() is not None:
             return
@@ -94,14 +94,14 @@ def _end(process: subprocess.Popen) -> None:
 
 
 class Fleet:
-    """Machines on a network of their own. A machine keeps its address when it is made anew."""
+    """Machines on a separate network. A machine keeps its address when it is created again."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self.network = stack.network
 
     def fresh(self, *names: str) -> list[Machine]:
-        """These machines and no others, just booted for the first time."""
+        """Only these machines, newly created."""
         self._stack.remove(*self._stack.machines)
         self._stack.machines.clear()
         return self.add(*names)
@@ -112,7 +112,7 @@ class Fleet:
 
 
 class Rig:
-    """Makes fleets, and programs in a folder that goes with it."""
+    """Creates fleets, and programs in a temporary folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -122,7 +122,7 @@ class Rig:
 
     @contextmanager
     def fleet(self, name: str) -> Generator[Fleet]:
-        """Machines that are gone afterwards."""
+        """Machines that are removed at the end."""
         stack = Stack(f"bench-{name}", Path(tempfile.mkdtemp(prefix="daskstack-")), self.image, self.key)
         try:
             yield Fleet(stack)
@@ -139,7 +139,7 @@ class Rig:
 
 
 class Program:
-    """A copy of the project whose stack `mine` has existing machines; `fresh` starts it with an empty state."""
+    """A copy of the project whose stack `mine` has existing machines; `fresh` empties its state."""
 
     def __init__(self, folder: Path, key: Path) -> None:
         self.folder, self._key, self._count = folder / "project", key, 0
@@ -152,7 +152,7 @@ class Program:
         self._own = os.environ | own | {"PULUMI_CONFIG_PASSPHRASE": "of the bench"}
 
     def fresh(self) -> None:
-        """Makes a new stack that has never been up."""
+        """Creates a new, empty stack."""
         self._count += 1
         state = self.folder.parent / f"state-{self._count}"
         state.mkdir()
@@ -179,7 +179,7 @@ class Program:
         return self._pulumi("preview", "--stack", STACK, beside=beside)
 
     def deployment(self) -> list[dict[str, Any]]:
-        """The stack's resources, each after those that it depends on, with secrets in the clear."""
+        """The stack's resources in order of their dependencies, with decrypted secrets."""
         return json.loads(self._told("stack", "export"), object_hook=_revealed)["deployment"]["resources"]
 
     def output(self, name: str) -> Any:
@@ -198,24 +198,24 @@ def _revealed(value: dict[str, Any]) -> Any:
 
 
 def cluster(machines: Sequence[Machine], network: str, **more: Any) -> dict[str, Any]:
-    """Settings of a cluster on these machines, the first of which is the scheduler's.
+    """Settings of a cluster on these machines; the first one is the scheduler's.
 
-    One machine alone is the scheduler's and a worker's.
+    A single machine runs both the scheduler and a worker.
     """
     hosts = [{"name": m.name, "address": m.address, "user": ADMIN, "hostKey": m.host_key} for m in machines]
     source = {"source": "existing", "hosts": hosts, "network": network, "schedulerWorks": len(hosts) == 1}
-    # The machines of the bench have no way to a package index.
+    # The machines of the bench cannot reach a package index.
     return {"target": "machines", "machines": source, "environment": {"source": "wheelhouse"}, **more}
 
 
 def ssh_connections(machines: Sequence[Machine]) -> int:
-    """How many SSH connections of ours the machines have let in so far, by their own journals."""
+    """The number of our SSH connections so far, from the machines' journals."""
     count = f"journalctl -q -o cat -t sshd | grep -c 'Accepted publickey for {ADMIN}' || true"
     return sum(int(inside(machine, count)) for machine in machines)
 
 
 def inside(machine: Machine, script: str) -> str:
-    """What a script prints that root runs on the machine, without SSH."""
+    """The output of a script that root runs on the machine, without SSH."""
     command = [*SUDO, "nsenter", "--target", str(machine.pid), "--all", "bash", "-s"]
     done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=300)
     if done.returncode:
@@ -225,10 +225,10 @@ def inside(machine: Machine, script: str) -> str:
 
 @contextmanager
 def rig() -> Generator[Rig]:
-    """A rig; after Ctrl-C, too, every machine, process and folder of it is gone."""
+    """A rig; its machines, processes and folder are removed at the end, even after Ctrl-C."""
 
     def stop(*_: object) -> None:
-        # A second signal must not end the cleaning up that the first one begins.
+        # A second signal must not interrupt the cleanup.
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
@@ -241,7 +241,7 @@ def rig() -> Generator[Rig]:
 
 
 def steps(done: Run) -> list[Operation]:
-    """The Commands that the engine ran."""
+    """The Commands that the engine ran, with their times."""
     started: dict[str, float] = {}
     found = []
     for seconds, line in done.lines:
