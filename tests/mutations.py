@@ -80,7 +80,7 @@ DATA = [
         "components/machines/sources/compute.py",
         "retain_on_delete=not self.settings.data.delete",
         "retain_on_delete=False",
-        "tests/engine/test_gcp_program.py::test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise",
+        "tests/engine/test_compute_program.py::test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise",
     ),
     Mutation(
         "namespace-of-others",
@@ -404,7 +404,7 @@ TASKS = [
         "components/google_cloud.py",
         "        for role in roles:",
         '        for role in [*roles, "roles/viewer"]:',
-        "tests/engine/test_gcp_program.py::test_the_machines_account_has_no_rights_but_those_that_are_asked_for",
+        "tests/engine/test_compute_program.py::test_the_machines_account_has_no_rights_but_those_that_are_asked_for",
     ),
     Mutation(
         "session-gains-rights",
@@ -562,7 +562,7 @@ DOORS = [
         "components/machines/sources/compute.py",
         "source_ranges=[*self.settings.firewall.ssh, ",
         'source_ranges=["0.0.0.0/0", ',
-        "tests/engine/test_gcp_program.py::test_the_door_lets_the_named_networks_in_to_ssh_and_to_the_schedulers_machine",
+        "tests/engine/test_compute_program.py::test_the_door_lets_the_named_networks_in_to_ssh_and_to_the_schedulers_machine",
     ),
     Mutation(
         "neighbours-inside",
@@ -570,7 +570,7 @@ DOORS = [
         "components/machines/sources/compute.py",
         "                source_service_accounts=accounts,\n",
         '                source_ranges=["10.0.0.0/8"],\n',
-        "tests/engine/test_gcp_program.py::test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alone",
+        "tests/engine/test_compute_program.py::test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alone",
     ),
     Mutation(
         "others-rules",
@@ -578,7 +578,7 @@ DOORS = [
         "components/machines/sources/compute.py",
         "ALLOW, DENY = 1000, 1001",
         "ALLOW, DENY = 1000, 999",
-        "tests/engine/test_gcp_program.py::test_whatever_else_a_network_lets_in_is_denied_to_the_clusters_machines",
+        "tests/engine/test_compute_program.py::test_whatever_else_a_network_lets_in_is_denied_to_the_clusters_machines",
     ),
     Mutation(
         "workers-on-the-internet",
@@ -586,7 +586,7 @@ DOORS = [
         "components/machines/sources/compute.py",
         '[{"nat_ip": outside.address}] if outside else None',
         '[{"nat_ip": outside.address}] if outside else [{}]',
-        "tests/engine/test_gcp_program.py::test_the_schedulers_machine_alone_has_an_address_on_the_internet",
+        "tests/engine/test_compute_program.py::test_the_schedulers_machine_alone_has_an_address_on_the_internet",
     ),
     Mutation(
         "public-nodes",
@@ -762,7 +762,7 @@ KEYS = [
         "components/machines/sources/compute.py",
         '"block-project-ssh-keys": "TRUE"',
         '"block-project-ssh-keys": "FALSE"',
-        "tests/engine/test_gcp_program.py::test_machines_are_shielded_and_take_no_keys_but_the_stacks",
+        "tests/engine/test_compute_program.py::test_machines_are_shielded_and_take_no_keys_but_the_stacks",
     ),
     Mutation(
         "login-in-state",
@@ -770,7 +770,7 @@ KEYS = [
         "components/machines/sources/compute.py",
         "input=Output.secret(ssh_identity()),",
         "input=ssh_identity(),",
-        "tests/engine/test_gcp_program.py::test_nobodys_private_key_is_outside_encrypted_state",
+        "tests/engine/test_compute_program.py::test_nobodys_private_key_is_outside_encrypted_state",
     ),
     Mutation(
         "everybody-signs",
@@ -941,7 +941,7 @@ SECRETS = [
         "components/machines/credentials.py",
         "input=Output.secret(client_identity()),",
         "input=client_identity(),",
-        "tests/engine/test_gcp_program.py::test_nobodys_private_key_is_outside_encrypted_state",
+        "tests/engine/test_compute_program.py::test_nobodys_private_key_is_outside_encrypted_state",
     ),
     Mutation(
         "kubernetes-keys-in-state",
@@ -1016,7 +1016,7 @@ MONEY = [
         "components/google_cloud.py",
         "disable_on_destroy=False,",
         "disable_on_destroy=True,",
-        "tests/engine/test_gcp_program.py::test_apis_stay_enabled_when_the_stack_goes",
+        "tests/engine/test_compute_program.py::test_apis_stay_enabled_when_the_stack_goes",
     ),
     Mutation(
         "volumes-left",
@@ -1056,7 +1056,7 @@ MONEY = [
         "components/machines/sources/compute.py",
         "retain_on_delete=not self.settings.data.delete",
         "retain_on_delete=True",
-        "tests/engine/test_gcp_program.py::test_with_data_delete_the_datas_disk_goes_with_the_stack",
+        "tests/engine/test_compute_program.py::test_with_data_delete_the_datas_disk_goes_with_the_stack",
     ),
     Mutation(
         "cannot-ask-for-ever",
