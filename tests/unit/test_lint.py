@@ -32,8 +32,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     for name in ("pyproject.toml", ".editorconfig"):
         shutil.copy(PROJECT / name, tmp_path)
-    for folder in tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["ty"]["src"]["include"]:
-        tmp_path.joinpath(folder).mkdir()
+    for name in tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["ty"]["src"]["include"]:
+        path = tmp_path / name
+        path.touch() if path.suffix else path.mkdir()
     tmp_path.joinpath(".venv").symlink_to(sys.prefix)
     tmp_path.joinpath(".gitignore").write_text("/.venv\n")
     write(tmp_path, SOUND)
