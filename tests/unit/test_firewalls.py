@@ -31,7 +31,7 @@ def call(command: str, programs: str = "", folder: Path = Path("/nonexistent"), 
     text = "\n".join((STEPS / f"firewall/{name}.sh").read_text() for name in ("read", "check", "apply"))
     assert "/etc/ufw/" in text and "/proc/sys/net/ipv4/ip_local_port_range" in text
     text = text.replace("/etc/ufw/", f"{folder}/").replace("/proc/sys/net/ipv4/ip_local_port_range", f"{folder}/ports")
-    script = f"set -euo pipefail\nCONF={folder}/firewalld.conf LEAVE=\n{text}\n{NOTHING}\n{programs}\n{command}\n"
+    script = f"set -euo pipefail\nCONF={folder}/firewalld.conf UNMANAGED=\n{text}\n{NOTHING}\n{programs}\n{command}\n"
     return subprocess.run(["bash"], input=script, stdout=subprocess.PIPE, text=True, check=True, **options).stdout
 
 
@@ -54,13 +54,13 @@ def prints(*files: str) -> str:
     ],
 )
 def test_tables_that_reject_packets_are_other_firewalls(file: str, found: list[str]) -> None:
-    assert call("others", f"nft() {{ {prints(f'{file}.nft')}; }}").splitlines() == found
+    assert call("other_firewalls", f"nft() {{ {prints(f'{file}.nft')}; }}").splitlines() == found
 
 
 def test_each_of_several_firewalls_is_listed() -> None:
     nft = f"nft() {{ {prints('firewalld.nft', 'nftables.nft', 'masquerade.nft', 'docker.nft')}; }}"
     expected = ["nftables table inet filter has rules", "nftables table ip filter has rules of Docker"]
-    assert call("others", nft).splitlines() == expected
+    assert call("other_firewalls", nft).splitlines() == expected
 
 
 @pytest.mark.parametrize(("file", "found"), [("legacy", ["iptables (legacy) has rules"]), ("legacy-fail2ban", [])])
@@ -68,20 +68,20 @@ def test_each_of_several_firewalls_is_listed() -> None:
 def test_legacy_rules_that_reject_packets_are_another_firewall(file: str, found: list[str], family: str) -> None:
     programs = "iptables-legacy-save() { :; }\nip6tables-legacy-save() { :; }\n"
     programs += f"{family}-legacy-save() {{ {prints(f'{file}.save')}; }}"
-    assert call("others", programs).splitlines() == found
+    assert call("other_firewalls", programs).splitlines() == found
 
 
-@pytest.mark.parametrize(("enabled", "found"), [("yes", ["ufw is on; turn it off: ufw disable"]), ("no", [])])
+@pytest.mark.parametrize(("enabled", "found"), [("yes", ["ufw is active; turn it off: ufw disable"]), ("no", [])])
 def test_ufw_is_another_firewall_while_it_is_enabled(enabled: str, found: list[str], tmp_path: Path) -> None:
     tmp_path.joinpath("ufw.conf").write_text(f"# ENABLED=yes\nENABLED={enabled}\nLOGLEVEL=low\n")
-    assert call("others", folder=tmp_path).splitlines() == found
+    assert call("other_firewalls", folder=tmp_path).splitlines() == found
 
 
 @pytest.mark.parametrize("word", ["is-enabled", "is-active"])
 def test_services_that_load_rules_are_other_firewalls(word: str) -> None:
     systemctl = f'systemctl() {{ [ "$2 $3" = "{word} nftables" ]; }}'
     expected = ["nftables.service loads rules; turn it off: systemctl disable --now nftables"]
-    assert call("others", systemctl).splitlines() == expected
+    assert call("other_firewalls", systemctl).splitlines() == expected
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_any_set_of_accepted_ports_is_read_as_nft_prints_it(
 @settings(max_examples=5)
 def test_a_port_is_listed_if_it_lies_in_a_range(lists: list[list[tuple[int, int]]]) -> None:
     cases = [(port, ranges) for ranges in lists for a, b in ranges for port in (a - 1, a, b, b + 1)]
-    commands = (f"listed {port} {shlex.join(words(ranges))} && echo yes || echo no" for port, ranges in cases)
+    commands = (f"port_in {port} {shlex.join(words(ranges))} && echo yes || echo no" for port, ranges in cases)
     expected = ["yes" if any(a <= port <= b for a, b in ranges) else "no" for port, ranges in cases]
     assert call("\n".join(commands)).split() == expected
 
@@ -144,7 +144,7 @@ def test_others_reach_the_ports_of_firewallds_default_zone(
     allow, chain = prints("firewalld-public-allow.nft"), prints(f"firewalld-{zone}.nft")
     nft = f"nft() {{ case $* in *_allow) {allow} ;; *) {chain} ;; esac; }}"
     systemctl = f"systemctl() {{ {str(is_running).lower()}; }}"
-    assert call("reached tcp", f"{nft}\n{systemctl}", tmp_path).splitlines() == reached
+    assert call("reachable_ports tcp", f"{nft}\n{systemctl}", tmp_path).splitlines() == reached
 
 
 def test_zones_that_differ_only_in_what_is_bound_to_them_are_the_same() -> None:
@@ -152,12 +152,12 @@ def test_zones_that_differ_only_in_what_is_bound_to_them_are_the_same() -> None:
     bound = now.replace("public\n", "public (default, active)\n").replace("interfaces: \n", "interfaces: eth0\n")
     assert bound != now
     programs = f"now={shlex.quote(now)}\nbound={shlex.quote(bound)}"
-    assert call('[ "$(plain "$now")" = "$(plain "$bound")" ] && echo same', programs) == "same\n"
+    assert call('[ "$(permanent_part "$now")" = "$(permanent_part "$bound")" ] && echo same', programs) == "same\n"
 
 
 def test_settings_of_zones_that_are_not_permanent_make_a_difference() -> None:
-    assert "9100/tcp" in call(f'plain "$({prints("firewalld.zones")})"')
-    files = [f'"$(plain "$({prints(file)})")"' for file in ("firewalld.zones", "firewalld-permanent.zones")]
+    assert "9100/tcp" in call(f'permanent_part "$({prints("firewalld.zones")})"')
+    files = [f'"$(permanent_part "$({prints(file)})")"' for file in ("firewalld.zones", "firewalld-permanent.zones")]
     assert call(f"[ {files[0]} = {files[1]} ] || echo different") == "different\n"
 
 
@@ -165,7 +165,7 @@ def test_settings_of_zones_that_are_not_permanent_make_a_difference() -> None:
 def test_interfaces_in_other_zones_than_the_default_one_are_refused(zone: str, refused: str, tmp_path: Path) -> None:
     tmp_path.joinpath("firewalld.conf").write_text(f"DefaultZone={zone}\n")
     said = call(f'(check_bound "$({prints("firewalld.zones")})") || true', folder=tmp_path)
-    assert f"other zones than its default one: {refused} ;" in said
+    assert f"network interfaces outside its default zone: {refused} ;" in said
     assert call(f'check_bound "$({prints("firewalld-permanent.zones")})"', folder=tmp_path) == ""
 
 
