@@ -20,7 +20,7 @@ class Mutation:
 DATA = [
     Mutation(
         "system-folders",
-        "Folders that the system needs are refused as `data.path`.",
+        "System folders are rejected as `data.path`.",
         "settings/folders.py",
         "NO_DATA = _NO_FOLDER | {",
         "NO_DATA = {",
@@ -28,7 +28,7 @@ DATA = [
     ),
     Mutation(
         "services-folders",
-        "Folders in which services keep their data are refused as `data.path`.",
+        "Folders in which services keep their data are rejected as `data.path`.",
         "settings/folders.py",
         '    r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib|opt|www))(/.*)?": _SERVICE,\n',
         "",
@@ -36,7 +36,7 @@ DATA = [
     ),
     Mutation(
         "spill-anywhere",
-        "Workers spill to a folder on a disk that nobody else needs.",
+        "Workers spill only to a dedicated folder on disk.",
         "settings/folders.py",
         "NO_SPILL = _NO_FOLDER | {",
         "NO_SPILL = {",
@@ -52,7 +52,7 @@ DATA = [
     ),
     Mutation(
         "format-disk",
-        "A disk with anything on it is never formatted.",
+        "A disk with any contents is never formatted.",
         "on_the_cluster/steps/data.sh",
         'if blkid -p "$DEVICE" >&2 || ! cmp -s -n 1048576 "$DEVICE" /dev/zero; then',
         'if blkid -p "$DEVICE" >&2; then',
@@ -60,7 +60,7 @@ DATA = [
     ),
     Mutation(
         "data-in-memory",
-        "A shared directory in memory, which a restart would lose, is refused.",
+        "A shared directory in memory, which a restart would lose, is rejected.",
         "on_the_cluster/steps/data.sh",
         'elif [ "$HOLDS" = yes ]; then refuse_tmpfs; fi',
         "fi",
@@ -68,7 +68,7 @@ DATA = [
     ),
     Mutation(
         "hidden-files",
-        "Files that the mount would hide stop the step.",
+        "The step fails if the mount would hide existing files.",
         "on_the_cluster/steps/data.sh",
         "  refuse_to_hide_files\n  remove_former_mount",
         "  remove_former_mount",
@@ -76,7 +76,7 @@ DATA = [
     ),
     Mutation(
         "cloud-disk-goes",
-        "In Google Cloud the disk with the data stays when the stack goes, unless `data.delete` is set.",
+        "In Google Cloud, the data disk survives `destroy` unless `data.delete` is set.",
         "components/machines/sources/compute.py",
         "retain_on_delete=not self.settings.data.delete",
         "retain_on_delete=False",
@@ -84,7 +84,7 @@ DATA = [
     ),
     Mutation(
         "namespace-of-others",
-        "A namespace that the stack did not make is not taken over, so `destroy` cannot delete it.",
+        "A namespace that the stack did not create is not adopted, so `destroy` cannot delete it.",
         "on_this_computer/check_namespace.py",
         'if create and found["metadata"].get("labels", {}).get("dask-stack") != stack:',
         "if False:",
@@ -92,7 +92,7 @@ DATA = [
     ),
     Mutation(
         "another-context",
-        "A stack stays on the Kubernetes of its first `up`, whichever context is current.",
+        "A stack stays on the Kubernetes cluster of its first `up`, whichever context is current.",
         "components/kubernetes/kubeconfig_context.py",
         "    return first.apply(tell)",
         "    return current",
@@ -100,7 +100,7 @@ DATA = [
     ),
     Mutation(
         "deletion-protection",
-        "A cluster in Google Cloud is protected from deletion where the stack says so.",
+        "A cluster in Google Cloud is protected from deletion if the stack says so.",
         "components/gke/cluster.py",
         "deletion_protection=settings.deletion_protection",
         "deletion_protection=False",
@@ -108,7 +108,7 @@ DATA = [
     ),
     Mutation(
         "left-of-others",
-        "`make leftovers` prints commands that delete what is the stack's, and nothing of others.",
+        "`make leftovers` prints commands that delete only the stack's own resources.",
         "tools/cloud_leftovers.py",
         'last(found.get("network", "")) == name',
         'name in found.get("network", "")',
@@ -116,7 +116,7 @@ DATA = [
     ),
     Mutation(
         "left-of-other-services",
-        "`make leftovers` takes no load balancer of another stack for this one's.",
+        "`make leftovers` does not list load balancers of other stacks.",
         "tools/cloud_leftovers.py",
         "or f'\"{name}/' in found.get",
         'or f"{name}/" in found.get',
@@ -132,7 +132,7 @@ DATA = [
     ),
     Mutation(
         "lock-of-a-living-run",
-        "The lock of a run that is still at work holds.",
+        "The lock of a running `up` is never cleared.",
         "tools/unlock.py",
         '.readlink().name.startswith("pulumi")',
         '.readlink().name.startswith("nothing")',
@@ -140,7 +140,7 @@ DATA = [
     ),
     Mutation(
         "unfinished-files-of-others",
-        "Of what killed engines had not written to the end, only the stack's own is removed.",
+        "Only the stack's own incomplete files of killed engines are removed.",
         "tools/unlock.py",
         'f"stacks/dask/{stack}.json*.tmp"',
         'f"stacks/dask/{stack}*.tmp"',
@@ -148,7 +148,7 @@ DATA = [
     ),
     Mutation(
         "user-of-others",
-        "A user `dask` of somebody else is not taken over, so that no undo removes it.",
+        "An existing user `dask` is not adopted, so undo cannot remove it.",
         "on_the_cluster/steps/keys.sh",
         "    cluster_user_is_ours ||\n      fatal",
         "    true ||\n      fatal",
@@ -156,7 +156,7 @@ DATA = [
     ),
     Mutation(
         "move-unasked",
-        "The data does not move to another machine, which would have none, without a word in `moves`.",
+        "The data moves to another machine only if `moves` allows it.",
         "components/machines/moves.py",
         "if old[what] != new[what] and what not in moves]",
         "if old[what] != new[what] and not moves]",
@@ -164,7 +164,7 @@ DATA = [
     ),
     Mutation(
         "killed-step-stays",
-        "What a killed `up` had begun is undone by `destroy`.",
+        "`destroy` undoes steps that a killed `up` had started.",
         "tools/undo_unfinished.py",
         "    for resource in begun:\n",
         "    for resource in []:\n",
@@ -172,7 +172,7 @@ DATA = [
     ),
     Mutation(
         "resume-of-a-killed-up",
-        "The lock of a killed `up` is cleared, and nothing else of its state.",
+        "After a killed `up`, its lock is cleared and the rest of its state is kept.",
         "tools/unlock.py",
         "    shutil.rmtree(folder)\n",
         "    shutil.rmtree(folder.parents[3])\n",
@@ -180,7 +180,7 @@ DATA = [
     ),
     Mutation(
         "triggers-update",
-        "A changed step runs again in place; Pulumi would undo a replaced one after its successor has run.",
+        "A changed step runs again in place, because Pulumi would undo a replaced step after its successor has run.",
         "components/machines/step.py",
         "            add_previous_output_in_env=False,\n",
         "            add_previous_output_in_env=False,\n            triggers=[stdin],\n",
@@ -188,7 +188,7 @@ DATA = [
     ),
     Mutation(
         "worker-stops-at-once",
-        "A worker hands its results over before it stops.",
+        "A worker hands over its results before it stops.",
         "charts/dask/templates/worker.yaml",
         "  preStop:\n",
         "  postStart:\n",
@@ -196,7 +196,7 @@ DATA = [
     ),
     Mutation(
         "pods-of-workers-stop-at-once",
-        "A change that replaces all workers in Kubernetes loses no result.",
+        "Replacing all workers in Kubernetes loses no result.",
         "charts/dask/templates/worker.yaml",
         "python /etc/dask/drain.py {{ $address }}",
         "true",
@@ -204,7 +204,7 @@ DATA = [
     ),
     Mutation(
         "no-time-to-hand-over",
-        "A worker has the time that handing over takes.",
+        "A stopping worker gets enough time to hand over its results.",
         "charts/dask/templates/worker.yaml",
         "timeout {{ sub $values.gracePeriod 10 | max 1 }}",
         "timeout {{ add $values.gracePeriod 10 }}",
@@ -212,7 +212,7 @@ DATA = [
     ),
     Mutation(
         "twenty-seconds",
-        "Tasks that a stopping worker has begun get 20 seconds.",
+        "Running tasks of a stopping worker get 20 seconds to finish.",
         "charts/dask/files/drain.py",
         "begun_until = within / 4",
         "begun_until = within / 40",
@@ -228,7 +228,7 @@ DATA = [
     ),
     Mutation(
         "half-written",
-        "A step that was killed is undone whole, also what it had begun to write.",
+        "Undo of a killed step also removes files that it had started to write.",
         "on_the_cluster/steps/common.sh",
         'rm -f "$file" "$file.new"',
         'rm -f "$file"',
@@ -236,7 +236,7 @@ DATA = [
     ),
     Mutation(
         "second-run-restarts",
-        "A second run of a step changes nothing, and no process of Dask is another one afterwards.",
+        "A second run of a step changes nothing and restarts no Dask process.",
         "on_the_cluster/steps/service.sh",
         'if outdated dask-scheduler "${files[@]}"; then systemctl stop dask-scheduler; fi',
         "systemctl stop dask-scheduler",
@@ -244,7 +244,7 @@ DATA = [
     ),
     Mutation(
         "mount-in-a-circle",
-        "The shared directory is there after a boot: its units need each other in no circle.",
+        "The shared directory is mounted after a boot: its units have no dependency cycle.",
         "on_the_cluster/steps/data.sh",
         "DefaultDependencies=no\n",
         "",
@@ -252,7 +252,7 @@ DATA = [
     ),
     Mutation(
         "package-not-installed",
-        "A step installs each package that it needs where a machine lacks it.",
+        "A step installs each package that it needs and that is missing.",
         "on_the_cluster/steps/data.sh",
         "need sshfs sshfs fuse-sshfs",
         "need sshfs fuse-sshfs",
@@ -260,7 +260,7 @@ DATA = [
     ),
     Mutation(
         "lost-actors",
-        "Taking a worker off the list is refused while it holds what cannot move.",
+        "A worker that holds data that cannot move is not removed.",
         "on_the_cluster/steps/members.sh",
         '      fatal "cannot remove workers without',
         '      note "cannot remove workers without',
@@ -272,7 +272,7 @@ DATA = [
 TASKS = [
     Mutation(
         "mount-options",
-        "Options of the mount, which root's ssh reads, are those of speed alone.",
+        "Mount options, which root's ssh reads, can only change performance.",
         "settings/folders.py",
         "    if name not in MOUNT_OPTIONS:",
         "    if False:",
@@ -288,7 +288,7 @@ TASKS = [
     ),
     Mutation(
         "systemd-variables",
-        "An argument reaches Dask as it is written, whatever it means to systemd.",
+        "systemd passes arguments to Dask unchanged.",
         "components/machines/dask_options.py",
         ', "$": "$$"',
         "",
@@ -296,7 +296,7 @@ TASKS = [
     ),
     Mutation(
         "set-user-id",
-        "The data disk brings no set-user-id programs and no devices along.",
+        "Setuid programs and devices on the data disk have no effect.",
         "on_the_cluster/steps/data/units.sh",
         "mount -o nosuid,nodev $DEVICE",
         "mount $DEVICE",
@@ -304,7 +304,7 @@ TASKS = [
     ),
     Mutation(
         "source-packages",
-        "Root builds no source package, which would run that package's code.",
+        "Root never builds source packages, because a build runs the package's code.",
         "on_the_cluster/steps/environment.sh",
         " --no-build --require-hashes",
         " --require-hashes",
@@ -312,7 +312,7 @@ TASKS = [
     ),
     Mutation(
         "unchecked-wheels",
-        "Root installs no wheel without a hash of the lock.",
+        "Root installs only wheels with a hash of the lock.",
         "on_the_cluster/steps/environment.sh",
         " --no-build --require-hashes",
         " --no-build --no-verify-hashes",
@@ -320,7 +320,7 @@ TASKS = [
     ),
     Mutation(
         "metadata-of-machines",
-        "Tasks on a machine reach its cloud's metadata server only if the stack says so.",
+        "Tasks on a machine reach the cloud's metadata server only if the stack allows it.",
         "on_the_cluster/steps/keys.sh",
         'if [ "$METADATA" = no ]; then block_metadata; else allow_metadata; fi',
         "allow_metadata",
@@ -328,7 +328,7 @@ TASKS = [
     ),
     Mutation(
         "metadata-of-pods",
-        "Pods reach no metadata server of a cloud.",
+        "Pods cannot reach the metadata server of a cloud.",
         "charts/dask/templates/config.yaml",
         " 169.254.0.0/16,",
         "",
@@ -336,7 +336,7 @@ TASKS = [
     ),
     Mutation(
         "metadata-by-egress",
-        "No `egress` opens the way to a metadata server.",
+        "`egress` cannot open access to a metadata server.",
         "settings/kubernetes.py",
         'if ipaddress.ip_network(network).overlaps(LINK_LOCAL[6 if ":" in network else 4]):',
         "if False:",
@@ -352,7 +352,7 @@ TASKS = [
     ),
     Mutation(
         "scheduler-edits-deployments",
-        "The scheduler's token scales workers and may do nothing else.",
+        "The scheduler's token can only scale workers.",
         "charts/dask/templates/scheduler.yaml",
         "resources: [deployments/scale]",
         "resources: [deployments, deployments/scale]",
@@ -376,7 +376,7 @@ TASKS = [
     ),
     Mutation(
         "nodes-may-edit",
-        "Nodes in Google Cloud have an account with one narrow role.",
+        "Nodes in Google Cloud use an account with one narrow role.",
         "components/gke/cluster.py",
         'ROLES = ("roles/container.defaultNodeServiceAccount",)',
         'ROLES = ("roles/editor",)',
@@ -384,7 +384,7 @@ TASKS = [
     ),
     Mutation(
         "node-metadata",
-        "Pods get no rights from their node in Google Cloud.",
+        "Pods do not inherit the permissions of their node in Google Cloud.",
         "components/gke/cluster.py",
         '"GKE_METADATA" if hardening.workload_identity else "GCE_METADATA"',
         '"GCE_METADATA"',
@@ -392,7 +392,7 @@ TASKS = [
     ),
     Mutation(
         "broad-roles",
-        "Broad roles for the machines' account, which all tasks have, are refused.",
+        "Broad roles for the machines' account, which all tasks can use, are rejected.",
         "settings/compute.py",
         "if BROAD.fullmatch(text):",
         "if False:",
@@ -400,7 +400,7 @@ TASKS = [
     ),
     Mutation(
         "roles-unasked",
-        "The machines' account has no roles that the stack does not name.",
+        "The machines' account has only the roles that the stack lists.",
         "components/google_cloud.py",
         "        for role in roles:",
         '        for role in [*roles, "roles/viewer"]:',
@@ -408,7 +408,7 @@ TASKS = [
     ),
     Mutation(
         "session-gains-rights",
-        "No session of the cluster's user over SSH can gain rights.",
+        "SSH sessions of the cluster user cannot gain privileges.",
         "on_the_cluster/steps/credentials.sh",
         'exec /usr/bin/setpriv --no-new-privs "\\$@"',
         'exec "\\$@"',
@@ -424,7 +424,7 @@ TASKS = [
     ),
     Mutation(
         "gone-at-boot",
-        "A machine is on for the idle limit after each boot.",
+        "After each boot, a machine stays on for at least the idle limit.",
         "on_the_cluster/steps/idle.sh",
         '    [ "$age" -le $((now - began)) ] || age=$((now - began))\n',
         "",
@@ -432,7 +432,7 @@ TASKS = [
     ),
     Mutation(
         "gone-during-steps",
-        "A step on a machine counts as work.",
+        "A step on a machine resets its idle time.",
         "on_the_cluster/steps/idle.sh",
         '    [ "$age" -le $stepped ] || age=$stepped\n',
         "",
@@ -443,7 +443,7 @@ TASKS = [
 COMPUTER = [
     Mutation(
         "dask-in-make",
-        "Nothing that `make` runs on a cluster loads Dask, which would unpickle what the cluster answers.",
+        "`make` loads Dask nowhere on a cluster, because Dask would unpickle the cluster's answers.",
         "daskstack/status_and_logs.py",
         "import tempfile\n",
         "import tempfile\n\nimport distributed\n",
@@ -451,7 +451,7 @@ COMPUTER = [
     ),
     Mutation(
         "any-answer",
-        "An answer of a cluster that is no status report is refused.",
+        "Answers of a cluster that are not status reports are rejected.",
         "daskstack/status_and_logs.py",
         'strict=True, extra="forbid", allow_inf_nan=False',
         "allow_inf_nan=False",
@@ -459,7 +459,7 @@ COMPUTER = [
     ),
     Mutation(
         "terminal-obeys",
-        "Text of a cluster reaches the terminal without control characters.",
+        "Text from a cluster reaches the terminal without control characters.",
         "daskstack/printable.py",
         '.startswith("C")',
         '.startswith("Cs")',
@@ -467,7 +467,7 @@ COMPUTER = [
     ),
     Mutation(
         "port-of-others",
-        "Nothing is sent to a forwarded port before ssh says that it holds it.",
+        "Nothing is sent to a forwarded port before ssh confirms that it listens there.",
         "daskstack/tunnel.py",
         "                _wait(process, said)\n",
         "                pass\n",
@@ -475,7 +475,7 @@ COMPUTER = [
     ),
     Mutation(
         "connection-as-option",
-        "Nothing of a connection becomes another option of ssh or a command.",
+        "Parts of a connection cannot become options of ssh or commands.",
         "daskstack/ssh.py",
         "if not re.fullmatch(right, str(connection[name])):",
         "if False:",
@@ -483,7 +483,7 @@ COMPUTER = [
     ),
     Mutation(
         "address-as-command",
-        "An address in the settings holds no command.",
+        "An address in the settings cannot contain a command.",
         "settings/existing.py",
         'if "%" in text and not re.fullmatch(r"[^%]+%[A-Za-z0-9_.-]+", text):',
         "if False:",
@@ -499,7 +499,7 @@ COMPUTER = [
     ),
     Mutation(
         "killed-boot",
-        "An `up` that was killed while it made a local machine is repaired by the next one.",
+        "The next `up` repairs a local machine whose creation was killed.",
         "on_this_computer/local_machines/machine.sh",
         '  rm -rf "$DIRECTORY/.$NAME"\n  [[ -d $state ]] || create\n',
         "  [[ -d $state ]] || create\n",
@@ -510,7 +510,7 @@ COMPUTER = [
 DOORS = [
     Mutation(
         "whole-world",
-        "The whole world is refused as a source.",
+        "The entire internet is rejected as a source.",
         "settings/common.py",
         "    if covers_the_world([network]):",
         "    if False:",
@@ -518,7 +518,7 @@ DOORS = [
     ),
     Mutation(
         "world-in-pieces",
-        "Networks that cover the world together are refused, too.",
+        "Networks that together cover the internet are rejected too.",
         "settings/common.py",
         "if covers_the_world([ipaddress.ip_network(network) for network in networks]):",
         "if False:",
@@ -526,7 +526,7 @@ DOORS = [
     ),
     Mutation(
         "dashboard-routes",
-        "Dashboards get no routes that act on the cluster.",
+        "Dashboards have no routes that change the cluster.",
         "settings/machines.py",
         "    **OPEN_CONFIG,\n",
         "",
@@ -534,7 +534,7 @@ DOORS = [
     ),
     Mutation(
         "notebooks-on-dashboard",
-        "Dashboards get no notebook server.",
+        "Dashboards serve no notebooks.",
         "settings/machines.py",
         "    **OPEN_ARGUMENTS,\n",
         "",
@@ -542,7 +542,7 @@ DOORS = [
     ),
     Mutation(
         "exposed-without-tls",
-        "What has no TLS is exposed inside a private network at most.",
+        "A service without TLS can be exposed only inside a private network.",
         "settings/kubernetes.py",
         "if exposure and not exposure.internal:",
         "if False:",
@@ -550,7 +550,7 @@ DOORS = [
     ),
     Mutation(
         "values-open-doors",
-        "The chart's values cannot get round a setting that closes a door.",
+        "The chart's values cannot bypass settings that restrict access.",
         "settings/chart.py",
         "            if re.fullmatch(pattern, name):\n                yield Conflict(here",
         "            if False:\n                yield Conflict(here",
@@ -566,7 +566,7 @@ DOORS = [
     ),
     Mutation(
         "neighbours-inside",
-        "Inside a network in Google Cloud, Dask's ports are open to the cluster's own accounts alone.",
+        "Inside a network in Google Cloud, only the cluster's own accounts reach Dask's ports.",
         "components/machines/sources/compute.py",
         "                source_service_accounts=accounts,\n",
         '                source_ranges=["10.0.0.0/8"],\n',
@@ -574,7 +574,7 @@ DOORS = [
     ),
     Mutation(
         "others-rules",
-        "What other rules of a network in Google Cloud let in is denied to the cluster's machines.",
+        "Traffic that other rules of a network in Google Cloud allow is denied to the cluster's machines.",
         "components/machines/sources/compute.py",
         "ALLOW, DENY = 1000, 1001",
         "ALLOW, DENY = 1000, 999",
@@ -582,7 +582,7 @@ DOORS = [
     ),
     Mutation(
         "workers-on-the-internet",
-        "Only the scheduler's machine has an address on the internet.",
+        "Only the scheduler's machine has a public address.",
         "components/machines/sources/compute.py",
         '[{"nat_ip": outside.address}] if outside else None',
         '[{"nat_ip": outside.address}] if outside else [{}]',
@@ -590,7 +590,7 @@ DOORS = [
     ),
     Mutation(
         "public-nodes",
-        "No node of a cluster in Google Cloud has an address on the internet.",
+        "No node of a cluster in Google Cloud has a public address.",
         "components/gke/cluster.py",
         '"enable_private_nodes": hardening.private_nodes,',
         '"enable_private_nodes": False,',
@@ -598,7 +598,7 @@ DOORS = [
     ),
     Mutation(
         "control-plane-for-google",
-        "No other customer of Google reaches the control plane's address.",
+        "Other Google Cloud customers cannot reach the control plane's address.",
         "components/gke/cluster.py",
         '"gcp_public_cidrs_access_enabled": False,',
         '"gcp_public_cidrs_access_enabled": True,',
@@ -606,7 +606,7 @@ DOORS = [
     ),
     Mutation(
         "foreign-pods",
-        "A network policy lets the release's own pods in, and nobody else.",
+        "A network policy admits only the release's own pods.",
         "charts/dask/templates/config.yaml",
         "        {{- range .Values.networkPolicy.sources }}",
         "        - ipBlock: {cidr: 0.0.0.0/0}\n        {{- range .Values.networkPolicy.sources }}",
@@ -614,7 +614,7 @@ DOORS = [
     ),
     Mutation(
         "no-network-policy",
-        "Pods that are not the release's reach none of its ports.",
+        "Foreign pods cannot reach any port of the release.",
         "charts/dask/templates/config.yaml",
         "{{- if .Values.networkPolicy.enabled }}",
         "{{- if false }}",
@@ -622,7 +622,7 @@ DOORS = [
     ),
     Mutation(
         "private-networks",
-        "Pods reach no private network that the stack does not name.",
+        "Pods reach only the private networks that the stack lists.",
         "charts/dask/templates/config.yaml",
         "[10.0.0.0/8, ",
         "[",
@@ -630,7 +630,7 @@ DOORS = [
     ),
     Mutation(
         "load-balancer-for-all",
-        "A load balancer lets its named networks in, and nobody else.",
+        "A load balancer admits only the networks that the stack lists.",
         "charts/dask/templates/_helpers.tpl",
         "  loadBalancerSourceRanges:\n    {{- toYaml .values.sourceRanges | nindent 4 }}\n",
         "",
@@ -638,7 +638,7 @@ DOORS = [
     ),
     Mutation(
         "firewall-sources",
-        "A port that the firewall opens is open to its sources alone.",
+        "A port that the firewall opens is open only to its sources.",
         "on_the_cluster/steps/firewall/apply.sh",
         '<source address=\\"$2\\"/><port',
         "<port",
@@ -646,7 +646,7 @@ DOORS = [
     ),
     Mutation(
         "shut-out",
-        "The firewall does not begin where your own address would be shut out.",
+        "The firewall step fails before it would shut out your own address.",
         "on_the_cluster/steps/firewall/check.sh",
         '  overlap "$address" "$NETWORK $SSH_SOURCES" ||',
         "  true ||",
@@ -654,7 +654,7 @@ DOORS = [
     ),
     Mutation(
         "beside-other-firewalls",
-        "The firewall changes nothing beside another one.",
+        "The firewall step changes nothing if another firewall is active.",
         "on_the_cluster/steps/firewall.sh",
         '  [ -z "$found" ] || fatal "another firewall is active:',
         '  true || fatal "another firewall is active:',
@@ -662,7 +662,7 @@ DOORS = [
     ),
     Mutation(
         "services-closed",
-        "A service that listens now is not closed unless the settings say so.",
+        "The firewall closes a listening service only if the settings allow it.",
         "on_the_cluster/steps/firewall.sh",
         "    check_services\n",
         "    :\n",
@@ -670,7 +670,7 @@ DOORS = [
     ),
     Mutation(
         "no-rollback",
-        "A change of the firewall that no new connection confirms takes itself back.",
+        "A firewall change that no new connection confirms is rolled back.",
         "on_the_cluster/steps/firewall.sh",
         "  schedule_rollback\n  apply\n",
         "  apply\n",
@@ -686,7 +686,7 @@ DOORS = [
     ),
     Mutation(
         "dashboard-to-all",
-        "From outside the cluster's network no port of any machine answers.",
+        "All ports of all machines are closed to the outside of the cluster's network.",
         "on_the_cluster/steps/firewall/apply.sh",
         "  echo '  <short>Outside the Dask cluster</short>'",
         '  echo \'  <short>Outside the Dask cluster</short><port port="8787" protocol="tcp"/>\'',
@@ -697,7 +697,7 @@ DOORS = [
 KEYS = [
     Mutation(
         "authoritys-key-kept",
-        "The key of the authority that signs the certificates of a cluster in Kubernetes is kept nowhere.",
+        "The key of the authority that signs certificates for a cluster in Kubernetes is never stored.",
         "components/kubernetes/identities.py",
         '"tls.key": key.private_bytes(PEM,',
         '"tls.key": authority.private_bytes(PEM,',
@@ -705,7 +705,7 @@ KEYS = [
     ),
     Mutation(
         "tls-optional",
-        "Dask on machines demands TLS.",
+        "Dask on machines requires TLS.",
         "components/machines/dask_options.py",
         '"require-encryption": True,',
         '"require-encryption": False,',
@@ -713,7 +713,7 @@ KEYS = [
     ),
     Mutation(
         "tls-off-by-variable",
-        "No variable turns TLS off.",
+        "Environment variables cannot disable TLS.",
         "settings/common.py",
         'if name.startswith("DASK_") and re.fullmatch(_ENCRYPTION, path):',
         "if False:",
@@ -721,7 +721,7 @@ KEYS = [
     ),
     Mutation(
         "any-host-key",
-        "Commands talk only to a machine with the host key that the stack has recorded.",
+        "Commands connect only to machines with the recorded host key.",
         "daskstack/ssh.py",
         '"StrictHostKeyChecking": "yes"',
         '"StrictHostKeyChecking": "no"',
@@ -742,7 +742,7 @@ KEYS = [
     ),
     Mutation(
         "keys-stay-on-disk",
-        "Keys are on your computer's disk only while they are needed.",
+        "Keys are on your computer's disk only while in use.",
         "daskstack/private_folder.py",
         "        finally:\n            shutil.rmtree(path, ignore_errors=True)",
         "        finally:\n            pass",
@@ -750,7 +750,7 @@ KEYS = [
     ),
     Mutation(
         "shared-key-folder",
-        "Keys are put where no other user can enter.",
+        "Keys are stored only in folders that no other user can open.",
         "daskstack/private_folder.py",
         " and not found.st_mode & 0o077",
         "",
@@ -758,7 +758,7 @@ KEYS = [
     ),
     Mutation(
         "project-keys",
-        "Machines in Google Cloud take no key but the stack's.",
+        "Machines in Google Cloud accept only the stack's key.",
         "components/machines/sources/compute.py",
         '"block-project-ssh-keys": "TRUE"',
         '"block-project-ssh-keys": "FALSE"',
@@ -766,7 +766,7 @@ KEYS = [
     ),
     Mutation(
         "login-in-state",
-        "The key that logs in to machines in Google Cloud is kept encrypted.",
+        "The login key of machines in Google Cloud is stored encrypted.",
         "components/machines/sources/compute.py",
         "input=Output.secret(ssh_identity()),",
         "input=ssh_identity(),",
@@ -774,7 +774,7 @@ KEYS = [
     ),
     Mutation(
         "everybody-signs",
-        "No certificate but the authority's signs others.",
+        "Only the authority's certificate can sign other certificates.",
         "components/kubernetes/identities.py",
         "key.public_key(), False),",
         "key.public_key(), True),",
@@ -782,7 +782,7 @@ KEYS = [
     ),
     Mutation(
         "certificates-for-all-users",
-        "A certificate of the cluster opens no other user's door.",
+        "A certificate of the cluster is rejected for other users.",
         "on_the_cluster/steps/credentials.sh",
         "Match User $CLUSTER_USER\n",
         "Match all\n",
@@ -790,7 +790,7 @@ KEYS = [
     ),
     Mutation(
         "planted-keys",
-        "A key that a task plants opens no door.",
+        "Keys that a task plants are rejected.",
         "on_the_cluster/steps/credentials.sh",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysFile none\n    AuthorizedKeysCommand",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysCommand",
@@ -798,7 +798,7 @@ KEYS = [
     ),
     Mutation(
         "removed-machine-stays",
-        "The keys of a removed machine open no door within minutes.",
+        "The keys of a removed machine are rejected within minutes.",
         "on_the_cluster/steps/authority/sign.sh",
         'cat "$key" >>revoked',
         "true",
@@ -806,7 +806,7 @@ KEYS = [
     ),
     Mutation(
         "certificates-from-anywhere",
-        "A machine's SSH certificate is accepted from the cluster's network alone.",
+        "A machine's SSH certificate is accepted only from the cluster's network.",
         "on_the_cluster/steps/authority/sign.sh",
         ' -O clear -O "source-address=$SOURCES"',
         " -O clear",
@@ -814,7 +814,7 @@ KEYS = [
     ),
     Mutation(
         "weak-tls-keys",
-        "The authority signs no weak TLS key.",
+        "The authority does not sign weak TLS keys.",
         "on_the_cluster/steps/certificates.sh",
         "grep -q 'ASN1 OID: prime256v1'",
         "grep -q 'Public Key Algorithm'",
@@ -822,7 +822,7 @@ KEYS = [
     ),
     Mutation(
         "first-key-unchecked",
-        "A machine whose host key Google's API does not know stops `up`.",
+        "`up` fails if Google's API does not know a machine's host key.",
         "on_this_computer/wait_for_boot.py",
         "if known and known != key:",
         "if False:",
@@ -830,7 +830,7 @@ KEYS = [
     ),
     Mutation(
         "key-in-a-log",
-        "No machine's private key is in state, outputs or logs.",
+        "Private keys of machines are not in state, outputs or logs.",
         "on_the_cluster/steps/keys.sh",
         '-C "$CLUSTER_USER@$NAME" -f "$key.new"\n',
         '-C "$CLUSTER_USER@$NAME" -f "$key.new" && cat "$key.new" >&2\n',
@@ -841,7 +841,7 @@ KEYS = [
 SECRETS = [
     Mutation(
         "secret-in-settings",
-        "A secret within the settings, which would become plain text, is refused.",
+        "Secrets inside the settings, which would become plain text, are rejected.",
         "settings/stack.py",
         "    if not is_config_secret(KEY):\n        return",
         "    if True:\n        return",
@@ -849,7 +849,7 @@ SECRETS = [
     ),
     Mutation(
         "dev-for-other-machines",
-        "Stack `dev`, whose passphrase is empty, is for machines on this computer alone.",
+        "Stack `dev`, whose passphrase is empty, accepts only machines on this computer.",
         "settings/stack.py",
         '    if stack != "dev" or (',
         '    if stack == "dev" or (',
@@ -865,7 +865,7 @@ SECRETS = [
     ),
     Mutation(
         "state-for-all",
-        "The folder with the state of stack `dev` is its owner's alone.",
+        "Only its owner can read the folder with the state of stack `dev`.",
         "daskstack/engine.py",
         "state.mkdir(mode=0o700, exist_ok=True)",
         "state.mkdir(mode=0o755, exist_ok=True)",
@@ -873,7 +873,7 @@ SECRETS = [
     ),
     Mutation(
         "no-passphrase",
-        "No stack but `dev` is kept under an empty passphrase.",
+        "Only stack `dev` can have an empty passphrase.",
         "daskstack/engine.py",
         'elif not (environ.get("PULUMI_CONFIG_PASSPHRASE") or environ.get("PULUMI_CONFIG_PASSPHRASE_FILE")):',
         "elif False:",
@@ -881,7 +881,7 @@ SECRETS = [
     ),
     Mutation(
         "secrets-repeated",
-        "What is wrong with a secret variable is told without its value.",
+        "Errors about a secret variable do not contain its value.",
         "settings/secret_env.py",
         'is not a mapping; remove it, and set each variable: {COMMAND}"]',
         'is not a mapping: {value}; remove it, and set each variable: {COMMAND}"]',
@@ -889,7 +889,7 @@ SECRETS = [
     ),
     Mutation(
         "secret-env-as-text",
-        "`dask:secretEnv` reaches pods from a Secret, also with the official chart.",
+        "With the official chart too, pods read `dask:secretEnv` from a Secret.",
         "components/kubernetes/chart_values.py",
         '"valueFrom": {"secretKeyRef": {"name": secret.secret, "key": name}}',
         '"value": secret.secret',
@@ -897,7 +897,7 @@ SECRETS = [
     ),
     Mutation(
         "secret-env-in-config-map",
-        "`dask:secretEnv` reaches pods from a Secret.",
+        "Pods read `dask:secretEnv` from a Secret.",
         "charts/dask/templates/_helpers.tpl",
         "- secretRef: {name: {{ . }}}",
         "- configMapRef: {name: {{ . }}}",
@@ -905,7 +905,7 @@ SECRETS = [
     ),
     Mutation(
         "rehearsal-at-home",
-        "A rehearsal finds no login in its caller's home folder.",
+        "A rehearsal cannot find logins in its caller's home folder.",
         "rehearsal/environment.py",
         '        "HOME": str(home),\n',
         "",
@@ -913,7 +913,7 @@ SECRETS = [
     ),
     Mutation(
         "rehearsal-with-tokens",
-        "A rehearsal gets no token of its caller's environment.",
+        "A rehearsal gets no tokens from its caller's environment.",
         "rehearsal/environment.py",
         'r"GOOGLE_|GCLOUD_|CLOUDSDK_|',
         'r"GCLOUD_|',
@@ -921,7 +921,7 @@ SECRETS = [
     ),
     Mutation(
         "rehearsal-plugin-on-path",
-        "A rehearsal runs no official plugin that is on PATH.",
+        "A rehearsal does not run official plugins that are on PATH.",
         "rehearsal/environment.py",
         '        "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",',
         "",
@@ -937,7 +937,7 @@ SECRETS = [
     ),
     Mutation(
         "client-in-state",
-        "The client's key for a cluster on machines is kept encrypted.",
+        "The client's key for a cluster on machines is stored encrypted.",
         "components/machines/credentials.py",
         "input=Output.secret(client_identity()),",
         "input=client_identity(),",
@@ -945,7 +945,7 @@ SECRETS = [
     ),
     Mutation(
         "kubernetes-keys-in-state",
-        "Keys and passwords for a cluster in Kubernetes are kept encrypted.",
+        "Keys and passwords for a cluster in Kubernetes are stored encrypted.",
         "components/kubernetes/dask_on_kubernetes.py",
         "input=Output.secret(value), opts",
         "input=value, opts",
@@ -956,7 +956,7 @@ SECRETS = [
 MONEY = [
     Mutation(
         "hourly-cost-of-all-nodes",
-        "A stack that can cost more than `limits.hourlyCost` with all nodes that it may start is refused.",
+        "A stack that can cost more than `limits.hourlyCost` with its maximum number of nodes is rejected.",
         "settings/cost.py",
         "(most := maximum(bill)) > limits.hourly_cost",
         "(most := total(bill)[0]) > limits.hourly_cost",
@@ -964,7 +964,7 @@ MONEY = [
     ),
     Mutation(
         "unknown-price",
-        "A limit that cannot be kept, because a price is not known, is refused.",
+        "A cost limit that cannot be enforced because a price is unknown is rejected.",
         "settings/cost.py",
         "if unknown := [item.name for item in bill if item.up is None]:",
         "if unknown := []:",
@@ -972,7 +972,7 @@ MONEY = [
     ),
     Mutation(
         "nobody-in",
-        "Machines that nobody could reach are refused before they cost anything.",
+        "Machines that nobody could reach are rejected before they cost anything.",
         "settings/compute.py",
         "if not ssh and not self.iap_port:",
         "if False:",
@@ -980,7 +980,7 @@ MONEY = [
     ),
     Mutation(
         "idle-workers-stay",
-        "Idle workers in Kubernetes are scaled to none.",
+        "Idle workers in Kubernetes are scaled to zero.",
         "charts/dask/files/scale_to_zero.py",
         "if not workers or now - since < self.limit:",
         "if not workers or now - since < 100 * self.limit:",
@@ -988,7 +988,7 @@ MONEY = [
     ),
     Mutation(
         "working-workers-go",
-        "Workers at work are not taken for idle ones.",
+        "Busy workers do not count as idle.",
         "charts/dask/files/scale_to_zero.py",
         "since = max(self.scheduler.idle_since or now, self.changed)",
         "since = self.changed",
@@ -996,7 +996,7 @@ MONEY = [
     ),
     Mutation(
         "waiting-keeps-awake",
-        "Tasks that wait for a worker keep no machine awake.",
+        "Tasks that wait for a worker do not keep a machine on.",
         "on_the_cluster/record_last_work.py",
         "        elif workers:  #",
         "        else:  #",
@@ -1004,7 +1004,7 @@ MONEY = [
     ),
     Mutation(
         "nodes-kept",
-        "Workers' nodes begin with none.",
+        "The workers' node pool starts with zero nodes.",
         "components/gke/cluster.py",
         "account, settings.workers.min_nodes, args",
         "account, 1, args",
@@ -1012,7 +1012,7 @@ MONEY = [
     ),
     Mutation(
         "apis-disabled",
-        "APIs of the project, which others may use, stay enabled when the stack goes.",
+        "`destroy` does not disable APIs of the project, which others may use.",
         "components/google_cloud.py",
         "disable_on_destroy=False,",
         "disable_on_destroy=True,",
@@ -1028,7 +1028,7 @@ MONEY = [
     ),
     Mutation(
         "no-question",
-        "Pulumi asks before a stack changes or goes, unless YES=1 is given.",
+        "Pulumi asks before it changes or destroys a stack, unless YES=1 is set.",
         "daskstack/stack_commands.py",
         'return ["--yes"] if yes else []',
         'return ["--yes"]',
@@ -1036,7 +1036,7 @@ MONEY = [
     ),
     Mutation(
         "nothing-named-as-left",
-        "After a destroy, what is left in Google Cloud is named.",
+        "After a destroy, leftovers in Google Cloud are listed.",
         "daskstack/stack_commands.py",
         'if kind.google and shutil.which("gcloud"):',
         "if False:",
@@ -1044,7 +1044,7 @@ MONEY = [
     ),
     Mutation(
         "no-refresh",
-        "`make up` finds machines that Google took away.",
+        "`make up` detects machines that Google deleted.",
         "daskstack/stack_commands.py",
         '*(["--refresh"] if kind.compute else [])',
         "",
@@ -1052,7 +1052,7 @@ MONEY = [
     ),
     Mutation(
         "data-disk-stays",
-        "With `data.delete` the stack's data disk goes with it.",
+        "With `data.delete`, `destroy` deletes the stack's data disk.",
         "components/machines/sources/compute.py",
         "retain_on_delete=not self.settings.data.delete",
         "retain_on_delete=True",
@@ -1060,7 +1060,7 @@ MONEY = [
     ),
     Mutation(
         "cannot-ask-for-ever",
-        "A machine that cannot ask the scheduler's goes the limit after it last could.",
+        "A machine that cannot reach the scheduler's machine powers off after the idle limit.",
         "on_the_cluster/steps/idle.sh",
         "age=$((now - heard)) workers=0",
         "age=0 workers=0",
@@ -1068,7 +1068,7 @@ MONEY = [
     ),
     Mutation(
         "waits-for-stuck-workers",
-        "The scheduler's machine does not wait for a stuck worker for ever.",
+        "The scheduler's machine does not wait forever for a stuck worker.",
         "on_the_cluster/steps/idle.sh",
         ' || [ "$age" -ge $((LIMIT + PATIENCE)) ]',
         "",
@@ -1087,7 +1087,7 @@ MONEY = [
 SUPPLY = [
     Mutation(
         "fork-guard",
-        "A fork's code never runs beside credentials.",
+        "Code of a fork never runs with credentials.",
         ".github/workflows/preview.yml",
         "if: github.event.pull_request.head.repo.full_name == github.repository && vars",
         "if: vars",
@@ -1095,7 +1095,7 @@ SUPPLY = [
     ),
     Mutation(
         "target-of-pull-request",
-        "The preview runs with the rights of a pull request, not with those of its target.",
+        "The preview runs with the permissions of a pull request, not with those of its target.",
         ".github/workflows/preview.yml",
         "\n  pull_request:\n",
         "\n  pull_request_target:\n",
@@ -1103,7 +1103,7 @@ SUPPLY = [
     ),
     Mutation(
         "nobody-reviews",
-        "A pull request's code runs beside credentials only after a reviewer let it.",
+        "Code of a pull request runs with credentials only after a reviewer's approval.",
         ".github/workflows/preview.yml",
         "    environment: preview\n",
         "",
@@ -1111,7 +1111,7 @@ SUPPLY = [
     ),
     Mutation(
         "rights-for-all-jobs",
-        "Each job of the workflow has the rights that it needs and no others.",
+        "Each job of the workflow has only the permissions that it needs.",
         ".github/workflows/preview.yml",
         "permissions: {}",
         "permissions: write-all",
@@ -1119,7 +1119,7 @@ SUPPLY = [
     ),
     Mutation(
         "previews-token",
-        "The preview's Pulumi token is a team's, not the organization's.",
+        "The preview's Pulumi token belongs to a team, not to the organization.",
         ".github/workflows/preview.yml",
         "access_token:team",
         "access_token:organization",
@@ -1135,7 +1135,7 @@ SUPPLY = [
     ),
     Mutation(
         "any-engine",
-        "A downloaded engine with another checksum is refused.",
+        "A downloaded engine with a wrong checksum is rejected.",
         "tools/install.py",
         "    if not expected or expected[1] != found:",
         "    if not expected:",
@@ -1143,7 +1143,7 @@ SUPPLY = [
     ),
     Mutation(
         "packages-without-hashes",
-        "Whatever installs Python packages on your computer demands their hashes.",
+        "Every installation of Python packages on your computer requires hashes.",
         "tools/uv.py",
         '"install", "--require-hashes", "--python", python',
         '"install", "--python", python',
@@ -1151,7 +1151,7 @@ SUPPLY = [
     ),
     Mutation(
         "changed-uv",
-        "A uv that was changed in the cache is downloaded again, never installed.",
+        "A modified uv in the cache is downloaded again and never installed.",
         "on_this_computer/send_environment.py",
         'if uv is None or sha256(uv) not in re.findall(r"--hash=sha256:([0-9a-f]{64})", UV.read_text()):',
         "if uv is None:",
@@ -1159,7 +1159,7 @@ SUPPLY = [
     ),
     Mutation(
         "preview-of-forks",
-        "The job with credentials is skipped where the job before it was.",
+        "The job with credentials is skipped if the job before it was skipped.",
         ".github/workflows/preview.yml",
         "if: needs.stacks.outputs.names",
         "if: always() && needs.stacks.outputs.names",
@@ -1170,7 +1170,7 @@ SUPPLY = [
 RUNS = [
     Mutation(
         "tests-killed",
-        "An interrupted `make test` waits until its machines and stacks are taken away.",
+        "An interrupted `make test` waits until its machines and stacks are removed.",
         "tools/test.py",
         "run.stop(signal.SIGINT)",
         "run.stop(signal.SIGKILL)",
@@ -1178,7 +1178,7 @@ RUNS = [
     ),
     Mutation(
         "failures-unnoticed",
-        "`make test` fails when a test has failed.",
+        "`make test` fails if a test failed.",
         "tools/test.py",
         'return 1 if tests.result.counts["failed"]',
         'return 0 if tests.result.counts["failed"]',
@@ -1194,7 +1194,7 @@ RUNS = [
     ),
     Mutation(
         "skips-unnoticed",
-        "`make test` names each test that was skipped, with its reason.",
+        "`make test` lists each skipped test with its reason.",
         "tools/test.py",
         "for name, reason in sorted(self.result.skipped)]",
         "for name, reason in []]",
