@@ -97,7 +97,7 @@ def _profiles(profiles: dict[str, list[tuple[str, float]]]) -> list[str]:
 
 
 def _thousand(kept: dict[str, dict[str, Any]]) -> list[str]:
-    """Writes the page about a thousand machines if all figures that it needs exist."""
+    """The page about a thousand machines; empty until all figures that it needs exist."""
     if not {"c", "d", "e"} <= set(kept):
         return []
     return Template(THOUSAND.read_text()).substitute(facts(kept)).splitlines()

@@ -40,7 +40,7 @@ PATIENCE = 60  # seconds; much longer than any limit here, for a busy computer
 
 
 def ends(call: Callable[[], object]) -> str:
-    """The output of a command that must fail without being killed."""
+    """The error message of a call that must fail by itself within LIMIT."""
     said: list[str] = []
 
     def run() -> None:

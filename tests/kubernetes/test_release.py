@@ -400,7 +400,7 @@ def test_a_stack_without_jupyter_has_no_jupyter_objects(asleep: Stack) -> None:
 
 def test_idle_workers_stop_and_start_again_when_a_client_connects(asleep: Stack) -> None:
     def hurry(dask_scheduler):
-        """Stack with a short idle limit instead of its former one."""
+        """Sets a short idle limit and returns the former one."""
         watch = dask_scheduler.idle_watch.callback.__self__
         before, watch.limit = watch.limit, 3
         return before

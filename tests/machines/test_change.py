@@ -66,7 +66,7 @@ def counter() -> type:
 
 @contextmanager
 def full(client: distributed.Client, *names: str) -> Iterator[None]:
-    """Fills the memory of the workers with these names."""
+    """Makes the workers with these names pause as if their memory were full."""
 
     def set_limit(fraction: float, dask_worker: distributed.Worker) -> None:
         dask_worker.memory_manager.memory_pause_fraction = fraction

@@ -76,7 +76,7 @@ class Rehearsal(Cloud):
         return printed
 
     def brings(self, **changes: Any) -> None:
-        """Brings the stack into this state; skips `up` if the last change already led to it."""
+        """Brings the stack into this state, unless the last change already did."""
         if self.brought != self.text(**changes):
             self.bring(**changes)
 
@@ -116,7 +116,7 @@ class Rehearsal(Cloud):
         return self.interface(name)["networkIp"]
 
     def machine(self, name: str) -> Machine:
-        """Logs in to the machine's external address, if it has one."""
+        """The machine at its external address, or at its internal one if it has no other."""
         address = self.interface(name).get("accessConfigs", [{"natIp": self.inner(name)}])[0]["natIp"]
         folder = self.folder / "machines" / name
         host_key = " ".join((folder / "upper/etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2])
@@ -127,7 +127,7 @@ class Rehearsal(Cloud):
         return bridge(self.folder / "machines")
 
     def up_and_answering(self, **changes: Any) -> Machine:
-        """The machine with the external address."""
+        """Brings the stack into this state and waits until `head`, which has the external address, accepts SSH."""
         self.brings(**changes)
         head = self.machine("head")
         until(lambda: head.ssh("true", check=False).returncode == 0)

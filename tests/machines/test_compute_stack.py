@@ -69,7 +69,7 @@ class Stack(Rehearsal):
         self.stands = False
 
     def stand(self) -> None:
-        """Runs `up` with these settings."""
+        """Brings the stack up with SETTINGS, unless it already is."""
         if not self.stands:
             self.start(SETTINGS)
             self.up("--refresh")
@@ -218,7 +218,7 @@ def test_a_job_returns_the_right_result_despite_repeated_preemptions(stack: Stac
 
 @contextmanager
 def tunnel(stack: Stack) -> Iterator[int]:
-    """The local port of the tunnel."""
+    """Opens an IAP tunnel to the scheduler's SSH server and yields its local port."""
     words = ["gcloud", "compute", "start-iap-tunnel", "dask-vms-scheduler", "22", "--local-host-port=localhost:0"]
     place = ["--zone", "us-central1-a", "--project", "my-project"]
     with (stack.folder / "tunnel").open("w+") as said:

@@ -31,7 +31,7 @@ def pair(first_pair: Pair, stack: Stack) -> Pair:
 
 
 def calm(machine: Machine, stack: Stack) -> None:
-    """Starts a machine without the step."""
+    """Makes sure that the machine is on and that nothing powers it off."""
     ends = "sudo -n systemctl stop dask-idle step steps 2>/dev/null; true"
     if not machine.is_on() or machine.ssh(ends, check=False).returncode:
         until(lambda: not machine.is_on())
@@ -63,7 +63,7 @@ def moments(machine: Machine, words: str) -> list[float]:
 
 
 def outlives(machine: Machine, limit: int) -> None:
-    """Fails if the machine powers off although the watch checked more than once after the limit."""
+    """Waits past the limit and two more checks of the watch; fails if the machine powered off."""
     time.sleep(limit + 2 * (limit // 4) + 1)
     assert machine.is_on()
     assert max(moments(machine, "powering off"), default=0) < max(moments(machine, "Started "))

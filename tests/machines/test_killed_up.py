@@ -102,7 +102,7 @@ class Cluster:
 
 
 def test_the_next_up_resumes_a_killed_one_and_destroy_leaves_nothing(image: str, tmp_path: Path) -> None:
-    """Fails if the next run repeats completed commands or recreates their files."""
+    """Completed commands do not run again, and the files that they created stay."""
     chance = random.Random(KILLS)
     with stack_dev(tmp_path) as checkout:
         cluster = Cluster(checkout)

@@ -509,7 +509,7 @@ def test_a_task_named_sshfs_cannot_keep_the_mount_busy(shared: Pair) -> None:
 def test_a_broken_mount_fails_the_step_with_the_reason(
     mesh: Pair, holder: Pair, boot: Callable[..., list[Machine]]
 ) -> None:
-    """Mounts the data of a machine that does not accept the cluster's keys."""
+    """The machine at DATA_ADDRESS does not accept the cluster's keys."""
     astray, [stranger] = holder.head, boot("stranger")
     variables = {**mesh.data_variables(astray, "/srv/elsewhere"), "DATA_ADDRESS": stranger.address}
     done = astray.run(script("data", variables), check=False)
