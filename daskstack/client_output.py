@@ -33,7 +33,7 @@ class KubernetesAccess(TypedDict):
     kubeconfig: str
     """The path of a kubeconfig, or the text of one."""
     context: NotRequired[str]
-    """Default: the kubeconfig's current context; so does an empty name."""
+    """If it is empty or missing, the kubeconfig's current context is used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,19 +19,19 @@ from daskstack.client_output import KubernetesClient, MachinesClient, Tls
 from daskstack.route import wake, way_to
 from daskstack.tunnel import TunnelError
 
-# Where client and workers differ in these, tasks fail or, worse, give other results.
+# If client and workers have different versions of these, tasks fail or, worse, return different results.
 MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", "numpy", "pandas", "pyarrow")
 
-# Seconds for a scheduler that went away to answer again: one that moved to another pod installs its packages first.
+# Seconds to wait for a scheduler that restarts: in a new pod it has to install its packages first.
 AWAY = 600
 
 
 class VersionError(RuntimeError):
-    """This Python and the cluster's environment differ; the message has the command that mends it."""
+    """This Python differs from the cluster's environment. The message has the command that fixes it."""
 
 
 class Client(distributed.Client):
-    """A client that reaches its scheduler and dashboard through tunnels; closing it closes them."""
+    """A client that reaches its scheduler and dashboard through tunnels. Closing it closes the tunnels."""
 
     def __init__(self, facts: MachinesClient | KubernetesClient, **kwargs):
         self._tunnels = contextlib.ExitStack()
@@ -52,18 +52,18 @@ class Client(distributed.Client):
 
     @property
     def dashboard_link(self) -> str:
-        """The dashboard's URL on this computer, as long as the client is open."""
+        """The dashboard's URL on this computer. It works while the client is open."""
         return self._dashboard
 
     async def _ensure_connected(self, timeout: float | None = None) -> None:
-        """Tries again while the tunnel has no far end, which ends the stream before it is one of TLS."""
+        """Retries while nothing listens behind the tunnel, which ends a stream before its TLS handshake."""
         limit = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         while True:
             if fault := self._way.fault():
                 raise TunnelError(fault)
             try:
-                # Dask reads a scheduler's first words without a limit. It waits for three answers in all.
+                # Dask sets no time limit for a scheduler's first message. It waits for three messages in total.
                 attempt = super()._ensure_connected(timeout=timeout)
                 return await asyncio.wait_for(attempt, 3 * (self._attempt or limit))
             except (FatalCommClosedError, ValueError) as error:
@@ -73,7 +73,7 @@ class Client(distributed.Client):
                 await asyncio.sleep(0.2)
 
     async def _reconnect(self) -> None:
-        """Dask closes a client whose scheduler is away for longer than one connection may take."""
+        """Waits up to AWAY seconds. Dask would close the client after the time limit of a single connection."""
         self._attempt = usual = self._timeout
         self._timeout = max(usual, AWAY)
         try:
@@ -89,11 +89,11 @@ class Client(distributed.Client):
 
 
 def connect(stack: str = "dev", *, wakes: bool = True, **kwargs) -> Client:
-    """A client of the cluster of a stack, whose workers come back where they went for want of work.
+    """A client of a stack's cluster. If an idle cluster has stopped its workers, they start again.
 
-    Without `wakes` they stay away. `kwargs` go to `distributed.Client`. Raises `engine.EngineError` where the stack
-    does not exist, `VersionError` where this Python differs from the cluster's in what matters, `TunnelError` where
-    there is no way to it, and `ConnectionError` where the scheduler does not answer.
+    With `wakes=False` they stay stopped. `kwargs` are those of `distributed.Client`. Raises `engine.EngineError` if the
+    stack does not exist, `VersionError` if this Python differs from the cluster's environment, `TunnelError` if no
+    tunnel opens, and `ConnectionError` if the scheduler does not answer.
     """
     facts = engine.cluster(stack)["client"]
     if different := differences(facts.python, facts.packages):
@@ -113,7 +113,7 @@ def connect(stack: str = "dev", *, wakes: bool = True, **kwargs) -> Client:
 
 
 def differences(python: str, packages: Mapping[str, str]) -> list[str]:
-    """What matters and differs here from the cluster's Python minor version and packages, in words."""
+    """Differences from the cluster's Python minor version and packages that break tasks, as text."""
     result = []
     here = ".".join(platform.python_version_tuple()[:2])
     if here != python:

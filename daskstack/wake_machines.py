@@ -1,4 +1,4 @@
-"""Machines in Google Cloud that have switched themselves off, started again with gcloud."""
+"""Starts machines in Google Cloud with gcloud after they have switched themselves off."""
 
 import json
 import shutil
@@ -8,15 +8,15 @@ import time
 from daskstack.client_output import Connection, Google
 from daskstack.tunnel import TunnelError, opens
 
-WAIT = 180  # seconds for a machine that was started to answer
+WAIT = 180  # seconds until a machine must answer after its start
 OFF = ("TERMINATED", "STOPPED")
 
 
 def wake(google: Google, door: Connection, head: str) -> int:
     """Starts the machines that are off, waits until `door` answers, and returns the number of workers among them.
 
-    `head` is the scheduler's machine. Without gcloud nothing is started, and neither if gcloud fails while `door`
-    answers: `make up` starts the machines too.
+    `head` is the name of the scheduler's machine. If gcloud is missing, or fails while `door` answers, no machine is
+    started; `make up` can start them too.
     """
 
     def answers() -> bool:
@@ -37,19 +37,19 @@ def wake(google: Google, door: Connection, head: str) -> int:
     deadline = time.monotonic() + WAIT
     while not answers():
         if time.monotonic() > deadline:
-            raise TunnelError(f"{', '.join(asleep)} were started, but {door['host']} does not answer after {WAIT} s")
+            raise TunnelError(f"{', '.join(asleep)} started, but {door['host']} did not answer within {WAIT} s")
         time.sleep(1)
     return len(set(asleep) - {head})
 
 
 def statuses(google: Google) -> dict[str, str]:
-    """How the machines are, such as RUNNING or TERMINATED, by the names that they have here."""
+    """The states of the machines, such as RUNNING or TERMINATED, by their names in the cluster."""
     listed = {each["name"]: each["status"] for each in json.loads(_compute(google, "list", "--format", "json") or "[]")}
     return {here: listed[there] for here, there in google.machines.items() if there in listed}
 
 
 def gcloud(google: Google, what: str, *machines: str) -> None:
-    """Does something to machines, such as `start`."""
+    """Runs an action of `gcloud compute instances` on machines, such as `start`."""
     _compute(google, what, *(google.machines[machine] for machine in machines), "--zone", google.zone)
 
 
