@@ -14,6 +14,20 @@ from on_this_computer.send_environment import sha256
 from tests.checkout import Checkout
 from tools import lock, running, uv
 
+# The project's own package, whose build needs no other package.
+PACKAGE = """[project]
+name = "package"
+version = "1.0"
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
+BACKEND = """import os, shutil
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    return os.path.basename(shutil.copy("package-1.0-py3-none-any.whl", folder))
+"""
+
 
 def wheel(folder: Path, name: str, version: str, requires: str = "") -> str:
     """Puts an empty package into the folder; returns its line of a lock."""
@@ -77,6 +91,9 @@ def test_the_program_runs_with_the_clusters_version_of_a_package(
 ) -> None:
     tmp_path.joinpath("tools").mkdir()
     shutil.copy(uv.PROJECT / "tools/uv.txt", tmp_path / "tools")  # tells which uv is ours
+    wheel(tmp_path, "package", "1.0")
+    tmp_path.joinpath("pyproject.toml").write_text(PACKAGE)
+    tmp_path.joinpath("backend.py").write_text(BACKEND)
     monkeypatch.setattr(uv, "PROJECT", tmp_path)
     monkeypatch.setattr(uv, "PYTHON", sys.executable)
     tmp_path.joinpath("requirements.txt").write_text(
@@ -89,10 +106,10 @@ def test_the_program_runs_with_the_clusters_version_of_a_package(
 
     environment.write_text(wheel(wheels, "tiny", "2.0") + wheel(wheels, "users", "1.0"))
     uv.install_venv("requirements.txt")
-    assert installed() == {"program-1.0", "tiny-2.0", "users-1.0"}
+    assert installed() == {"package-1.0", "program-1.0", "tiny-2.0", "users-1.0"}
     environment.write_text(wheel(wheels, "tiny", "2.0"))
     uv.install_venv("requirements.txt")
-    assert installed() == {"program-1.0", "tiny-2.0"}
+    assert installed() == {"package-1.0", "program-1.0", "tiny-2.0"}
 
     environment.write_text(wheel(wheels, "tiny", "3.0"))
     for _ in range(2):  # a second `make up` does not go on with what the first one refused
