@@ -88,7 +88,7 @@ DATA = [
         "on_this_computer/check_namespace.py",
         'if create and found["metadata"].get("labels", {}).get("dask-stack") != stack:',
         "if False:",
-        "tests/unit/test_kubernetes_settings.py::test_a_namespace_of_somebody_else_is_not_taken_over",
+        "tests/unit/test_kubernetes_settings.py::test_an_existing_namespace_is_not_taken_over",
     ),
     Mutation(
         "another-context",
@@ -276,7 +276,7 @@ TASKS = [
         "settings/folders.py",
         "    if name not in MOUNT_OPTIONS:",
         "    if False:",
-        "tests/unit/test_settings.py::test_only_options_of_speed_are_taken_for_the_mount",
+        "tests/unit/test_settings.py::test_only_mount_options_that_affect_speed_are_accepted",
     ),
     Mutation(
         "quoting",
@@ -292,7 +292,7 @@ TASKS = [
         "components/machines/dask_options.py",
         ', "$": "$$"',
         "",
-        "tests/unit/test_dask_options.py::test_arguments_reach_systemd_as_they_are",
+        "tests/unit/test_dask_options.py::test_arguments_are_quoted_for_systemd",
     ),
     Mutation(
         "set-user-id",
@@ -340,7 +340,7 @@ TASKS = [
         "settings/kubernetes.py",
         'if ipaddress.ip_network(network).overlaps(LINK_LOCAL[6 if ":" in network else 4]):',
         "if False:",
-        "tests/unit/test_kubernetes_settings.py::test_what_is_wrong_is_named_with_what_would_be_right",
+        "tests/unit/test_kubernetes_settings.py::test_invalid_kubernetes_settings_are_reported_with_a_remedy",
     ),
     Mutation(
         "tokens-for-all-pods",
@@ -396,7 +396,7 @@ TASKS = [
         "settings/compute.py",
         "if BROAD.fullmatch(text):",
         "if False:",
-        "tests/unit/test_compute_settings.py::test_what_is_wrong_is_told_with_what_would_be_right",
+        "tests/unit/test_compute_settings.py::test_invalid_settings_are_reported_with_a_remedy",
     ),
     Mutation(
         "roles-unasked",
@@ -487,7 +487,7 @@ COMPUTER = [
         "settings/existing.py",
         'if "%" in text and not re.fullmatch(r"[^%]+%[A-Za-z0-9_.-]+", text):',
         "if False:",
-        "tests/unit/test_settings.py::test_an_address_holds_no_command",
+        "tests/unit/test_settings.py::test_an_address_cannot_contain_a_command",
     ),
     Mutation(
         "own-address-unasked",
@@ -514,7 +514,7 @@ DOORS = [
         "settings/common.py",
         "    if covers_the_world([network]):",
         "    if False:",
-        "tests/unit/test_settings.py::test_nothing_is_open_to_the_world",
+        "tests/unit/test_settings.py::test_nothing_can_be_opened_to_the_internet",
     ),
     Mutation(
         "world-in-pieces",
@@ -522,7 +522,7 @@ DOORS = [
         "settings/common.py",
         "if covers_the_world([ipaddress.ip_network(network) for network in networks]):",
         "if False:",
-        "tests/unit/test_settings.py::test_the_world_in_pieces_is_still_the_world",
+        "tests/unit/test_settings.py::test_networks_that_together_cover_the_internet_are_rejected",
     ),
     Mutation(
         "dashboard-routes",
@@ -538,7 +538,7 @@ DOORS = [
         "settings/machines.py",
         "    **OPEN_ARGUMENTS,\n",
         "",
-        "tests/unit/test_settings.py::test_an_argument_that_the_cluster_sets_is_answered_with_its_setting",
+        "tests/unit/test_settings.py::test_a_reserved_argument_is_reported_with_its_setting",
     ),
     Mutation(
         "exposed-without-tls",
@@ -546,7 +546,7 @@ DOORS = [
         "settings/kubernetes.py",
         "if exposure and not exposure.internal:",
         "if False:",
-        "tests/unit/test_kubernetes_settings.py::test_nothing_gets_round_the_closed_door",
+        "tests/unit/test_kubernetes_settings.py::test_values_cannot_expose_services_or_disable_encryption_or_login",
     ),
     Mutation(
         "values-open-doors",
@@ -554,7 +554,7 @@ DOORS = [
         "settings/chart.py",
         "            if re.fullmatch(pattern, name):\n                yield Conflict(here",
         "            if False:\n                yield Conflict(here",
-        "tests/unit/test_kubernetes_settings.py::test_nothing_gets_round_the_closed_door",
+        "tests/unit/test_kubernetes_settings.py::test_values_cannot_expose_services_or_disable_encryption_or_login",
     ),
     Mutation(
         "door-for-all",
@@ -701,7 +701,7 @@ KEYS = [
         "components/kubernetes/identities.py",
         '"tls.key": key.private_bytes(PEM,',
         '"tls.key": authority.private_bytes(PEM,',
-        "tests/unit/test_kubernetes_settings.py::test_the_authoritys_key_is_kept_nowhere",
+        "tests/unit/test_kubernetes_settings.py::test_the_authoritys_private_key_is_not_stored",
     ),
     Mutation(
         "tls-optional",
@@ -709,7 +709,7 @@ KEYS = [
         "components/machines/dask_options.py",
         '"require-encryption": True,',
         '"require-encryption": False,',
-        "tests/unit/test_dask_options.py::test_the_users_dask_config_stands_beside_tls",
+        "tests/unit/test_dask_options.py::test_the_users_dask_config_is_merged_with_tls_settings",
     ),
     Mutation(
         "tls-off-by-variable",
@@ -717,7 +717,7 @@ KEYS = [
         "settings/common.py",
         'if name.startswith("DASK_") and re.fullmatch(_ENCRYPTION, path):',
         "if False:",
-        "tests/unit/test_kubernetes_settings.py::test_nothing_gets_round_the_closed_door",
+        "tests/unit/test_kubernetes_settings.py::test_values_cannot_expose_services_or_disable_encryption_or_login",
     ),
     Mutation(
         "any-host-key",
@@ -893,7 +893,7 @@ SECRETS = [
         "components/kubernetes/chart_values.py",
         '"valueFrom": {"secretKeyRef": {"name": secret.secret, "key": name}}',
         '"value": secret.secret',
-        "tests/unit/test_kubernetes_settings.py::test_the_official_chart_is_told_nothing_that_it_does_not_know",
+        "tests/unit/test_kubernetes_settings.py::test_the_official_chart_gets_only_values_that_it_knows",
     ),
     Mutation(
         "secret-env-in-config-map",
@@ -976,7 +976,7 @@ MONEY = [
         "settings/compute.py",
         "if not ssh and not self.iap_port:",
         "if False:",
-        "tests/unit/test_compute_settings.py::test_what_is_wrong_is_told_with_what_would_be_right",
+        "tests/unit/test_compute_settings.py::test_invalid_settings_are_reported_with_a_remedy",
     ),
     Mutation(
         "idle-workers-stay",
@@ -1080,7 +1080,7 @@ MONEY = [
         "settings/cost.py",
         "HOURS = 730",
         "HOURS = 720",
-        "tests/unit/test_cost.py::test_the_table_in_the_docs_is_what_a_preview_shows_of_the_shipped_stack",
+        "tests/unit/test_cost.py::test_the_cost_table_in_the_docs_is_that_of_the_shipped_stack",
     ),
 ]
 

@@ -26,7 +26,7 @@ def test_files_stay_after_undo_and_belong_to_the_login_user(alone: Pair) -> None
     machine = alone.head
     data(alone, "/srv/daskdata")
     machine.ssh("echo mine >/srv/daskdata/mine && sudo -u dask mkdir -p /srv/daskdata/of/dask")
-    assert "/srv/daskdata on holder is kept: it has files in it" in data(alone, "/srv/daskdata", "undo")
+    assert "kept /srv/daskdata on holder, because it contains files" in data(alone, "/srv/daskdata", "undo")
     assert machine.ssh("cat /srv/daskdata/mine").stdout == "mine\n"
     assert machine.ssh("find /srv/daskdata ! -user admin").stdout == ""
     machine.ssh("sudo rm -r /srv/daskdata")

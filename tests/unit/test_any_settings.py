@@ -1,4 +1,4 @@
-"""Whatever a stack file says: it is refused in sentences, or what comes of it is closed, valid and within its limit."""
+"""Property tests: any stack file is rejected with readable errors, or gives valid, private values within its limit."""
 
 import copy
 import ipaddress
@@ -21,7 +21,7 @@ SCHEMA = jsonschema.Draft7Validator(json.loads((PROJECT / "charts" / "dask" / "v
 EDITORS = jsonschema.Draft202012Validator(json.loads(reference.schema()))
 LOCKS = {"environment": lock.read(PROJECT / "environment.lock", "3.11")}
 NAMES = chart_values.Names("scheduler", "worker", "client", "password")
-EXISTING = {"source": "existing", "kubeconfig": __file__}  # a file, which nobody reads here
+EXISTING = {"source": "existing", "kubeconfig": __file__}  # any existing file; it is not read
 OFFICIAL = {"chart": "official", "environment": {"lock": "charts/official.lock", "python": "3.10"}}
 GOOGLE = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
 MACHINES = {"source": "compute", "project": "my-project", "zone": "us-central1-a"}
@@ -52,7 +52,7 @@ ANYTHING: list[Any] = [
 
 
 def places(section: type[Section], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key that a section of the settings may have."""
+    """The places of all settings in a section."""
     for field in section.model_fields.values():
         here = (*place, str(field.alias))
         yield here
@@ -68,7 +68,7 @@ PLACES = {
 
 @st.composite
 def changed(draw: st.DrawFn) -> dict[str, Any]:
-    """A stack that is right, with up to three changes, most of them wrong."""
+    """A valid stack with up to three changes, most of them invalid."""
     said = copy.deepcopy(draw(st.sampled_from(STACKS)))
     for _ in range(draw(st.integers(1, 3))):
         *path, last = draw(st.sampled_from(PLACES[said["target"]]))
@@ -87,7 +87,7 @@ bounded = hypothesis_settings(
 
 @bounded
 @given(said=changed())
-def test_whatever_a_stack_file_says_has_an_answer_that_editors_agree_with(said: dict[str, Any]) -> None:
+def test_any_stack_file_is_accepted_or_rejected_and_editors_agree(said: dict[str, Any]) -> None:
     try:
         settings.parse(said, PROJECT)
     except settings.SettingsError as error:
@@ -98,7 +98,7 @@ def test_whatever_a_stack_file_says_has_an_answer_that_editors_agree_with(said: 
 
 
 def some(**known: list[Any] | st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Some of these keys, each with one of its values."""
+    """A mapping with some of these keys, each with one of its values."""
     return st.fixed_dictionaries(
         {}, optional={key: st.sampled_from(each) if isinstance(each, list) else each for key, each in known.items()}
     )
@@ -117,7 +117,7 @@ GKE = some(
 )
 SERVICE = some(serviceType=["NodePort", "LoadBalancer"], sourceRanges=NETWORKS)
 ENV = [[{"name": "A", "value": "b"}], [{"name": ENCRYPTION, "value": "False"}], [{"name": "DASK_CONFIG", "value": "/"}]]
-# One side door at a time: several hide each other.
+# One invalid value at a time, because several could mask each other.
 VALUES = st.one_of(
     st.sampled_from(["scheduler", "webUI", "jupyter"]).flatmap(lambda name: some(**{name: SERVICE})),
     some(worker=some(replicas=[1000], env=ENV, resources=[{"requests": {"cpu": 1}}], gracePeriod=[60])),
@@ -132,7 +132,7 @@ VALUES = st.one_of(
 
 @bounded
 @given(where=st.sampled_from([GOOGLE, EXISTING]), said=GKE, given_values=st.just({}) | VALUES)
-def test_what_is_accepted_is_closed_valid_and_within_its_limit(
+def test_accepted_settings_give_values_that_are_valid_private_and_within_the_cost_limit(
     where: dict[str, Any], said: dict[str, Any], given_values: dict[str, Any]
 ) -> None:
     pools = said.pop("cluster", {}) if where is GOOGLE else {}
@@ -155,7 +155,7 @@ def networks(texts: Iterable[str]) -> list[Any]:
 
 
 def closed(given: dict[str, Any]) -> None:
-    """What the chart is told is what its schema takes, opens nothing to the world, and leaves encryption on."""
+    """The chart's values match its schema, open nothing to the internet, and keep encryption enabled."""
     SCHEMA.validate(given)
     assert given["tls"] == {part: getattr(NAMES, part) for part in ("scheduler", "worker", "client")}
     assert not covers_the_world(networks(given["networkPolicy"].get("sources") or []))
@@ -172,7 +172,7 @@ def closed(given: dict[str, Any]) -> None:
 
 
 def within_limit(cluster: settings.KubernetesTarget) -> None:
-    """Counted from the machines alone: what else there is can only add to it."""
+    """A lower bound of the cost, from the machines alone."""
     spent, system, workers = 0.0, cluster.cluster.system, cluster.cluster.workers
     for kind, count in (workers, cluster.max_worker_nodes), (system, system.node_limit):
         spent += count * (cost.machine_price(kind.machine, getattr(kind, "spot", False), cluster.prices) or 0)

@@ -1,4 +1,4 @@
-"""What a rehearsal's network makes of the Firewall records."""
+"""The translation of firewall rules to nftables in a rehearsal."""
 
 import subprocess
 
@@ -20,7 +20,7 @@ def rendered(properties, *machines):
     return [" ".join(line.split()) for line in lines(properties, list(machines))]
 
 
-def test_the_first_priority_comes_first_and_of_equals_the_rule_that_denies():
+def test_rules_are_sorted_by_priority_and_denying_rules_come_first():
     rules = [
         rule(allows=[{"protocol": "udp"}]),
         rule(denies=[{"protocol": "tcp"}]),
@@ -32,7 +32,7 @@ def test_the_first_priority_comes_first_and_of_equals_the_rule_that_denies():
     assert ingress == [["icmp", "accept"], ["tcp", "drop"], ["udp", "accept"]]
 
 
-def test_a_rule_is_for_the_machines_of_its_network_that_it_names():
+def test_a_rule_applies_only_to_its_targets_in_its_network():
     text = ruleset([DOOR, WORKER, OTHER], [("net", rule(allows=[SSH], targetTags=["door"]))])
     [line] = [line for line in text.splitlines() if "8000" in line]
     assert line.strip().startswith("ip daddr { 10.9.0.2 } ip saddr { 203.0.113.7/32 } tcp")
@@ -47,11 +47,11 @@ def test_a_rule_is_for_the_machines_of_its_network_that_it_names():
     [{"sourceRanges": ["::/0"]}, {"sourceRanges": [], "sourceTags": ["nobodys"]}, {"targetTags": ["nobodys"]}],
     ids=["IPv6", "sources", "targets"],
 )
-def test_a_rule_for_nobody_lets_nobody_in(properties):
+def test_a_rule_without_sources_or_targets_has_no_effect(properties):
     assert rendered(rule(allows=[SSH]) | properties, DOOR, WORKER) == []
 
 
-def test_a_way_out_is_closed_by_a_rule_and_opened_by_one_only_for_what_the_other_end_lets_in():
+def test_egress_rules_drop_traffic_or_leave_it_to_the_ingress_rules():
     out = rule(direction="EGRESS", sourceRanges=[], destinationRanges=["10.9.0.0/24"])
     assert rendered(out | {"denies": [{"protocol": "all"}]}, WORKER) == [
         "ip saddr { 10.9.0.3 } ip daddr { 10.9.0.0/24 } drop"
@@ -59,7 +59,7 @@ def test_a_way_out_is_closed_by_a_rule_and_opened_by_one_only_for_what_the_other
     assert rendered(out | {"allows": [{"protocol": "all"}]}, WORKER)[0].endswith(" return")
 
 
-def test_nftables_takes_all_that_a_rule_can_say():
+def test_nftables_accepts_every_kind_of_rule():
     protocols = ["tcp", "udp", "sctp", "icmp", "esp", "ah", "ipip", "all", "89"]
     wide = rule(sourceRanges=["0.0.0.0/0", "10.0.0.0/8", "::/0"], allows=[{"protocol": each} for each in protocols])
     ports = [{"protocol": "tcp", "ports": ["22", "20-30", "8000-8010"]}]

@@ -1,4 +1,4 @@
-"""What a stack may say about machines in Google Cloud, and what it then costs."""
+"""Settings and cost of machines in Google Cloud."""
 
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,14 @@ def problem(*arguments: Any, **changed: Any) -> str:
         ({}, {"prices": {"e3-standard-2": 1}}, ["prices.e3-standard-2: unknown name"]),
     ],
 )
-def test_what_is_wrong_is_told_with_what_would_be_right(
+def test_invalid_settings_are_reported_with_a_remedy(
     machines: dict[str, Any], changed: dict[str, Any], words: list[str]
 ) -> None:
     found = problem(machines, **changed)
     assert all(word in found for word in words), found
 
 
-def test_narrow_roles_and_roles_of_the_users_own_are_taken() -> None:
+def test_narrow_and_custom_roles_are_accepted() -> None:
     roles = ["roles/storage.objectUser", "roles/bigquery.dataViewer", "projects/my-project/roles/tasks"]
     assert list(stack({"roles": roles}).machines.roles) == roles
 
@@ -86,7 +86,7 @@ def test_narrow_roles_and_roles_of_the_users_own_are_taken() -> None:
 @pytest.mark.parametrize(
     "source", [{"source": "local"}, {"source": "existing", "hosts": [{"name": "a", "address": "a"}]}]
 )
-def test_what_is_for_machines_in_google_cloud_is_refused_for_others(source: dict[str, Any]) -> None:
+def test_limits_for_google_cloud_are_rejected_for_other_machines(source: dict[str, Any]) -> None:
     with pytest.raises(settings.SettingsError) as raised:
         settings.parse({"target": "machines", "machines": source, "limits": {"maxAge": "2h", "hourlyCost": 1}}, PROJECT)
     text = str(raised.value)
@@ -95,7 +95,7 @@ def test_what_is_for_machines_in_google_cloud_is_refused_for_others(source: dict
     )
 
 
-def test_packages_come_from_an_index() -> None:
+def test_machines_in_google_cloud_use_a_package_index() -> None:
     found = stack()
     assert found.environment.source == "index"
     assert found.machines.region == "us-central1"
@@ -104,7 +104,9 @@ def test_packages_come_from_an_index() -> None:
 GB = 0.10 / 730
 E2 = 2 * 0.02181159 + 8 * 0.00292353
 N1 = 4 * 0.031611 + 15 * 0.004237
-KEPT = 30 * GB + 100 * GB + 0.005  # the scheduler's disk, the data's, and the address, whether they run or not
+KEPT = (
+    30 * GB + 100 * GB + 0.005
+)  # the scheduler's disk, the data disk and the address, which cost money even while idle
 
 
 @pytest.mark.parametrize(
@@ -132,5 +134,5 @@ KEPT = 30 * GB + 100 * GB + 0.005  # the scheduler's disk, the data's, and the a
     ],
     ids=["plain", "spot", "given"],
 )
-def test_the_cost_is_what_the_price_lists_give_by_hand(found: settings.MachinesTarget, up: float, idle: float) -> None:
+def test_the_cost_matches_a_manual_calculation(found: settings.MachinesTarget, up: float, idle: float) -> None:
     assert cost.total(found.bill()) == pytest.approx((up, idle))

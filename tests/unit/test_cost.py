@@ -1,4 +1,4 @@
-"""What a stack costs, against counts by hand from Google's price lists."""
+"""The estimated cost of a stack, compared with manual calculations from Google's price lists."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,8 @@ import settings
 from settings import cost
 
 PROJECT = Path(__file__).parents[2]
-DISK = 0.10 / 730  # a GB of balanced disk for an hour
-NODE = 2 * 0.02181159 + 8 * 0.00292353 + 50 * DISK  # e2-standard-2 with its disk, for scheduler and Jupyter
+DISK = 0.10 / 730  # one GB of balanced disk per hour
+NODE = 2 * 0.02181159 + 8 * 0.00292353 + 50 * DISK  # an e2-standard-2 with its disk, for the scheduler and Jupyter
 N1 = 4 * 0.031611 + 15 * 0.004237  # n1-standard-4
 NOTEBOOKS = 10 * DISK
 
@@ -22,12 +22,12 @@ def stack(cluster: dict[str, Any] | None = None, **changed: Any) -> settings.Kub
     return settings.parse({"target": "kubernetes", "cluster": where | (cluster or {}), **changed}, PROJECT)
 
 
-# Three workers of one processor fit on one node. The fee; NAT for two nodes, and its address.
+# Three workers with one CPU each fit on one node. Plus the cluster fee, NAT for two nodes, and NAT's address.
 SMALL = 0.10 + NODE + N1 + 100 * DISK + NOTEBOOKS + 2 * 0.0014 + 0.005
-# Twelve workers of 3 processors: one on each of 12 spot nodes, none when idle; 13 nodes at work behind NAT, one idle.
+# Twelve workers with 3 CPUs need 12 spot nodes, and none while idle. NAT serves 13 nodes, and one while idle.
 SPOT = 0.10 + NODE + 12 * (0.4 * N1 + 100 * DISK) + NOTEBOOKS + 13 * 0.0014 + 0.005
 SPOT_IDLE = 0.10 + NODE + NOTEBOOKS + 0.0014 + 0.005
-# Three GPU nodes, for each worker takes a GPU, in a network that is there, with an exposed notebook. Two are kept.
+# Three GPU nodes, because each worker uses a GPU, in an existing network, with a load balancer. Two nodes stay on.
 KEPT = N1 + 200 * DISK + 0.35
 GPU, GPU_IDLE = (0.10 + NODE + count * KEPT + NOTEBOOKS + 0.025 for count in (3, 2))
 GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
@@ -57,24 +57,22 @@ GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
     ],
     ids=["plain", "spot", "gpu"],
 )
-def test_the_cost_is_what_the_price_lists_give_by_hand(
-    found: settings.KubernetesTarget, up: float, idle: float
-) -> None:
+def test_the_cost_matches_a_manual_calculation(found: settings.KubernetesTarget, up: float, idle: float) -> None:
     assert cost.total(found.bill()) == pytest.approx((up, idle))
 
 
-def test_machines_that_are_not_there_are_paid_at_the_users_own_price() -> None:
+def test_unknown_machine_types_cost_the_users_own_price() -> None:
     cluster = stack({"workers": {"machine": "a3-mega"}}, prices={"a3-mega": 60.0, "cluster": 0.0})
     assert cost.total(cluster.bill())[0] == pytest.approx(SMALL - 0.10 - N1 + 3 * 60 + 2 * (100 * DISK + 0.0014))
 
 
-def test_nodes_that_are_kept_are_no_more_than_may_run() -> None:
+def test_idle_nodes_do_not_exceed_the_largest_number_of_nodes() -> None:
     cluster = stack({"workers": {"minNodes": 10}})
     assert cluster.max_worker_nodes == 10
     assert "10 n1-standard-4 for workers" in cost.table(cluster.bill())
 
 
-def test_the_table_in_the_docs_is_what_a_preview_shows_of_the_shipped_stack() -> None:
+def test_the_cost_table_in_the_docs_is_that_of_the_shipped_stack() -> None:
     pages = [path.read_text() for path in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"))]
     shown = [
         block for page in pages for block in re.findall(r"^```\n(US dollars per hour.*?)\n```$", page, re.M | re.S)
@@ -83,7 +81,7 @@ def test_the_table_in_the_docs_is_what_a_preview_shows_of_the_shipped_stack() ->
     assert shown == [cost.table(settings.parse(said, PROJECT).bill())]
 
 
-def test_a_price_that_is_not_known_is_said() -> None:
+def test_an_unknown_price_is_shown_as_unknown() -> None:
     assert "3 a3-mega for workers" in (table := cost.table(stack({"workers": {"machine": "a3-mega"}}).bill()))
     assert "unknown" in table
 

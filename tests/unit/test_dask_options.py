@@ -1,4 +1,4 @@
-"""What Dask is told, and what is said about certificates."""
+"""Dask's options, and warnings about certificates."""
 
 import json
 from datetime import date
@@ -25,12 +25,12 @@ def test_every_worker_process_has_three_ports_of_its_own() -> None:
     assert dask_options.cluster_ports(two) == "8786 8787 9000-9005"
 
 
-def test_without_tls_nothing_is_said_about_it() -> None:
+def test_without_tls_the_configuration_does_not_mention_it() -> None:
     assert json.loads(dask_options.config(settings(dask={"tls": False}))) == {}
     assert dask_options.protocol(settings(dask={"tls": False})) == "tcp"
 
 
-def test_the_users_dask_config_stands_beside_tls() -> None:
+def test_the_users_dask_config_is_merged_with_tls_settings() -> None:
     config = json.loads(
         dask_options.config(settings(dask={"config": {"distributed": {"comm": {"timeouts": {"connect": "9s"}}}}}))
     )
@@ -40,7 +40,7 @@ def test_the_users_dask_config_stands_beside_tls() -> None:
     assert comm["tls"]["worker"]["key"] == "/etc/daskstack/tls/key.pem"
 
 
-def test_arguments_reach_systemd_as_they_are() -> None:
+def test_arguments_are_quoted_for_systemd() -> None:
     assert dask_options.quoted(["--preload", "a b.py", '"', "$HOME", "100%", "\\"]) == (
         r'"--preload" "a b.py" "\"" "$$HOME" "100%%" "\\"'
     )

@@ -1,4 +1,4 @@
-"""What a stack with `target: kubernetes` may say, and what the chart is told."""
+"""Settings of stacks with `target: kubernetes`, and the chart values generated from them."""
 
 import base64
 import json
@@ -117,11 +117,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changed", "text"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_is_wrong_is_named_with_what_would_be_right(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+def test_invalid_kubernetes_settings_are_reported_with_a_remedy(
+    kubeconfig: Path, changed: dict[str, Any], text: str
+) -> None:
     assert problem(kubeconfig, **changed).startswith(text)
 
 
-# Each of these opened a door, or turned encryption or a login off, when it was merged into what the settings say.
+# Each of these values once exposed a service, or disabled encryption or a login.
 SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
     ({"values": {"scheduler": {"serviceType": "LoadBalancer"}}}, "values.scheduler.serviceType: is set by this"),
     ({"values": {"webUI": {"serviceType": "NodePort"}}}, "values.webUI.serviceType: is set by this program; use"),
@@ -176,21 +178,23 @@ SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changed", "text"), SIDE_DOORS, ids=lambda value: value if isinstance(value, str) else "")
-def test_nothing_gets_round_the_closed_door(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+def test_values_cannot_expose_services_or_disable_encryption_or_login(
+    kubeconfig: Path, changed: dict[str, Any], text: str
+) -> None:
     assert problem(kubeconfig, **changed).startswith(text)
 
 
 @pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300, "none"])
-def test_a_kubeconfig_that_is_not_there_is_named(path: str) -> None:
+def test_a_missing_kubeconfig_is_reported(path: str) -> None:
     assert problem(Path(path)).startswith("cluster.kubeconfig: ")
 
 
-def test_a_requirement_with_blanks_stays_one(kubeconfig: Path) -> None:
+def test_a_requirement_with_spaces_is_not_split(kubeconfig: Path) -> None:
     wanted = ["dask-ml >= 2025.1; os_name == 'posix'", "json5"]
     assert own(parse(kubeconfig, packages={"pip": wanted}))["environment"]["extra"] == wanted
 
 
-def test_objects_of_kubernetes_are_left_to_it(kubeconfig: Path) -> None:
+def test_kubernetes_objects_in_values_are_not_validated(kubeconfig: Path) -> None:
     assert parse(kubeconfig, values={"worker": {"affinity": {"nodeAffinity": {}}, "resources": {"x": 1}}})
 
 
@@ -203,25 +207,25 @@ def own(cluster: settings.KubernetesTarget) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["python@sha256:" + "a" * 64, "ghcr.io/me/dask:1.4@sha256:" + "0" * 64])
-def test_an_image_can_be_named_by_its_digest(kubeconfig: Path, name: str) -> None:
-    """Charts write repository:tag, and the name has to be in there whole."""
+def test_an_image_can_have_a_digest(kubeconfig: Path, name: str) -> None:
+    """Charts join repository and tag with a colon, which must give the full name."""
     image = own(parse(kubeconfig, image=name))["worker"]["image"]
     assert f"{image['repository']}:{image['tag']}" == name
 
 
-def test_every_value_that_we_set_is_a_key_of_the_chart(kubeconfig: Path) -> None:
+def test_every_generated_value_is_a_key_of_the_chart(kubeconfig: Path) -> None:
     exposure = {"sources": ["203.0.113.7/32"], "internal": True}
     found = own(parse(kubeconfig, expose=dict.fromkeys(("scheduler", "dashboard", "jupyter"), exposure)))
     assert not list(unknown_values(found, default_values("own"), ()))
 
 
-def test_values_of_the_users_own_win(kubeconfig: Path) -> None:
+def test_the_users_values_override_generated_ones(kubeconfig: Path) -> None:
     cluster = parse(kubeconfig, values={"worker": {"gracePeriod": 7, "strategy": {"type": "Recreate"}}})
     assert own(cluster)["worker"]["gracePeriod"] == 7
     assert own(cluster)["worker"]["image"] == {"repository": "python", "tag": "3.11-slim"}
 
 
-def test_an_image_of_the_users_own_installs_nothing(kubeconfig: Path) -> None:
+def test_pods_with_a_custom_image_install_no_packages(kubeconfig: Path) -> None:
     found = own(parse(kubeconfig, image="ghcr.io/me/dask:1.4"))
     assert found["environment"]["lock"] == found["jupyter"]["lock"] == ""
     assert found["scheduler"]["image"] == {"repository": "ghcr.io/me/dask", "tag": "1.4"}
@@ -230,11 +234,11 @@ def test_an_image_of_the_users_own_installs_nothing(kubeconfig: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "amount"), [("2 GiB", 2**31), ("1.5GB", 1_500_000_000), ("500 MB", 500_000_000), ("64k", 64_000)]
 )
-def test_memory_means_the_same_to_dask_and_to_kubernetes(text: str, amount: int) -> None:
+def test_memory_has_the_same_meaning_for_dask_and_kubernetes(text: str, amount: int) -> None:
     assert memory(text) == amount
 
 
-def test_the_schema_of_the_chart_knows_its_values_and_no_others() -> None:
+def test_the_charts_schema_has_exactly_the_charts_values() -> None:
     schema = json.loads((CHARTS / "dask" / "values.schema.json").read_text())
 
     def keys(known: dict[str, Any], place: str = "") -> set[str]:
@@ -249,7 +253,7 @@ def test_the_schema_of_the_chart_knows_its_values_and_no_others() -> None:
     assert keys(schema) - {".global"} == paths(yaml.safe_load((CHARTS / "dask" / "values.yaml").read_text()))
 
 
-def test_a_namespace_of_somebody_else_is_not_taken_over() -> None:
+def test_an_existing_namespace_is_not_taken_over() -> None:
     ours, theirs = ({"metadata": {"labels": {"dask-stack": name}}} for name in ("mine", "other"))
     assert refusal("n", None, True, "mine") is None
     assert refusal("n", ours, True, "mine") is None
@@ -258,7 +262,7 @@ def test_a_namespace_of_somebody_else_is_not_taken_over() -> None:
     assert "namespace n does not exist" in (refusal("n", None, False, "mine") or "")
 
 
-def test_the_authoritys_key_is_kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_authoritys_private_key_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     generate, generated = ec.generate_private_key, []
 
     def record(curve: ec.EllipticCurve) -> ec.EllipticCurvePrivateKey:
@@ -278,18 +282,18 @@ def test_the_authoritys_key_is_kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
         assert kept.private_numbers() == key_of(made[subject]["tls.crt"]).private_numbers()
     authority = key_of(made["client"]["ca.crt"])
     assert made["scheduler"]["ca.crt"] == made["client"]["ca.crt"]
-    assert held(made, key_of(made["client"]["tls.crt"])), "this test does not see a key that is kept"
+    assert held(made, key_of(made["client"]["tls.crt"])), "this test would not notice a stored key"
     assert not held(made, authority)
 
 
 def held(made: Any, key: ec.EllipticCurvePrivateKey) -> bool:
-    """Whether the secret number of this key is in there, as PEM, base64, hexadecimal or decimal text."""
+    """Whether `made` contains this key's secret number as PEM, base64, hexadecimal or decimal text."""
     number = key.private_numbers().private_value
     secret, text = number.to_bytes(32, "big"), json.dumps(made, default=repr).replace("\\n", "")
     if str(number) in text or secret.hex() in text.lower():
         return True
     runs = re.findall(r"[A-Za-z0-9+/]{40,}", text)
-    # Base64 can begin anywhere in a run of such characters.
+    # Base64 can start anywhere in a run of its characters.
     decoded = [base64.b64decode(run[at : at + (len(run) - at) // 4 * 4]) for run in runs for at in range(4)]
     return any(secret in each for each in decoded)
 
@@ -304,7 +308,7 @@ def test_no_certificate_but_the_authoritys_can_sign_others() -> None:
         assert not own.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
 
 
-def test_a_password_has_the_same_hash_at_every_up_and_another_with_another_salt() -> None:
+def test_a_passwords_hash_depends_only_on_the_password_and_the_salt() -> None:
     one, other = "00" * 16, "11" * 16
     assert jupyter_hash("secret", one) == jupyter_hash("secret", one) != jupyter_hash("secret", other)
     assert jupyter_hash("secret", one).startswith("argon2:$argon2id$")
@@ -331,7 +335,7 @@ def test_secret_variables_are_checked_and_never_repeated(value: Any, text: str |
 OLDER = {"chart": "official", "environment": {"lock": "charts/official.lock", "python": "3.10"}}
 
 
-def test_the_official_chart_is_told_nothing_that_it_does_not_know(kubeconfig: Path) -> None:
+def test_the_official_chart_gets_only_values_that_it_knows(kubeconfig: Path) -> None:
     exposure = {"sources": ["203.0.113.7/32"], "internal": True}
     workers = {"replicas": 4, "cpu": 1, "memory": "4 GB", "nodeSelector": {"pool": "dask"}, "serviceAccount": "dask"}
     cluster = parse(kubeconfig, **OLDER, workers=workers, expose={"scheduler": exposure}, image="ghcr.io/me/dask:1")
@@ -370,7 +374,9 @@ def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Pat
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_the_official_chart_cannot_do_is_refused(kubeconfig: Path, changed: dict[str, Any], text: str) -> None:
+def test_features_that_the_official_chart_lacks_are_rejected(
+    kubeconfig: Path, changed: dict[str, Any], text: str
+) -> None:
     assert problem(kubeconfig, **(OLDER | changed)).startswith(text)
 
 
@@ -425,7 +431,7 @@ WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changed", "text"), WRONG_CLUSTERS, ids=lambda v: v if isinstance(v, str) else "")
-def test_what_is_wrong_with_a_cluster_of_its_own_is_named(changed: dict[str, Any], text: str) -> None:
+def test_invalid_settings_of_a_gke_cluster_are_reported(changed: dict[str, Any], text: str) -> None:
     with pytest.raises(settings.SettingsError) as raised:
         settings.parse({"target": "kubernetes", "cluster": OWN | changed}, ROOT)
     [only] = raised.value.problems
@@ -433,11 +439,11 @@ def test_what_is_wrong_with_a_cluster_of_its_own_is_named(changed: dict[str, Any
 
 
 @pytest.mark.parametrize("text", ["30", "59s", "0m", "1.5h", "m"])
-def test_a_limit_that_is_no_duration_is_refused(kubeconfig: Path, text: str) -> None:
+def test_an_invalid_duration_is_rejected(kubeconfig: Path, text: str) -> None:
     assert problem(kubeconfig, limits={"idle": text}).startswith(f"limits.idle: '{text}' is not a duration of at")
 
 
-def test_workers_of_a_cluster_of_its_own_are_where_their_pool_is_and_get_its_gpus() -> None:
+def test_workers_on_gke_run_in_their_node_pool_and_use_its_gpus() -> None:
     gpus = {"workers": {"accelerators": {"type": "nvidia-tesla-t4"}}}
     own = {"nodeSelector": {"team": "a"}, "tolerations": [{"operator": "Exists"}]}
     cluster = settings.parse({"target": "kubernetes", "cluster": OWN | gpus, "workers": own}, ROOT)

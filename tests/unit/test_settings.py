@@ -1,4 +1,4 @@
-"""What a stack may say: settings.py and lock.py."""
+"""Settings of stacks, and the lock file."""
 
 import hashlib
 import json
@@ -81,7 +81,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def stack(**changes: Any) -> dict[str, Any]:
-    """A small stack; a key such as `data__path` is set at data.path."""
+    """A small stack with changes; the keyword `data__path` sets data.path."""
     value: dict[str, Any] = {"target": "machines", "machines": {"source": "local", "workers": 2}}
     for key, new in changes.items():
         *path, last = key.split("__")
@@ -93,7 +93,7 @@ def stack(**changes: Any) -> dict[str, Any]:
 
 
 def problems(folder: Path, value: Any = None, **changes: Any) -> list[str]:
-    """What is wrong with a stack, in sentences of ours."""
+    """The problems of a stack, which must not contain pydantic's own messages."""
     try:
         settings.parse(stack(**changes) if value is None else value, folder)
     except settings.SettingsError as error:
@@ -110,7 +110,7 @@ def one(folder: Path, value: Any = None, **changes: Any) -> str:
     return found[0].removeprefix("dask:cluster.")
 
 
-# What is right.
+# Valid settings.
 
 
 def test_the_smallest_stack_gets_the_documented_defaults(folder: Path) -> None:
@@ -162,8 +162,8 @@ def test_machines_are_named_scheduler_and_workers_from_one(folder: Path) -> None
     assert machines.machine_names == ("scheduler", *machines.worker_names)
 
 
-def test_what_an_error_shows_as_right_is_right() -> None:
-    """parse() goes on with it, and finds nothing more where it is wrong itself."""
+def test_examples_in_errors_are_valid() -> None:
+    """Errors suggest these examples, so they must be valid."""
     for section in (*settings.Section.__subclasses__(), settings.Host):
         fields = section.model_fields.values()
         right = {field.alias: field.examples[0] if field.examples else field.default for field in fields}
@@ -171,7 +171,7 @@ def test_what_an_error_shows_as_right_is_right() -> None:
         assert None not in right.values() and () not in right.values()
 
 
-# Keys, types and missing fields.
+# Unknown keys, wrong types and missing settings.
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_an_error_shows_as_right_is_right() -> None:
         ("credentials", "renewals", "renewal"),
     ],
 )
-def test_an_unknown_key_is_refused_and_the_nearest_named(folder: Path, place: str, key: str, nearest: str) -> None:
+def test_an_unknown_key_is_rejected_with_the_most_similar_one(folder: Path, place: str, key: str, nearest: str) -> None:
     value = yaml.safe_load(DOCUMENTED)
     value["firewall"]["open"] = [{"port": 9100, "sources": ["203.0.113.0/24"]}]
     section = value
@@ -201,11 +201,11 @@ def test_an_unknown_key_is_refused_and_the_nearest_named(folder: Path, place: st
     assert one(folder, value) == f"{where}: unknown key; did you mean {nearest}?"
 
 
-def test_an_unknown_key_like_no_other_is_answered_with_all_keys(folder: Path) -> None:
+def test_an_unknown_key_without_a_similar_one_lists_all_keys(folder: Path) -> None:
     assert one(folder, data__zzz=1).endswith("; the keys here are path, machine, options, delete")
 
 
-def test_a_misspelt_key_is_not_also_missing(folder: Path) -> None:
+def test_a_misspelled_key_is_not_reported_as_missing(folder: Path) -> None:
     text = one(folder, {"target": "machines", "machine": {"source": "local"}})
     assert text == "machine: unknown key; did you mean machines?"
 
@@ -233,7 +233,7 @@ def test_a_misspelt_key_is_not_also_missing(folder: Path) -> None:
         ("workers.perMachine", 65, "65 is too large; write 64 or less"),
     ],
 )
-def test_a_wrong_value_is_told_with_a_right_one(folder: Path, place: str, wrong: Any, sentence: str) -> None:
+def test_an_invalid_value_is_reported_with_a_valid_one(folder: Path, place: str, wrong: Any, sentence: str) -> None:
     text = one(folder, **{place.replace(".", "__"): wrong})
     assert text == f"{place}{'[0]' if wrong in ([9100], [1]) else ''}: {sentence}"
 
@@ -257,7 +257,7 @@ def test_a_list_whose_items_are_wrong_is_not_called_empty(folder: Path) -> None:
     assert text.startswith("firewall.open[0].sources[0]: 0.0.0.0/0 covers the whole internet")
 
 
-def test_an_unknown_target_or_source_is_answered_with_the_known_ones(folder: Path) -> None:
+def test_an_unknown_target_or_source_lists_the_known_ones(folder: Path) -> None:
     assert one(folder, target="vm") == "target: vm is not allowed here; write one of 'machines', 'kubernetes'"
     assert one(folder, machines__source="locl").endswith(
         "locl is not allowed here; write one of 'local', 'existing', 'compute'"
@@ -265,7 +265,7 @@ def test_an_unknown_target_or_source_is_answered_with_the_known_ones(folder: Pat
     assert one(folder, {"machines": {"source": "local"}}) == 'target: is missing; write e.g. "machines"'
 
 
-def test_a_former_word_is_answered_with_the_new_one(folder: Path) -> None:
+def test_a_renamed_value_is_reported_with_its_new_name(folder: Path) -> None:
     assert one(folder, target="vms") == "target: vms was renamed; write machines"
     assert one(folder, machines_in_google_cloud(source="gcp")).startswith(
         "machines.source: gcp was renamed; write compute"
@@ -279,11 +279,11 @@ def test_a_former_word_is_answered_with_the_new_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [5, "machines", [], True])
-def test_what_is_no_stack_at_all_is_one_problem(folder: Path, value: Any) -> None:
+def test_settings_that_are_not_a_mapping_are_one_problem(folder: Path, value: Any) -> None:
     assert "is not a mapping; the keys here are target, machines" in one(folder, value)
 
 
-# Everything at once.
+# All problems together.
 
 
 def leaves(value: dict[str, Any], prefix: str = "") -> list[str]:
@@ -294,8 +294,8 @@ def leaves(value: dict[str, Any], prefix: str = "") -> list[str]:
     ]
 
 
-def test_every_key_is_told_when_all_are_wrong(folder: Path) -> None:
-    # What kind of stack or machines it is decides which keys there are.
+def test_every_invalid_key_is_reported(folder: Path) -> None:
+    # Target and source determine which keys exist.
     wrong = [leaf for leaf in leaves(yaml.safe_load(DOCUMENTED)) if leaf not in ("target", "machines__source")]
     found = problems(folder, **dict.fromkeys(wrong, -1.5))
     assert sorted(line.split(": ")[0] for line in found) == sorted(
@@ -307,7 +307,7 @@ def places(problems: list[str]) -> list[str]:
     return sorted(line.removeprefix("dask:cluster.").split(": ")[0] for line in problems)
 
 
-def test_all_wrong_values_are_told_at_once(folder: Path) -> None:
+def test_all_invalid_values_are_reported_together(folder: Path) -> None:
     found = problems(
         folder,
         machines__workrs=2,
@@ -321,7 +321,7 @@ def test_all_wrong_values_are_told_at_once(folder: Path) -> None:
     assert places(found) == [*wrong, "machines.workrs", "workers.threads"]
 
 
-def test_all_settings_that_cannot_be_true_together_are_told_at_once(folder: Path) -> None:
+def test_all_conflicts_are_reported_together(folder: Path) -> None:
     found = problems(
         folder,
         firewall__ssh=["0.0.0.0/2", "64.0.0.0/2"],
@@ -332,7 +332,7 @@ def test_all_settings_that_cannot_be_true_together_are_told_at_once(folder: Path
     assert places(found) == ["dask.ports.workers", "data.machine", "environment.lock", "firewall.ssh"]
 
 
-def test_a_wrong_value_is_not_judged_together_with_others(folder: Path) -> None:
+def test_an_invalid_value_is_not_checked_for_conflicts(folder: Path) -> None:
     assert "is not a whole number" in one(folder, machines__workers="nine", data__machine="worker-9")
     assert "is not a whole number" in one(folder, dask__ports={"scheduler": "x", "dashboard": 8786})
     assert "is not an absolute path" in one(folder, data__path="data", workers__spill="/srv/daskdata/spill")
@@ -348,7 +348,7 @@ def test_the_text_of_the_error_has_every_problem(folder: Path) -> None:
     assert all(problem in str(caught.value) for problem in caught.value.problems)
 
 
-# Settings against each other.
+# Conflicts between settings.
 
 
 def test_data_must_be_on_one_of_the_machines(folder: Path) -> None:
@@ -377,7 +377,7 @@ def test_local_machines_have_no_index(folder: Path) -> None:
     assert text.endswith("write wheelhouse")
 
 
-# Machines that exist.
+# Existing machines.
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + 43 * "A"
 EXISTING = f"""
@@ -401,7 +401,7 @@ machines:
 
 
 def existing(**changes: Any) -> dict[str, Any]:
-    """The stack above, some of it changed: `hosts__0__port` is machines.hosts[0].port."""
+    """The stack above with changes; the keyword `hosts__0__port` sets machines.hosts[0].port."""
     value = yaml.safe_load(EXISTING)
     for key, new in changes.items():
         *path, last = (int(part) if part.isdigit() else part for part in key.split("__"))
@@ -424,7 +424,7 @@ def test_the_smallest_list_of_machines_gets_the_defaults(folder: Path) -> None:
     assert parsed.machines.cluster_ssh_port == 22
 
 
-def test_the_data_are_with_the_scheduler_unless_they_are_said_to_be_elsewhere(folder: Path) -> None:
+def test_data_is_on_the_schedulers_machine_by_default(folder: Path) -> None:
     assert settings.parse(existing(), folder).data.machine == "worker-1"
     assert settings.parse(existing() | {"data": {"machine": "head"}}, folder).data.machine == "head"
 
@@ -434,12 +434,12 @@ def test_existing_machines_may_have_either_source_of_packages(folder: Path) -> N
         assert settings.parse(existing() | {"environment": {"source": source}}, folder).environment.source == source
 
 
-def test_each_name_that_no_machine_has_is_told(folder: Path) -> None:
+def test_every_unknown_machine_name_is_reported(folder: Path) -> None:
     changed = existing(scheduler="nobody", hosts__2__bastion="door") | {"data": {"machine": "disk"}}
     assert places(problems(folder, changed)) == ["data.machine", "machines.hosts[2].bastion", "machines.scheduler"]
 
 
-def test_a_name_that_cannot_be_read_is_not_missed_elsewhere(folder: Path) -> None:
+def test_an_invalid_name_causes_no_further_problems(folder: Path) -> None:
     assert one(folder, existing(hosts__1__name="Head!")).startswith("machines.hosts[1].name: ")
 
 
@@ -506,7 +506,7 @@ def test_existing_machines_are_not_powered_off(folder: Path) -> None:
         ({"hosts": []}, "hosts: the list is empty; write e.g. [{"),
     ],
 )
-def test_a_bad_list_of_machines_is_named(folder: Path, changes: dict[str, Any], text: str) -> None:
+def test_an_invalid_list_of_machines_is_reported(folder: Path, changes: dict[str, Any], text: str) -> None:
     assert one(folder, existing(**changes)).startswith(f"machines.{text}")
 
 
@@ -517,18 +517,18 @@ def test_a_machine_alone_needs_a_scheduler_that_works(folder: Path) -> None:
     assert not problems(folder, alone)
 
 
-def test_what_is_gone_holds_no_data(folder: Path) -> None:
+def test_a_machine_that_is_gone_cannot_store_data(folder: Path) -> None:
     text = one(folder, existing(hosts__0__gone=True) | {"data": {"machine": "head"}})
     assert text == "data.machine: head is not one of the machines; write one of worker-1, worker-2"
 
 
-def test_what_is_gone_may_stay_behind_what_is_gone(folder: Path) -> None:
+def test_a_machine_that_is_gone_may_have_a_bastion_that_is_gone(folder: Path) -> None:
     both = existing(scheduler="head", hosts__1__gone=True, hosts__2__gone=True, schedulerWorks=True)
     assert not problems(folder, both)
 
 
 @pytest.mark.parametrize("name", ["", "Head", "a_b", "-a", "a-", "a.b", "a b", 64 * "a", "client"])
-def test_a_name_that_is_no_host_name_is_refused(folder: Path, name: str) -> None:
+def test_an_invalid_host_name_is_rejected(folder: Path, name: str) -> None:
     assert one(folder, existing(hosts__2__name=name)).startswith("machines.hosts[2].name: ")
 
 
@@ -536,8 +536,8 @@ INJECTIONS = ["fe80::1%h\n    ProxyCommand id >&2", "fe80::1%h$(id>&2)"]
 
 
 @pytest.mark.parametrize("text", [*INJECTIONS, "fe80::1%a b", "fe80::1%", "fe80::1%a%b"])
-def test_an_address_holds_no_command(folder: Path, text: str) -> None:
-    """It is part of a command line of ssh, and its interface could be any text."""
+def test_an_address_cannot_contain_a_command(folder: Path, text: str) -> None:
+    """Addresses become part of an ssh command line, and Python accepts any text as an interface name."""
     assert "is neither an address nor a host name" in one(folder, existing(hosts__0__address=text))
     assert "is not an IPv4 address" in one(folder, existing(hosts__0__privateAddress=text))
     assert "is not a network" in one(folder, firewall__ssh=[f"{text}/128"])
@@ -548,7 +548,7 @@ def test_a_link_local_address_may_name_its_interface(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "203.0.113", "203.0.113.256", "a b", "a..b", "-a", "user@a", "a:22", "[::1]"])
-def test_an_address_that_cannot_be_one_is_refused(folder: Path, address: str) -> None:
+def test_an_invalid_address_is_rejected(folder: Path, address: str) -> None:
     assert "is neither an address nor a host name" in one(folder, existing(hosts__0__address=address))
 
 
@@ -560,7 +560,7 @@ def test_a_user_that_cannot_log_in_is_refused(folder: Path, user: str) -> None:
 @pytest.mark.parametrize(
     "key", ["", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-rsa " + KEY[12:], KEY[12:], KEY + "AAAA", "a " + KEY, KEY[:-1]]
 )
-def test_a_host_key_that_is_not_whole_is_refused(folder: Path, key: str) -> None:
+def test_an_incomplete_host_key_is_rejected(folder: Path, key: str) -> None:
     assert "is not an ed25519 host key; write the first two words" in one(folder, existing(hosts__0__hostKey=key))
 
 
@@ -569,7 +569,7 @@ def test_a_host_key_may_be_pasted_with_its_comment(folder: Path) -> None:
     assert parsed.machines.hosts[0].host_key == KEY
 
 
-def test_the_port_of_sshd_is_none_of_dasks(folder: Path) -> None:
+def test_dask_does_not_use_sshds_port(folder: Path) -> None:
     assert one(folder, existing(sshPort=9001)).startswith(
         "dask.ports.workers: 9000 to 9002 is already used by machines.sshPort; write the first of"
     )
@@ -612,7 +612,7 @@ def test_no_port_is_used_twice(folder: Path, changes: dict[str, Any], place: str
     assert found and all(f"{place}: " in line and "is already used by" in line for line in found)
 
 
-def test_ports_beside_the_workers_block_are_free(folder: Path) -> None:
+def test_ports_next_to_the_workers_range_can_be_used(folder: Path) -> None:
     assert not problems(folder, dask__ports={"scheduler": 9003, "dashboard": 8999})
     assert not problems(folder, dask__ports={"scheduler": 9006}, workers__perMachine=2)
 
@@ -647,14 +647,14 @@ WORLDS = [
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_nothing_is_open_to_the_world(folder: Path, world: str) -> None:
+def test_nothing_can_be_opened_to_the_internet(folder: Path, world: str) -> None:
     assert one(folder, firewall__ssh=[world]).startswith(f"firewall.ssh[0]: {world} covers ")
     text = one(folder, firewall__open=[{"port": 9100, "sources": ["203.0.113.0/24", world]}])
     assert text.startswith(f"firewall.open[0].sources[1]: {world} covers ")
     assert text.endswith("list only the networks that need access, e.g. 203.0.113.7/32")
 
 
-def test_the_whole_world_is_called_that(folder: Path) -> None:
+def test_an_error_names_the_whole_internet(folder: Path) -> None:
     assert one(folder, firewall__ssh=["0.0.0.0/0"]) == (
         "firewall.ssh[0]: 0.0.0.0/0 covers the whole internet;"
         " list only the networks that need access, e.g. 203.0.113.7/32"
@@ -670,7 +670,7 @@ def test_the_whole_world_is_called_that(folder: Path) -> None:
         ["10.0.0.0/8", "2000::/5", "2800::/5"],
     ],
 )
-def test_the_world_in_pieces_is_still_the_world(folder: Path, pieces: list[str]) -> None:
+def test_networks_that_together_cover_the_internet_are_rejected(folder: Path, pieces: list[str]) -> None:
     assert one(folder, firewall__ssh=pieces).startswith(
         "firewall.ssh: these networks together cover half of the internet"
     )
@@ -678,7 +678,7 @@ def test_the_world_in_pieces_is_still_the_world(folder: Path, pieces: list[str])
     assert text.startswith("firewall.open[0].sources: these networks together cover half of the internet")
 
 
-def test_many_small_networks_are_not_the_world(folder: Path) -> None:
+def test_many_small_networks_are_accepted(folder: Path) -> None:
     assert not problems(folder, firewall__ssh=["10.0.0.0/8", "10.1.0.0/16", "203.0.113.0/24", "2001:db8::/32"])
 
 
@@ -695,7 +695,7 @@ def test_many_small_networks_are_not_the_world(folder: Path) -> None:
         ("2001:DB8::/32", "write 2001:db8::/32"),
     ],
 )
-def test_what_is_no_network_is_answered_with_the_right_one(folder: Path, text: str, remedy: str) -> None:
+def test_an_invalid_network_is_reported_with_a_valid_one(folder: Path, text: str, remedy: str) -> None:
     found = one(folder, firewall__ssh=[text])
     assert found.startswith(f"firewall.ssh[0]: {text} ")
     assert found.endswith(remedy)
@@ -741,7 +741,7 @@ def test_a_data_path_that_cannot_work_is_refused(folder: Path, path: str, reason
     "path",
     ["/srv/x", "/mnt/x", "/data", "/tmp/x", "/srv/wwwdata", "/home/alice/x", "/opt/x", "/library", "/srv/a-b_c.d/e"],
 )
-def test_a_sensible_data_path_is_taken(folder: Path, path: str) -> None:
+def test_a_valid_data_path_is_accepted(folder: Path, path: str) -> None:
     assert settings.parse(stack(data__path=path), folder).data.path == path
 
 
@@ -757,7 +757,7 @@ def test_spill_goes_to_a_disk(folder: Path, path: str) -> None:
     assert found.startswith("workers.spill: ") and found.endswith("/var/lib/daskstack/spill")
 
 
-# Options, arguments, amounts.
+# Options, arguments and amounts.
 
 
 @pytest.mark.parametrize(
@@ -781,8 +781,8 @@ def test_a_mount_option_that_breaks_the_mount_is_refused(folder: Path, option: s
         *("transform_symlinks", "exec", "Match", "max_conns2", "COMPRESSION"),
     ],
 )
-def test_only_options_of_speed_are_taken_for_the_mount(folder: Path, name: str) -> None:
-    """It is root's ssh that reads them, and a library that it loads may be a task's."""
+def test_only_mount_options_that_affect_speed_are_accepted(folder: Path, name: str) -> None:
+    """Root's ssh reads these options, and some load a library, which a task could provide."""
     for option in (name, f"{name}=/srv/daskdata/x.so"):
         text = one(folder, data__options=[option])
         assert text.startswith(f"data.options[0]: {name} is not allowed here; the options are ")
@@ -795,7 +795,7 @@ def test_a_memory_limit_is_an_amount_above_zero_with_its_unit(folder: Path, text
 
 
 @pytest.mark.parametrize("text", ["2 GiB", "2GB", "1.5 TiB", "500 MB", "100000000 B", "2 gib"])
-def test_a_memory_limit_means_to_dask_what_it_says(folder: Path, text: str) -> None:
+def test_dask_accepts_every_valid_memory_limit(folder: Path, text: str) -> None:
     assert parse_bytes(settings.parse(stack(workers__memoryLimit=text), folder).workers.memory_limit) > 0
 
 
@@ -827,7 +827,7 @@ def test_a_memory_limit_means_to_dask_what_it_says(folder: Path, text: str) -> N
         ("a\nb", 'write e.g. ["--preload", "my.module"]'),
     ],
 )
-def test_an_argument_that_the_cluster_sets_is_answered_with_its_setting(folder: Path, word: str, remedy: str) -> None:
+def test_a_reserved_argument_is_reported_with_its_setting(folder: Path, word: str, remedy: str) -> None:
     for key in ("schedulerArgs", "workerArgs"):
         text = one(folder, dask={key: ["--preload", word]})
         assert text.startswith(f"dask.{key}[1]: ") and text.endswith(remedy)
@@ -859,12 +859,12 @@ def test_dashboards_get_no_routes_that_act_on_the_cluster(folder: Path, part: st
     assert text.endswith("remove it, because dashboards have no login and some routes change the cluster")
 
 
-def test_every_key_of_dask_config_that_is_ours_is_told(folder: Path) -> None:
+def test_every_reserved_key_of_dask_config_is_reported(folder: Path) -> None:
     comm = {"require-encryption": False, "default-scheme": "tcp", "retry": {"count": 3}}
     assert len(problems(folder, dask__config={"distributed": {"comm": comm}})) == 2
 
 
-# Settings that once got a traceback, or an answer that helped nobody.
+# Settings that once caused a traceback or an unhelpful error.
 
 CLOUD = {"source": "compute", "project": "my-project", "zone": "us-central1-a"}
 GOOGLE = {"target": "kubernetes", "cluster": {"source": "gke", "project": "my-project", "location": "us-central1"}}
@@ -899,7 +899,7 @@ def in_kubernetes(**cluster: Any) -> dict[str, Any]:
             GOOGLE | {"workers": {"nodeSelector": {"gpu": True}}},
             "workers.nodeSelector.gpu: true is not a string; write",
         ),
-        # A target or source that is not known: one line, and none on keys that belong to what was meant.
+        # An unknown target or source is one problem; keys of the intended one are not reported.
         (GOOGLE | {"target": "GKE"}, "target: GKE is not allowed here; write"),
         ({"cluster": GOOGLE["cluster"]}, 'target: is missing; write e.g. "kubernetes"'),
         (machines_in_google_cloud(source="GCP"), "machines.source: GCP is not allowed here; write"),
@@ -914,7 +914,7 @@ def in_kubernetes(**cluster: Any) -> dict[str, Any]:
         (existing(hosts__0__name="a" * 5000), f"machines.hosts[0].name: '{'a' * 60} ...' is not a host name;"),
     ],
 )
-def test_a_mistake_that_people_make_gets_one_sentence(folder: Path, value: dict[str, Any], sentence: str) -> None:
+def test_a_common_mistake_causes_one_error(folder: Path, value: dict[str, Any], sentence: str) -> None:
     write_lock(folder, LOCK)
     (folder / "charts/jupyter.lock").write_text(LOCK)
     text = one(folder, value)
@@ -922,18 +922,18 @@ def test_a_mistake_that_people_make_gets_one_sentence(folder: Path, value: dict[
     assert len(text) < 700
 
 
-def test_a_label_whose_name_and_value_are_wrong_gets_a_sentence_for_each(folder: Path) -> None:
+def test_an_invalid_label_name_and_an_invalid_value_are_two_errors(folder: Path) -> None:
     found = problems(folder, machines_in_google_cloud(labels={"Team": "Research"}))
     assert len(found) == 2
 
 
-def test_mistakes_in_two_hosts_do_not_make_their_list_empty(folder: Path) -> None:
+def test_mistakes_in_all_hosts_are_not_reported_as_an_empty_list(folder: Path) -> None:
     hosts = [{"name": "A", "address": "10.1.0.5"}, {"name": "B", "address": "10.1.0.6"}]
     found = problems(folder, stack(machines={"source": "existing", "hosts": hosts}))
     assert [line.split(": ")[0] for line in found] == [f"dask:cluster.machines.hosts[{i}].name" for i in (0, 1)]
 
 
-def test_a_remedy_is_never_refused_itself(folder: Path) -> None:
+def test_a_suggested_remedy_is_valid(folder: Path) -> None:
     assert one(folder, data__path="/srv/x/../../etc").endswith("write e.g. /srv/daskdata")
     assert "-o environment.lock " in one(folder, environment__lock="environment.in")
     in_folder = Path(settings.__file__).parents[1] / "locks" / "team.lock"
@@ -941,15 +941,15 @@ def test_a_remedy_is_never_refused_itself(folder: Path) -> None:
         lock.read(in_folder, "3.11")
 
 
-def test_every_number_of_processors_in_thousandths_is_taken(folder: Path) -> None:
+def test_every_cpu_number_in_thousandths_is_accepted(folder: Path) -> None:
     (folder / "charts/jupyter.lock").write_text(LOCK)
     for thousandths in range(100, 64_000, 100):
         cpu = thousandths / 1000
         assert settings.pods.valid_cpu(cpu) == cpu
 
 
-def test_the_notebooks_lock_must_be_for_the_python_of_the_stack(folder: Path) -> None:
-    """charts/jupyter.lock is read while pods are described, long after the settings."""
+def test_the_notebooks_lock_must_support_the_stacks_python(folder: Path) -> None:
+    """The component reads charts/jupyter.lock only after the settings are checked."""
     (folder / "charts/official.lock").write_text(LOCK.replace("--python-version 3.11", "--python-version 3.10"))
     (folder / "charts/jupyter.lock").write_text(LOCK)
     value = GOOGLE | {"environment": {"lock": "charts/official.lock", "python": "3.10"}}
@@ -971,7 +971,7 @@ def write_lock(folder: Path, text: str) -> None:
     (folder / "environment.lock").write_text(text)
 
 
-def test_a_lock_that_cannot_be_read_is_refused_with_the_command_that_makes_it(folder: Path) -> None:
+def test_an_unreadable_lock_is_rejected_with_the_command_that_creates_it(folder: Path) -> None:
     for name in ("missing.lock", ".", "null\0byte"):
         text = one(folder, environment__lock=name)
         assert text.startswith("environment.lock: ") and "cannot be read" in text
@@ -986,12 +986,12 @@ def test_an_empty_lock_is_refused(folder: Path, text: str) -> None:
     assert "environment.lock is empty" in one(folder)
 
 
-def test_a_requirement_without_a_hash_is_named(folder: Path) -> None:
+def test_a_requirement_without_a_hash_is_reported(folder: Path) -> None:
     write_lock(folder, LOCK + "numpy==2.4.6\npandas==3.1.1 --hash=sha256:nothex\n")
     assert "has no hashes for numpy, pandas;" in one(folder)
 
 
-def test_a_line_that_pins_nothing_is_named(folder: Path) -> None:
+def test_a_line_that_pins_nothing_is_reported(folder: Path) -> None:
     write_lock(folder, LOCK + "--index-url https://index.example/simple\n")
     with pytest.raises(settings.SettingsError, match="lines that pin no package: --index-url https://index"):
         settings.parse(stack(), folder)
@@ -1028,7 +1028,7 @@ def test_a_universal_lock_is_for_its_python_and_newer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.12"])
-def test_any_other_lock_is_for_its_python_alone(folder: Path, python: str) -> None:
+def test_any_other_lock_supports_only_its_python(folder: Path, python: str) -> None:
     write_lock(folder, LOCK.replace("--universal --python-version 3.11", "--python-version=3.11.2"))
     assert "supports only Python 3.11" in one(folder, environment__python=python)
     assert not problems(folder)
@@ -1042,7 +1042,7 @@ def test_a_python_for_which_the_lock_has_no_dask_is_refused(folder: Path, name: 
     assert text.startswith(f"environment.python: environment.lock excludes {name} for Python 3.13")
 
 
-def test_all_that_is_wrong_with_a_lock_is_told_at_once(folder: Path) -> None:
+def test_all_problems_of_a_lock_are_reported_together(folder: Path) -> None:
     text = LOCK.replace("distributed==2026.8.0", "distributed==2026.7.1").replace("dask==", "numpy==2.4.6\ndask==")
     write_lock(folder, text)
     found = problems(folder, environment__python="3.10")
@@ -1050,7 +1050,7 @@ def test_all_that_is_wrong_with_a_lock_is_told_at_once(folder: Path) -> None:
     assert sum("environment.python" in line for line in found) == 1
 
 
-def test_a_lock_tells_what_it_pins_for_one_python_on_linux(folder: Path) -> None:
+def test_a_lock_lists_its_packages_for_one_python_on_linux(folder: Path) -> None:
     path = folder / "environment.lock"
     found = lock.read(path, "3.11")
     assert found.path == path
@@ -1064,7 +1064,7 @@ def test_a_lock_tells_what_it_pins_for_one_python_on_linux(folder: Path) -> None
     assert lock.read(path, "3.12").packages["bokeh"] == "3.10.2"
 
 
-def test_the_requirements_of_a_lock_are_what_it_pins_with_all_hashes_and_no_markers(folder: Path) -> None:
+def test_requirements_of_a_lock_have_all_hashes_and_no_markers(folder: Path) -> None:
     assert lock.read(folder / "environment.lock", "3.11").requirements == (
         f"bokeh==3.9.2 {HASH} {HASH}",
         f"dask==2026.8.0 {HASH}",
@@ -1080,12 +1080,12 @@ def test_a_lock_with_a_byte_order_mark_reads_the_same(folder: Path) -> None:
     assert lock.read(path, "3.11").packages == before
 
 
-def test_a_marker_that_means_nothing_is_a_line_that_pins_nothing(folder: Path) -> None:
+def test_an_invalid_marker_is_a_line_that_pins_nothing(folder: Path) -> None:
     write_lock(folder, LOCK + f"numpy==2.4.6 ; os_name ~= 'posix' {HASH}\n")
     assert "lines that pin no package: numpy==2.4.6 ; os_name ~= 'posix';" in one(folder)
 
 
-def test_a_file_that_is_no_lock_is_not_printed_whole(folder: Path) -> None:
+def test_an_error_does_not_print_an_entire_invalid_lock(folder: Path) -> None:
     write_lock(folder, "these are words\n" * 500 + "x " * 500)
     assert len(one(folder)) < 1000
 
@@ -1102,7 +1102,7 @@ def test_a_lock_from_windows_reads_the_same(folder: Path) -> None:
 
 @pytest.fixture
 def configured(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """A function that gives the program a configuration, beside a project folder with a good lock."""
+    """A function that sets the program's configuration; the project folder has a valid lock."""
     monkeypatch.setattr(settings, "__file__", str(folder / "settings/__init__.py"))
     yield pulumi.runtime.set_all_config
     pulumi.runtime.set_all_config({})
@@ -1122,14 +1122,14 @@ def test_a_stack_without_the_key_is_shown_one_that_works(configured: Any, folder
 
 
 @pytest.mark.parametrize("value", ["hello", "5", '["a"]', "[]", "null"])
-def test_a_key_that_is_no_mapping_ends_in_a_sentence(configured: Any, value: str) -> None:
+def test_settings_that_are_not_a_mapping_have_a_readable_error(configured: Any, value: str) -> None:
     configured({"dask:cluster": value})
     said = "is missing; write" if value == "null" else ".* is not a mapping; the keys here are target, machines"
     with pytest.raises(pulumi.RunError, match=f"dask:cluster: {said}"):
         stack_settings.load()
 
 
-def test_load_ends_in_one_error_with_all_problems_and_no_traceback(configured: Any) -> None:
+def test_load_raises_one_error_with_all_problems_and_no_traceback(configured: Any) -> None:
     configured({"dask:cluster": json.dumps(stack(data__path="x", machines__workers=0, firewall__ssh=["::/0"]))})
     with pytest.raises(pulumi.RunError) as caught:
         stack_settings.load()

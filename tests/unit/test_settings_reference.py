@@ -1,4 +1,4 @@
-"""What people and editors read about settings: it is generated, and says what the program takes."""
+"""The generated documentation and schema of the settings."""
 
 import json
 import re
@@ -24,20 +24,20 @@ def all_sections(section: type[Section]) -> Iterator[type[Section]]:
             yield from all_sections(inner)
 
 
-def test_the_page_and_the_schema_are_what_the_settings_say_of_themselves() -> None:
+def test_the_page_and_the_schema_are_up_to_date() -> None:
     assert reference.PAGE.read_text() == reference.page(), "run `make docs`"
     assert reference.SCHEMA.read_text() == reference.schema(), "run `make docs`"
 
 
 @pytest.mark.parametrize("target", [MachinesTarget, KubernetesTarget])
-def test_every_setting_has_a_description_of_whole_sentences(target: type[Section]) -> None:
+def test_every_setting_has_a_description_in_complete_sentences(target: type[Section]) -> None:
     for section in all_sections(target):
         for name, field in section.model_fields.items():
             description = reference.plain(field.description)
             assert re.fullmatch(r"[A-Z`].*\.", description), f"{section.__name__}.{name}: {description!r}"
 
 
-def test_every_setting_is_on_the_page_once_for_each_place_that_it_has() -> None:
+def test_every_setting_is_on_the_page_once_per_place() -> None:
     for target in (MachinesTarget, KubernetesTarget):
         places = [place for place, _ in reference.rows(target)]
         assert len(places) == len(set(places))
@@ -45,13 +45,13 @@ def test_every_setting_is_on_the_page_once_for_each_place_that_it_has() -> None:
 
 
 @pytest.mark.parametrize("path", STACK_FILES, ids=lambda path: path.name)
-def test_an_editor_finds_the_schema_of_a_shipped_stack_file_and_nothing_wrong_in_it(path: Path) -> None:
+def test_shipped_stack_files_refer_to_the_schema_and_match_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert (PROJECT / first.removeprefix("# yaml-language-server: $schema=")) == reference.SCHEMA
     jsonschema.Draft202012Validator(json.loads(reference.schema())).validate(yaml.safe_load(path.read_text()))
 
 
-def test_an_editor_marks_a_misspelt_setting_and_a_wrong_value() -> None:
+def test_the_schema_rejects_a_misspelled_setting_and_an_invalid_value() -> None:
     check = jsonschema.Draft202012Validator(json.loads(reference.schema()))
     right = yaml.safe_load((PROJECT / "Pulumi.dev.yaml").read_text())
     for place, value in {"wrkers": {}, "workers": {"threads": "two"}, "target": "vms"}.items():
