@@ -73,13 +73,15 @@ def check_inputs(stack: str) -> dict[str, Any]:
         raise engine.EngineError(f"the state of stack {stack} cannot be read: {shown.stderr.strip()}")
     for each in json.loads(shown.stdout)["deployment"].get("resources", []):
         if each["type"].startswith("command:") and each["urn"].endswith("-check"):
-            return {key: plain(value) for key, value in each["inputs"].items()}
+            return plain(each["inputs"])
     raise engine.EngineError(f"stack {stack} has no check yet: run `make up STACK={stack}`")
 
 
 def plain(value: Any) -> Any:
     """A value of a state that was exported with --show-secrets."""
-    return json.loads(value["plaintext"]) if isinstance(value, dict) and "plaintext" in value else value
+    if not isinstance(value, dict):
+        return value
+    return json.loads(value["plaintext"]) if "plaintext" in value else {key: plain(each) for key, each in value.items()}
 
 
 def asleep(woken: int) -> str:
@@ -91,14 +93,14 @@ def logs(stack: str, machine: str | None = None) -> None:
     outputs = engine.cluster(stack)
     client = outputs["client"]
     if isinstance(client, KubernetesClient):
-        print(printable(status_and_logs.pod_logs(client, machine)))
+        print(printable(status_and_logs.pod_logs(client, machine)).rstrip())
         return
     names = [known(stack, outputs, machine)] if machine else outputs["admin"]["machines"]
     failed = []
     for name in names:
         print(f"== {name}", flush=True)
         try:
-            print(printable(status_and_logs.journal(outputs["admin"]["machines"][name])), flush=True)
+            print(printable(status_and_logs.journal(outputs["admin"]["machines"][name])).rstrip(), flush=True)
         except RemoteError as error:
             failed.append(name)
             print(printable(str(error)), file=sys.stderr)

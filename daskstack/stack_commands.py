@@ -13,8 +13,7 @@ from daskstack.configuration import StackKind
 from daskstack.google_credentials import has_credentials
 
 DEV = "dev"  # runs on this computer and costs nothing, so nothing is asked
-DEAD = """If a machine that did not answer will never answer again, write `gone: true` beside its name in {file},
-and run `up`: nothing is run on it any more, and `destroy` skips it too."""
+DEAD = "If a machine will never answer again, set `gone: true` for it in {file}: `up` and `destroy` then skip it."
 
 
 class Failed(Exception):
@@ -112,7 +111,10 @@ def install(*words: str) -> None:
 
 
 def tool(name: str, stack: str, *, check: bool = True) -> None:
-    status = run([engine.PROJECT / ".venv/bin/python", "-m", f"tools.{name}", stack], os.environ)
+    python = engine.checked_project() / ".venv/bin/python"
+    if not python.exists():
+        install("program")
+    status = run([python, "-m", f"tools.{name}", stack], os.environ)
     if check:
         succeeded(status)
 
@@ -125,7 +127,8 @@ def run(command: list, environ: Mapping[str, str]) -> int:
             signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
         }
         try:
-            return process.wait()
+            status = process.wait()
+            return status if status >= 0 else 128 - status  # as a shell reports a signal
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -1,9 +1,11 @@
 """uv, and the virtual environments that it fills."""
 
 import importlib.util
+import json
 import platform
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from daskstack.engine import PROJECT, digest
@@ -12,7 +14,6 @@ from tools.running import CACHE, InstallError, phase, run, say, which
 
 PYTHON = "3.11"  # of environment.lock: notebooks and workers must have the same minor version
 ENVIRONMENT = "environment.lock"
-PACKAGE = "pyproject.toml"  # describes the package daskstack, which .venv has too
 BENCH = PROJECT / "bench" / "requirements.txt"
 
 
@@ -35,9 +36,12 @@ def install_venv(*locks: str) -> None:
     python = PROJECT / ".venv" / "bin" / "python"
     state = PROJECT / ".venv" / "locks"
     locks = (*locks, ENVIRONMENT)
-    wanted = {f"{file} {digest(PROJECT / file)}" for file in (*locks, PACKAGE)}
+    wanted = {f"{lock} {digest(PROJECT / lock)}" for lock in locks} | {f"daskstack {package()}"}
     usable = python.exists() and state.exists()
     if usable and wanted <= set(state.read_text().splitlines()):
+        return
+    if (PROJECT / ".venv").is_symlink():
+        say(".venv is a link: its packages stay as they are, because another folder installs into it")
         return
     uv()
     with phase(f"Installing {', '.join(locks)} into .venv"):
@@ -50,8 +54,8 @@ def install_venv(*locks: str) -> None:
         command = [uv(), "pip", "install", "--require-hashes", "--python", python, "--exact", "--no-deps"]
         run(*command, *requirements, "--override", ENVIRONMENT, log="venv", cwd=PROJECT)
         # Nothing is downloaded: the locks have what builds the package and what it imports.
-        package = ("--no-index", "--no-deps", "--no-build-isolation", "--editable", PROJECT)
-        run(uv(), "pip", "install", *package, "--python", python, log="venv", cwd=PROJECT)
+        own = ("--no-index", "--no-deps", "--no-build-isolation", "--editable", PROJECT)
+        run(uv(), "pip", "install", *own, "--python", python, log="venv", cwd=PROJECT)
         check = subprocess.run([uv(), "pip", "check", "--python", python], capture_output=True, text=True)
         if check.returncode:
             raise InstallError(
@@ -59,6 +63,12 @@ def install_venv(*locks: str) -> None:
                 "Allow other versions of these packages in environment.in, and run make lock"
             )
         state.write_text("\n".join(wanted))
+
+
+def package() -> str:
+    """A digest of what pyproject.toml says about the package daskstack, which .venv has too."""
+    said = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    return digest(json.dumps([said["build-system"], said["project"], said["tool"]["uv"]]))
 
 
 def make_venv(folder: Path) -> None:

@@ -51,13 +51,13 @@ STYLES = [
 
 
 @pytest.mark.parametrize("text", STYLES)
-def test_every_style_of_yaml_is_read_alike(project: Path, text: str) -> None:
+def test_the_style_of_the_yaml_makes_no_difference(project: Path, text: str) -> None:
     write(project, text)
     assert StackKind.of(configuration.read("mine")) == COMPUTE
     assert cloud_leftovers.project_of("mine") == "my-project"
 
 
-def test_what_pulumi_config_set_has_written_is_read(project: Path) -> None:
+def test_values_that_pulumi_config_set_has_written_are_read(project: Path) -> None:
     write(project, "config: {}\n")
     assert configuration.read("mine") == {}
     for key, value in {"target": "machines", "machines.source": "compute", "machines.project": "my-project"}.items():
@@ -66,7 +66,7 @@ def test_what_pulumi_config_set_has_written_is_read(project: Path) -> None:
 
 
 @pytest.mark.parametrize("text", STYLES)
-def test_the_own_address_is_written_into_a_file_of_any_style_and_all_else_stays(
+def test_your_address_is_added_to_a_file_of_any_style_and_nothing_else_changes(
     project: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(project, f"# a comment\n{text}")
@@ -84,7 +84,7 @@ def test_the_own_address_is_written_into_a_file_of_any_style_and_all_else_stays(
 @pytest.mark.parametrize(
     "text", ["\tconfig: x", "config: [", "- a", "words", "config: words", "config: {dask:cluster: words}"]
 )
-def test_a_file_that_is_no_stack_file_gets_a_sentence(project: Path, text: str) -> None:
+def test_an_invalid_stack_file_is_reported_by_name(project: Path, text: str) -> None:
     write(project, text)
     for program in (cloud_leftovers.project_of, rehearse.main):
         with pytest.raises(RuntimeError, match=r"Pulumi\.mine\.yaml"):

@@ -70,7 +70,7 @@ def test_a_preview_shows_every_machine_and_takes_no_connection(preview: Callable
 def test_a_failure_tells_what_to_do_about_a_machine_that_is_dead(checkout: Checkout) -> None:
     """Here it is the key that is missing: a failure tells it whatever the reason, which the engine alone knows."""
     del checkout.environ["SSH_AUTH_SOCK"]
-    assert "write `gone: true` beside its name in Pulumi.mine.yaml" in checkout.make("up", succeeds=False)
+    assert "set `gone: true` for it in Pulumi.mine.yaml" in checkout.make("up", succeeds=False)
 
 
 def test_without_agent_and_key_nothing_is_registered_and_both_remedies_are_told(

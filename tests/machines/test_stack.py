@@ -215,6 +215,19 @@ def test_status_prints_one_line_per_worker(checkout: Checkout) -> None:
         assert re.search(line, said, re.MULTILINE)
 
 
+def test_check_and_ssh_work_on_the_running_cluster(checkout: Checkout) -> None:
+    def said(*words: str) -> str:
+        command = [".venv/bin/daskstack", *words]
+        return run(command, cwd=checkout.folder, env=checkout.environ, seconds=300).stdout
+
+    before = checkout.pulumi("stack", "export")
+    table = said("check")
+    assert re.search(r"^workers +2 running.*^job +timeseries, .*\.\d s\n\Z", table, re.MULTILINE | re.DOTALL)
+    assert checkout.pulumi("stack", "export") == before
+    assert said("ssh", "worker-1", "hostname") == "worker-1\n"
+    assert said("ssh", "scheduler", "echo $((1 + 1));", "exit 0") == "2\n"
+
+
 def test_the_dashboard_stays_open_until_ctrl_c(checkout: Checkout, tmp_path: Path) -> None:
     said = tmp_path / "said"
     command = [".venv/bin/daskstack", "dashboard"]

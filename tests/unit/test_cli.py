@@ -1,5 +1,10 @@
 """The command line."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -56,3 +61,21 @@ def test_an_error_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_commands, "status", fail)
     done = run("status")
     assert (done.exit_code, done.output) == (1, "error: no such\ufffd stack\n")
+
+
+RUN = """
+from daskstack import stack_commands
+script = 'trap "sleep 1; echo written; exit 7" INT; echo ready; while :; do sleep 0.1; done'
+print(stack_commands.run(["sh", "-c", script], {"PATH": "/usr/bin:/bin"}))
+"""
+
+
+def test_after_ctrl_c_a_command_waits_until_pulumi_has_ended() -> None:
+    """Pulumi writes its state then; a command that ended first would hide a failure."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN], cwd=engine.PROJECT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == "written\n7\n"

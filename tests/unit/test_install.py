@@ -209,10 +209,8 @@ def test_what_installs_python_packages_demands_their_hashes():
     texts = [path.read_text() for path in tracked("tools/*.py")]
     calls = [call for text in texts for call in re.findall(r".*\"pip\", \"(?:install|sync)\".*", text)]
     assert len(calls) >= 3
-    [own] = [call for call in calls if "*package" in call]  # this project's folder, for which nothing is downloaded
-    assert any(
-        'package = ("--no-index", "--no-deps", "--no-build-isolation", "--editable", PROJECT)' in t for t in texts
-    )
+    [own] = [call for call in calls if "*own" in call]  # this project's folder, for which nothing is downloaded
+    assert any('own = ("--no-index", "--no-deps", "--no-build-isolation", "--editable", PROJECT)' in t for t in texts)
     assert [call for call in calls if "--require-hashes" not in call] == [own]
 
 
@@ -278,3 +276,13 @@ def test_the_lock_is_the_users_alone_and_is_not_waited_for_without_end(
     assert tmp_path.joinpath("lock").stat().st_mode & 0o777 == 0o600
     with running.one_at_a_time():
         pass
+
+
+def test_a_linked_environment_is_left_to_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv").symlink_to(tmp_path / "other")
+    for name in ("requirements.txt", "environment.lock", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    monkeypatch.setattr(uv, "PROJECT", tmp_path)
+    monkeypatch.setattr(uv, "run", lambda *_, **__: pytest.fail("something was installed"))
+    uv.install_venv("requirements.txt")

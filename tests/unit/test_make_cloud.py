@@ -158,7 +158,7 @@ def test_only_for_machines_that_the_user_has_a_failure_says_what_to_do_with_dead
         printed = user.make(word, "STACK=mine", succeeds=False)
     finally:
         user.fails_at("nothing")
-    assert printed.count("write `gone: true` beside its name in Pulumi.mine.yaml") == advice
+    assert printed.count("set `gone: true` for it in Pulumi.mine.yaml") == advice
     assert "all is well" not in printed
 
 

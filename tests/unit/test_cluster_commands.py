@@ -1,0 +1,80 @@
+"""Commands on a cluster in Kubernetes; tests/machines/test_stack.py has those on machines."""
+
+import json
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from daskstack import cluster_commands, engine
+from daskstack.client_output import KubernetesClient, Tls
+from daskstack.status_and_logs import RemoteError
+
+CLIENT = KubernetesClient(
+    scheduler="tls://dask-scheduler:8786", dashboard="http://dask-webui:80/status", python="3.11", packages={},
+    tls=Tls(authority="", certificate="", key=""), lock="environment.lock", sleeps=False,
+    kubernetes={"kubeconfig": "/k", "context": "c"}, namespace="dask-mine",
+)  # fmt: skip
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The inputs of the check in the stack's state; a test can change them."""
+    inputs: dict[str, Any] = {}
+    resources = [
+        {"type": "command:local:Command", "urn": "a::dask-check-namespace", "inputs": {"create": "exit 9"}},
+        {"type": "command:local:Command", "urn": "a::dask-check", "inputs": inputs},
+    ]
+    exported = CompletedProcess([], 0, json.dumps({"deployment": {"resources": resources}}), "")
+    monkeypatch.setattr(engine, "cluster", lambda stack: {"client": CLIENT})
+
+    def pulumi(*words: str, **_: object) -> CompletedProcess:
+        assert words == ("mine", "stack", "export", "--show-secrets")
+        exported.stdout = json.dumps({"deployment": {"resources": resources}})
+        return exported
+
+    monkeypatch.setattr(engine, "pulumi", pulumi)
+    return inputs
+
+
+@pytest.mark.parametrize("place", ["value", "environment"])
+def test_check_runs_the_command_of_the_state_with_its_secrets(
+    state: dict[str, Any], place: str, capsys: pytest.CaptureFixture
+) -> None:
+    def secret(value: object) -> dict[str, str]:
+        return {"4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270", "plaintext": json.dumps(value)}
+
+    environment = {"CLUSTER": secret("of kubectl") if place == "value" else "of kubectl"}
+    state["environment"] = secret(environment) if place == "environment" else environment
+    state["create"] = 'echo "workers $CLUSTER $(pwd)"'
+    cluster_commands.check("mine")
+    assert capsys.readouterr().out == f"workers of kubectl {engine.PROJECT}\n"
+
+
+def test_a_check_that_fails_is_an_error_with_its_words(state: dict[str, Any]) -> None:
+    state.update(create="echo no workers >&2; exit 1", environment={})
+    with pytest.raises(RemoteError, match="no workers"):
+        cluster_commands.check("mine")
+
+
+@pytest.mark.parametrize(
+    ("machine", "words", "pod", "run"),
+    [
+        (None, [], "scheduler", ["sh"]),
+        ("worker", ["ls /", "|", "wc"], "worker", ["sh", "-c", "ls / | wc"]),
+    ],
+)
+def test_ssh_runs_a_shell_in_a_pod(
+    state: dict[str, Any], machine: str | None, words: list[str], pod: str, run: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\nsys.exit(5)\n")
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115
+    assert cluster_commands.shell("mine", machine, words) == 5
+    expected = ["--kubeconfig", "/k", "--context", "c", "--namespace", "dask-mine", "exec", "--stdin"]
+    assert json.loads(capfd.readouterr().out) == [*expected, f"deployment/dask-{pod}", "--", *run]
