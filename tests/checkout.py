@@ -26,7 +26,7 @@ MADE_ONCE = {
 
 
 class Checkout:
-    """A clone of the project with a stack of its own: `dev`, or another with the settings of `dev` and a passphrase."""
+    """A clone of the project with its own stack: `dev`, or another with the settings of `dev` and a passphrase."""
 
     def __init__(self, folder: Path, stack: str = "dev") -> None:
         self.folder = folder / "checkout"

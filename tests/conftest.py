@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daskstack import engine
-from tests import given_up
+from tests import command_output
 
 
 @pytest.hookimpl(wrapper=True)
@@ -15,8 +15,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if call.excinfo and not report.passed and (said := given_up.said(call.excinfo)):
-        report.sections.append(("what the command had said", said))
+    if call.excinfo and not report.passed and (printed := command_output.output(call.excinfo)):
+        report.sections.append(("output of the command", printed))
     return report
 
 
@@ -39,6 +39,6 @@ def engine_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture
 def pulumi_environment(tmp_path: Path) -> dict[str, str]:
-    """The environment for a `pulumi` of one test: a backend of its own, an empty passphrase."""
+    """The environment for the `pulumi` of one test: its own backend and an empty passphrase."""
     environ = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
     return {**environ, **engine.variables("dev", environ)}

@@ -128,7 +128,7 @@ DATA = [
         "tools/unlock.py",
         '    if holder["hostname"] != socket.gethostname():\n        return True',
         '    if holder["hostname"] != socket.gethostname():\n        return False',
-        "tests/unit/test_install.py::test_a_lock_of_another_computer_is_never_cleared",
+        "tests/unit/test_install.py::test_the_lock_of_another_computer_is_never_cleared",
     ),
     Mutation(
         "lock-of-a-living-run",
@@ -136,7 +136,7 @@ DATA = [
         "tools/unlock.py",
         '.readlink().name.startswith("pulumi")',
         '.readlink().name.startswith("nothing")',
-        "tests/unit/test_install.py::test_a_lock_of_a_running_engine_holds_until_it_is_killed",
+        "tests/unit/test_install.py::test_the_lock_of_a_running_engine_holds_until_it_is_killed",
     ),
     Mutation(
         "unfinished-files-of-others",
@@ -144,7 +144,7 @@ DATA = [
         "tools/unlock.py",
         'f"stacks/dask/{stack}.json*.tmp"',
         'f"stacks/dask/{stack}*.tmp"',
-        "tests/unit/test_install.py::test_only_the_stacks_own_files_that_a_killed_engine_had_not_finished_are_removed",
+        "tests/unit/test_install.py::test_only_the_stacks_own_incomplete_files_are_removed",
     ),
     Mutation(
         "user-of-others",
@@ -160,7 +160,7 @@ DATA = [
         "components/machines/moves.py",
         "if old[what] != new[what] and what not in moves]",
         "if old[what] != new[what] and not moves]",
-        "tests/unit/test_moves.py::test_a_move_has_to_be_allowed_by_its_name",
+        "tests/unit/test_moves.py::test_a_move_must_be_allowed_by_name",
     ),
     Mutation(
         "killed-step-stays",
@@ -436,7 +436,7 @@ TASKS = [
         "on_the_cluster/steps/idle.sh",
         '    [ "$age" -le $stepped ] || age=$stepped\n',
         "",
-        "tests/unit/test_idle_watch.py::test_a_step_on_the_machine_itself_counts_as_work",
+        "tests/unit/test_idle_watch.py::test_a_step_on_the_machine_resets_the_idle_time",
     ),
 ]
 
@@ -479,7 +479,7 @@ COMPUTER = [
         "daskstack/ssh.py",
         "if not re.fullmatch(right, str(connection[name])):",
         "if False:",
-        "tests/unit/test_ssh.py::test_nothing_of_a_connection_becomes_another_option_or_a_command",
+        "tests/unit/test_ssh.py::test_parts_of_a_connection_cannot_become_options_or_commands",
     ),
     Mutation(
         "address-as-command",
@@ -682,7 +682,7 @@ DOORS = [
         "on_the_cluster/check.py",
         '    raise Failure(f"{address} accepts a client without a certificate: it answered {answer!r}")',
         '    return "clients without a certificate are rejected"',
-        "tests/unit/test_check_tls.py::test_a_scheduler_that_demands_no_certificate_fails_the_check",
+        "tests/unit/test_check_tls.py::test_a_scheduler_that_requires_no_certificate_fails_the_check",
     ),
     Mutation(
         "dashboard-to-all",
@@ -746,7 +746,7 @@ KEYS = [
         "daskstack/private_folder.py",
         "        finally:\n            shutil.rmtree(path, ignore_errors=True)",
         "        finally:\n            pass",
-        "tests/unit/test_ssh.py::test_a_key_is_for_its_user_alone_and_gone_afterwards",
+        "tests/unit/test_ssh.py::test_a_key_is_readable_only_by_its_user_and_deleted_after_use",
     ),
     Mutation(
         "shared-key-folder",
@@ -754,7 +754,7 @@ KEYS = [
         "daskstack/private_folder.py",
         " and not found.st_mode & 0o077",
         "",
-        "tests/unit/test_ssh.py::test_a_runtime_folder_that_others_can_enter_gets_no_keys",
+        "tests/unit/test_ssh.py::test_keys_are_not_stored_in_a_runtime_folder_that_others_can_open",
     ),
     Mutation(
         "project-keys",
@@ -826,7 +826,7 @@ KEYS = [
         "on_this_computer/wait_for_boot.py",
         "if known and known != key:",
         "if False:",
-        "tests/unit/test_wait_for_boot.py::test_a_machine_whose_key_googles_api_does_not_know_it_by_stops_up",
+        "tests/unit/test_wait_for_boot.py::test_up_fails_if_googles_api_does_not_know_the_machines_host_key",
     ),
     Mutation(
         "key-in-a-log",
@@ -960,7 +960,7 @@ MONEY = [
         "settings/cost.py",
         "(most := maximum(bill)) > limits.hourly_cost",
         "(most := total(bill)[0]) > limits.hourly_cost",
-        "tests/unit/test_cost.py::test_a_stack_that_costs_too_much_or_cannot_be_placed_is_refused",
+        "tests/unit/test_cost.py::test_a_stack_that_costs_too_much_or_does_not_fit_is_rejected",
     ),
     Mutation(
         "unknown-price",
@@ -968,7 +968,7 @@ MONEY = [
         "settings/cost.py",
         "if unknown := [item.name for item in bill if item.up is None]:",
         "if unknown := []:",
-        "tests/unit/test_cost.py::test_a_stack_that_costs_too_much_or_cannot_be_placed_is_refused",
+        "tests/unit/test_cost.py::test_a_stack_that_costs_too_much_or_does_not_fit_is_rejected",
     ),
     Mutation(
         "nobody-in",
@@ -984,7 +984,7 @@ MONEY = [
         "charts/dask/files/scale_to_zero.py",
         "if not workers or now - since < self.limit:",
         "if not workers or now - since < 100 * self.limit:",
-        "tests/unit/test_scale_to_zero.py::test_workers_go_after_the_limit_without_work",
+        "tests/unit/test_scale_to_zero.py::test_idle_workers_stop_after_the_limit",
     ),
     Mutation(
         "working-workers-go",
@@ -992,7 +992,7 @@ MONEY = [
         "charts/dask/files/scale_to_zero.py",
         "since = max(self.scheduler.idle_since or now, self.changed)",
         "since = self.changed",
-        "tests/unit/test_scale_to_zero.py::test_workers_go_after_the_limit_without_work",
+        "tests/unit/test_scale_to_zero.py::test_idle_workers_stop_after_the_limit",
     ),
     Mutation(
         "waiting-keeps-awake",
@@ -1000,7 +1000,7 @@ MONEY = [
         "on_the_cluster/record_last_work.py",
         "        elif workers:  #",
         "        else:  #",
-        "tests/unit/test_record_last_work.py::test_the_last_work_is_the_files_time",
+        "tests/unit/test_record_last_work.py::test_the_time_of_the_last_work_is_the_files_modification_time",
     ),
     Mutation(
         "nodes-kept",
@@ -1024,7 +1024,7 @@ MONEY = [
         "on_this_computer/wait_for_deletion.py",
         'if "deletionTimestamp" not in claim["metadata"]}',
         "}",
-        "tests/unit/test_check_release.py::test_only_volumes_that_kubernetes_will_delete_are_waited_for",
+        "tests/unit/test_check_release.py::test_destroy_waits_only_for_volumes_that_kubernetes_will_delete",
     ),
     Mutation(
         "no-question",
@@ -1064,7 +1064,7 @@ MONEY = [
         "on_the_cluster/steps/idle.sh",
         "age=$((now - heard)) workers=0",
         "age=0 workers=0",
-        "tests/unit/test_idle_watch.py::test_a_machine_that_cannot_ask_goes_the_limit_after_it_last_could",
+        "tests/unit/test_idle_watch.py::test_a_machine_without_answers_powers_off_the_limit_after_the_last_one",
     ),
     Mutation(
         "waits-for-stuck-workers",
@@ -1072,7 +1072,7 @@ MONEY = [
         "on_the_cluster/steps/idle.sh",
         ' || [ "$age" -ge $((LIMIT + PATIENCE)) ]',
         "",
-        "tests/unit/test_idle_watch.py::test_the_schedulers_machine_does_not_wait_for_a_stuck_worker_for_ever",
+        "tests/unit/test_idle_watch.py::test_the_schedulers_machine_does_not_wait_forever_for_a_stuck_worker",
     ),
     Mutation(
         "table-in-docs",
@@ -1091,7 +1091,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "if: github.event.pull_request.head.repo.full_name == github.repository && vars",
         "if: vars",
-        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_guards",
     ),
     Mutation(
         "target-of-pull-request",
@@ -1099,7 +1099,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "\n  pull_request:\n",
         "\n  pull_request_target:\n",
-        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_guards",
     ),
     Mutation(
         "nobody-reviews",
@@ -1107,7 +1107,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "    environment: preview\n",
         "",
-        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_guards",
     ),
     Mutation(
         "rights-for-all-jobs",
@@ -1115,7 +1115,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "permissions: {}",
         "permissions: write-all",
-        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_guards",
     ),
     Mutation(
         "previews-token",
@@ -1123,7 +1123,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "access_token:team",
         "access_token:organization",
-        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_guards",
     ),
     Mutation(
         "action-by-tag",
@@ -1139,7 +1139,7 @@ SUPPLY = [
         "tools/install.py",
         "    if not expected or expected[1] != found:",
         "    if not expected:",
-        "tests/unit/test_install.py::test_a_release_with_another_checksum_is_refused",
+        "tests/unit/test_install.py::test_a_release_with_a_wrong_checksum_is_rejected",
     ),
     Mutation(
         "packages-without-hashes",
@@ -1147,7 +1147,7 @@ SUPPLY = [
         "tools/uv.py",
         '"install", "--require-hashes", "--python", python',
         '"install", "--python", python',
-        "tests/unit/test_install.py::test_what_installs_python_packages_demands_their_hashes",
+        "tests/unit/test_install.py::test_every_installation_of_python_packages_requires_hashes",
     ),
     Mutation(
         "changed-uv",
@@ -1155,7 +1155,7 @@ SUPPLY = [
         "on_this_computer/send_environment.py",
         'if uv is None or sha256(uv) not in re.findall(r"--hash=sha256:([0-9a-f]{64})", UV.read_text()):',
         "if uv is None:",
-        "tests/unit/test_send_environment.py::test_what_somebody_changed_in_the_cache_is_made_again",
+        "tests/unit/test_send_environment.py::test_modified_files_in_the_cache_are_replaced",
     ),
     Mutation(
         "preview-of-forks",
@@ -1163,7 +1163,7 @@ SUPPLY = [
         ".github/workflows/preview.yml",
         "if: needs.stacks.outputs.names",
         "if: always() && needs.stacks.outputs.names",
-        "tests/unit/test_workflow.py::test_the_workflow_has_all_its_guards",
+        "tests/unit/test_workflow.py::test_the_workflow_has_all_guards",
     ),
 ]
 
@@ -1174,7 +1174,7 @@ RUNS = [
         "tools/test.py",
         "run.stop(signal.SIGINT)",
         "run.stop(signal.SIGKILL)",
-        "tests/unit/test_queue.py::test_an_interrupted_run_waits_until_all_has_been_cleaned_up",
+        "tests/unit/test_queue.py::test_an_interrupted_run_waits_for_the_cleanup",
     ),
     Mutation(
         "failures-unnoticed",
@@ -1182,7 +1182,7 @@ RUNS = [
         "tools/test.py",
         'return 1 if tests.result.counts["failed"]',
         'return 0 if tests.result.counts["failed"]',
-        "tests/unit/test_queue.py::test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed",
+        "tests/unit/test_queue.py::test_a_run_sums_up_all_files_and_shows_failures",
     ),
     Mutation(
         "crash-unnoticed",
@@ -1190,7 +1190,7 @@ RUNS = [
         "tools/test.py",
         '        result.counts["error"] += 1\n',
         "        pass\n",
-        "tests/unit/test_queue.py::test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed",
+        "tests/unit/test_queue.py::test_a_run_sums_up_all_files_and_shows_failures",
     ),
     Mutation(
         "skips-unnoticed",
@@ -1198,7 +1198,7 @@ RUNS = [
         "tools/test.py",
         "for name, reason in sorted(self.result.skipped)]",
         "for name, reason in []]",
-        "tests/unit/test_queue.py::test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed",
+        "tests/unit/test_queue.py::test_a_run_sums_up_all_files_and_shows_failures",
     ),
 ]
 

@@ -12,7 +12,7 @@ import daskstack
 from rehearsal.machines import until
 
 
-def works() -> None:
+def wait_until_working() -> None:
     """Waits until both workers run and a job returns the right result."""
 
     def answer() -> int | None:
@@ -72,7 +72,7 @@ class Work:
                 self.wrong.append((found, right))
             self.rounds += 1
 
-    def goes_on(self) -> None:
+    def check_progress(self) -> None:
         """Fails unless all results so far are right, another one arrives, and the data was not recomputed."""
         so_far, deadline = self.rounds, time.monotonic() + 60
         while self.rounds < so_far + 2 and not self.wrong:

@@ -36,7 +36,7 @@ def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 60) ->
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {seconds} s in vain: {what}")
+            pytest.fail(f"timed out after {seconds} s: {what}")
         time.sleep(0.05)
 
 

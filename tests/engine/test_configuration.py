@@ -17,7 +17,7 @@ COMPUTE = StackKind("machines", "compute", "my-project")
 
 @pytest.fixture
 def project(pulumi_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project with nothing but its stack files, and a backend of its own."""
+    """A project with nothing but its stack files, and its own backend."""
     folder = tmp_path / "project"
     (folder / "daskstack").mkdir(parents=True)
     (folder / "daskstack" / "engine.py").touch()

@@ -87,7 +87,7 @@ def test_a_wait_ends_when_everything_is_ready_or_times_out_with_the_reason(clust
         cluster.kubectl("create", "-f", f"{cluster.folder}/slices")
         output = pulumi.stdout.read()
         assert pulumi.wait() == 0, output
-    assert "4 updated" in output, "what is there but not ready is mended, not made again"
+    assert "4 updated" in output, "objects that are not ready are updated, not created again"
 
 
 @pytest.mark.parametrize(

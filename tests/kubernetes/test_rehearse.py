@@ -8,7 +8,7 @@ import pytest
 
 from rehearsal.kubernetes.supervisor import SYSCTLS
 from tests.kubernetes.support import Cluster, traces
-from tests.life import lived
+from tests.rehearsals import rehearse
 
 PHASES = ["from nothing", "pulumi up", "one worker more", "asleep", "awake", "pulumi destroy", "the rest of it goes"]
 
@@ -26,7 +26,7 @@ def test_the_shipped_gke_stack_is_created_changed_and_destroyed_without_leftover
     looking = threading.Thread(target=look)
     looking.start()
     try:
-        printed = lived("gke", tmp_path, PHASES)
+        printed = rehearse("gke", tmp_path, PHASES)
     finally:
         ended.set()
         looking.join()

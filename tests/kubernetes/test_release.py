@@ -354,7 +354,7 @@ def test_changing_workers_and_packages_shows_in_the_preview_and_loses_no_result(
             change = pool.submit(to_change.has, CHANGED, "", **{"dask:jupyterPassword": PASSWORD})
             until(lambda: work.wrong or change.done() or not former & set(work.workers()), 500)
             assert not change.done(), "the scheduler did not wait: " + change.result()
-            work.goes_on()
+            work.check_progress()
             assert len(work.workers()) == 1
         finally:
             work.end()  # the scheduler, whose packages also change, waits for this, and so does `up`

@@ -96,7 +96,7 @@ def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_re
     assert re.search(r"^workers +3 running", printed, re.MULTILINE)
     assert [machine.logins() - 1 for machine in keep[1:]] == before, "more than this test's own"
     assert {each for each in touched(printed) if "-worker-3" not in each} == {"dask-members", "dask-check"}
-    work.goes_on()
+    work.check_progress()
 
     # Data that the others have no room for is not discarded, and neither is an actor, which cannot move.
     third = checkout.machines()["worker-3"]
@@ -112,7 +112,7 @@ def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_re
     assert refused.returncode == 1
     assert "cannot move results of worker-3-1: they hold actors, or no other worker has enough memory" in refused.stderr
     comes_back(work, "worker-3-1")
-    work.goes_on()
+    work.check_progress()
     counting = work.client.submit(counter(), actor=True, workers=["worker-3-1"])
     actor = counting.result(timeout=120)
     assert actor.more().result(timeout=120) == 1
@@ -123,7 +123,7 @@ def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_re
     assert actor.more().result(timeout=120) == 2
     assert work.client.gather(part) == bytes(1000)
     comes_back(work, "worker-3-1")
-    work.goes_on()
+    work.check_progress()
     del actor
     counting.release()
 
@@ -142,7 +142,7 @@ def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_re
         machine.ssh("sudo systemctl start dask-credentials")
     until(lambda: not any(accepts(door, *stolen) for door in doors))
     assert work.client.gather(part) == bytes(1000)
-    work.goes_on()
+    work.check_progress()
     assert pids(*keep) == were
 
 
@@ -185,7 +185,7 @@ def test_a_stopping_worker_gives_tasks_20_seconds_and_hands_over_its_data(checko
     assert endless.result(timeout=120) == "worker-2"
     assert began("short") == ["worker-1"], "it was done again"
     until(lambda: "worker-1-1" not in work.workers())
-    work.goes_on()
+    work.check_progress()
     until(lambda: worker.ssh("systemctl is-active dask-worker@1", check=False).stdout == "inactive\n")
     worker.ssh("sudo systemctl start dask-worker@1")
     comes_back(work, "worker-1-1")
@@ -194,7 +194,7 @@ def test_a_stopping_worker_gives_tasks_20_seconds_and_hands_over_its_data(checko
 def test_a_worker_hands_over_its_data_before_a_reboot(checkout: Checkout, work: Work) -> None:
     checkout.machines()["worker-2"].ssh("sudo systemctl reboot", check=False)
     until(lambda: "worker-2-1" not in work.workers())
-    work.goes_on()
+    work.check_progress()
     comes_back(work, "worker-2-1")
 
 
@@ -226,7 +226,7 @@ def test_removing_a_package_restarts_workers_one_by_one_but_not_the_scheduler(ch
     assert began(head, "dask-scheduler") == scheduler_began
     fewest = min(seen, key=lambda workers: list(workers.values()).count("running"))
     assert list(fewest.values()).count("running") == 1, fewest
-    work.goes_on()
+    work.check_progress()
 
     # Added again, the package restarts nothing.
     worker_began = began(worker)
@@ -234,7 +234,7 @@ def test_removing_a_package_restarts_workers_one_by_one_but_not_the_scheduler(ch
     printed = checkout.make("up")
     assert checkout.locked() in printed
     assert began(worker) == worker_began
-    work.goes_on()
+    work.check_progress()
 
 
 def test_changing_worker_settings_restarts_only_worker_services(checkout: Checkout, work: Work) -> None:
@@ -246,7 +246,7 @@ def test_changing_worker_settings_restarts_only_worker_services(checkout: Checko
     assert touched(printed) == {*services, "dask-check"}
     assert re.search(r"^workers +2 running, 6 threads", printed, re.MULTILINE)
     assert began(head, "dask-scheduler") == scheduler_began
-    work.goes_on()
+    work.check_progress()
     checkout.keep()
 
 
@@ -255,7 +255,7 @@ def test_a_powered_off_worker_hands_over_its_data_and_its_replacement_gets_all_s
 ) -> None:
     checkout.machines()["worker-2"].ssh("sudo systemctl poweroff", check=False)
     until(lambda: "worker-2-1" not in work.workers())
-    work.goes_on()
+    work.check_progress()
 
     machine = checkout.resources()["machines-worker-2"]
     before = json.loads(machine["outputs"]["stdout"])
@@ -266,7 +266,7 @@ def test_a_powered_off_worker_hands_over_its_data_and_its_replacement_gets_all_s
     assert re.search(r"workers +2 running", printed)
     steps = ("firewall", "keys", "certificates", "credentials", "data", "environment", "service")
     assert {f"dask-worker-2-{step}" for step in steps} <= touched(printed)
-    work.goes_on()
+    work.check_progress()
 
 
 def test_renewing_credentials_rejects_old_keys_but_keeps_processes_and_data(

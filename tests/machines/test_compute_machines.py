@@ -23,8 +23,8 @@ from rehearsal.compute import bridge
 from rehearsal.environment import environment as rehearsal_environment
 from rehearsal.machines import Machine, as_root, until
 from tests.engine.support import PROGRAMS, Cloud, Project, descendants, processes, wait_for
-from tests.life import Shared, end_processes
 from tests.outside import Stranger
+from tests.rehearsals import Shared, end_processes
 
 CALLER, STRANGER = "203.0.113.7", "198.51.100.1"
 INSTANCES = "projects/my-project/zones/us-central1-a/instances"
@@ -234,7 +234,7 @@ def test_ssh_is_open_only_to_the_callers_network_and_workers_are_closed_to_the_o
         rehearsal.bring(sources=["0.0.0.0/0"])
         until(lambda: stranger.connects(head.address, 22))
         assert not stranger.connects(head.address, 8001)
-        assert not stranger.connects(rehearsal.inner("head"), 22), "nobody outside reaches a door by its inner address"
+        assert not stranger.connects(rehearsal.inner("head"), 22), "internal addresses are unreachable from outside"
         assert not stranger.connects(rehearsal.inner("worker-1"), 22)
     finally:
         stranger.remove()

@@ -22,8 +22,8 @@ from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
 from rehearsal.machines import Machine, as_root, until
-from tests.life import Shared, end_processes
 from tests.outside import Stranger
+from tests.rehearsals import Shared, end_processes
 from tools import cloud_leftovers
 from tools.rehearse import KEY, Rehearsal
 

@@ -161,7 +161,7 @@ def made(office: Office) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def machine_made_anew(made: SimpleNamespace, office: Office) -> set[str]:
+def reinstalled_machine(made: SimpleNamespace, office: Office) -> set[str]:
     """The steps that `up` would run again if the last machine had a new host key in the settings."""
     settings = office.cluster["machines"]
     office.write(machines=office.hosts(hostKey=HOST_KEY))
@@ -171,7 +171,7 @@ def machine_made_anew(made: SimpleNamespace, office: Office) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def changed_key(machine_made_anew: set[str], office: Office) -> str:
+def changed_key(reinstalled_machine: set[str], office: Office) -> str:
     """The output of `up` if the last machine has a new host key that the settings do not contain."""
     machine, keys = office.machines["spare"], "/etc/ssh/ssh_host_ed25519_key{,.pub}"
     machine.run(
@@ -269,9 +269,9 @@ def test_the_agents_key_is_not_in_the_state(office: Office, made: SimpleNamespac
     assert "privateKey" not in made.revealed
 
 
-def test_a_reinstalled_machine_gets_all_steps_again(machine_made_anew: set[str]) -> None:
-    assert {f"dask-spare-{state}" for state in STATES if state != "authority"} <= machine_made_anew
-    assert not [name for name in machine_made_anew if name.startswith(("dask-head-", "dask-hand-"))]
+def test_a_reinstalled_machine_gets_all_steps_again(reinstalled_machine: set[str]) -> None:
+    assert {f"dask-spare-{state}" for state in STATES if state != "authority"} <= reinstalled_machine
+    assert not [name for name in reinstalled_machine if name.startswith(("dask-head-", "dask-hand-"))]
 
 
 def test_a_changed_host_key_fails_with_both_fingerprints_and_a_remedy(changed_key: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import daskstack
 from rehearsal.machines import Machine, as_root, until
 from tests.checkout import Checkout, made_once
-from tests.work import works
+from tests.work import wait_until_working
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -65,13 +65,13 @@ def test_preview_detects_a_restart_of_this_computer_and_up_repairs_the_stack(
     for printed in (checkout.make("preview"), checkout.make("up")):
         assert "a restart of this computer has stopped the stack's machines; `up` starts them again" in printed
     assert made_once(checkout) == made
-    works()
+    wait_until_working()
 
 
 @pytest.mark.parametrize("name", ["scheduler", "worker-1"])
 def test_a_rebooted_machine_rejoins_the_cluster(checkout: Checkout, machines: Mapping[str, Machine], name: str) -> None:
     machines[name].reboot()
-    works()
+    wait_until_working()
 
 
 def test_a_killed_scheduler_restarts_and_its_workers_reconnect(
@@ -80,7 +80,7 @@ def test_a_killed_scheduler_restarts_and_its_workers_reconnect(
     show = "systemctl show -P MainPID dask-scheduler"
     before = machines["scheduler"].ssh(show).stdout
     machines["scheduler"].ssh("sudo systemctl kill --signal=KILL dask-scheduler")
-    works()
+    wait_until_working()
     assert machines["scheduler"].ssh(show).stdout not in (before, "0\n")
 
 
@@ -108,7 +108,7 @@ def test_a_job_returns_the_right_result_although_a_worker_is_killed(
         over.set()
         total = client.submit(sum, [*done, *rest], pure=False)
         assert total.result(timeout=240) == sum(number * number for number in range(60))
-    works()
+    wait_until_working()
 
 
 def test_the_mount_recovers_after_sshfs_dies(machines: Mapping[str, Machine]) -> None:
@@ -142,7 +142,7 @@ def test_an_outage_of_the_storage_causes_errors_until_it_returns(
             assert done.returncode not in (0, 124), "expected an error, neither success nor a hanging access"
     until(lambda: worker.ssh("timeout 20 cat /srv/daskdata/kept", check=False).stdout == "kept\n")
     assert "astray" not in machines["scheduler"].ssh("ls /srv/daskdata").stdout
-    works()
+    wait_until_working()
 
 
 def test_a_full_disk_is_reported_and_the_next_up_recovers(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
@@ -176,5 +176,5 @@ def test_a_full_disk_is_reported_and_the_next_up_recovers(checkout: Checkout, ma
         for each in disturbers:
             each.join()
     assert f"{checkout.locked()} on 3 processes" in printed
-    works()
+    wait_until_working()
     checkout.keep()  # so that no other `up` restores the package

@@ -15,7 +15,7 @@ import pytest
 
 from rehearsal.machines import as_root, until
 from tests.checkout import LIMIT, Checkout, made_once, stack_dev
-from tests.work import works
+from tests.work import wait_until_working
 
 pytestmark = pytest.mark.timeout(1800)
 KILLS = int(os.environ.get("KILLS", "4"))
@@ -127,7 +127,7 @@ def test_the_next_up_resumes_a_killed_one_and_destroy_leaves_nothing(image: str,
             assert finished.items() <= cluster.finished().items()
             assert made.items() <= cluster.made().items()
             assert re.search(r"Resources:\n +\d+ unchanged\n", checkout.make("up"))
-            works()
+            wait_until_working()
             running = [psutil.Process(machine.pid) for machine in checkout.machines().values()]
             checkout.make("destroy")
             until(lambda: cluster.traces() == [])

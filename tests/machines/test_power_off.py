@@ -48,7 +48,7 @@ def test_results_of_preempted_machines_are_not_recomputed(checkout: Checkout, ma
             # It powers off by itself. Google cuts the power after 30 s; allow a busy computer more time, but less
             # than the grace period of other machines.
             until(lambda name=name: not machines[name].is_on(), 60)
-            work.goes_on()
+            work.check_progress()
             if name == "worker-1":
                 checkout.make("up")
                 comes_back(work, "worker-1-1")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.life import lived
+from tests.rehearsals import rehearse
 
 PHASES = [
     "from nothing", "pulumi up", "one worker preempted, one deleted", "one worker more, and idle", "asleep", "awake",
@@ -21,7 +21,7 @@ def touched(printed: str, phase: str) -> set[str]:
 
 @pytest.mark.timeout(1200)  # the entire lifecycle on a busy computer
 def test_the_shipped_vms_stack_is_created_changed_and_destroyed_and_keeps_its_data(tmp_path: Path) -> None:
-    printed = lived("vms", tmp_path, PHASES)
+    printed = rehearse("vms", tmp_path, PHASES)
     assert re.search(r"^workers +2 running", printed, re.MULTILINE), printed
     own = {"dask-check", "dask-members"}  # which are told who is there
     changed = touched(printed, "one worker preempted, one deleted") - own

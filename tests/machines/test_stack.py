@@ -28,7 +28,7 @@ from rehearsal.machines import Machine, run, until
 from tests.checkout import Checkout
 from tests.outside import Outside
 from tests.tls import accepts, imitated
-from tests.work import works
+from tests.work import wait_until_working
 
 NAMES = ("scheduler", "worker-1", "worker-2")
 pytestmark = pytest.mark.timeout(1800)
@@ -340,7 +340,7 @@ def test_dask_does_not_start_without_the_firewall_and_survives_its_restart(
         until(lambda: machine.ssh("systemctl show -P SubState dask-worker@1").stdout == "auto-restart\n")
     finally:
         machine.run("systemctl start firewalld")
-    works()
+    wait_until_working()
 
 
 def test_a_different_python_is_rejected_with_a_remedy(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ def comparison(more: bool = False, goal: float | None = 0.5) -> Comparison:
     return Comparison("1 machine", "Ansible", "s", goal, more, ours=[1.0, 4.0, 2.0], theirs=[4.0, 5.0, 4.0])
 
 
-def test_a_ratio_is_that_of_each_turns_pair() -> None:
+def test_ratios_compare_measurements_of_the_same_repeat() -> None:
     assert comparison().ratio == Spread(0.5, 0.25, 0.8)
 
 
@@ -35,7 +35,7 @@ def test_figures_have_three_digits(value: float, text: str) -> None:
     assert rounded(value) == text
 
 
-def test_the_longest_path_leaves_out_what_nobody_waited_for() -> None:
+def test_the_longest_path_skips_operations_that_nothing_waited_for() -> None:
     operations = [
         Operation("start", 0, 1), Operation("quick", 1, 2), Operation("slow", 1.5, 4), Operation("last", 4.5, 6),
     ]  # fmt: skip
@@ -43,12 +43,12 @@ def test_the_longest_path_leaves_out_what_nobody_waited_for() -> None:
     assert path == [("start", 1), ("slow", 2.5), ("last", 1.5), ("between and around them", 2)]
 
 
-def test_the_slowest_keep_their_order_and_the_others_their_sum() -> None:
+def test_the_slowest_operations_keep_their_order_and_the_rest_is_summed() -> None:
     durations = [("a", 1.0), ("b", 5.0), ("c", 2.0), ("d", 7.0)]
     assert slowest(durations, 2) == [("b", 5.0), ("d", 7.0), ("all else", 3.0)]
 
 
-def test_a_missed_goal_is_told_with_its_profile() -> None:
+def test_a_missed_goal_is_reported_with_its_profile() -> None:
     kept = {
         "a": {
             "date": "2026-01-02", "machine": "2 processors", "profiles": {"`up`": [("scheduler-data", 1.234)]},
@@ -67,6 +67,6 @@ def test_the_page_about_a_thousand_machines_waits_for_its_figures() -> None:
     assert "A thousand machines" not in page({})
 
 
-def test_the_bench_starts_without_what_is_installed_for_tests_alone() -> None:
+def test_the_bench_starts_without_test_dependencies() -> None:
     program = "import sys; sys.modules['pytest'] = None; import bench.__main__"
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True, timeout=60)

@@ -26,7 +26,7 @@ def container(reason: str) -> dict[str, Any]:
     return {"name": "worker", "image": "example.org/dask:1", "state": {"waiting": {"reason": reason}}}
 
 
-def test_a_release_is_done_when_every_pod_is_new_and_ready_and_none_is_left_over() -> None:
+def test_a_release_is_complete_when_all_pods_are_new_and_ready_and_old_ones_are_gone() -> None:
     assert behind(deployment()) == ""
     assert behind(deployment(wanted=0)) == ""
     assert behind(deployment(availableReplicas=1)) == "dask-worker: 1 of 2 pods ready"
@@ -48,7 +48,7 @@ UNSCHEDULED = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes 
         ([], [pod(initContainerStatuses=[container("CrashLoopBackOff")])], True, "worker is in CrashLoopBackOff"),
     ],
 )  # fmt: skip
-def test_what_keeps_a_pod_is_named_and_whether_waiting_is_in_vain(
+def test_the_reason_why_a_pod_does_not_start_is_reported_and_whether_waiting_helps(
     deployments: list[dict], pods: list[dict], final: bool, text: str
 ) -> None:
     [(found, words)] = problems(deployments, pods)
@@ -56,18 +56,18 @@ def test_what_keeps_a_pod_is_named_and_whether_waiting_is_in_vain(
     assert re.search(re.escape(text), words)
 
 
-def test_a_pod_that_just_starts_is_no_problem() -> None:
+def test_a_starting_pod_is_not_a_problem() -> None:
     assert not list(problems([deployment()], [pod(containerStatuses=[container("ContainerCreating")])]))
 
 
-def test_an_image_that_is_tried_again_and_again_stays_one_problem() -> None:
+def test_repeated_pulls_of_an_image_are_one_problem() -> None:
     """Kubernetes changes the word; the time that we give it must not begin anew."""
     first, then = (list(problems([], [pod(containerStatuses=[container(each)])])) for each in
                    ("ErrImagePull", "ImagePullBackOff"))  # fmt: skip
     assert first == then
 
 
-def test_the_job_is_like_a_worker_but_for_what_it_runs() -> None:
+def test_the_job_differs_from_a_worker_only_in_its_command() -> None:
     spec = {
         "initContainers": [{"name": "environment"}],
         "containers": [{"name": "worker", "image": "i", "lifecycle": {}, "livenessProbe": {}, "env": [1], "args": []}],
@@ -83,7 +83,7 @@ def test_the_job_is_like_a_worker_but_for_what_it_runs() -> None:
     assert made["metadata"]["labels"]["component"] == "check"
 
 
-def test_only_volumes_that_kubernetes_will_delete_are_waited_for() -> None:
+def test_destroy_waits_only_for_volumes_that_kubernetes_will_delete() -> None:
     def volume(name: str, namespace: str, claim: str, policy: str = "Delete") -> dict:
         spec = {"persistentVolumeReclaimPolicy": policy, "claimRef": {"namespace": namespace, "uid": claim}}
         return {"metadata": {"name": name}, "spec": spec}

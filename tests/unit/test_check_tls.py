@@ -40,12 +40,12 @@ def server(folder: Path, demands: ssl.VerifyMode) -> Iterator[str]:
         thread.join()
 
 
-def test_a_scheduler_that_demands_no_certificate_fails_the_check(tmp_path: Path) -> None:
+def test_a_scheduler_that_requires_no_certificate_fails_the_check(tmp_path: Path) -> None:
     with server(tmp_path, ssl.CERT_NONE) as address, pytest.raises(check.Failure) as raised:
         check.check_tls(address)
     assert str(raised.value) == f"{address} accepts a client without a certificate: it answered b'h'"
 
 
-def test_a_scheduler_that_demands_one_passes(tmp_path: Path) -> None:
+def test_a_scheduler_that_requires_a_certificate_passes_the_check(tmp_path: Path) -> None:
     with server(tmp_path, ssl.CERT_REQUIRED) as address:
         assert check.check_tls(address) == "clients without a certificate are rejected"

@@ -77,12 +77,12 @@ def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Itera
         assert tunnel.refusals == 0
 
 
-def test_it_gets_through_when_the_scheduler_is_there(cluster: LocalCluster, credentials: Security) -> None:
+def test_a_client_connects_once_the_scheduler_is_up(cluster: LocalCluster, credentials: Security) -> None:
     with client(cluster, credentials, refusals=3) as (found, _):
         assert found.submit(sum, [1, 2]).result(timeout=60) == 3
 
 
-def test_it_gets_back_after_a_stream_that_ended_before_it_was_one_of_tls(
+def test_a_client_reconnects_after_a_connection_that_closed_before_the_tls_handshake(
     cluster: LocalCluster, credentials: Security, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_tls, ended = IOStream.start_tls, []
@@ -103,7 +103,7 @@ def test_it_gets_back_after_a_stream_that_ended_before_it_was_one_of_tls(
     assert len(ended) == 3
 
 
-def test_it_gets_back_to_a_scheduler_that_was_away_for_longer_than_a_connection_may_take(
+def test_a_client_reconnects_after_an_outage_longer_than_the_connection_timeout(
     cluster: LocalCluster, credentials: Security
 ) -> None:
     with client(cluster, credentials, refusals=0) as (found, tunnel):

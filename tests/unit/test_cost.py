@@ -142,7 +142,7 @@ def test_an_unknown_price_is_shown_as_unknown() -> None:
         ),
     ],
 )
-def test_a_stack_that_costs_too_much_or_cannot_be_placed_is_refused(settings_: dict, words: list[str]) -> None:
+def test_a_stack_that_costs_too_much_or_does_not_fit_is_rejected(settings_: dict, words: list[str]) -> None:
     with pytest.raises(settings.SettingsError) as caught:
         stack(settings_.pop("cluster", None), **settings_)
     [problem] = caught.value.problems

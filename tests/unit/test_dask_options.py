@@ -19,7 +19,7 @@ def settings(**more) -> MachinesTarget:
     return parse({"target": "machines", "machines": {"source": "local"}, **more}, ROOT)
 
 
-def test_every_worker_process_has_three_ports_of_its_own() -> None:
+def test_every_worker_process_has_its_own_three_ports() -> None:
     two = settings(workers={"perMachine": 2})
     assert list(dask_options.worker_ports(two)) == [9000, 9001, 9002, 9003, 9004, 9005]
     assert dask_options.cluster_ports(two) == "8786 8787 9000-9005"
@@ -54,7 +54,7 @@ def test_up_warns_sixty_days_before_certificates_end(today: str, said: bool) -> 
         assert "worker-1 expire on 2027-01-01, in 60 days: increase credentials.renewal" in text
 
 
-def test_a_machine_keeps_its_address_when_others_come_and_go() -> None:
+def test_a_machine_keeps_its_address_when_others_are_added_or_removed() -> None:
     assert numbered(["scheduler", "worker-1", "worker-3"]) == [(10, "scheduler"), (11, "worker-1"), (13, "worker-3")]
 
 

@@ -15,7 +15,7 @@ class Counter:
         return 1
 
 
-async def test_a_worker_that_could_not_leave_works_again_however_late_it_answers() -> None:
+async def test_a_worker_that_could_not_retire_works_again_however_late_it_answers() -> None:
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     async with (
         distributed.LocalCluster(**options, asynchronous=True) as cluster,

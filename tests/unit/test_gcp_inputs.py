@@ -54,7 +54,7 @@ def problems(kind: str, changed: dict[str, Any], config: dict[str, Any] = CONFIG
 
 
 @pytest.mark.parametrize("kind", RIGHT)
-def test_what_is_right_is_taken(kind):
+def test_valid_arguments_are_accepted(kind):
     assert problems(kind, {}) == {}
 
 
@@ -188,39 +188,39 @@ def test_what_is_right_is_taken(kind):
         ("projects/service:Service", {"service": "compute"}, "service", "compute.googleapis.com"),
     ],
 )
-def test_a_wrong_argument_is_refused_with_its_place_and_what_would_be_right(kind, changed, place, reason):
+def test_a_wrong_argument_is_rejected_with_its_path_and_a_valid_value(kind, changed, place, reason):
     given = {key: value for key, value in (RIGHT[kind] | changed).items() if value is not None}
     found = dict(inputs.problems(kind, given, CONFIG))
     assert reason in found[place]
 
 
 @pytest.mark.parametrize("kind", RIGHT)
-def test_values_that_are_not_known_yet_are_taken(kind):
+def test_unknown_values_are_accepted(kind):
     known = {"name", "accountId", "removeDefaultNodePool"}
     assert problems(kind, {key: wire.UNKNOWN for key in RIGHT[kind] if key not in known}) == {}
 
 
-def test_a_change_of_what_is_fixed_inside_of_a_block_replaces():
+def test_changing_an_immutable_field_in_a_block_causes_a_replacement():
     init = {"image": "debian-cloud/debian-13", "resourcePolicies": ["a"]}
     old = RIGHT[INSTANCE] | {"bootDisk": {"initializeParams": init}}
     new = RIGHT[INSTANCE] | {"bootDisk": {"initializeParams": init | {"resourcePolicies": ["b"]}}}
     assert inputs.changes(KINDS[INSTANCE], old, new)[1] == ["bootDisk.initializeParams.resourcePolicies"]
 
 
-def test_a_documented_default_is_the_same_as_nothing_and_shown_in_the_outputs():
+def test_a_documented_default_equals_no_value_and_appears_in_the_outputs():
     old, new = RIGHT[INSTANCE], RIGHT[INSTANCE] | {"scheduling": {"automaticRestart": True}}
     assert inputs.changes(KINDS[INSTANCE], old, new)[0] == {}
     assert cloud.new_record(INSTANCE, new, CONFIG)[1]["outputs"]["scheduling"]["preemptible"] is False
     assert cloud.new_record(NETWORK, RIGHT[NETWORK], CONFIG)[1]["outputs"]["deletionPolicy"] == "DELETE"
 
 
-def test_what_is_known_beside_what_is_not_is_still_looked_at():
+def test_known_fields_are_checked_even_if_others_are_unknown():
     config = {"serviceAccount": wire.UNKNOWN, "labels": {"key": wire.UNKNOWN}}
     assert problems(POOL, {"nodeConfig": config, "nodeLocations": [wire.UNKNOWN]}) == {}
     assert set(problems(POOL, {"nodeConfig": config | {"diskSizeGb": 9}})) == {"nodeConfig.diskSizeGb"}
 
 
-def test_a_place_that_neither_resource_nor_provider_say_is_asked_for():
+def test_a_missing_zone_or_region_is_an_error():
     assert set(problems(CLUSTER, {}, {})) == {"project", "location"}
     assert set(problems(SUBNETWORK, {}, {})) == {"project", "region"}
     assert problems(SUBNETWORK, {}, {"project": "my-project", "zone": "us-central1-a"}) == {}
@@ -267,13 +267,13 @@ def test_a_place_that_neither_resource_nor_provider_say_is_asked_for():
         (INSTANCE, {}, {"bootDisk": {"initializeParams": {"image": "other"}}}, "replace"),
     ],
 )
-def test_a_change_is_made_in_place_where_the_official_plugin_makes_it_so(kind, old, new, expected):
+def test_changes_are_in_place_where_the_official_plugin_supports_it(kind, old, new, expected):
     found, replacing, first = inputs.changes(KINDS[kind], RIGHT[kind] | old, RIGHT[kind] | new)
     assert ("replace" if replacing else "update" if found else "same") == expected
     assert first == (expected == "replace" and "name" not in new), "a given name is free only once the old one has gone"
 
 
-def test_a_name_is_made_up_once():
+def test_a_generated_name_does_not_change():
     made = inputs.complete(KINDS[CLUSTER], {}, {}, "My-Cluster")
     assert made["name"].startswith("my-cluster-") and len(made["name"]) == len("my-cluster-") + 7
     assert inputs.complete(KINDS[CLUSTER], {}, made, "My-Cluster") == made
@@ -291,7 +291,7 @@ def test_the_projects_own_labels_and_the_providers_are_effective():
     assert record["outputs"]["effectiveLabels"] == {"goog-pulumi-provisioned": "true", "team": "a", "stack": "mine"}
 
 
-def test_addresses_are_free_ones_of_their_range_and_never_the_callers(monkeypatch):
+def test_addresses_are_free_in_their_range_and_never_the_callers(monkeypatch):
     known: dict[str, Any] = {}
 
     def make(kind: str, name: str, **arguments: Any) -> dict[str, Any]:
@@ -335,14 +335,14 @@ def test_addresses_are_free_ones_of_their_range_and_never_the_callers(monkeypatc
         ({"networkInterfaces": [{"network": "net"}, {"network": "other"}]}, "networkInterfaces"),
     ],
 )
-def test_what_a_real_machine_of_a_rehearsal_would_not_heed_is_refused(monkeypatch, changed, place):
+def test_arguments_that_a_rehearsed_machine_would_ignore_are_rejected(monkeypatch, changed, place):
     assert problems(INSTANCE, changed) == {}
     monkeypatch.setenv("DASKSTACK_REHEARSAL_MACHINES", "{}")
     assert list(problems(INSTANCE, changed)) == [place]
     assert problems(INSTANCE, {"metadata": {"enable-oslogin": "FALSE", "ssh-keys": "admin:ssh-ed25519 A\n"}}) == {}
 
 
-def test_a_machine_is_not_stopped_for_a_change_unless_the_program_lets_it_be():
+def test_a_change_stops_a_machine_only_if_the_program_allows_it():
     old, new = RIGHT[INSTANCE], RIGHT[INSTANCE] | {"machineType": "e2-large"}
     with pytest.raises(CommandError, match="cannot change machineType while the machine runs"):
         inputs.refuse_to_stop(INSTANCE, old, new)
@@ -356,7 +356,7 @@ def test_versions_are_those_of_the_kubernetes_and_of_the_package():
     assert checks.KNOWN["resources"].keys() == KINDS.keys()
 
 
-def test_what_the_stand_in_knows_of_arguments_is_what_the_official_package_says():
+def test_the_stand_ins_arguments_match_the_official_package():
     committed = PROJECT / "rehearsal" / "plugins" / "gcp" / "arguments.json"
     assert committed.read_text() == derive.derived(), f"run {sys.executable} rehearsal/plugins/gcp/derive.py"
 
@@ -371,7 +371,7 @@ def said(token: str, path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("token", KINDS)
-def test_by_hand_is_only_what_the_package_does_not_say(token):
+def test_only_facts_missing_from_the_package_are_written_by_hand(token):
     kind = KINDS[token]
     by_hand = [
         *(("of", path) for path in kind.checks),

@@ -15,13 +15,13 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", google_credentials.VARIABLES)
-def test_a_variable_is_an_account(tmp_path: Path, name: str) -> None:
+def test_a_variable_counts_as_an_account(tmp_path: Path, name: str) -> None:
     assert google_credentials.has_credentials({"HOME": str(tmp_path), name: "x"})
     assert not google_credentials.has_credentials({"HOME": str(tmp_path), name: ""})
 
 
 @pytest.mark.parametrize(("variable", "folder"), [("HOME", ".config/gcloud"), ("CLOUDSDK_CONFIG", "")])
-def test_what_gcloud_keeps_is_an_account(tmp_path: Path, variable: str, folder: str) -> None:
+def test_stored_gcloud_credentials_count_as_an_account(tmp_path: Path, variable: str, folder: str) -> None:
     environ = {"HOME": str(tmp_path / "none"), variable: str(tmp_path)}
     assert not google_credentials.has_credentials(environ)
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
@@ -29,12 +29,12 @@ def test_what_gcloud_keeps_is_an_account(tmp_path: Path, variable: str, folder: 
     assert google_credentials.has_credentials(environ)
 
 
-def test_a_machine_of_googles_has_an_account(tmp_path: Path) -> None:
+def test_a_google_machine_has_an_account(tmp_path: Path) -> None:
     google_credentials.PRODUCT.write_text("Google Compute Engine\n")
     assert google_credentials.has_credentials({"HOME": str(tmp_path)})
 
 
-def test_an_account_of_a_long_name_is_not_that_of_another() -> None:
+def test_long_names_have_different_account_ids() -> None:
     assert account_id("dask-vms") == "dask-vms"
     same = "dask-the-same-beginning-and-then-"
     ids = {account_id(same + end) for end in ("one", "other")}

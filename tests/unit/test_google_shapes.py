@@ -108,7 +108,7 @@ LEFT = {
 }
 
 
-def test_what_make_leftovers_reads_is_what_google_answers() -> None:
+def test_make_leftovers_reads_documented_fields_of_googles_answers() -> None:
     names: set[str] = set()
     listed = {kind.group: [Read(each, names) for each in OURS[kind.group]] for kind in cloud_leftovers.KINDS}
     assert len(list(cloud_leftovers.left("gke", "p", listed))) == len(cloud_leftovers.KINDS)
@@ -128,7 +128,7 @@ def test_guest_attributes_are_read_as_google_answers_them() -> None:
 
 
 @pytest.mark.parametrize("group", OURS)
-def test_the_things_that_make_leftovers_is_tested_with_have_googles_shape(group: str) -> None:
+def test_the_test_data_of_make_leftovers_has_googles_shape(group: str) -> None:
     assert [text for each in OURS[group] + OTHERS.get(group, []) for text in wrong(group, each)] == []
 
 
@@ -156,7 +156,7 @@ def test_what_the_stand_in_for_gcloud_lists_has_googles_shape(rehearsal: Path, g
     assert expected - {"description", "users"} <= answers[0].keys(), "what make leftovers reads"
 
 
-def test_what_google_does_not_have_is_found() -> None:
+def test_fields_that_google_does_not_have_are_detected() -> None:
     assert wrong("compute disks", {"sizeGb": 10}) == ["compute disks.sizeGb: expected a number as a text, found 10"]
     assert wrong("compute disks", {"size": "10"}) == ["compute disks.size: there is no such field"]
     assert wrong("compute instances", {"status": "ON"})[0].startswith(

@@ -55,14 +55,14 @@ def test_a_release_with_the_published_checksum_is_installed(site, tmp_path):
     assert (tmp_path / "engine" / "pulumi").read_bytes() == b"the engine"
 
 
-def test_a_release_with_another_checksum_is_refused(site, tmp_path):
+def test_a_release_with_a_wrong_checksum_is_rejected(site, tmp_path):
     publish(site, "1" * 64)
     with pytest.raises(running.InstallError, match=rf"expected the published sha256 {'1' * 64}, found "):
         install.download_engine(tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_release_with_another_checksum_does_not_lead_to_a_build(site, monkeypatch, tmp_path):
+def test_a_release_with_a_wrong_checksum_does_not_cause_a_build(site, monkeypatch, tmp_path):
     """Whoever can change what the site sends must not choose which way is taken."""
     publish(site, "1" * 64)
     built = []
@@ -74,7 +74,7 @@ def test_a_release_with_another_checksum_does_not_lead_to_a_build(site, monkeypa
     assert not built
 
 
-def test_a_site_out_of_reach_leads_to_one_build(monkeypatch, tmp_path, capsys):
+def test_an_unreachable_site_causes_a_single_build(monkeypatch, tmp_path, capsys):
     def unreachable(url: str) -> bytes:
         raise TimeoutError("timed out")
 
@@ -88,7 +88,7 @@ def test_a_site_out_of_reach_leads_to_one_build(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("said", ["go version go1.19.8 linux/amd64", None])
-def test_building_without_a_new_enough_go_tells_the_remedies(said, monkeypatch, tmp_path):
+def test_a_build_without_a_recent_go_names_the_remedies(said, monkeypatch, tmp_path):
     if said:
         go = tmp_path / "go"
         go.write_text(f"#!/bin/sh\necho '{said}'\n")
@@ -107,27 +107,27 @@ def test_a_failed_command_shows_the_end_of_its_log_and_where_the_rest_is(monkeyp
     assert str(error.value).endswith(f"The whole log: {tmp_path}/logs/sh.log")
 
 
-def test_nobody_finds_a_folder_that_is_half_made(tmp_path):
+def test_an_incomplete_folder_is_never_visible(tmp_path):
     with pytest.raises(KeyboardInterrupt), running.made_whole(tmp_path / "engine") as new:
         (new / "pulumi").touch()
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_packages_that_cannot_be_installed_are_named_with_the_command(monkeypatch):
+def test_packages_that_cannot_be_installed_are_listed_with_a_command(monkeypatch):
     monkeypatch.setattr(debian, "which", lambda command: None)
     monkeypatch.setattr(debian.sys, "platform", "linux")
     with pytest.raises(running.InstallError, match="as root: apt-get install debootstrap systemd-container"):
         debian.install_packages(debian.MACHINES, "for machines")
 
 
-def test_a_lock_of_a_dead_process_holds_nothing():
+def test_the_lock_of_a_dead_process_is_stale():
     done = subprocess.Popen(["true"])
     done.wait()
     assert not unlock.holds(lock(done.pid))
 
 
-def test_a_lock_whose_process_number_went_to_another_program_holds_nothing():
+def test_a_lock_whose_process_id_was_reused_is_stale():
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
             assert not unlock.holds(lock(other.pid))
@@ -135,7 +135,7 @@ def test_a_lock_whose_process_number_went_to_another_program_holds_nothing():
             other.kill()
 
 
-def test_a_lock_of_a_running_engine_holds_until_it_is_killed(tmp_path):
+def test_the_lock_of_a_running_engine_holds_until_it_is_killed(tmp_path):
     program = shutil.copy(shutil.which("sleep"), tmp_path / "pulumi")
     with subprocess.Popen([program, "60"]) as running_engine:
         try:
@@ -149,7 +149,7 @@ def test_a_lock_of_a_running_engine_holds_until_it_is_killed(tmp_path):
         assert not unlock.holds(lock(running_engine.pid))
 
 
-def test_a_lock_of_another_computer_is_never_cleared():
+def test_the_lock_of_another_computer_is_never_cleared():
     assert unlock.holds(lock(1, hostname="elsewhere"))
 
 
@@ -161,13 +161,13 @@ def test_locks_are_found_where_the_engine_puts_them(tmp_path):
     assert unlock.locks("gs://team-state", "dev") == []
 
 
-def test_a_lock_that_was_being_written_at_the_kill_or_is_given_back_holds_nothing(tmp_path):
+def test_an_incomplete_or_released_lock_is_stale(tmp_path):
     (tmp_path / "0.json.18a.tmp").touch()
     assert not unlock.holds(unlock.read(tmp_path / "0.json.18a.tmp"))
     assert not unlock.holds(unlock.read(tmp_path / "given-back.json"))
 
 
-def test_only_the_stacks_own_files_that_a_killed_engine_had_not_finished_are_removed(tmp_path, monkeypatch):
+def test_only_the_stacks_own_incomplete_files_are_removed(tmp_path, monkeypatch):
     own = [
         "stacks/dask/dev.json.bak.18eb84d686dd5082.tmp",
         "stacks/dask/dev.json.18eb84d686dd5083.tmp",
@@ -205,7 +205,7 @@ def test_every_list_of_python_packages_pins_each_with_hashes():
             assert re.match(r"[\w.-]+(\[[\w,-]+\])?==[^ ]+ .*--hash=sha256:[0-9a-f]{64}", package), f"{path}: {package}"
 
 
-def test_what_installs_python_packages_demands_their_hashes():
+def test_every_installation_of_python_packages_requires_hashes():
     texts = [path.read_text() for path in tracked("tools/*.py")]
     calls = [call for text in texts for call in re.findall(r".*\"pip\", \"(?:install|sync)\".*", text)]
     assert len(calls) >= 3
@@ -214,7 +214,7 @@ def test_what_installs_python_packages_demands_their_hashes():
     assert [call for call in calls if "--require-hashes" not in call] == [own]
 
 
-def test_every_go_module_has_the_sums_of_all_that_it_needs():
+def test_every_go_module_pins_the_checksums_of_its_dependencies():
     """And nothing tells Go to do without them."""
     modules = tracked("*go.mod")
     assert modules
@@ -253,7 +253,7 @@ def test_requirements_have_no_package_of_the_cluster_that_the_program_does_not_i
     assert not {"dask", "distributed", "pandas"} & {name for name, _ in pins("requirements.txt")}
 
 
-def test_versions_that_are_named_twice_agree():
+def test_versions_that_are_written_twice_agree():
     dependencies = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]["program"]
     assert f"pulumi-command=={engine.COMMAND}" in dependencies
     modules = (PROJECT / "rehearsal" / "engine" / "go.mod").read_text()

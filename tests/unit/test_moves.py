@@ -8,7 +8,7 @@ HERE = {"scheduler": "head", "data": "head"}
 
 
 @pytest.mark.parametrize("what", ["scheduler", "data"])
-def test_a_move_has_to_be_allowed_by_its_name(what: str) -> None:
+def test_a_move_must_be_allowed_by_name(what: str) -> None:
     moved = HERE | {what: "hand"}
     [other] = HERE.keys() - {what}
     for allowed in ([], [other]):
@@ -17,5 +17,5 @@ def test_a_move_has_to_be_allowed_by_its_name(what: str) -> None:
     assert refusal(HERE, moved, [what]) is None
 
 
-def test_what_stays_needs_no_word() -> None:
+def test_without_a_move_nothing_has_to_be_allowed() -> None:
     assert refusal(HERE, HERE, []) is None

@@ -48,7 +48,7 @@ def laboratory(tmp_path: Path) -> Laboratory:
         ("test_the_answer", "return (", False),  # nothing was tested
     ],
 )
-def test_a_mutation_is_caught_only_where_its_test_itself_fails(
+def test_a_mutation_is_caught_only_if_its_test_itself_fails(
     laboratory: Laboratory, test: str, new: str, caught: bool
 ) -> None:
     mutation = Mutation("it", "It is right.", "product.py", "return 42", new, f"test_product.py::{test}")
@@ -64,14 +64,14 @@ def test_a_test_that_fails_by_itself_proves_nothing(laboratory: Laboratory) -> N
 
 
 @pytest.mark.parametrize(("old", "said"), [("return 41", "nowhere"), ("n", "2 times")])
-def test_a_mutation_without_one_place_is_named(old: str, said: str) -> None:
+def test_a_mutation_whose_text_is_not_unique_is_reported(old: str, said: str) -> None:
     with pytest.raises(
         MutationError, match=f"mutation it: its old text occurs {said} in product.py; expected exactly once"
     ):
         mutants.changed(Mutation("it", "It is right.", "product.py", old, "", "test_product.py::test"), PRODUCT)
 
 
-def test_a_sample_is_of_cheap_ones_and_changes_with_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_has_cheap_mutations_and_depends_on_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     def at(commit: str) -> list[Mutation]:
         done = subprocess.CompletedProcess([], 0, f"{commit}\n")
         monkeypatch.setattr(mutants.subprocess, "run", lambda *_, **__: done)

@@ -9,12 +9,12 @@ from tests.mutations import MUTATIONS, Mutation
 from tools import mutants
 
 
-def test_the_page_has_each_mutation_as_it_is() -> None:
+def test_the_page_matches_the_list_of_mutations() -> None:
     text = mutants.PAGE.read_text()
     assert mutants.page(text) == text, "run: python -m tools.mutants --table"
 
 
-def test_no_two_mutations_have_one_name() -> None:
+def test_names_of_mutations_are_unique() -> None:
     assert len({each.name for each in MUTATIONS}) == len(MUTATIONS)
 
 

@@ -78,7 +78,7 @@ def started(top: Path, **variables: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed(top: Path) -> None:
+def test_a_run_sums_up_all_files_and_shows_failures(top: Path) -> None:
     top.joinpath("tests/unit/test_some.py").write_text(UNIT)
     top.joinpath("tests/engine/test_fails.py").write_text(FAILS)
     top.joinpath("tests/machines/test_dies.py").write_text(DIES)
@@ -99,7 +99,7 @@ def test_a_run_tells_the_sum_of_all_its_files_and_shows_what_failed(top: Path) -
     assert os.listdir(top / "tmp") == []
 
 
-def test_a_run_in_which_all_passes_succeeds(top: Path) -> None:
+def test_a_run_without_failures_succeeds(top: Path) -> None:
     top.joinpath("tests/unit/test_some.py").write_text("def test_passes(): pass\n")
     with started(top) as process:
         said = process.communicate(timeout=120)[0]
@@ -108,7 +108,7 @@ def test_a_run_in_which_all_passes_succeeds(top: Path) -> None:
 
 
 @pytest.mark.parametrize("of_a_terminal", [True, False], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupted_run_waits_until_all_has_been_cleaned_up(top: Path, of_a_terminal: bool) -> None:
+def test_an_interrupted_run_waits_for_the_cleanup(top: Path, of_a_terminal: bool) -> None:
     for name in "ab":
         top.joinpath(f"tests/machines/test_{name}.py").write_text(HANGS.replace("NAME", name))
     top.joinpath("tests/engine/test_never.py").write_text("def test_never(): open('never', 'w')\n")
@@ -131,13 +131,13 @@ def test_an_interrupted_run_waits_until_all_has_been_cleaned_up(top: Path, of_a_
     assert os.listdir(top / "tmp") == []
 
 
-def test_files_that_share_what_takes_long_to_make_share_a_pytest() -> None:
+def test_files_with_shared_expensive_fixtures_run_in_one_pytest() -> None:
     found = runner.queue(PROJECT / "tests")
     for name, files in runner.TOGETHER.items():
         assert sorted(found[f"tests/{name}"]) == sorted(f"tests/{file}" for file in files)
 
 
-def test_the_longest_files_come_first_and_none_is_left_out() -> None:
+def test_the_longest_files_run_first_and_none_is_missing() -> None:
     found = runner.queue(PROJECT / "tests")
     assert not {f"tests/{name}" for name in runner.LONGEST} - found.keys(), "take them out of LONGEST in tools/test.py"
     assert list(found)[: len(runner.LONGEST)] == [f"tests/{name}" for name in runner.LONGEST]

@@ -28,7 +28,7 @@ def workers(*hosts: str) -> dict[str, SimpleNamespace]:
     ],
     ids=["at work", "idle", "idle before its start", "a worker has come", "a worker has gone", "none to do what waits"],
 )
-def test_the_last_work_is_the_files_time(
+def test_the_time_of_the_last_work_is_the_files_modification_time(
     tmp_path: Path, before: list[str], after: list[str], idle_for: float | None, recorded: float
 ) -> None:
     """Started 100 seconds ago; seconds are counted back from now."""

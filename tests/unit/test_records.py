@@ -26,13 +26,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_machines_are_made_of_the_records_that_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_are_created_from_existing_records(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASKSTACK_REHEARSAL", str(folder))
     assert list(read()) == [f"{DISKS}/data"]
 
 
 @pytest.mark.parametrize(("group", "names"), [("disks", ["data"]), ("instances", [])])
-def test_gcloud_lists_the_records_that_are_there(folder: Path, group: str, names: list[str]) -> None:
+def test_gcloud_lists_existing_records(folder: Path, group: str, names: list[str]) -> None:
     command = [PROJECT / "rehearsal" / "cloud" / "gcloud", "compute", group, "list", "--format", "json"]
     environ = {**os.environ, "DASKSTACK_REHEARSAL": str(folder)}
     listed = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True).stdout

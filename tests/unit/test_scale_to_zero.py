@@ -23,7 +23,7 @@ IDLE = Path(__file__).parents[2] / "charts" / "dask" / "files" / "scale_to_zero.
     ],
     ids=["idle", "not long enough", "at work", "workers have just come", "asleep already"],
 )
-def test_workers_go_after_the_limit_without_work(
+def test_idle_workers_stop_after_the_limit(
     monkeypatch: pytest.MonkeyPatch, workers: set[str], idle_for: float | None, there_for: float, scaled: bool
 ) -> None:
     monkeypatch.setenv("IDLE_SECONDS", "60")

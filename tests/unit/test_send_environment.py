@@ -27,9 +27,7 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", [UV, "environment.lock"])
-def test_what_somebody_changed_in_the_cache_is_made_again(
-    lock: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_modified_files_in_the_cache_are_replaced(lock: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     kept = send_environment.collect(lock, "3.11", "index")
     honest = (kept / name).read_bytes()
     flipped = bytes([honest[0] ^ 1]) + honest[1:]
@@ -39,7 +37,7 @@ def test_what_somebody_changed_in_the_cache_is_made_again(
     assert str(kept / name) in said and "again" in said
 
 
-def test_what_nobody_changed_is_downloaded_once(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unmodified_files_are_downloaded_only_once(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = send_environment.collect(lock, "3.11", "index")
     monkeypatch.setattr(send_environment, "download", lambda *_: pytest.fail("it was downloaded again"))
     assert send_environment.collect(lock, "3.11", "index") == kept

@@ -49,20 +49,20 @@ def holder() -> Iterator[tuple[subprocess.Popen, Path]]:
         {"host_key": "ssh-ed25519 AAAA\n* ssh-ed25519 BBBB"},
     ],
 )
-def test_nothing_of_a_connection_becomes_another_option_or_a_command(wrong: dict[str, str]) -> None:
+def test_parts_of_a_connection_cannot_become_options_or_commands(wrong: dict[str, str]) -> None:
     for connection in (CONNECTION | wrong, CONNECTION | {"proxy": CONNECTION | wrong}):
         with pytest.raises(ValueError, match=f"the connection's {next(iter(wrong))} is "), ssh.command(connection):
             pass
 
 
-def test_an_address_with_an_interface_reaches_ssh_as_it_is() -> None:
+def test_ssh_gets_an_address_with_an_interface_unchanged() -> None:
     with ssh.command(CONNECTION | {"host": "fe80::1%eth0"}) as command:
         [*command, machine] = command
         said = subprocess.run([*command, "-G", machine], capture_output=True, text=True, check=True).stdout
     assert "\nhostname fe80::1%eth0\n" in said
 
 
-def test_a_key_is_for_its_user_alone_and_gone_afterwards(place: Path) -> None:
+def test_a_key_is_readable_only_by_its_user_and_deleted_after_use(place: Path) -> None:
     with ssh.command(CONNECTION):
         [key] = place.glob("*/*.key")
         for path in (key, key.parent, place):
@@ -70,7 +70,7 @@ def test_a_key_is_for_its_user_alone_and_gone_afterwards(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
-def test_a_kubeconfig_is_for_its_user_alone_and_gone_afterwards(place: Path) -> None:
+def test_a_kubeconfig_is_readable_only_by_its_user_and_deleted_after_use(place: Path) -> None:
     with kubectl.kubectl({"kubeconfig": "a:\n  kubeconfig\n"}) as command:
         file = Path(command[command.index("--kubeconfig") + 1])
         assert file.read_text() == "a:\n  kubeconfig\n"
@@ -79,7 +79,7 @@ def test_a_kubeconfig_is_for_its_user_alone_and_gone_afterwards(place: Path) -> 
     assert list(place.iterdir()) == []
 
 
-def test_the_key_of_a_killed_process_is_removed_by_the_next_and_a_living_ones_stays() -> None:
+def test_keys_of_killed_processes_are_removed_and_those_of_running_ones_kept() -> None:
     with holder() as (_, used), holder() as (process, left):
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -92,7 +92,7 @@ def test_the_key_of_a_killed_process_is_removed_by_the_next_and_a_living_ones_st
 @pytest.mark.parametrize(
     "name", ["daskstack-ssh-x", "daskstack-ssh--1", f"daskstack-ssh-{10**20 - 1}-a", "keys-", "keys-x"]
 )
-def test_no_folder_that_somebody_else_made_stops_a_command(
+def test_foreign_folders_do_not_stop_a_command(
     place: Path, name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = tmp_path_factory.mktemp("tmp")
@@ -104,7 +104,7 @@ def test_no_folder_that_somebody_else_made_stops_a_command(
     assert shared.joinpath(name).is_dir()
 
 
-def test_what_a_link_leads_to_is_left_alone(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_targets_of_links_are_not_touched(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     theirs = tmp_path_factory.mktemp("theirs")
     theirs.joinpath("lock").touch()
     theirs.joinpath("precious").touch()
@@ -119,7 +119,7 @@ def test_what_a_link_leads_to_is_left_alone(place: Path, tmp_path_factory: pytes
 
 
 @pytest.mark.parametrize("fault", ["mode", "link", "owner"])
-def test_a_runtime_folder_that_others_can_enter_gets_no_keys(
+def test_keys_are_not_stored_in_a_runtime_folder_that_others_can_open(
     fault: str, place: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = tmp_path_factory.mktemp("runtime")
@@ -136,7 +136,7 @@ def test_a_runtime_folder_that_others_can_enter_gets_no_keys(
     assert private_folder.place({"XDG_RUNTIME_DIR": str(given), "XDG_CACHE_HOME": str(place.parent.parent)}) == place
 
 
-def test_a_runtime_folder_of_the_users_own_keeps_keys_off_the_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_private_runtime_folder_keeps_keys_off_the_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
     runtime = tmp_path_factory.mktemp("runtime")
     runtime.chmod(0o700)
     found = private_folder.place({"XDG_RUNTIME_DIR": str(runtime)})

@@ -17,18 +17,18 @@ def key(folder: Path, kind: str, passphrase: str = "") -> str:
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa"])
-def test_a_key_is_used_whatever_its_line_ends_are(tmp_path: Path, kind: str) -> None:
+def test_keys_with_any_line_ends_are_accepted(tmp_path: Path, kind: str) -> None:
     text = key(tmp_path, kind)
     assert usable(text.rstrip().replace("\n", "\r\n")) == text
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa"])
-def test_a_key_with_a_passphrase_is_refused_with_the_agent_as_a_remedy(tmp_path: Path, kind: str) -> None:
+def test_a_key_with_a_passphrase_is_rejected_with_the_agent_as_a_remedy(tmp_path: Path, kind: str) -> None:
     with pytest.raises(pulumi.RunError, match=r"has a passphrase.*SSH agent.*pulumi config rm dask:sshKey"):
         usable(key(tmp_path, kind, "secret"))
 
 
-def test_what_is_no_key_is_refused_without_its_text() -> None:
+def test_invalid_keys_are_rejected_without_showing_their_text() -> None:
     with pytest.raises(pulumi.RunError, match="is not a private key; set it again: pulumi config set") as raised:
         usable("rubbish")
     assert "rubbish" not in str(raised.value)

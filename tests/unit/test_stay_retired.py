@@ -47,7 +47,7 @@ def machine(tmp_path: Path) -> Generator[Machine]:
         process.wait()
 
 
-def test_a_worker_that_was_not_retired_starts_without_a_question(machine: Machine) -> None:
+def test_a_worker_that_was_not_retired_starts_without_asking(machine: Machine) -> None:
     machine.mark.mkdir()  # a task made it
     assert machine.start().wait(60) == 0
     assert not machine.log.exists()

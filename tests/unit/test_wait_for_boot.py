@@ -37,13 +37,13 @@ def closed() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
-def test_a_wait_ends_with_what_was_seen_and_the_command_that_shows_the_console(closed: int) -> None:
+def test_a_timeout_shows_the_last_observation_and_the_command_for_the_console(closed: int) -> None:
     said = wait(closed)
     assert "error: worker-1 was not ready within 1 s" in said
     assert "gcloud compute instances get-serial-port-output dask-vms-worker-1" in said
 
 
-def test_who_has_to_hold_a_tunnel_open_is_told_so(closed: int) -> None:
+def test_a_required_tunnel_is_reported(closed: int) -> None:
     assert "keep it open: gcloud compute start-iap-tunnel" in wait(closed, "gcloud compute start-iap-tunnel x 22")
 
 
@@ -51,7 +51,7 @@ OURS, OTHER = (f"ssh-ed25519 {letter * 68}" for letter in "AB")
 
 
 @pytest.mark.parametrize("shown", [OURS, OTHER])
-def test_a_machine_whose_key_googles_api_does_not_know_it_by_stops_up(
+def test_up_fails_if_googles_api_does_not_know_the_machines_host_key(
     shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = tmp_path / "answer"
@@ -66,6 +66,6 @@ def test_a_machine_whose_key_googles_api_does_not_know_it_by_stops_up(
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (PROJECT / "on_this_computer").glob("*.py")])
-def test_what_runs_for_each_machine_does_not_wait_for_pulumi_to_be_imported(name: str) -> None:
+def test_programs_that_run_for_each_machine_do_not_import_pulumi(name: str) -> None:
     program = f"import sys, on_this_computer.{name}; sys.exit('pulumi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT).returncode == 0

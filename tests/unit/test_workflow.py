@@ -128,7 +128,7 @@ def of_step(step: dict[str, Any], allowed: dict[str, str]) -> Iterator[str]:
         yield "no step has a secret, and one alone has a token of GitHub's"
 
 
-def test_the_workflow_has_all_its_guards() -> None:
+def test_the_workflow_has_all_guards() -> None:
     assert problems(WORKFLOW) == []
 
 
@@ -199,7 +199,7 @@ CHANGES: dict[str, tuple[tuple[Any, ...], Any]] = {
 
 
 @pytest.mark.parametrize(("place", "value"), CHANGES.values(), ids=CHANGES)
-def test_no_guard_of_the_workflow_goes_unnoticed(place: tuple[Any, ...], value: Any) -> None:
+def test_a_missing_guard_of_the_workflow_is_detected(place: tuple[Any, ...], value: Any) -> None:
     changed = copy.deepcopy(WORKFLOW)
     section = changed
     for key in place[:-1]:
@@ -212,7 +212,7 @@ def test_no_guard_of_the_workflow_goes_unnoticed(place: tuple[Any, ...], value: 
     assert problems(changed), "nobody would notice"
 
 
-def test_the_page_on_setting_it_up_ties_tokens_to_the_environment_that_reviewers_guard() -> None:
+def test_the_setup_page_restricts_tokens_to_the_protected_environment() -> None:
     assert "repo:ORGANIZATION/REPOSITORY:environment:preview" in TEXT
 
 
@@ -224,7 +224,7 @@ def test_actions_of_every_workflow_are_pinned_by_commit() -> None:
     assert [each for each in uses if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", each)] == []
 
 
-def test_all_that_the_workflow_installs_has_one_version() -> None:
+def test_everything_the_workflow_installs_is_pinned() -> None:
     given = {action(each): each.get("with", {}) for each in WORKFLOW["jobs"]["preview"]["steps"]}
     assert f"uv=={given['astral-sh/setup-uv']['version']} " in (PROJECT / "tools/uv.txt").read_text()
     assert given["pulumi/actions"]["pulumi-version"] == VERSION

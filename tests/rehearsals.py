@@ -55,7 +55,7 @@ def end_processes(folder: Path) -> None:
         psutil.wait_procs(found, 10)
 
 
-def lived(stack: str, folder: Path, phases: Sequence[str]) -> str:
+def rehearse(stack: str, folder: Path, phases: Sequence[str]) -> str:
     """Rehearses a shipped stack; checks its phases and that the stack file is unchanged, and returns the output."""
     file = PROJECT / f"Pulumi.{stack}.yaml"
     before = file.read_text()

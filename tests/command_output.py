@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 
-def said(error: pytest.ExceptionInfo[BaseException]) -> str:
+def output(error: pytest.ExceptionInfo[BaseException]) -> str:
     """Output of commands that failed or timed out, and of the command that ran when the test itself timed out."""
     parts = [*of_errors(error.value)] or [*of_processes(error)]
     return "\n".join(part.decode(errors="replace") if isinstance(part, bytes) else part for part in parts if part)

@@ -39,7 +39,7 @@ def test_a_failure():
     "name",
     ["the_helpers_limit", "the_helpers_limit_with_another_error", "the_tests_limit", "a_failure"],
 )
-def test_a_command_that_is_given_up_shows_what_it_had_said(name: str, tmp_path: Path) -> None:
+def test_a_command_that_times_out_shows_its_output(name: str, tmp_path: Path) -> None:
     tmp_path.joinpath("test_slow.py").write_text(SLOW)
     tmp_path.joinpath("conftest.py").write_text("from tests.conftest import pytest_runtest_makereport\n")
     tmp_path.joinpath("pytest.ini").write_text("[pytest]\n")
@@ -47,11 +47,11 @@ def test_a_command_that_is_given_up_shows_what_it_had_said(name: str, tmp_path: 
     environ = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 1
-    shown = done.stdout.partition("what the command had said")[2]
+    shown = done.stdout.partition("output of the command")[2]
     assert "\nas far\n" in shown and "\nas here\n" in shown, done.stdout
 
 
-def test_a_helper_gives_up_before_the_test_does() -> None:
+def test_helpers_time_out_before_the_test_does() -> None:
     limits = {
         f"{path.relative_to(PROJECT)}:{keyword.value.lineno}": keyword.value.value
         for path in (PROJECT / "tests").rglob("*.py")
