@@ -36,7 +36,7 @@ DATA = [
     ),
     Mutation(
         "spill-anywhere",
-        "Workers spill only to a dedicated folder on disk.",
+        "A `workers.spill` folder that is not dedicated to it, or not on a disk, is rejected.",
         "settings/folders.py",
         "NO_SPILL = _NO_FOLDER | {",
         "NO_SPILL = {",
@@ -409,7 +409,7 @@ TASKS = [
     Mutation(
         "session-gains-rights",
         "SSH sessions of the cluster user cannot gain privileges.",
-        "on_the_cluster/steps/credentials.sh",
+        "on_the_cluster/steps/credentials/sshd.sh",
         'exec /usr/bin/setpriv --no-new-privs "\\$@"',
         'exec "\\$@"',
         "tests/machines/test_session.py::test_a_session_of_the_cluster_user_cannot_gain_privileges",
@@ -783,7 +783,7 @@ KEYS = [
     Mutation(
         "certificates-for-all-users",
         "A certificate of the cluster is rejected for other users.",
-        "on_the_cluster/steps/credentials.sh",
+        "on_the_cluster/steps/credentials/sshd.sh",
         "Match User $CLUSTER_USER\n",
         "Match all\n",
         "tests/machines/test_session.py::test_the_cluster_user_can_open_sessions_only",
@@ -791,7 +791,7 @@ KEYS = [
     Mutation(
         "planted-keys",
         "Keys that a task plants are rejected.",
-        "on_the_cluster/steps/credentials.sh",
+        "on_the_cluster/steps/credentials/sshd.sh",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysFile none\n    AuthorizedKeysCommand",
         "    RevokedKeys $SSH/revoked\n    AuthorizedKeysCommand",
         "tests/machines/test_session.py::test_the_cluster_user_can_open_sessions_only",
@@ -799,7 +799,7 @@ KEYS = [
     Mutation(
         "removed-machine-stays",
         "The keys of a removed machine are rejected within minutes.",
-        "on_the_cluster/steps/authority/sign.sh",
+        "on_the_cluster/steps/authority/sign_and_revoke.sh",
         'cat "$key" >>revoked',
         "true",
         "tests/machines/test_steps.py::test_keys_of_a_removed_machine_are_rejected",
@@ -807,7 +807,7 @@ KEYS = [
     Mutation(
         "certificates-from-anywhere",
         "A machine's SSH certificate is accepted only from the cluster's network.",
-        "on_the_cluster/steps/authority/sign.sh",
+        "on_the_cluster/steps/authority/sign_and_revoke.sh",
         ' -O clear -O "source-address=$SOURCES"',
         " -O clear",
         "tests/machines/test_steps.py::test_ssh_certificates_have_serials_and_source_addresses_and_no_extra_permissions",
@@ -1028,7 +1028,7 @@ MONEY = [
     ),
     Mutation(
         "no-question",
-        "Pulumi asks before it changes or destroys a stack, unless YES=1 is set.",
+        "Pulumi asks before it changes or destroys a stack, unless `--yes` is given.",
         "daskstack/stack_commands.py",
         'return ["--yes"] if yes else []',
         'return ["--yes"]',

@@ -20,92 +20,6 @@ UNIT=/etc/systemd/system/dask-credentials
 FETCHED=$ETC/fetched # the last bundle; readable by root only
 NEXT=$ETC/next       # keys that the step `keys` created and that have no certificates yet
 
-sshd_config() {
-  cat <<CONF
-HostCertificate $SSH/host-cert.pub
-# Many machines connect at the same time when they mount the shared directory.
-MaxStartups 100:30:300
-# Only for this user: a certificate must not allow logins as anyone else.
-Match User $CLUSTER_USER
-    TrustedUserCAKeys $SSH/user-authority.pub
-    RevokedKeys $SSH/revoked
-    AuthorizedKeysFile none
-    AuthorizedKeysCommand none
-    PasswordAuthentication no
-    KbdInteractiveAuthentication no
-    GSSAPIAuthentication no
-    HostbasedAuthentication no
-    # Sessions must have no more privileges than Dask's systemd units.
-    ForceCommand $SSH/session
-    PermitUserRC no
-    PermitTunnel no
-    AllowAgentForwarding no
-    X11Forwarding no
-Match all
-CONF
-  [ -z "$TUNNEL" ] || cat <<CONF
-# Clients can open tunnels to Dask, but no sessions.
-Match User $TUNNEL_USER
-    TrustedUserCAKeys $SSH/user-authority.pub
-    RevokedKeys $SSH/revoked
-    AuthorizedKeysFile none
-    PasswordAuthentication no
-    KbdInteractiveAuthentication no
-    AuthorizedKeysCommand none
-    GSSAPIAuthentication no
-    HostbasedAuthentication no
-    AllowTcpForwarding local
-    PermitOpen $TUNNEL
-    PermitListen none
-    AllowStreamLocalForwarding no
-    AllowAgentForwarding no
-    X11Forwarding no
-    PermitTunnel no
-    PermitTTY no
-    PermitUserRC no
-    MaxSessions 0
-    ForceCommand /bin/false
-Match all
-CONF
-}
-
-tunnel_user_is_ours() { [ "$(getent passwd $TUNNEL_USER | cut -d: -f6)" = $TUNNEL_HOME ]; }
-
-tunnel_user() {
-  if ! id $TUNNEL_USER >/dev/null 2>&1; then
-    useradd --system --user-group --no-create-home --home-dir $TUNNEL_HOME --shell /usr/sbin/nologin \
-      --comment "Tunnels to Dask" $TUNNEL_USER
-  elif ! tunnel_user_is_ours; then
-    fatal "user '$TUNNEL_USER' already exists and does not belong to this cluster; rename it or use another machine"
-  fi
-}
-
-remove_tunnel_user() {
-  tunnel_user_is_ours || return 0
-  usermod --expiredate 1 $TUNNEL_USER # rejects new connections
-  wait_for 20 "connections of user $TUNNEL_USER to end" end_tunnels
-  userdel $TUNNEL_USER
-}
-
-end_tunnels() { ! pkill -KILL -U $TUNNEL_USER; }
-
-# The program that sshd runs for each session. No set-user-ID program can raise the session's privileges.
-session() {
-  cat <<PROGRAM
-#!/bin/sh
-case \${SSH_ORIGINAL_COMMAND-} in
-  '') set -- /bin/bash -l ;;
-  internal-sftp*)
-    for program in /usr/lib/openssh /usr/libexec/openssh /usr/lib/ssh; do
-      [ ! -x \$program/sftp-server ] || set -- \$program/sftp-server
-    done
-    ;;
-  *) set -- /bin/sh -c "\$SSH_ORIGINAL_COMMAND" ;;
-esac
-exec /usr/bin/setpriv --no-new-privs "\$@"
-PROGRAM
-}
-
 ssh_config() {
   cat <<CONF
 Host *
@@ -213,29 +127,6 @@ RandomizedDelaySec=20s
 WantedBy=timers.target
 CONF
 }
-
-# The unit is `ssh` on Debian and Ubuntu, and `sshd` elsewhere. A socket-activated sshd reads its configuration on every
-# start. A reload begins after a short delay, and sshd then briefly does not listen, so wait: the next step has to
-# connect.
-reload_sshd() {
-  local unit before
-  before=$(listening)
-  for unit in ssh sshd; do
-    if systemctl is-active -q $unit; then
-      systemctl reload $unit
-      for _ in {1..15}; do # a socket that systemd owns does not change
-        [ "$(listening)" = "$before" ] || break
-        sleep 0.2
-      done
-      wait_for 20 "sshd to answer on $ADDRESS after its reload; see journalctl -u $unit" answers
-      return
-    fi
-  done
-}
-
-listening() { ss -Hltne "sport = :$SSH_PORT" | grep -o 'ino:[0-9]*' || true; } 2>/dev/null
-
-answers() { (exec 3<>"/dev/tcp/$ADDRESS/$SSH_PORT"); }
 
 undo() {
   if [ -e $UNIT.timer ]; then
