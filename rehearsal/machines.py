@@ -45,7 +45,7 @@ def run(
             command, stdin=given, stdout=out, stderr=out if together else err, start_new_session=True, **options
         )
 
-        def said() -> tuple[str, str]:
+        def output() -> tuple[str, str]:
             out.seek(0), err.seek(0)
             return out.read(), err.read()
 
@@ -55,11 +55,11 @@ def run(
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            print(f"{shlex.join(map(str, command))} was killed. Its output so far:", *said(), sep="\n")
+            print(f"{shlex.join(map(str, command))} was killed. Its output so far:", *output(), sep="\n")
             if isinstance(error, subprocess.TimeoutExpired):
                 raise CommandError(f"{command[0]} timed out after {seconds} s; its output is above") from None
             raise
-        done = subprocess.CompletedProcess(command, process.returncode, *said())
+        done = subprocess.CompletedProcess(command, process.returncode, *output())
     if check and done.returncode:
         raise CommandError(
             f"{shlex.join(map(str, command))} failed with status {done.returncode}\n{done.stdout}{done.stderr}"

@@ -111,7 +111,7 @@ class Node:
         self.ready = True
         self.tell("ready")
         while True:
-            self.mend()
+            self.restart_ended()
             # The next iteration restarts a component that ended, and retries a rejected request.
             try:
                 objects.reconcile(self.api, self.spare)
@@ -131,23 +131,23 @@ class Node:
     def wait(self, name: str, reached: Callable[[], bool]) -> None:
         """Wait until `reached` returns true. The process that waits for the node has the timeout."""
         self.tell(name)
-        said = ""
+        last_error = ""
         while True:
             try:
                 if reached():
                     return
             except OSError as error:
-                if said != (said := str(error)):
-                    print(said, flush=True)
+                if last_error != (last_error := str(error)):
+                    print(last_error, flush=True)
             time.sleep(0.2)
-            self.mend()
+            self.restart_ended()
 
     def tell(self, state: str) -> None:
         print(f"{time.monotonic() - self.begun:.1f} s: {state}", flush=True)
         (NODE / "state.new").write_text(state)
         (NODE / "state.new").rename(NODE / "state")
 
-    def mend(self) -> None:
+    def restart_ended(self) -> None:
         for name, process in self.processes.items():
             if process.poll() is None:
                 continue

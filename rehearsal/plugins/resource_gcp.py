@@ -14,7 +14,7 @@ from typing import Any
 from command import wire
 from command.output import CommandError
 from gcp import checks, cloud, computers, node
-from gcp.cloud import Record, pretended
+from gcp.cloud import Record, simulated_cloud
 from gcp.computers import ATTACHED, DISK, FIREWALL
 from gcp.inputs import (
     DEFAULTS,
@@ -88,9 +88,9 @@ class Gcp(Provider):
             if token == CLUSTER:
                 identity, record = await self._create_cluster(inputs)
             else:
-                identity, record = cloud.new_record(token, inputs, self._config, known=pretended().records())
+                identity, record = cloud.new_record(token, inputs, self._config, known=simulated_cloud().records())
                 if token == VM and computers.real():
-                    pretended().admit(identity, record)
+                    simulated_cloud().admit(identity, record)
                     await computers.create(identity, record)
                 elif token == ATTACHED and computers.real():
                     raise CommandError(not_done("an AttachedDisk (use attachedDisks of an Instance)"))
@@ -98,7 +98,7 @@ class Gcp(Provider):
         return identity, values.marked(record["outputs"], raw)
 
     async def _create_cluster(self, inputs: dict[str, Any]) -> tuple[str, Record]:
-        known = pretended()
+        known = simulated_cloud()
         known.admit(*cloud.new_record(CLUSTER, inputs, self._config, kubernetes=node.NONE))
         for other, _ in known.records(CLUSTER):
             raise CommandError(not_done(f"a second cluster: a rehearsal has only one Kubernetes, and {other} uses it"))
@@ -108,28 +108,28 @@ class Gcp(Provider):
         return identity, record
 
     async def _put(self, token: str, identity: str, record: Record, urn: str, *, new: bool = True) -> None:
-        known = pretended()
+        known = simulated_cloud()
         write = known.create if new else known.write
         if token != POOL:
             write(identity, record)
             if token == FIREWALL and computers.real():
                 await computers.compute("rules")
             return
-        async with node.changing(known, record["links"][0][0]) as said:
+        async with node.changing(known, record["links"][0][0]) as warnings:
             write(identity, record)
-        for line in said:
+        for line in warnings:
             await self.engine.log(line, urn=urn, level="WARNING")
 
     async def update(self, request, kind, raw):
         token, inputs = token_of(kind), given(wire.plain(raw))
         async with one_at_a_time(token):
-            old = pretended().read(request.id)
+            old = simulated_cloud().read(request.id)
             if old is None:
                 raise CommandError(f"{request.id} was not found (notFound); `pulumi refresh` removes it from the stack")
             refuse_to_stop(token, old["inputs"], inputs)
             more = {"kubernetes": old["kubernetes"]} if token == CLUSTER else {}
             identity, record = cloud.new_record(
-                token, inputs, self._config, old["made"], known=pretended().records(), **more
+                token, inputs, self._config, old["made"], known=simulated_cloud().records(), **more
             )
             if token == VM and computers.real():
                 wanted = await computers.before_update(identity, old, record)
@@ -143,7 +143,7 @@ class Gcp(Provider):
 
     async def delete(self, request, kind):
         token, outputs = token_of(kind), wire.plain(wire.load(request.properties))
-        known, policy = pretended(), outputs.get("deletionPolicy")
+        known, policy = simulated_cloud(), outputs.get("deletionPolicy")
         if policy == "PREVENT":
             raise CommandError(
                 f"{request.id} has deletionPolicy PREVENT; set it to DELETE, run `pulumi up`, then try again"
@@ -172,7 +172,7 @@ class Gcp(Provider):
 
     async def read(self, request, kind):
         inputs, before = wire.load(request.inputs), wire.load(request.properties)
-        record = pretended().read(request.id)
+        record = simulated_cloud().read(request.id)
         if record is None:
             return "", {}, {}
         if token_of(kind) == VM and computers.real():

@@ -119,12 +119,12 @@ class Kubernetes(Provider):
         if isinstance(request, Answer.CreateRequest) and await existing.exists(wire.plain(raw)):
             return raw  # a replacement of an object that still exists
         try:
-            found, said = await existing.apply(raw, force=True, dry=True)
+            found, warnings = await existing.apply(raw, force=True, dry=True)
         except CommandError as error:
             if "namespaces" in str(error) and "not found" in str(error):
                 return raw  # the same program may create it
             raise
-        await self._warn(request.urn, said)
+        await self._warn(request.urn, warnings)
         found.pop("status", None)
         return objects.outputs(found, raw)
 
@@ -147,8 +147,8 @@ class Kubernetes(Provider):
         return (await self._apply(request, Objects(self._known(), TOKENS[kind]), raw))[1]
 
     async def _apply(self, request, those: Objects, inputs: Properties) -> tuple[str, Properties]:
-        found, said = await those.apply(inputs, force=is_true(self._config.get("enablePatchForce")))
-        await self._warn(request.urn, said)
+        found, warnings = await those.apply(inputs, force=is_true(self._config.get("enablePatchForce")))
+        await self._warn(request.urn, warnings)
         seconds = objects.timeout(wire.plain(inputs), request.timeout)
         found = await those.ready(inputs, found, seconds)
         return objects.identity(found), objects.outputs(found, inputs)
@@ -190,8 +190,8 @@ class Kubernetes(Provider):
         flags = {"ConfigMap": "enableConfigMapMutable", "Secret": "enableSecretMutable"}
         return {kind for kind, flag in flags.items() if is_true(self._config.get(flag))}
 
-    async def _warn(self, urn: str, said: str) -> None:
-        for line in said.splitlines():
+    async def _warn(self, urn: str, warnings: str) -> None:
+        for line in warnings.splitlines():
             await self.engine.log(line.removeprefix("Warning: "), urn=urn, level="WARNING")
 
 

@@ -349,7 +349,7 @@ def rehearsal(kubernetes, tmp_path, monkeypatch):
 
 
 async def test_kubectl_connects_through_the_dns_endpoint_and_sees_labels_and_taints_of_pools(kubernetes, rehearsal):
-    known = cloud.pretended()
+    known = cloud.simulated_cloud()
     cluster, record = cloud.new_record(CLUSTER, {"name": "c"}, CONFIG, kubernetes=await node.up())
     known.write(cluster, record)
     known.trust(record["kubernetes"]["authority"])

@@ -77,8 +77,8 @@ CORRECTIONS: list[tuple[str, str, dict[str, Any], str]] = [
 ]
 
 
-def corrected(said: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
-    changed = {name: {key: dict(facts) for key, facts in arguments.items()} for name, arguments in said.items()}
+def corrected(documented: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    changed = {name: {key: dict(facts) for key, facts in arguments.items()} for name, arguments in documented.items()}
     for kind, argument, instead, _ in CORRECTIONS:
         # A node's configuration occurs in three places with the same meaning.
         for name in {kind, kind.replace("Cluster", "NodePool", 1)} & changed.keys():
@@ -87,7 +87,7 @@ def corrected(said: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str,
     return changed
 
 
-SAID = corrected(KNOWN["said"])
+DOCUMENTED = corrected(KNOWN["said"])
 
 
 def shape(token: str, inputs: dict[str, Any]) -> list[Found]:
@@ -113,11 +113,11 @@ def _shape(kind: str, value: Any, path: str) -> Iterator[Found]:
         for key, item in value.items():
             yield from _shape(kind[1:-1], item, f"{path}.{key}")
     else:
-        yield from _members(KNOWN["types"][kind], SAID.get(kind, {}), value, path)
+        yield from _members(KNOWN["types"][kind], DOCUMENTED.get(kind, {}), value, path)
 
 
 def _members(
-    known: dict[str, str], said: dict[str, dict[str, Any]], value: dict[str, Any], path: str
+    known: dict[str, str], documented: dict[str, dict[str, Any]], value: dict[str, Any], path: str
 ) -> Iterator[Found]:
     for key in sorted(value.keys() - known.keys()):
         like = difflib.get_close_matches(key, known, 1)
@@ -125,12 +125,12 @@ def _members(
     for key, kind in known.items():
         if key in value:
             wrong = list(_shape(kind.lstrip("!"), value[key], _below(path, key)))
-            yield from wrong or _said(said.get(key, {}), value, key, _below(path, key))
+            yield from wrong or _documented_problems(documented.get(key, {}), value, key, _below(path, key))
         elif kind.startswith("!"):
             yield _below(path, key), "is required"
 
 
-def _said(facts: dict[str, Any], around: dict[str, Any], key: str, path: str) -> Iterator[Found]:
+def _documented_problems(facts: dict[str, Any], around: dict[str, Any], key: str, path: str) -> Iterator[Found]:
     """Violations of an argument's documentation."""
     wanted = [one_of(*facts["of"])] if facts.get("of") else []
     wanted += [between(facts["least"], facts["most"])] if "least" in facts else []
@@ -158,8 +158,10 @@ def _with_defaults(kind: str, value: Any) -> Any:
     known = KNOWN["types"].get(kind)
     if known is None or not isinstance(value, dict):
         return value
-    said = {key: facts["default"] for key, facts in SAID.get(kind, {}).items() if facts.get("default") is not None}
-    return said | {
+    defaults = {
+        key: facts["default"] for key, facts in DOCUMENTED.get(kind, {}).items() if facts.get("default") is not None
+    }
+    return defaults | {
         key: _with_defaults(known[key].lstrip("!"), item) if key in known else item for key, item in value.items()
     }
 
@@ -168,7 +170,7 @@ def fixed(token: str, path: str) -> bool:
     """Whether a change at a path replaces the resource, according to the documentation."""
     kind = KNOWN["resources"][token]
     for key in re.sub(r"\[\d+\]", "", path).split("."):
-        if SAID.get(kind, {}).get(key, {}).get("fixed"):
+        if DOCUMENTED.get(kind, {}).get(key, {}).get("fixed"):
             return True
         kind = KNOWN["types"].get(kind, {}).get(key, "").strip("!{}[]")
     return False

@@ -94,7 +94,7 @@ def links_of(record: Record) -> Iterator[tuple[str, bool]]:
     return ((link, part) for link, part in record.get("links", []))
 
 
-def pretended() -> Cloud:
+def simulated_cloud() -> Cloud:
     folder = os.environ.get("DASKSTACK_REHEARSAL")
     if not folder:
         raise CommandError("the stand-in for gcp only works in a rehearsal, but DASKSTACK_REHEARSAL is not set")
@@ -127,7 +127,7 @@ def identify(kind: Kind, inputs: dict[str, Any], where: dict[str, str]) -> str:
     return f"{identity}/{title}" if title else identity
 
 
-def lacking(kind: Kind, where: dict[str, str]) -> list[str]:
+def missing_places(kind: Kind, where: dict[str, str]) -> list[str]:
     return [
         name
         for name in ("project", "region", "zone", "location")

@@ -68,7 +68,7 @@ def problems(token: str, inputs: dict[str, Any], config: dict[str, Any]) -> list
         return found
     found += kind.rules(inputs)
     if inputs.get("cluster") != wire.UNKNOWN:
-        for name in cloud.lacking(kind, cloud.places(inputs, config)):
+        for name in cloud.missing_places(kind, cloud.places(inputs, config)):
             found.append((name, f"is missing; set {name} here, or with `pulumi config set gcp:{name}`"))
     return found or list(refused(token, inputs))
 

@@ -58,15 +58,15 @@ def _settings() -> dict[str, Any]:
 @asynccontextmanager
 async def changing(cloud: Cloud, identity: str) -> AsyncIterator[list[str]]:
     """Apply the block's changes of a cluster's pools to the node. The list receives warnings."""
-    said: list[str] = []
+    warnings: list[str] = []
     before = pools(cloud, identity)
-    yield said
+    yield warnings
     after = pools(cloud, identity)
     record = cloud.read(identity)
     if record is None or before == after:
         return
     labels, left_out = labels_of(after)
-    said += left_out
+    warnings += left_out
     gone = labels_of(before)[0].keys() - labels.keys()
     changes = labels | dict.fromkeys(gone)
     async with _cluster(record["kubernetes"]) as cluster:

@@ -117,10 +117,10 @@ class Objects:
         if force or dry or _annotation(manifest, FORCE) == "true":
             arguments.append("--force-conflicts")
         try:
-            text, said = await self._cluster.kubectl_with_warnings(*arguments, stdin=json.dumps(manifest))
+            text, warnings = await self._cluster.kubectl_with_warnings(*arguments, stdin=json.dumps(manifest))
         except ProgramError as error:
             raise ProgramError(redacted(str(error), raw)) from None
-        return json.loads(text), redacted(said.strip(), raw)
+        return json.loads(text), redacted(warnings.strip(), raw)
 
     async def ready(self, raw: wire.Properties, found: Object, seconds: float) -> Object:
         """Wait until the object is ready, and return it. Raises PartialError on a timeout."""
@@ -170,8 +170,8 @@ def _named(identity: str) -> Object:
 
 def timeout(manifest: Object, custom: float) -> float:
     """The timeout in seconds: from the resource option, the annotation, or the default."""
-    said = _annotation(manifest, TIMEOUT)
-    return custom or (float(said) if said else SECONDS)
+    configured = _annotation(manifest, TIMEOUT)
+    return custom or (float(configured) if configured else SECONDS)
 
 
 def _annotation(manifest: Object, name: str) -> str:

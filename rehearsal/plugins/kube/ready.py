@@ -25,10 +25,10 @@ async def until_ready(cluster: Cluster, resource: str, found: Object, seconds: f
         return found
     name, namespace = found["metadata"]["name"], found["metadata"]["namespace"]
     deadline, pause = time.monotonic() + seconds, FIRST
-    while lacking := await wanted(cluster, found):
+    while reason := await wanted(cluster, found):
         if time.monotonic() + pause > deadline:
             shown = await events(cluster, namespace, name)
-            raise NotReadyError("\n".join([f"not ready after {seconds:g} s: {lacking}", *shown]))
+            raise NotReadyError("\n".join([f"not ready after {seconds:g} s: {reason}", *shown]))
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, LONGEST)
         found = json.loads(await cluster.kubectl("get", resource, name, "--namespace", namespace, "-o", "json"))
