@@ -180,6 +180,9 @@ def test_ranges_outside_private_networks_are_rejected(network: ipaddress.IPv4Net
         gke.valid_private(str(network))
 
 
+@example("-oProxyCommand=x")
+@example("-x")
+@example("a b")
 @given(TEXT | ADDRESS.map(str) | st.from_regex(r"[-a-z0-9.:%_@ ]{1,20}", fullmatch=True))
 def test_an_accepted_address_is_one_word_that_ssh_takes_for_a_host(text: str) -> None:
     try:
