@@ -484,7 +484,7 @@ def newer(stack: Stack, tmp_path: Path) -> Iterator[Path]:
 def test_the_next_up_finishes_a_killed_chart_upgrade(built: Stack, newer: Path) -> None:
     settings = exposed(built)
     kill_while(built, "pending-upgrade")
-    assert re.search(r"Release release updated", built.has(settings, TOKEN))
+    assert re.search(r"Release dask-release updated", built.has(settings, TOKEN))
     deployment = json.loads(built.kubectl("get", "deployment", "dask-worker", "--output", "json"))
     assert deployment["metadata"]["labels"]["helm.sh/chart"] == "dask-99.0.0"
     assert deployment["status"]["readyReplicas"] == 2
