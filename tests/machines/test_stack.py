@@ -46,7 +46,7 @@ def test_the_first_up_warns_about_the_limits_of_local_machines(checkout: Checkou
     warning = "root in one of them can become root of this computer"
     summary = checkout.first_up.partition("Diagnostics:")[2]  # the progress output before it also contains each message
     assert summary.count(warning) == 1
-    assert warning.split(" can ")[1] in checkout.folder.joinpath("docs/machines.md").read_text()
+    assert "can become root of your computer" in checkout.folder.joinpath("docs/machines.md").read_text()
 
 
 def test_a_clone_stays_clean_after_up(checkout: Checkout) -> None:

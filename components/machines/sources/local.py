@@ -50,7 +50,7 @@ class LocalMachines(ComponentResource):
         before = folder / "boot"  # network.sh writes it
         if not before.exists() and not is_dry_run():
             log.info(
-                "use local machines only for trying out a cluster: root on one of them can become root on this computer"
+                "use local machines only for trying out a cluster: root in one of them can become root of this computer"
                 " (docs/machines.md)",
                 self,
             )
