@@ -150,6 +150,8 @@ def _explain(error: Mapping[str, Any]) -> tuple[Place, str, Any]:
         "keys": ", ".join(keys),
         **context,
     }
+    if words.get("tag") == "None":
+        words["tag"] = format_value(None)
     if "error" in words and isinstance(error["input"], str):
         words["error"] = _truncate_value(str(words["error"]), error["input"])
     return place, _SENTENCES.get(kind, _ELSE).format(**words), right

@@ -380,6 +380,10 @@ def test_features_that_the_official_chart_lacks_are_rejected(
     assert problem(kubeconfig, **(OLDER | changed)).startswith(text)
 
 
+def test_the_official_charts_lock_is_suggested_together_with_its_python(kubeconfig: Path) -> None:
+    assert 'such as charts/official.lock with python: "3.10"' in problem(kubeconfig, chart="official")
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("Pulumi.*.yaml")), ids=lambda file: file.name)
 def test_every_shipped_stack_file_is_accepted(kubeconfig: Path, file: Path) -> None:
     cluster = yaml.safe_load(file.read_text())["config"][KEY]

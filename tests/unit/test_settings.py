@@ -902,6 +902,20 @@ def in_kubernetes(**cluster: Any) -> dict[str, Any]:
         # An unknown target or source is one problem; keys of the intended one are not reported.
         (GOOGLE | {"target": "GKE"}, "target: GKE is not allowed here; write"),
         ({"cluster": GOOGLE["cluster"]}, 'target: is missing; write e.g. "kubernetes"'),
+        (GOOGLE | {"target": None}, "target: an empty value is not allowed here; write one of"),
+        (machines_in_google_cloud(source=None), "machines.source: an empty value is not allowed here; write one of"),
+        (stack(machines={"project": "my-project"}), 'machines.source: is missing; write e.g. "compute"'),
+        (
+            existing(hosts={"head": "10.1.0.5"}),
+            'machines.hosts: {"head": "10.1.0.5"} is not a list; write e.g. [{"name"',
+        ),
+        (existing(hosts__2__address="10.1.0.0"), "machines.hosts[2].address: 10.1.0.0 is the network address"),
+        (existing(hosts__2__address="10.1.0.255"), "machines.hosts[2].address: 10.1.0.255 is the network address"),
+        (
+            machines_in_google_cloud()
+            | {"firewall": {"ssh": ["203.0.113.7/32"], "open": [{"port": 9100, "sources": ["203.0.113.0/24"]}]}},
+            "firewall.open: has no effect in Google Cloud, where the network admits only SSH; remove it",
+        ),
         (machines_in_google_cloud(source="GCP"), "machines.source: GCP is not allowed here; write"),
         (stack(machines={"source": "aws", "region": "eu-west-1"}), "machines.source: aws is not allowed"),
         (existing(source="exsiting"), "machines.source: exsiting is not allowed here; write"),
