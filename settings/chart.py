@@ -59,7 +59,7 @@ def official_conflicts(cluster: "KubernetesTarget", folder: Path) -> Iterator[Co
         place = ("environment", "lock")
         text = (
             f"pins dask {dask}, but the official chart starts commands that Dask {WITHOUT_COMMANDS} removed; write"
-            ' chart: own, or a lock with an older Dask, such as charts/official.lock without python: "3.10"'
+            ' chart: own, or a lock with an older Dask, such as charts/official.lock with python: "3.10"'
         )
         yield Conflict(place, text)
 
