@@ -284,7 +284,7 @@ pulumi.export("vm", [vm.networkInterfaces, vm.id])
     for group in ("addresses", "firewall-rules"):
         assert len(cloud.list(f"compute {group}")) == 1
 
-    assert "machineType changes only while the machine is off" in cloud.fails(machine % "e2-large")
+    assert "cannot change machineType while the machine runs" in cloud.fails(machine % "e2-large")
     assert "8 deleted" in cloud.destroy()
     assert cloud.files == set()
 
@@ -345,7 +345,7 @@ def test_the_stand_in_rejects_unsupported_inputs_by_name(cloud, program, config,
 
 def test_without_credentials_nothing_starts_and_the_error_names_a_remedy(cloud):
     del cloud.project.environment["GOOGLE_OAUTH_ACCESS_TOKEN"]
-    assert "no credentials for Google Cloud: set GOOGLE_OAUTH_ACCESS_TOKEN" in cloud.fails(NETWORK)
+    assert "no credentials for Google Cloud; set GOOGLE_OAUTH_ACCESS_TOKEN" in cloud.fails(NETWORK)
     assert "1 updated" in cloud.up("", accessToken="none")
 
 

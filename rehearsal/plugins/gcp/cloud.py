@@ -48,7 +48,7 @@ class Cloud:
         for link, _ in links_of(record):
             if last(link) != "default" and self.read(link) is None:
                 raise CommandError(
-                    f"{link}, which {identity} refers to, was not found (notFound); a rehearsal starts empty"
+                    f"{link} was not found (notFound); {identity} refers to it, and a rehearsal starts empty"
                 )
 
     def trust(self, authority: str) -> None:
