@@ -42,7 +42,8 @@ def main(stack: str) -> None:
     answer = input(f"{name} lets nobody reach the scheduler's machine. Let in your own address {own}? [y/N] ")
     if answer.strip().lower() in ("y", "yes"):
         place = f"{KEY}.firewall.ssh[0]"
-        engine.pulumi(stack, "config", "set", "--path", "--plaintext", place, f"{own}/32", check=True)
+        if engine.pulumi(stack, "config", "set", "--path", "--plaintext", place, f"{own}/32").returncode:
+            raise engine.EngineError(f"the address could not be written into {name}: Pulumi's reason is above")
         print(f"Written into {name}: firewall.ssh: [{own}/32]")
 
 

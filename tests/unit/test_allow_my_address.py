@@ -57,7 +57,7 @@ def test_the_address_is_written_only_for_who_says_yes(
     done: list[tuple[str, ...]] = []
     monkeypatch.setattr(allow_my_address, "address", lambda: "198.51.100.4")
     monkeypatch.setattr(configuration, "read", lambda stack: closed())
-    monkeypatch.setattr(engine, "pulumi", lambda *words, **_: done.append(words))
+    monkeypatch.setattr(engine, "pulumi", lambda *words: done.append(words) or SimpleNamespace(returncode=0))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal))
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
     allow_my_address.main("vms")
