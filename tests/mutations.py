@@ -329,7 +329,7 @@ TASKS = [
     Mutation(
         "metadata-of-pods",
         "Pods cannot reach the metadata server of a cloud.",
-        "charts/dask/templates/config.yaml",
+        "charts/dask/templates/network-policy.yaml",
         " 169.254.0.0/16,",
         "",
         "tests/kubernetes/test_chart.py::test_pods_reach_dns_and_the_internet_but_not_metadata_servers_or_private_networks",
@@ -345,7 +345,7 @@ TASKS = [
     Mutation(
         "tokens-for-all-pods",
         "Pods get no token for Kubernetes, except a scheduler that scales workers.",
-        "charts/dask/templates/_helpers.tpl",
+        "charts/dask/templates/_pod.tpl",
         "automountServiceAccountToken: {{ not (empty $account) }}",
         "automountServiceAccountToken: true",
         "tests/kubernetes/test_chart.py::test_only_a_scheduler_that_scales_workers_gets_a_token_with_no_other_permission",
@@ -361,7 +361,7 @@ TASKS = [
     Mutation(
         "environment-writable",
         "A task cannot change its pod's environment.",
-        "charts/dask/templates/_helpers.tpl",
+        "charts/dask/templates/_pod.tpl",
         "{name: environment, mountPath: /opt/dask, readOnly: true}",
         "{name: environment, mountPath: /opt/dask}",
         "tests/kubernetes/test_chart.py::test_tasks_cannot_change_the_environment_and_their_storage_is_limited",
@@ -526,7 +526,7 @@ DOORS = [
     ),
     Mutation(
         "dashboard-routes",
-        "Dashboards have no routes that change the cluster.",
+        "Dask settings that add routes to dashboards which change the cluster are rejected.",
         "settings/machines.py",
         "    **OPEN_CONFIG,\n",
         "",
@@ -607,7 +607,7 @@ DOORS = [
     Mutation(
         "foreign-pods",
         "A network policy admits only the release's own pods.",
-        "charts/dask/templates/config.yaml",
+        "charts/dask/templates/network-policy.yaml",
         "        {{- range .Values.networkPolicy.sources }}",
         "        - ipBlock: {cidr: 0.0.0.0/0}\n        {{- range .Values.networkPolicy.sources }}",
         "tests/kubernetes/test_chart.py::test_a_load_balancer_admits_only_its_source_networks_and_preserves_client_addresses",
@@ -615,7 +615,7 @@ DOORS = [
     Mutation(
         "no-network-policy",
         "Foreign pods cannot reach any port of the release.",
-        "charts/dask/templates/config.yaml",
+        "charts/dask/templates/network-policy.yaml",
         "{{- if .Values.networkPolicy.enabled }}",
         "{{- if false }}",
         "tests/kubernetes/test_release.py::test_network_policies_block_other_pods_and_access_to_private_networks",
@@ -623,7 +623,7 @@ DOORS = [
     Mutation(
         "private-networks",
         "Pods reach only the private networks that the stack lists.",
-        "charts/dask/templates/config.yaml",
+        "charts/dask/templates/network-policy.yaml",
         "[10.0.0.0/8, ",
         "[",
         "tests/kubernetes/test_chart.py::test_pods_reach_dns_and_the_internet_but_not_metadata_servers_or_private_networks",
@@ -898,7 +898,7 @@ SECRETS = [
     Mutation(
         "secret-env-in-config-map",
         "Pods read `dask:secretEnv` from a Secret.",
-        "charts/dask/templates/_helpers.tpl",
+        "charts/dask/templates/_pod.tpl",
         "- secretRef: {name: {{ . }}}",
         "- configMapRef: {name: {{ . }}}",
         "tests/kubernetes/test_chart.py::test_tasks_cannot_change_the_environment_and_their_storage_is_limited",
@@ -956,7 +956,7 @@ SECRETS = [
 MONEY = [
     Mutation(
         "hourly-cost-of-all-nodes",
-        "A stack that can cost more than `limits.hourlyCost` with its maximum number of nodes is rejected.",
+        "A stack that can cost more than `limits.hourlyCost` is rejected.",
         "settings/cost.py",
         "(most := maximum(bill)) > limits.hourly_cost",
         "(most := total(bill)[0]) > limits.hourly_cost",
