@@ -430,8 +430,8 @@ def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) ->
     [
         ({"workers": ["worker-1-1", "worker-2-1", "worker-3-1"]}, "missing ['worker-3-1'], unexpected none"),
         ({"workers": ["worker-1-1"]}, "missing none, unexpected ['worker-2-1']"),
-        ({"packages": {"dask": "2020.1.0"}}, "and 2020.1.0 in the lock"),
-        ({"python": "3.9"}, "and 3.9 in the lock"),
+        ({"packages": {"dask": "2020.1.0"}}, "but 2020.1.0 in the lock"),
+        ({"python": "3.9"}, "but 3.9 in the lock"),
         ({"data": "/var/tmp"}, "cannot read what"),
     ],
 )
