@@ -17,7 +17,7 @@ from bench.rig import ADMIN, Rig, Run, inside, run
 from daskstack.engine import PROJECT
 from on_this_computer import send_environment
 from rehearsal.machines import Machine
-from tools.uv import bench_venv
+from tools.python_packages import bench_venv
 
 HERE = Path(__file__).parent
 # The files that `up` writes to a machine, except keys and certificates: the playbook copies them.

@@ -16,7 +16,8 @@ from bench.figures import Comparison
 from bench.job import seconds_of, series
 from bench.rig import run
 from components.kubernetes.dask_on_kubernetes import CHART, CHECK, JUPYTER_LOCK, PARTS, UV, chart_values, jupyter_config
-from components.kubernetes.identities import jupyter_hash, jupyter_secret, tls_identities
+from components.kubernetes.jupyter_password import jupyter_hash, jupyter_secret
+from components.kubernetes.tls import tls_identities
 from daskstack import connection
 from daskstack.engine import PROJECT
 from settings import lock

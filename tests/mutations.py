@@ -221,7 +221,7 @@ DATA = [
     Mutation(
         "all-restart-at-once",
         "Workers restart on one machine at a time.",
-        "on_the_cluster/steps/common.sh",
+        "on_the_cluster/steps/common/restarts.sh",
         "flock -w $patience 9 && echo held",
         "echo held",
         "tests/machines/test_session.py::test_workers_restart_one_machine_at_a_time",
@@ -245,7 +245,7 @@ DATA = [
     Mutation(
         "mount-in-a-circle",
         "The shared directory is mounted after a boot: its units have no dependency cycle.",
-        "on_the_cluster/steps/data.sh",
+        "on_the_cluster/steps/data/units.sh",
         "DefaultDependencies=no\n",
         "",
         "tests/machines/test_steps.py::test_the_units_have_no_dependency_cycle",
@@ -698,7 +698,7 @@ KEYS = [
     Mutation(
         "authoritys-key-kept",
         "The key of the authority that signs certificates for a cluster in Kubernetes is never stored.",
-        "components/kubernetes/identities.py",
+        "components/kubernetes/tls.py",
         '"tls.key": key.private_bytes(PEM,',
         '"tls.key": authority.private_bytes(PEM,',
         "tests/unit/test_kubernetes_settings.py::test_the_authoritys_private_key_is_not_stored",
@@ -775,7 +775,7 @@ KEYS = [
     Mutation(
         "everybody-signs",
         "Only the authority's certificate can sign other certificates.",
-        "components/kubernetes/identities.py",
+        "components/kubernetes/tls.py",
         "key.public_key(), False),",
         "key.public_key(), True),",
         "tests/unit/test_kubernetes_settings.py::test_no_certificate_but_the_authoritys_can_sign_others",
@@ -1144,7 +1144,7 @@ SUPPLY = [
     Mutation(
         "packages-without-hashes",
         "Every installation of Python packages on your computer requires hashes.",
-        "tools/uv.py",
+        "tools/python_packages.py",
         '"install", "--require-hashes", "--python", python',
         '"install", "--python", python',
         "tests/unit/test_install.py::test_every_installation_of_python_packages_requires_hashes",

@@ -30,8 +30,8 @@ from daskstack import engine
 from daskstack.engine import COMMAND, GCP_PLUGIN, KUBERNETES_PLUGIN, MINIMUM, PROJECT, VERSION, dotted
 from rehearsal import programs
 from tools.debian import KUBERNETES, TEST, for_machines, install_packages
+from tools.python_packages import install_bench_venv, install_venv, uv
 from tools.running import CACHE, InstallError, made_whole, one_at_a_time, phase, run, say, which
-from tools.uv import install_bench_venv, install_venv, uv
 
 SITE = "https://get.pulumi.com/releases/sdk"
 ACTIONLINT = "v1.7.12"

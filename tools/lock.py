@@ -10,8 +10,8 @@ import os
 import sys
 
 from daskstack.engine import PROJECT
+from tools.python_packages import PYTHON, uv
 from tools.running import InstallError, one_at_a_time, phase, run
-from tools.uv import PYTHON, uv
 
 UNIVERSAL = ("--universal", "--python-version", PYTHON, "--generate-hashes", "--no-emit-index-url")
 # uv's arguments for each lock; paths from the top of the project. A lock that constrains others precedes them.
@@ -21,7 +21,7 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
 }
 PROJECTS: dict[str, tuple[str, ...]] = {
     "tools/uv.txt": (*UNIVERSAL, "tools/uv.in"),  # first, so that the new uv writes the other files
-    # Constrained, so that .venv has the versions of these files; tools/uv.py says what happens if they differ.
+    # Constrained, so that .venv has the versions of these files; see tools/python_packages.py.
     "requirements.txt": (*UNIVERSAL, "--group", "program", "-c", "environment.lock"),
     "tests/requirements.txt": (*UNIVERSAL, "--group", "test", "-c", "requirements.txt", "-c", "environment.lock"),
     "bench/requirements.txt": (*UNIVERSAL, "--group", "bench"),

@@ -12,7 +12,8 @@ from pulumi import ComponentResource, Input, Output, ResourceOptions, Stash, log
 from pulumi_command import local
 
 from components.kubernetes import chart_values
-from components.kubernetes.identities import jupyter_hash, jupyter_secret, tls_identities
+from components.kubernetes.jupyter_password import jupyter_hash, jupyter_secret
+from components.kubernetes.tls import tls_identities
 from components.machines.client_keys import notice
 from daskstack import client_output
 from daskstack.engine import PROJECT, digest

@@ -97,9 +97,9 @@ class Step:
 
 
 def script(state: str, variables: Mapping[str, str]) -> str:
-    """The standard input of the machine's shell: assignments, common.sh, and the step."""
+    """The standard input of the machine's shell: assignments, `common`, and the step."""
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(variables.items()))
-    return assignments + (STEPS / "common.sh").read_text() + step_text(state)
+    return assignments + step_text("common") + step_text(state)
 
 
 def step_text(state: str) -> str:

@@ -143,22 +143,12 @@ adapt_file_system() {
 mount_all() {
   need sshfs sshfs fuse-sshfs
   need fusermount3 fuse3
-  local data below=''
+  local data
   data=$(systemd-escape --path "$DATA_PATH")
-  if [ "$HOLDS" = yes ]; then
-    # The order matters: if DISK were bound after the mount, it would show the mount itself, which would wait for
-    # itself. By default an automount starts before every service. That would be an ordering cycle, and systemd resolves
-    # a cycle at boot by dropping one of its jobs.
-    below="Requires=$DISK_UNIT
-After=$DISK_UNIT
-DefaultDependencies=no
-Conflicts=umount.target
-Before=umount.target"
-    disk_unit | put $UNITS/$DISK_UNIT 0644 root:root
-  fi
+  [ "$HOLDS" != yes ] || disk_unit | put $UNITS/$DISK_UNIT 0644 root:root
   mount_unit | put "$UNITS/$data.mount" 0644 root:root
   watch_unit "$data" | put $UNITS/$WATCH_UNIT 0644 root:root
-  automount_unit "$below" | put "$UNITS/$data.automount" 0644 root:root
+  automount_unit | put "$UNITS/$data.automount" 0644 root:root
   if [ $changed = yes ]; then
     systemctl daemon-reload
     systemctl stop "$data.automount" "$data.mount"

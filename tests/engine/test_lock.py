@@ -12,7 +12,7 @@ import pytest
 
 from on_this_computer.send_environment import sha256
 from tests.checkout import Checkout
-from tools import lock, running, uv
+from tools import lock, python_packages, running
 
 # The project's own package, whose build needs no other package.
 PACKAGE = """[project]
@@ -90,12 +90,12 @@ def test_the_program_runs_with_the_clusters_version_of_a_package(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.joinpath("tools").mkdir()
-    shutil.copy(uv.PROJECT / "tools/uv.txt", tmp_path / "tools")  # tells which uv is ours
+    shutil.copy(python_packages.PROJECT / "tools/uv.txt", tmp_path / "tools")  # tells which uv is ours
     wheel(tmp_path, "package", "1.0")
     tmp_path.joinpath("pyproject.toml").write_text(PACKAGE)
     tmp_path.joinpath("backend.py").write_text(BACKEND)
-    monkeypatch.setattr(uv, "PROJECT", tmp_path)
-    monkeypatch.setattr(uv, "PYTHON", sys.executable)
+    monkeypatch.setattr(python_packages, "PROJECT", tmp_path)
+    monkeypatch.setattr(python_packages, "PYTHON", sys.executable)
     tmp_path.joinpath("requirements.txt").write_text(
         wheel(wheels, "program", "1.0", "tiny<3") + wheel(wheels, "tiny", "1.0")
     )
@@ -105,21 +105,21 @@ def test_the_program_runs_with_the_clusters_version_of_a_package(
         return {path.name.removesuffix(".dist-info") for path in tmp_path.glob(".venv/lib/*/site-packages/*.dist-info")}
 
     environment.write_text(wheel(wheels, "tiny", "2.0") + wheel(wheels, "users", "1.0"))
-    uv.install_venv("requirements.txt")
+    python_packages.install_venv("requirements.txt")
     assert installed() == {"package-1.0", "program-1.0", "tiny-2.0", "users-1.0"}
     environment.write_text(wheel(wheels, "tiny", "2.0"))
-    uv.install_venv("requirements.txt")
+    python_packages.install_venv("requirements.txt")
     assert installed() == {"package-1.0", "program-1.0", "tiny-2.0"}
 
     environment.write_text(wheel(wheels, "tiny", "3.0"))
     for _ in range(2):  # a second `make up` does not go on with what the first one refused
         with pytest.raises(running.InstallError, match=r"`program` requires `tiny<3`.*\n.*environment\.in.*make lock"):
-            uv.install_venv("requirements.txt")
+            python_packages.install_venv("requirements.txt")
 
     wrong = re.sub("sha256:.{8}", "sha256:00000000", wheel(wheels, "tiny", "2.0"))
     environment.write_text(wrong)
     with pytest.raises(running.InstallError, match="ash mismatch"):
-        uv.install_venv("requirements.txt")
+        python_packages.install_venv("requirements.txt")
 
 
 @pytest.mark.parametrize("name", lock.ENVIRONMENT | lock.PROJECTS)

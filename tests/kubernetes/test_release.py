@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from components.kubernetes.identities import tls_identities
+from components.kubernetes.tls import tls_identities
 from daskstack import client_output, connection, status_and_logs
 from daskstack.engine import PROJECT, engine
 from daskstack.route import wake, way_to

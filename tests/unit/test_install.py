@@ -15,7 +15,7 @@ import pytest
 
 import settings.lock
 from daskstack import engine
-from tools import debian, install, running, unlock, uv
+from tools import debian, install, python_packages, running, unlock
 
 PROJECT = engine.PROJECT
 
@@ -258,7 +258,10 @@ def test_versions_that_are_written_twice_agree():
     assert f"pulumi-command=={engine.COMMAND}" in dependencies
     modules = (PROJECT / "rehearsal" / "engine" / "go.mod").read_text()
     assert f"github.com/pulumi/pulumi/pkg/v3 v{engine.VERSION}\n" in modules
-    assert f"--python-version {uv.PYTHON} " in (PROJECT / "environment.lock").read_text().splitlines()[1] + " "
+    assert (
+        f"--python-version {python_packages.PYTHON} "
+        in (PROJECT / "environment.lock").read_text().splitlines()[1] + " "
+    )
 
 
 def test_the_lock_is_the_users_alone_and_is_not_waited_for_without_end(
@@ -283,6 +286,6 @@ def test_a_linked_environment_is_left_to_its_own_folder(tmp_path: Path, monkeypa
     (tmp_path / ".venv").symlink_to(tmp_path / "other")
     for name in ("requirements.txt", "environment.lock", "pyproject.toml"):
         shutil.copy(PROJECT / name, tmp_path)
-    monkeypatch.setattr(uv, "PROJECT", tmp_path)
-    monkeypatch.setattr(uv, "run", lambda *_, **__: pytest.fail("something was installed"))
-    uv.install_venv("requirements.txt")
+    monkeypatch.setattr(python_packages, "PROJECT", tmp_path)
+    monkeypatch.setattr(python_packages, "run", lambda *_, **__: pytest.fail("something was installed"))
+    python_packages.install_venv("requirements.txt")

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import settings.secret_env
 from components.kubernetes import chart_values
-from components.kubernetes.identities import jupyter_hash, tls_identities
+from components.kubernetes.jupyter_password import jupyter_hash
+from components.kubernetes.tls import tls_identities
 from on_this_computer.check_namespace import refusal
 from settings import lock
 from settings.chart import CHARTS, KUBERNETES_OBJECTS, default_values, unknown_values

@@ -10,7 +10,7 @@ import pytest
 
 from daskstack import project
 from daskstack.engine import PROJECT
-from tools.uv import uv
+from tools.python_packages import uv
 
 FREE = {"PATH": "/usr/bin:/bin"}  # no PYTHONPATH, no DASKSTACK_PROJECT
 

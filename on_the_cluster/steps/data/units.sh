@@ -62,10 +62,19 @@ UNIT
 }
 
 automount_unit() {
+  local below=''
+  # The order matters: if DISK were bound after the mount, it would show the mount itself, which would wait for itself.
+  # By default an automount starts before every service. That would be an ordering cycle, and systemd resolves a cycle at
+  # boot by dropping one of its jobs.
+  [ "$HOLDS" != yes ] || below="Requires=$DISK_UNIT
+After=$DISK_UNIT
+DefaultDependencies=no
+Conflicts=umount.target
+Before=umount.target"
   cat <<UNIT
 [Unit]
 Description=Shared directory of the Dask cluster, mounted on first access
-$1
+$below
 
 [Automount]
 Where=$DATA_PATH

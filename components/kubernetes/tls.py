@@ -1,12 +1,10 @@
-"""Keys, certificates and passwords of a cluster in Kubernetes.
+"""TLS keys and certificates of a cluster in Kubernetes.
 
 The first `up` creates them. They are in the stack's state, encrypted, and in Secrets.
 """
 
-import secrets
 from datetime import UTC, datetime, timedelta
 
-from argon2 import PasswordHasher
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -62,13 +60,3 @@ def _usage(signs: bool) -> x509.KeyUsage:
     others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign",
               "encipher_only", "decipher_only")  # fmt: skip
     return x509.KeyUsage(digital_signature=not signs, key_cert_sign=signs, **dict.fromkeys(others, False))
-
-
-def jupyter_secret() -> dict[str, str]:
-    """A random `password`, and a `salt` in hex for the hash of any password."""
-    return {"password": secrets.token_urlsafe(18), "salt": secrets.token_hex(16)}
-
-
-def jupyter_hash(password: str, salt: str) -> str:
-    """The password as jupyter_server_config.json expects it. The salt is an argument so that `up` changes nothing."""
-    return "argon2:" + PasswordHasher().hash(password, salt=bytes.fromhex(salt))
