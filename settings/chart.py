@@ -19,11 +19,10 @@ from settings.common import (
     Place,
     covers_the_world,
     format_value,
-    valid_argument,
     valid_network,
     valid_variable,
 )
-from settings.pods import ARGUMENTS
+from settings.dask_arguments import PODS_ARGUMENTS, valid_argument
 
 if TYPE_CHECKING:
     from settings.kubernetes import KubernetesTarget
@@ -127,7 +126,7 @@ def _value_problems(place: Place, value: Any) -> Iterator[str]:
                 yield str(error)
         case ("additional_worker_groups", int(), "extraArgs", int()):
             try:
-                valid_argument(ARGUMENTS, value)
+                valid_argument(PODS_ARGUMENTS, value)
             except ValueError as error:
                 yield str(error)
         case ("networkPolicy", "sources"):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic.alias_generators import to_camel
@@ -85,25 +85,6 @@ def valid_amount(found: object) -> object:
     return found
 
 
-# Dashboards have no login, so options that do more than display data are rejected.
-OPEN_ARGUMENTS = {"--(no-)?jupyter": "remove it, because anyone who can reach the dashboard could run code"}
-OPEN_CONFIG = {
-    r"distributed\.(scheduler|worker)\.http\.routes": (
-        "remove it, because dashboards have no login and some routes change the cluster"
-    )
-}
-
-
-def valid_argument(refused: Mapping[str, str], word: str) -> str:
-    flag = re.split(r"[=\s]", word)[0]
-    for pattern, remedy in refused.items():
-        if re.fullmatch(pattern, flag):
-            raise ValueError(f"{flag} is set by this program; {remedy}")
-    if not word.isprintable() or not re.match(r"-[\w-]+(=|$)|[^-]", word):
-        raise ValueError(f'{word!r} is not a single argument; write e.g. ["--preload", "my.module"]')
-    return word
-
-
 # Environment variables that this program sets in containers.
 _VARIABLES = (
     r"PATH|HOME|POD_NAME|RESTART|IDLE_\w+|KUBERNETES_\w+|JUPYTER_(TOKEN|NO_CONFIG|CONFIG_\w+)|PYTHONPYCACHEPREFIX"
@@ -144,15 +125,6 @@ def valid_duration(text: str) -> str:
 
 def seconds(duration: str) -> int:
     return int(duration[:-1]) * SECONDS[duration[-1]]
-
-
-def dotted_names(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        name = prefix + key.replace("_", "-")  # Dask treats both alike
-        if value and isinstance(value, dict):
-            yield from dotted_names(value, name + ".")
-        else:
-            yield name
 
 
 class Section(BaseModel):
@@ -252,11 +224,3 @@ def lock_conflicts(environment: Environment, folder: Path) -> Iterator[Conflict]
         for setting, text in error.problems:
             place = ("environment", setting)
             yield Conflict(place, text)
-
-
-def config_conflicts(config: dict[str, Any], refused: Mapping[str, str]) -> Iterator[Conflict]:
-    """Keys of Dask's configuration that this program sets. `refused` maps patterns to remedies."""
-    for name in dotted_names(config):
-        for pattern, remedy in refused.items():
-            if re.fullmatch(pattern, name):
-                yield Conflict(("dask", "config", name), f"is set by this program; {remedy}")

@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field
 from settings import cost, lock
 from settings.chart import official_conflicts, value_conflicts
 from settings.common import (
-    OPEN_CONFIG,
     Conflict,
     Credentials,
     Environment,
@@ -23,12 +22,12 @@ from settings.common import (
     Place,
     Prices,
     Section,
-    config_conflicts,
     lock_conflicts,
     memory,
     valid_variable,
     world_conflicts,
 )
+from settings.dask_arguments import KUBERNETES_CONFIG, config_conflicts
 from settings.gke import GkeSource
 from settings.gke_cost import bill, cost_conflicts
 from settings.pods import Arguments, Expose, Jupyter, KubernetesWorkers, Packages, Scheduler, valid_image, valid_label
@@ -89,9 +88,6 @@ class KubernetesDask(Section):
     """Environment variables for the scheduler, workers and notebooks."""
     tls: bool = True
     """Mutual TLS between the scheduler, workers and clients. The official chart does not support it."""
-
-
-CONFIG = {r"(distributed\.comm\.)?(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls", **OPEN_CONFIG}
 
 
 class KubernetesTarget(Section):
@@ -201,7 +197,7 @@ class KubernetesTarget(Section):
             )
             yield Conflict(place, text)
         yield from _exposure_conflicts(self)
-        yield from config_conflicts(self.dask.config, CONFIG)
+        yield from config_conflicts(self.dask.config, KUBERNETES_CONFIG)
         yield from lock_conflicts(self.environment, folder)
         yield from _package_conflicts(self, folder)
         if self.chart == "official":

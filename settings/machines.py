@@ -10,8 +10,6 @@ from pydantic import AfterValidator, Field
 
 from settings import cost
 from settings.common import (
-    OPEN_ARGUMENTS,
-    OPEN_CONFIG,
     Conflict,
     Credentials,
     Environment,
@@ -21,14 +19,13 @@ from settings.common import (
     Place,
     Prices,
     Section,
-    config_conflicts,
     dotted,
     lock_conflicts,
-    valid_argument,
     valid_memory,
     world_conflicts,
 )
 from settings.compute import ComputeSource, MachineLimits, compute_conflicts
+from settings.dask_arguments import MACHINES_ARGUMENTS, MACHINES_CONFIG, config_conflicts, valid_argument
 from settings.existing import ExistingSource, existing_conflicts, unknown_machine
 from settings.folders import NO_DATA, NO_SPILL, is_below, valid_folder, valid_mount_option
 
@@ -45,27 +42,7 @@ def valid_port(lowest: int, port: int) -> int:
     return port
 
 
-ARGUMENTS = {
-    "--(port|dashboard-address)": "use dask.ports",
-    "--(worker|nanny)-port": "use dask.ports.workers",
-    "--nthreads": "use workers.threads",
-    "--nworkers": "use workers.perMachine",
-    "--memory-limit": "use workers.memoryLimit",
-    "--local-directory": "use workers.spill",
-    "--protocol|--tls-.*": "use dask.tls",
-    "--(contact-address|host|interface|listen-address|name|pid-file|scheduler-(file|port)|version)": "remove it",
-    **OPEN_ARGUMENTS,
-}
-
-
-CONFIG = {
-    r"distributed\.comm\.(default-scheme|require-encryption|tls(\..*)?)": "use dask.tls",
-    "temporary-directory": "use workers.spill",
-    **OPEN_CONFIG,
-}
-
-
-Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, ARGUMENTS))], ...], Listed]
+Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, MACHINES_ARGUMENTS))], ...], Listed]
 DaskPort = Annotated[int, AfterValidator(partial(valid_port, 1024))]
 ARGUMENTS_EXAMPLE = [["--preload", "my.module"]]
 OPEN_EXAMPLE = [[{"port": 9100, "sources": ["203.0.113.0/24"]}]]
@@ -242,7 +219,7 @@ class MachinesTarget(Section):
         for index, opened in enumerate(self.firewall.open):
             lists["firewall", "open", index, "sources"] = opened.sources
         yield from world_conflicts(lists)
-        yield from config_conflicts(self.dask.config, CONFIG)
+        yield from config_conflicts(self.dask.config, MACHINES_CONFIG)
         yield from _port_conflicts(self)
         yield from lock_conflicts(self.environment, folder)
 

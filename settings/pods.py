@@ -8,14 +8,13 @@ from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from settings.common import (
-    OPEN_ARGUMENTS,
     Listed,
     Networks,
     Section,
     valid_amount,
-    valid_argument,
     valid_memory,
 )
+from settings.dask_arguments import PODS_ARGUMENTS, valid_argument
 from settings.gke import LABEL_NAME, LABEL_VALUE, Labels, object_matching
 
 
@@ -75,15 +74,7 @@ Toleration = Annotated[
         'a toleration; write e.g. {"key": "team", "operator": "Exists", "effect": "NoSchedule"}',
     ),
 ]
-ARGUMENTS = {
-    "--nthreads": "use workers.threads",
-    "--memory-limit": "use workers.memory",
-    "--protocol|--tls-.*": "use dask.tls",
-    "--(port|dashboard-address|contact-address|host|interface|listen-address|local-directory|name|nworkers|pid-file"
-    "|scheduler-(file|port)|version|help)": "remove it",
-    **OPEN_ARGUMENTS,
-}
-Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, ARGUMENTS))], ...], Listed]
+Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, PODS_ARGUMENTS))], ...], Listed]
 
 
 class Pod(Section):

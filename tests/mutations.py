@@ -527,17 +527,17 @@ DOORS = [
     Mutation(
         "dashboard-routes",
         "Dask settings that add routes to dashboards which change the cluster are rejected.",
-        "settings/machines.py",
-        "    **OPEN_CONFIG,\n",
-        "",
+        "settings/dask_arguments.py",
+        r'r"distributed\.(scheduler|worker)\.http\.routes": (',
+        r'r"distributed\.nothing": (',
         "tests/unit/test_settings.py::test_dashboards_get_no_routes_that_act_on_the_cluster",
     ),
     Mutation(
         "notebooks-on-dashboard",
         "Dashboards serve no notebooks.",
-        "settings/machines.py",
-        "    **OPEN_ARGUMENTS,\n",
-        "",
+        "settings/dask_arguments.py",
+        '_OPEN_ARGUMENTS = {"--(no-)?jupyter": ',
+        '_OPEN_ARGUMENTS = {"--notebook": ',
         "tests/unit/test_settings.py::test_a_reserved_argument_is_reported_with_its_setting",
     ),
     Mutation(
