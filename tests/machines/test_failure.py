@@ -154,7 +154,7 @@ def test_a_full_disk_is_reported_and_the_next_up_recovers(checkout: Checkout, ma
         printed = checkout.make("up", succeeds=False)
     finally:
         worker.ssh("sudo umount -l /opt/daskstack")
-    assert re.search(r"the disk of /opt/daskstack on worker-1 is full \(\d MB left\): make room there", printed)
+    assert re.search(r"the disk of /opt/daskstack on worker-1 is full \(\d MB left\); free some space", printed)
 
     over = threading.Event()
 

@@ -244,7 +244,7 @@ def test_the_step_fails_before_it_would_shut_out_your_address(guest: Guest) -> N
 
 
 def test_the_step_fails_before_it_would_close_the_ssh_port_in_use(guest: Guest) -> None:
-    assert "came in on port 22" in guest.refuses(SSH_PORT="2222")
+    assert "this connection uses port 22" in guest.refuses(SSH_PORT="2222")
 
 
 ROLLBACK = "daskstack-firewall-rollback"

@@ -313,7 +313,7 @@ def test_a_network_that_this_computer_routes_to_is_not_used(route, tmp_path):
     assert network_among(f"ip route add {route}", tmp_path) not in (free, "")
     # A network that is already in use by machines does not change.
     (tmp_path / "stack" / "network").write_text(f"{free}\n")
-    assert f"{free} of stack stack is now used" in network_among(f"ip route add {route}", tmp_path)
+    assert f"{free} of stack stack for something else" in network_among(f"ip route add {route}", tmp_path)
 
 
 def test_a_vpn_that_uses_all_of_10_leaves_other_private_networks(tmp_path):
