@@ -67,7 +67,7 @@ class Bare(Pair):
 
     def step(self, machine: Machine, state: str, **variables: str) -> dict[str, str]:
         printed = super().step(machine, state, **variables)
-        self.installed |= {(state, each) for each in re.findall(r"^installing (\S+), for", self.said, re.MULTILINE)}
+        self.installed |= {(state, each) for each in re.findall(r"^installing (\S+) for", self.said, re.MULTILINE)}
         return printed
 
 

@@ -222,10 +222,10 @@ def test_a_path_in_use_by_the_machine_is_rejected_before_anything_changes(guest:
     before = {machine.name: snapshot(machine) for machine in (guest.head, guest.hand)}
     for machine in (guest.head, guest.hand):
         for path, reason in {
-            "/data": "is a mount of this machine's own; use a folder below it, such as /data/dask",
-            "/linked": "leads through a symbolic link to /big",
-            "/linked/dask": "leads through a symbolic link to /big/dask",
-            "/srv/ledger": "is used by a service of this machine: it has /srv/ledger of user ledger",
+            "/data": "is already a mount point on this machine; use a folder below it, such as /data/dask",
+            "/linked": "contains a symbolic link and resolves to /big on this machine",
+            "/linked/dask": "contains a symbolic link and resolves to /big/dask on this machine",
+            "/srv/ledger": "is used by a service of this machine: it contains /srv/ledger of user ledger",
             "/srv/read": "has files open in it",
         }.items():
             done = guest.first(machine, "data", **guest.data_variables(machine, path))
