@@ -22,6 +22,7 @@ version = "1.0"
 requires = []
 build-backend = "backend"
 backend-path = ["."]
+[tool.uv.build-backend]
 """
 BACKEND = """import os, shutil
 def build_editable(folder, config_settings=None, metadata_directory=None):
