@@ -121,17 +121,16 @@ def tool(name: str, stack: str, *, check: bool = True) -> None:
 
 def run(command: list, environ: Mapping[str, str]) -> int:
     """Runs a program on this terminal. It gets Ctrl-C directly and decides how to end, so this process waits."""
-    with subprocess.Popen(list(map(str, command)), cwd=engine.checked_project(), env=environ) as process:
-        handlers = {
-            signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
-        }
-        try:
+    # Before the program starts, because Ctrl-C can come at once. The program itself does not inherit this handler.
+    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    try:
+        with subprocess.Popen(list(map(str, command)), cwd=engine.checked_project(), env=environ) as process:
+            handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
             status = process.wait()
-            return status if status >= 0 else 128 - status  # as a shell reports a signal
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        return status if status >= 0 else 128 - status  # as a shell reports a signal
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def succeeded(status: int) -> None:

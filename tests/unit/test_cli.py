@@ -79,3 +79,30 @@ def test_after_ctrl_c_a_command_waits_until_pulumi_has_ended() -> None:
         assert process.stdout.readline() == "ready\n"
         os.killpg(process.pid, signal.SIGINT)
         assert process.communicate(timeout=60)[0] == "written\n7\n"
+
+
+RUN_INTERRUPTED_AT_ONCE = """
+import os, signal, subprocess
+from daskstack import stack_commands
+
+class Popen(subprocess.Popen):
+    def __init__(self, *words, **options):
+        super().__init__(*words, **options)
+        os.killpg(0, signal.SIGINT)
+
+subprocess.Popen = Popen
+print(stack_commands.run(["sleep", "60"], {"PATH": "/usr/bin:/bin"}))
+"""
+
+
+def test_ctrl_c_while_pulumi_starts_is_no_traceback() -> None:
+    # This process can ignore SIGINT, as in a script's background; its children then would, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN_INTERRUPTED_AT_ONCE],
+            cwd=engine.PROJECT, capture_output=True, text=True, timeout=60, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (done.stdout, done.stderr) == ("130\n", "")
