@@ -183,7 +183,7 @@ DATA = [
         "A changed step runs again in place, because Pulumi would undo a replaced step after its successor has run.",
         "components/machines/step.py",
         "            add_previous_output_in_env=False,\n",
-        "            add_previous_output_in_env=False,\n            triggers=[stdin],\n",
+        "            add_previous_output_in_env=False,\n            triggers=[self.stdin],\n",
         "tests/engine/test_program.py::test_a_changed_step_runs_again_in_place",
     ),
     Mutation(
@@ -932,7 +932,7 @@ SECRETS = [
         "Neither a step's script nor its variables are on a command line.",
         "components/machines/step.py",
         'create=f"{privilege}bash -s first",',
-        'create=stdin.apply(lambda text: f"{privilege}bash -c {shlex.quote(text)} - first"),',
+        'create=self.stdin.apply(lambda text: f"{privilege}bash -c {shlex.quote(text)} - first"),',
         "tests/engine/test_program.py::test_only_a_step_that_no_destroy_would_undo_undoes_itself",
     ),
     Mutation(
