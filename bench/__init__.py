@@ -1,1 +1,1 @@
-"""Measures stacks and compares them with the tools that users would take instead: `make bench`."""
+"""Measures stacks and compares them with the tools that users would choose instead: `make bench`."""

@@ -37,7 +37,7 @@ def main() -> None:
         if part in parts:
             print(f"part {part}", flush=True)
             report.keep({part: module.measure(wanted.repeats)})
-    print(f"the figures are in {report.RESULTS.relative_to(Path.cwd())}")
+    print(f"the results are in {report.RESULTS.relative_to(Path.cwd())}")
 
 
 if __name__ == "__main__":

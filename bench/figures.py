@@ -1,4 +1,4 @@
-"""Arithmetic of measurements: ratios, spreads, and the operations that take the time."""
+"""Arithmetic of measurements: ratios, spreads, and the operations that take most of the time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ def longest_path(operations: Sequence[Operation], whole: float) -> list[tuple[st
 
 
 def slowest(durations: Iterable[tuple[str, float]], count: int) -> list[tuple[str, float]]:
-    """The `count` longest in their order, and last the sum of the others."""
+    """The `count` longest durations in their original order; the last entry is the sum of the others."""
     durations = list(durations)
     limit = sorted((seconds for _, seconds in durations), reverse=True)[:count][-1]
     kept = [each for each in durations if each[1] >= limit][:count]

@@ -52,7 +52,7 @@ def _lines(path: str) -> list[str]:
 
 def page(kept: dict[str, dict[str, Any]]) -> str:
     """All results, as Markdown."""
-    text = ["# Figures", "", "Written by `make bench`; [README.md](README.md) says what is measured and how.", ""]
+    text = ["# Figures", "", "Written by `make bench`; [README.md](README.md) describes the measurements.", ""]
     for part, result in kept.items():
         comparisons = [Comparison(**each) for each in result["comparisons"]]
         text += [f"## {part}. {TITLES[part]}", "", f"{result['date']}, {result['machine']}.", ""]
@@ -72,7 +72,7 @@ def _table(comparisons: list[Comparison]) -> list[str]:
         verdict = "" if each.goal is None else ("met" if each.met else "**missed**")
         ours, theirs = f"{spread(each.ours)} {each.unit}", f"{each.beside}: {spread(each.theirs)} {each.unit}"
         rows.append([each.what, ours, theirs, f"{each.ratio}", goal, verdict])
-    return _rows(["measured", "here", "beside", "ratio", "goal", ""], rows)
+    return _rows(["measured", "daskstack", "alternative", "ratio", "goal", ""], rows)
 
 
 def _rows(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -84,7 +84,7 @@ def _differences(differences: dict[str, list[str]]) -> list[str]:
     text = []
     for what, lines in differences.items():
         if lines:
-            text += [f"After {what}, the two ways left this apart:", "", *(f"    {line}" for line in lines), ""]
+            text += [f"After {what}, the machines differ in:", "", *(f"    {line}" for line in lines), ""]
     return text
 
 
@@ -92,7 +92,7 @@ def _profiles(profiles: dict[str, list[tuple[str, float]]]) -> list[str]:
     """The profiles of the last repeat."""
     text = []
     for what, rows in profiles.items():
-        text += [f"Where the time of {what} goes:", "", *_rows(["", "s"], [[name, f"{s:.2f}"] for name, s in rows]), ""]
+        text += [f"Time of {what}:", "", *_rows(["", "s"], [[name, f"{s:.2f}"] for name, s in rows]), ""]
     return text
 
 

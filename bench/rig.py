@@ -63,7 +63,7 @@ def run(
         watch.start()
         if observer:
             observer.start()
-        assert process.stdout  # a pipe, as asked above
+        assert process.stdout  # because stdout=PIPE above
         for line in process.stdout:
             lines.append((time.monotonic() - started, line.rstrip()))
         process.wait()

@@ -1,4 +1,4 @@
-"""What a notebook imports to reach a stack."""
+"""Connects a notebook or a program to a stack: `daskstack.connect("dev")`."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ __all__ = ["Client", "connect"]
 
 
 def __getattr__(name: str):
-    # Dask is imported when it is asked for: the set-up runs parts of this package before Dask is installed.
+    # Import Dask only on use: the set-up runs parts of this package before Dask is installed.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from daskstack import connection

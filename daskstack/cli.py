@@ -36,9 +36,9 @@ def main() -> None:
 
 stack = click.option(
     "--stack", "-s", default="dev", envvar="STACK", show_default=True, show_envvar=True, metavar="NAME",
-    help="The stack that the command is about.",
+    help="The stack to work on.",
 )  # fmt: skip
-yes = click.option("--yes", "-y", is_flag=True, help="Do not ask before the change. Stack dev never asks.")
+yes = click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation. Stack dev never asks.")
 
 
 def command(*options: Callable, **settings: Any) -> Callable[[Callable], click.Command]:
@@ -103,8 +103,8 @@ def jupyter(stack: str) -> None:
 def ssh(stack: str, machine: str | None, words: tuple[str, ...]) -> None:
     """Open a shell on a machine, or run COMMAND there.
 
-    MACHINE is the scheduler's machine by default; on Kubernetes it is a component, e.g. worker. Options of daskstack
-    come before MACHINE.
+    MACHINE is the scheduler's machine by default; on Kubernetes it is a component, e.g. worker. Put
+    options of daskstack before MACHINE.
     """
     sys.exit(cluster_commands.shell(stack, machine, words))
 
@@ -117,9 +117,9 @@ def destroy(stack: str, yes: bool) -> None:
 
 @command()
 def leftovers(stack: str) -> None:
-    """List what is left in Google Cloud.
+    """List the stack's remaining resources in Google Cloud.
 
-    Prints what each thing costs, and the command that deletes it.
+    Prints the cost of each, and the command that deletes it.
     """
     stack_commands.leftovers(stack)
 
@@ -143,7 +143,7 @@ def env(stack: str) -> None:
 
 
 @main.command()
-@click.option("--upgrade", is_flag=True, help="Take the newest versions.")
+@click.option("--upgrade", is_flag=True, help="Upgrade to the newest versions.")
 def lock(upgrade: bool) -> None:
     """Renew the locks of Python packages."""
     stack_commands.lock(upgrade)

@@ -33,7 +33,7 @@ class KubernetesAccess(TypedDict):
     kubeconfig: str
     """The path of a kubeconfig, or the text of one."""
     context: NotRequired[str]
-    """If it is empty or missing, the kubeconfig's current context is used."""
+    """Default, also if empty: the kubeconfig's current context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class MachinesClient(Client):
     head: str
     """The name of the scheduler's machine."""
     tunnel: Connection
-    """The login that opens tunnels to scheduler and dashboard, and no session."""
+    """A login that can open tunnels to the scheduler and the dashboard, but no session."""
     google: Google | None = None
     """None: the machines are not in Google Cloud."""
 
@@ -100,7 +100,7 @@ class KubernetesClient(Client):
 
 
 def parse(output: Mapping[str, Any]) -> MachinesClient | KubernetesClient:
-    """Raises ValueError if the output has other keys than this version of the project writes."""
+    """Parses the output. Raises ValueError if its keys are not those that this version of the project writes."""
     known = dict(output)
     try:
         known["tls"] = Tls(**known["tls"])

@@ -1,4 +1,4 @@
-"""Commands that look at a running cluster or enter it."""
+"""Commands that show a running cluster or connect to it."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from daskstack.status_and_logs import RemoteError
 from daskstack.tunnel import TunnelError
 
 COMMAND = ".venv/bin/daskstack"
-CHECK_LIMIT = 900  # seconds; the check has limits of its own, which are shorter
+CHECK_LIMIT = 900  # seconds; the check's own limits are shorter
 
 
 def summary(stack: str) -> None:
-    """The check's table, and how to get to the cluster."""
+    """Prints the check's table and the commands that reach the cluster."""
     outputs = engine.cluster(stack)
     woken = wake(outputs["client"])
     print()
@@ -40,7 +40,7 @@ def summary(stack: str) -> None:
 
 
 def status(stack: str) -> None:
-    """The workers, as the scheduler reports them; only text arrives here."""
+    """Prints the workers as the scheduler reports them. The report is JSON, never a pickle."""
     outputs = engine.cluster(stack)
     workers = status_and_logs.status(outputs).workers
     print(f"{'scheduler':<12} {outputs['scheduler']}, {len(workers)} workers")
@@ -50,7 +50,7 @@ def status(stack: str) -> None:
 
 
 def check(stack: str) -> None:
-    """Runs the check of the last `up` again, with the same expectations, from the stack's state."""
+    """Runs the check of the last `up` again, with the expectations that the stack's state records."""
     outputs = engine.cluster(stack)
     client = outputs["client"]
     if woken := wake(client):
@@ -78,7 +78,7 @@ def check_inputs(stack: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value of a state that was exported with --show-secrets."""
+    """A value of a state that was exported with --show-secrets, with its secrets decoded."""
     if not isinstance(value, dict):
         return value
     return json.loads(value["plaintext"]) if "plaintext" in value else {key: plain(each) for key, each in value.items()}
@@ -89,7 +89,7 @@ def asleep(woken: int) -> str:
 
 
 def logs(stack: str, machine: str | None = None) -> None:
-    """The last lines of Dask's services, of all machines (or kinds of pods) or one."""
+    """Prints the last lines of Dask's services on one machine (or in one kind of pod), or on all."""
     outputs = engine.cluster(stack)
     client = outputs["client"]
     if isinstance(client, KubernetesClient):
@@ -109,7 +109,7 @@ def logs(stack: str, machine: str | None = None) -> None:
 
 
 def shell(stack: str, machine: str | None, words: Sequence[str]) -> int:
-    """A shell on a machine (or in a pod), or the command there; its exit status."""
+    """Opens a shell on a machine or in a pod, or runs a command there. Returns the exit status."""
     outputs = engine.cluster(stack)
     client, terminal = outputs["client"], sys.stdin.isatty()
     if isinstance(client, KubernetesClient):
@@ -131,19 +131,19 @@ def known(stack: str, outputs: dict[str, Any], machine: str) -> str:
 
 
 def dashboard(stack: str) -> None:
-    """Keeps a way to the dashboard open until Ctrl-C."""
+    """Keeps a local port to the dashboard open until Ctrl-C."""
     client = engine.cluster(stack)["client"]
     host, _, path = client.dashboard.removeprefix("http://").partition("/")
     keep_open(client, f"the dashboard of {stack}", host, path)
 
 
 def jupyter(stack: str) -> None:
-    """Keeps a way to the notebook server open until Ctrl-C."""
+    """Keeps a local port to the notebook server open until Ctrl-C."""
     outputs = engine.cluster(stack)
     if not outputs["client"].jupyter:
         raise engine.EngineError(f"stack {stack} has no notebook server")
-    # Not the password itself: terminals keep what they show, and others may look on.
-    print(f"its password: pulumi stack output jupyterPassword --show-secrets --stack {stack}")
+    # Do not print the password: terminals keep their output, and others may see the screen.
+    print(f"password: pulumi stack output jupyterPassword --show-secrets --stack {stack}")
     keep_open(outputs["client"], f"the notebook server of {stack}", outputs["client"].jupyter, "lab")
 
 
@@ -156,5 +156,5 @@ def keep_open(client: MachinesClient | KubernetesClient, what: str, target: str,
         except KeyboardInterrupt:
             print()
             return
-        # The port is anybody's by now, and what a browser shows there may be another user's page.
-        raise TunnelError(f"{fault}. Close the browser's page, and run this again")
+        # Another user's program may hold the port by now, and the browser would show its page.
+        raise TunnelError(f"{fault}. Close the page in the browser, and run this command again")

@@ -10,11 +10,11 @@ from daskstack import engine
 from daskstack.engine import EngineError
 
 KEY = "dask:cluster"
-SHOW = ("config", "--json", "--show-secrets")  # without --show-secrets the engine opens no environment
+SHOW = ("config", "--json", "--show-secrets")  # without --show-secrets the engine does not open environments
 
 
 def file(stack: str) -> Path:
-    """A stack may be named with its organization, e.g. `me/dask/vms`. EngineError if the file does not exist."""
+    """The stack's file. `stack` can contain an organization: `me/dask/vms`. Raises EngineError if there is no file."""
     path = engine.checked_project() / f"Pulumi.{Path(stack).name}.yaml"
     if not path.is_file():
         others = ", ".join(sorted(each.name for each in engine.PROJECT.glob("Pulumi.*.yaml")))
@@ -23,7 +23,7 @@ def file(stack: str) -> Path:
 
 
 def read(stack: str) -> dict[str, Any]:
-    """What the stack says under KEY. Creates the stack if it does not exist, because the engine reads no other."""
+    """The stack's settings under KEY. Creates the stack if it does not exist, or the engine would not read its file."""
     shown = engine.pulumi(stack, *SHOW, capture_output=True, text=True)
     if "no stack named" in shown.stderr:
         made = engine.pulumi(stack, "stack", "init", "--no-select", capture_output=True, text=True)
@@ -34,7 +34,7 @@ def read(stack: str) -> dict[str, Any]:
 
 
 def settings(shown: str, stack: str) -> dict[str, Any]:
-    """The settings in what `pulumi config --json` printed; empty if there are none."""
+    """The settings in the output of `pulumi config --json`; empty if there are none."""
     entry = json.loads(shown).get(KEY, {})
     found = entry.get("objectValue", entry.get("value") or {})
     if not isinstance(found, dict):
@@ -44,12 +44,12 @@ def settings(shown: str, stack: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StackKind:
-    """What a stack's settings mean for the commands that build it. Mistakes in them are the program's to report."""
+    """The kind of a stack, for the commands that build it. Accepts wrong settings, which the program reports later."""
 
     target: str
     source: str
     project: str
-    """Of Google Cloud; empty for other sources."""
+    """The project in Google Cloud; empty for other sources."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "StackKind":
@@ -76,6 +76,6 @@ class StackKind:
 
     @property
     def parts(self) -> list[str]:
-        """What tools.install has to provide besides `program`."""
+        """The arguments for tools.install in addition to `program`."""
         cloud = self.target == "kubernetes" or self.compute
         return [*(["machines"] if self.local else []), *(["cloud"] if cloud else [])]

@@ -22,7 +22,7 @@ from daskstack.tunnel import TunnelError
 # If client and workers have different versions of these, tasks fail or, worse, return different results.
 MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", "numpy", "pandas", "pyarrow")
 
-# Seconds to wait for a scheduler that restarts: in a new pod it has to install its packages first.
+# Seconds to wait for a scheduler that restarts: a new pod installs the packages first.
 AWAY = 600
 
 
@@ -56,7 +56,7 @@ class Client(distributed.Client):
         return self._dashboard
 
     async def _ensure_connected(self, timeout: float | None = None) -> None:
-        """Retries while nothing listens behind the tunnel, which ends a stream before its TLS handshake."""
+        """Retries while nothing listens behind the tunnel: the stream then ends before the TLS handshake."""
         limit = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         while True:
@@ -127,7 +127,7 @@ def differences(python: str, packages: Mapping[str, str]) -> list[str]:
 
 
 def security(tls: Tls) -> Security:
-    """Dask's form of the credentials, which stay in memory."""
+    """The credentials in the form that Dask accepts. They stay in memory."""
     return Security(
         require_encryption=True,
         tls_ca_file=tls.authority,

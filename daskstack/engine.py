@@ -1,6 +1,6 @@
-"""Where the Pulumi engine is, and under which variables it runs.
+"""Finds the Pulumi engine, and the environment variables for it.
 
-Needs nothing but Python's standard library: the set-up imports it before anything is installed.
+Needs only Python's standard library: the set-up imports this module before it installs anything.
 """
 
 import functools
@@ -17,40 +17,40 @@ from pathlib import Path
 from daskstack import client_output, project
 
 PROJECT = project.find() or Path.cwd()
-VERSION = "3.259.0"  # what is installed where PATH has no engine
+VERSION = "3.259.0"  # the version that we install if PATH has no engine
 MINIMUM = (3, 214, 0)  # older engines have no `pulumi.Stash`
-COMMAND = "1.2.1"  # the plugin of the pulumi-command in pyproject.toml
-KUBERNETES_PLUGIN = "4.34.2"  # that of its pulumi-kubernetes
-GCP_PLUGIN = "10.2.0"  # and of its pulumi-gcp
+COMMAND = "1.2.1"  # the plugin's version; must match pulumi-command in pyproject.toml
+KUBERNETES_PLUGIN = "4.34.2"  # must match pulumi-kubernetes there
+GCP_PLUGIN = "10.2.0"  # must match pulumi-gcp there
 STATE_LIMIT = 120  # seconds for a command that reads or writes a stack's state
 
 
 class EngineError(RuntimeError):
-    """The engine is missing, lacks a setting, or refused; the message carries the remedy."""
+    """The engine is missing, needs a setting, or failed. The message contains the remedy."""
 
 
 def checked_project() -> Path:
-    """PROJECT; EngineError if it is no project."""
+    """PROJECT. Raises EngineError if it is not a project folder."""
     if not project.is_project(PROJECT):
         raise EngineError(
-            f"{PROJECT} and the folders above it are no checkout of daskstack: change to one,"
+            f"{PROJECT} and the folders above it are not a checkout of daskstack: change to one,"
             f" or set {project.VARIABLE} to its path"
         )
     return PROJECT
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """What can be made again: engines, stand-in plugins, logs of the set-up."""
+    """The folder for files that we can create again: engines, stand-in plugins, logs of the set-up."""
     return _folder(environ, "XDG_CACHE_HOME", ".cache")
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """What cannot be made again: the state of stacks that live on this computer."""
+    """The folder for data that we cannot create again: the state of stacks in the local backend."""
     return _folder(environ, "XDG_DATA_HOME", ".local/share")
 
 
 def engine(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The `pulumi` to run: PATH's if it is new enough, else the one downloaded or built for us, else None."""
+    """The `pulumi` to run: the one on PATH if it is new enough, else the one that we downloaded or built, else None."""
     ambient = shutil.which("pulumi", path=callers_path(environ))
     if ambient and version(ambient) >= MINIMUM:
         return Path(ambient)
@@ -69,7 +69,7 @@ def built_engine(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def language_host(engine: Path, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the official Python language host is there: beside the engine, or on PATH."""
+    """Whether the official Python language host is next to the engine or on PATH."""
     beside = engine.resolve().with_name("pulumi-language-python")
     return beside.exists() or shutil.which(beside.name, path=callers_path(environ)) is not None
 
@@ -81,23 +81,23 @@ def official(engine: Path, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def standins(engine: Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder of an engine's stand-in plugins; with another engine the official ones are tried again."""
+    """The folder of an engine's stand-in plugins. A new engine has none yet, so we try the official plugins again."""
     return cache_folder(environ) / "plugins" / digest(*standin_sources(), str(engine))
 
 
 def complete(standins: Path) -> bool:
-    """Whether all of them is there, also the Python that they were made with."""
+    """Whether the stand-ins and the Python that runs them are completely installed."""
     return (standins / "complete").exists() and (standins / "venv" / "bin" / "python").exists()
 
 
 def standin_sources() -> list[Path]:
-    """Every file that the stand-ins are made of."""
+    """All source files of the stand-ins."""
     folder = PROJECT / "rehearsal" / "plugins"
     return [*sorted(folder.rglob("*.py")), *sorted(folder.rglob("*.json")), folder / "requirements.txt"]
 
 
 def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """The caller's own Pulumi home, also where `make env` has put ours into the environment."""
+    """The caller's own Pulumi home, even if `make env` has set PULUMI_HOME to ours."""
     home = environ.get("PULUMI_HOME")
     if not home or Path(home).is_relative_to(cache_folder(environ)):
         return home_folder(environ) / ".pulumi"
@@ -105,11 +105,11 @@ def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What to add to `environ` for the engine to run on a stack; makes the local state folder.
+    """The variables to add to `environ` so that the engine can run on a stack. Creates the local state folder.
 
-    Stack `dev` always lives in a local folder under an empty passphrase. Any other stack lives where
-    the caller is logged in; without a login in the same folder, under the caller's passphrase.
-    Raises EngineError where there is no project or no engine, or such a stack has no passphrase.
+    Stack `dev` always uses the local backend, with an empty passphrase. Any other stack uses the backend in which the
+    caller is logged in; without a login it uses the local backend with the caller's passphrase. Raises EngineError if
+    there is no project or no engine, or if a stack other than `dev` has no passphrase in the local backend.
     """
     checked_project()
     found = engine(environ)
@@ -136,7 +136,7 @@ def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, 
         if "PULUMI_HOME" in result:
             result["PULUMI_CREDENTIALS_PATH"] = str(_credentials(environ).parent)
     else:
-        # The secrets of stack dev are as good as plain text in there.
+        # Its passphrase is empty, so the state of stack dev contains secrets that anybody who reads it can decrypt.
         state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         state.mkdir(mode=0o700, exist_ok=True)
         result["PULUMI_BACKEND_URL"] = state.as_uri()
@@ -147,7 +147,7 @@ def variables(stack: str, environ: Mapping[str, str] = os.environ) -> dict[str, 
                 f"stack {stack} has no passphrase for its secrets: set PULUMI_CONFIG_PASSPHRASE (its state is"
                 f" then kept in {state}), or log in with `pulumi login`"
             )
-    # By itself the engine runs four operations per processor; remote commands mostly wait.
+    # The engine's default, four operations per processor, is too low: remote commands mostly wait.
     result["PULUMI_PARALLEL"] = environ.get("PULUMI_PARALLEL") or "64"
     return result
 
@@ -160,7 +160,7 @@ def exports(stack: str) -> str:
 def pulumi(stack: str, *arguments: str, **kwargs) -> subprocess.CompletedProcess:
     """Runs `pulumi ARGUMENTS --stack STACK` on this project; `kwargs` go to `subprocess.run`.
 
-    For commands that only read or write the stack's state: raises EngineError where one takes longer than STATE_LIMIT.
+    Only for commands that read or write the stack's state: raises EngineError after STATE_LIMIT.
     """
     environ = {**os.environ, **variables(stack)}
     command = [str(engine()), "--cwd", str(PROJECT), *arguments, "--stack", stack]
@@ -168,13 +168,13 @@ def pulumi(stack: str, *arguments: str, **kwargs) -> subprocess.CompletedProcess
         return subprocess.run(command, env=environ, timeout=STATE_LIMIT, **kwargs)
     except subprocess.TimeoutExpired:
         raise EngineError(
-            f"`pulumi {' '.join(arguments)}` of stack {stack} had not ended after {STATE_LIMIT} s: is its backend out"
-            " of reach? `pulumi whoami --verbose` names it"
+            f"`pulumi {' '.join(arguments)}` of stack {stack} did not end within {STATE_LIMIT} s: check that its"
+            " backend is reachable; `pulumi whoami --verbose` prints its URL"
         ) from None
 
 
 def outputs(stack: str, *, secrets: bool = True) -> dict:
-    """A stack's outputs by name; raises EngineError where the stack does not exist or cannot be read."""
+    """A stack's outputs by name. Raises EngineError if the stack does not exist or cannot be read."""
     reveal = ["--show-secrets"] if secrets else []
     done = pulumi(stack, "stack", "output", "--json", *reveal, capture_output=True, text=True)
     if "no stack named" in done.stderr:
@@ -185,7 +185,7 @@ def outputs(stack: str, *, secrets: bool = True) -> dict:
 
 
 def cluster(stack: str) -> dict:
-    """The outputs of a stack that has a cluster, `client` parsed; raises EngineError where it has none."""
+    """A stack's outputs, with `client` parsed. Raises EngineError if the stack has no cluster."""
     found = outputs(stack)
     if "client" not in found:
         raise EngineError(f"stack {stack} has no cluster yet, or none that works: run `make up STACK={stack}`")
@@ -197,7 +197,7 @@ def cluster(stack: str) -> dict:
 
 @functools.cache
 def version(pulumi: str) -> tuple[int, ...]:
-    """An engine's version, (0,) where it does not tell."""
+    """An engine's version; (0,) if it prints none."""
     environ = {**os.environ, "PULUMI_SKIP_UPDATE_CHECK": "true"}
     try:
         done = subprocess.run([pulumi, "version"], env=environ, capture_output=True, text=True, timeout=30)
@@ -212,7 +212,7 @@ def dotted(version: tuple[int, ...]) -> str:
 
 
 def digest(*parts: Path | str) -> str:
-    """A short name for some files' names and contents, and some words."""
+    """A short hash of strings, and of the names and contents of files."""
     hashed = hashlib.sha256()
     for part in parts:
         content = part.name.encode() + b"\0" + part.read_bytes() if isinstance(part, Path) else part.encode()
@@ -233,7 +233,7 @@ def _credentials(environ: Mapping[str, str]) -> Path:
 
 
 def _callers_backend(environ: Mapping[str, str], ours: str) -> str:
-    """Where the caller keeps state, empty where nowhere; `make env` may have left ours in the environment."""
+    """The URL of the caller's own backend; empty if there is none. `make env` may have set the variable to `ours`."""
     url = environ.get("PULUMI_BACKEND_URL", "")
     if url and url != ours:
         return url
@@ -245,6 +245,6 @@ def _callers_backend(environ: Mapping[str, str], ours: str) -> str:
 
 
 def callers_path(environ: Mapping[str, str]) -> str:
-    """PATH without what `make env` has put in front."""
+    """PATH without the folders that `make env` puts in front."""
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
     return os.pathsep.join(f for f in folders if not Path(f).is_relative_to(cache_folder(environ)))

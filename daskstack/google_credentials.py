@@ -1,4 +1,4 @@
-"""Whether programs can find credentials for Google Cloud; nothing is sent to Google."""
+"""Checks whether programs can find credentials for Google Cloud, without a request to Google."""
 
 import os
 from collections.abc import Mapping

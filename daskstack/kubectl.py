@@ -1,4 +1,4 @@
-"""kubectl for a stack in Kubernetes, and port-forwards that are made again when they die."""
+"""Runs kubectl for a stack in Kubernetes, and port-forwards that restart when they end."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ from daskstack.tunnel import TunnelError, Way
 
 WAIT = 30  # seconds for a port-forward to open
 ANSWER = 60  # seconds for kubectl
-PAUSE = 1  # seconds until one that died is tried again
+PAUSE = 1  # seconds before a port-forward restarts
 
 
 @contextlib.contextmanager
 def kubectl(cluster: KubernetesAccess) -> Generator[list[str]]:
-    """The words of a command that reaches the cluster.
+    """The `kubectl` command that reaches the cluster; append its arguments.
 
-    If `kubeconfig` is text, it is in a file inside the context, which only the caller's user can read.
+    If `kubeconfig` is text, a file contains it inside the context. Only the caller's user can read the file.
     """
     with contextlib.ExitStack() as stack:
         path = os.path.expanduser(cluster["kubeconfig"])
@@ -38,7 +38,7 @@ def kubectl(cluster: KubernetesAccess) -> Generator[list[str]]:
 
 
 def wake(cluster: KubernetesAccess, namespace: str) -> int:
-    """Brings back the workers that went when nothing was computed. Returns how many; they take a while to come."""
+    """Starts the workers that an idle cluster has stopped. Returns their number, without waiting for them."""
     with kubectl(cluster) as command:
 
         def run(*words: str) -> str:
@@ -46,7 +46,7 @@ def wake(cluster: KubernetesAccess, namespace: str) -> int:
             try:
                 done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=ANSWER)
             except subprocess.TimeoutExpired:
-                raise TunnelError(f"`kubectl {' '.join(words)}` had no answer within {ANSWER} s") from None
+                raise TunnelError(f"`kubectl {' '.join(words)}` did not answer within {ANSWER} s") from None
             if done.returncode:
                 raise TunnelError(f"`kubectl {' '.join(words)}` failed: {done.stderr.strip()}")
             return done.stdout
@@ -75,16 +75,17 @@ def forward(cluster: KubernetesAccess, namespace: str, targets: Sequence[str]) -
 
 
 class Forwarder:
-    """A `kubectl port-forward` that is started again at the same port whenever it ends, until it is closed.
+    """A `kubectl port-forward` that restarts on the same port whenever it ends, until it is closed.
 
-    kubectl chooses the port, and is asked which one it holds: any user of this computer can listen at a port that is
-    free. It is not started again where another program has taken its port; then `fault` says so.
+    kubectl chooses the port, and its output contains the number: a port that we chose could be taken by another user
+    of this computer before kubectl listens there. If another program takes the port between two runs, the
+    port-forward does not restart, and `fault` contains the reason.
     """
 
     def __init__(self, command: Sequence[str], there: str) -> None:
         self._command, self._there = command, there
         self._here = ""
-        # Files, for kubectl says something at each connection and would stand still once a pipe is full.
+        # kubectl logs every connection; a full pipe would block it, so log to files.
         self._files = contextlib.ExitStack()
         self._said = self._files.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         self._complained = self._files.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
@@ -116,7 +117,7 @@ class Forwarder:
             self._process = self._start()
 
     def wait(self) -> int:
-        """The port, once kubectl listens there; TunnelError with kubectl's own words where that takes too long."""
+        """The port, once kubectl listens there. Raises TunnelError with kubectl's output after WAIT seconds."""
         deadline = time.monotonic() + WAIT
         while not (match := re.search(r"^Forwarding from 127\.0\.0\.1:(\d+) ", _read(self._said), re.MULTILINE)):
             if time.monotonic() > deadline:
@@ -127,12 +128,12 @@ class Forwarder:
 
     def close(self) -> None:
         self._closing.set()
-        while self._keeper.is_alive():  # it may just be starting another one
+        while self._keeper.is_alive():  # it may be starting another process
             self._process.kill()
             self._keeper.join(0.1)
         self._files.close()
 
 
 def _read(file: IO[str]) -> str:
-    """All that a process has written; where it writes next stays as it is."""
+    """All that a process has written so far. Does not move the file offset, which the process shares."""
     return os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace").strip()

@@ -1,10 +1,10 @@
-"""Text of a cluster on a terminal."""
+"""Makes text from a cluster safe to print on a terminal."""
 
 import unicodedata
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey: control characters, and those that turn the reading direction."""
+    """Replaces characters that a terminal would obey: control characters, and changes of reading direction."""
 
     def harmless(character: str) -> bool:
         return character in "\n\t" or not unicodedata.category(character).startswith("C")

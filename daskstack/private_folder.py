@@ -1,4 +1,4 @@
-"""Folders for keys: only this user can enter them, and none outlives the process that made it for long."""
+"""Folders for keys. Only this user can open them, and they are removed even if their process is killed."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from daskstack import engine
 
-# Only folders with this name have a lock, and only they are removed when nobody holds it.
+# A folder gets this prefix after it is locked. Folders with the prefix whose lock is free are leftovers.
 PREFIX = "keys-"
 
 
@@ -20,7 +20,7 @@ def folder() -> Generator[Path]:
     """A new folder that is removed at the end of the context, or by a later command if this process is killed."""
     parent = place()
     _remove_left(parent)
-    # It gets its name once it is locked, so no other process takes it for one that was left.
+    # Rename it only after locking it: another process would remove an unlocked folder as a leftover.
     new = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
     with (new / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -32,7 +32,7 @@ def folder() -> Generator[Path]:
 
 
 def place(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where these folders are: in memory where the system has such a place for this user, else in the cache."""
+    """The parent of these folders: in memory if the system has such a folder for this user, else in the cache."""
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime and _ours_alone(Path(runtime)):
         path = Path(runtime) / "daskstack"
@@ -42,7 +42,7 @@ def place(environ: Mapping[str, str] = os.environ) -> Path:
     if not _ours_alone(path):
         raise engine.EngineError(
             f"{path} must be a folder that belongs to you and that nobody else can enter (mode 0700),"
-            " because keys are put there: remove it, or set XDG_RUNTIME_DIR or XDG_CACHE_HOME to a place of your own"
+            " because it stores keys: remove it, or set XDG_RUNTIME_DIR or XDG_CACHE_HOME to a folder of your own"
         )
     return path
 
@@ -56,11 +56,11 @@ def _ours_alone(path: Path) -> bool:
 
 
 def _remove_left(parent: Path) -> None:
-    """Removes the folders of processes that were killed, whose locks nobody holds any more."""
+    """Removes the folders of killed processes, which no longer hold their locks."""
     for path in parent.glob(f"{PREFIX}*"):
         try:
             with (path / "lock").open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
-        except OSError:  # in use, or removed by another process just now
+        except OSError:  # in use, or another process has just removed it
             continue

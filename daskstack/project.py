@@ -1,6 +1,6 @@
 """The project's folder: it holds the Pulumi program, the stack files and the tools.
 
-Needs nothing but Python's standard library.
+Needs only Python's standard library.
 """
 
 import os

@@ -1,7 +1,8 @@
-"""Prints how a scheduler's workers are, as JSON: python report_status.py ADDRESS
+"""Prints the status of a scheduler's workers as JSON: python report_status.py ADDRESS
 
-Runs on the scheduler's machine (or in its pod) as the cluster's user. What a scheduler answers is unpickled, which runs
-code of whoever has submitted a task: nobody else should do that, and so only JSON leaves the machine.
+Runs on the scheduler's machine (or in its pod) as the cluster's user. Dask unpickles a scheduler's
+answers, which can run code from any submitted task. That must not happen on other computers, so only JSON leaves the
+machine.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How this computer reaches a cluster: through SSH or through Kubernetes."""
+"""Reaches a cluster from this computer, through SSH or through Kubernetes."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

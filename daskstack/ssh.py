@@ -1,4 +1,4 @@
-"""The OpenSSH client with keys from memory."""
+"""Runs the OpenSSH client with keys from memory."""
 
 import re
 from collections.abc import Generator
@@ -20,7 +20,7 @@ OPTIONS = {
 }
 
 
-# What is written into ssh's configuration, where another line or a quote would be another option or a command.
+# Patterns for values in ssh's configuration, where a newline or a quote could add an option or a command.
 _PLAIN: dict[Literal["host", "user", "host_key"], str] = {
     "host": r"[A-Za-z0-9:][A-Za-z0-9:._-]*(%[A-Za-z0-9_.-]+)?",
     "user": r"[A-Za-z_][A-Za-z0-9_.-]*",

@@ -12,12 +12,12 @@ from daskstack import cluster_commands, configuration, engine
 from daskstack.configuration import StackKind
 from daskstack.google_credentials import has_credentials
 
-DEV = "dev"  # runs on this computer and costs nothing, so nothing is asked
+DEV = "dev"  # runs on this computer and costs nothing, so no command asks for confirmation
 DEAD = "If a machine will never answer again, set `gone: true` for it in {file}: `up` and `destroy` then skip it."
 
 
 class Failed(Exception):
-    """A program has failed and said why; `status` is its exit status."""
+    """A program has failed and printed the reason; `status` is its exit status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"exit status {status}")
@@ -39,7 +39,7 @@ def preview(stack: str) -> None:
     configuration.file(stack)
     select(stack, create=True)
     kind = prepared(stack)
-    # The plugin wants some credential even for a preview, which asks Google nothing.
+    # The plugin requires a credential even for a preview, which sends no request to Google.
     pretended = {} if has_credentials() else {"GOOGLE_OAUTH_ACCESS_TOKEN": "preview"}
     pulumi(kind, stack, "preview", **pretended)
 
@@ -54,7 +54,7 @@ def destroy(stack: str, yes: bool) -> None:
         sweep(stack)
     if kind.google and shutil.which("gcloud"):
         tool("cloud_leftovers", stack, check=False)
-    if stack == DEV:  # it leaves nothing behind, not even its state
+    if stack == DEV:  # `destroy` removes even the state of this stack
         succeeded(engine.pulumi(stack, "stack", "rm", "--yes", "--preserve-config", "--remove-backups").returncode)
 
 
@@ -75,7 +75,7 @@ def lock(upgrade: bool) -> None:
 
 
 def prepared(stack: str) -> StackKind:
-    """Installs what this kind of stack needs."""
+    """Installs the programs and packages that this kind of stack needs."""
     kind = StackKind.of(configuration.read(stack))
     install("program", *kind.parts)
     return kind
@@ -100,7 +100,7 @@ def pulumi(kind: StackKind, stack: str, *words: str, **variables: str) -> None:
 
 
 def sweep(stack: str) -> None:
-    """Removes what a first `up` made and could not record because it was killed."""
+    """Removes machines and networks that a first `up` created but could not record because it was killed."""
     folder = engine.data_folder() / "machines" / Path(stack).name
     script = engine.PROJECT / "on_this_computer/local_machines/network.sh"
     succeeded(run(["bash", script, "sweep"], {**os.environ, "DIRECTORY": str(folder), "NAME": stack}))
@@ -121,7 +121,7 @@ def tool(name: str, stack: str, *, check: bool = True) -> None:
 
 def run(command: list, environ: Mapping[str, str]) -> int:
     """Runs a program on this terminal. It gets Ctrl-C directly and decides how to end, so this process waits."""
-    # Before the program starts, because Ctrl-C can come at once. The program itself does not inherit this handler.
+    # Set it before the program starts, because Ctrl-C can follow at once. The program does not inherit this handler.
     handlers = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
     try:
         with subprocess.Popen(list(map(str, command)), cwd=engine.checked_project(), env=environ) as process:

@@ -1,7 +1,7 @@
-"""What a cluster's machines and pods say when they are asked: text and JSON, never a pickle.
+"""Reads the status and the logs of a cluster's machines and pods, as text and JSON, never as pickles.
 
-Any task may have changed what answers there, so answers have a time limit and a size limit, are checked before they are
-used, and lose their control characters before a terminal sees them.
+Any task may have changed the programs there. So answers have a time limit and a size limit, are validated before use,
+and are printed without control characters.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ WAIT = 90  # seconds for an answer
 SIZE = 4 << 20  # bytes of an answer
 LINES = 40  # of a log
 
-# As `in_environment` of the steps does it. The interpreter looks for modules in the environment alone (-I).
+# Does the same as `in_environment` in the steps. With -I, Python imports modules only from the environment.
 AS_DASK = (
     "timeout 60 setpriv --reuid dask --regid dask --init-groups --no-new-privs env -i HOME=/var/lib/daskstack/home"
     " PATH=/opt/daskstack/environment/bin:/usr/local/bin:/usr/bin:/bin DASK_CONFIG=/etc/daskstack/dask.yaml"
@@ -33,11 +33,11 @@ AS_DASK = (
 
 
 class RemoteError(RuntimeError):
-    """A machine or pod did not answer as expected; the message has its own words."""
+    """A machine or pod did not answer as expected. The message contains its output."""
 
 
 class Worker(BaseModel):
-    """A worker, by the scheduler's account; memory in bytes, CPU in percent of one processor."""
+    """A worker, as the scheduler reports it: memory in bytes, CPU in percent of one processor."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -50,7 +50,7 @@ class Worker(BaseModel):
 
 
 class Status(BaseModel):
-    """What `report_status.py` prints."""
+    """The output of `report_status.py`."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -58,7 +58,7 @@ class Status(BaseModel):
 
 
 def status(outputs: Mapping[str, Any]) -> Status:
-    """How the workers are; from a stack's outputs. RemoteError where the answer is none."""
+    """The status of the workers. Takes a stack's outputs. Raises RemoteError if the answer is not a status report."""
     client = outputs["client"]
     program, scheduler = REPORT_STATUS.read_text(), client.scheduler
     if isinstance(client, KubernetesClient):
@@ -74,7 +74,7 @@ def status(outputs: Mapping[str, Any]) -> Status:
 
 
 def parse_status(said: str) -> Status:
-    """The report in the last line of what was said."""
+    """The report in the last line of an answer."""
     try:
         return Status.model_validate_json(said.strip().rpartition("\n")[2])
     except ValidationError as error:
@@ -94,7 +94,7 @@ def journal(machine: Connection) -> str:
 
 
 def pod_logs(client: KubernetesClient, component: str | None) -> str:
-    """The last lines of the pods of a release, or of one kind of them."""
+    """The last lines of a release's pods, or only of one component's pods."""
     selector = f"release=dask,component={component}" if component else "release=dask"
     with kubectl.kubectl(client.kubernetes) as command:
         words = ["--namespace", client.namespace, "logs", "--selector", selector, "--tail", str(LINES)]
@@ -109,12 +109,12 @@ def ask(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """What a command said, on both of its outputs, with `program` on its standard input.
+    """The standard output and error of a command, together. The command reads `program` from its standard input.
 
-    RemoteError where it fails, takes longer than `wait` seconds, or says more than `size` bytes.
+    Raises RemoteError if the command fails, takes longer than `wait` seconds, or prints more than `size` bytes.
     """
     late = threading.Event()
-    with tempfile.TemporaryFile() as stdin:  # a pipe would stand still where nobody reads it
+    with tempfile.TemporaryFile() as stdin:  # a pipe would block if the command does not read it
         stdin.write(program.encode())
         stdin.seek(0)
         process = subprocess.Popen(
@@ -127,7 +127,7 @@ def ask(
             env=env,
         )
 
-        def end() -> None:  # and the programs that it has started, which may hold its output open
+        def end() -> None:  # the whole group: programs that it started may hold its output open
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
@@ -138,7 +138,7 @@ def ask(
         timer = threading.Timer(wait, stop)
         timer.start()
         try:
-            assert process.stdout  # a pipe, as asked above
+            assert process.stdout  # because stdout=PIPE above
             said = process.stdout.read(size + 1)
             if len(said) <= size:
                 process.wait()
@@ -151,13 +151,15 @@ def ask(
                 process.stdout.close()
     text = said[:size].decode(errors="replace")
     if late.is_set():
-        raise RemoteError(f"`{command[0]}` had no whole answer after {wait:.0f} s; it said: {text[-500:].strip()}")
+        raise RemoteError(
+            f"`{command[0]}` did not answer completely within {wait:.0f} s; it printed: {text[-500:].strip()}"
+        )
     if len(said) > size:
         raise RemoteError(f"`{command[0]}` answered with more than {size} bytes")
-    if process.returncode == 124:  # of `timeout`
-        raise RemoteError(f"the machine answers, but what was asked there had not ended in time: {text[-500:].strip()}")
+    if process.returncode == 124:  # `timeout` has ended the command
+        raise RemoteError(f"the machine answers, but the command there did not end in time: {text[-500:].strip()}")
     if process.returncode:
-        last = text[-2000:].strip() or "it said nothing"
+        last = text[-2000:].strip() or "it printed nothing"
         raise RemoteError(f"`{command[0]}` ended with status {process.returncode}: {last}")
     return text
 

@@ -17,7 +17,7 @@ WAIT = 30  # seconds for a tunnel to open
 
 
 class TunnelError(ConnectionError):
-    """The tunnel did not open; the message has OpenSSH's own words."""
+    """The tunnel did not open. The message contains OpenSSH's output."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class Way:
 
     ports: list[int]
     fault: Callable[[], str]
-    """Says why the ports no longer lead there; empty while they do. Another program may have taken them by then."""
+    """Returns why the ports no longer lead there, or an empty text. Other programs may hold the ports by then."""
 
 
 @contextlib.contextmanager
 def tunnel(connection: Connection, targets: Sequence[str]) -> Generator[Way]:
     """A port for each of `targets` ("host:port"), as the machine behind `connection` reaches them.
 
-    They are open inside the context, and nothing is sent to them before ssh itself says that it holds them: any user
-    of this computer can listen at a port that ssh is about to take.
+    The ports are open inside the context. Nothing is sent to them before ssh reports that it listens there: any user
+    of this computer could take a port before ssh does.
     """
     ports = [free_port() for _ in targets]
     forwards = [f"-L127.0.0.1:{port}:{target}" for port, target in zip(ports, targets, strict=True)]
-    # ssh runs the local command once it listens at all ports; it ends instead where it cannot.
+    # ssh runs the local command once it listens on all ports; if it cannot listen, it ends.
     options = ["-N", "-oExitOnForwardFailure=yes", "-oPermitLocalCommand=yes", "-oLocalCommand=echo open"]
-    # A file, for ssh says something at each refused connection and would stand still once a pipe is full.
+    # ssh logs every refused connection; a full pipe would block it, so log to a file.
     with tempfile.TemporaryFile("w+") as said:
         with ssh.command(connection) as command:
             process = subprocess.Popen(
@@ -48,7 +48,7 @@ def tunnel(connection: Connection, targets: Sequence[str]) -> Generator[Way]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=said,
-                env=os.environ | {"SHELL": "/bin/sh"},  # which runs the local command
+                env=os.environ | {"SHELL": "/bin/sh"},  # ssh runs the local command with it
             )
             try:
                 _wait(process, said)
@@ -59,7 +59,7 @@ def tunnel(connection: Connection, targets: Sequence[str]) -> Generator[Way]:
         def fault() -> str:
             return "" if process.poll() is None else f"the SSH tunnel has ended: {_read(said) or 'ssh said nothing'}"
 
-        # ssh has read its keys by now, and they are off the disk again.
+        # By now ssh has read its keys, and their files are deleted.
         try:
             yield Way(ports, fault)
         finally:
@@ -72,15 +72,15 @@ def free_port() -> int:
 
 
 def opens(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether something takes connections at the port, on this computer's loopback or elsewhere."""
+    """Whether a program accepts connections on the port, on this computer's loopback or elsewhere."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
 
 
 def _wait(process: subprocess.Popen, said: IO[str]) -> None:
-    """Until ssh says that it listens."""
-    assert process.stdout  # a pipe, as `tunnel` asks for
+    """Waits until ssh reports that it listens."""
+    assert process.stdout  # because `tunnel` passes stdout=PIPE
     ready, _, _ = select.select([process.stdout], [], [], WAIT)
     if not ready:
         raise TunnelError(f"the SSH tunnel did not open within {WAIT} s")

@@ -15,8 +15,8 @@ OFF = ("TERMINATED", "STOPPED")
 def wake(google: Google, door: Connection, head: str) -> int:
     """Starts the machines that are off, waits until `door` answers, and returns the number of workers among them.
 
-    `head` is the name of the scheduler's machine. If gcloud is missing, or fails while `door` answers, no machine is
-    started; `make up` can start them too.
+    `head` is the name of the scheduler's machine. If gcloud is missing, or fails while `door` answers, this
+    starts no machine and returns 0; `make up` starts them too.
     """
 
     def answers() -> bool:
@@ -43,7 +43,7 @@ def wake(google: Google, door: Connection, head: str) -> int:
 
 
 def statuses(google: Google) -> dict[str, str]:
-    """The states of the machines, such as RUNNING or TERMINATED, by their names in the cluster."""
+    """The state of each machine, such as RUNNING or TERMINATED, by its name in the cluster."""
     listed = {each["name"]: each["status"] for each in json.loads(_compute(google, "list", "--format", "json") or "[]")}
     return {here: listed[there] for here, there in google.machines.items() if there in listed}
 

@@ -1,6 +1,7 @@
-"""Before an `up`: offers to let the caller in where a stack names nobody: python -m tools.allow_my_address STACK
+"""Offers to add the caller's address to the firewall of a stack: python -m tools.allow_my_address STACK
 
-For machines in Google Cloud alone, whose door is closed until the stack says who may reach it.
+Runs before `up`. Applies only to machines in Google Cloud: their firewall rejects SSH from every address until the
+stack lists some.
 """
 
 import ipaddress
@@ -12,11 +13,11 @@ from typing import Any
 from daskstack import configuration, engine
 from daskstack.configuration import KEY
 
-ASK = "https://checkip.amazonaws.com"  # answers with the address that the question came from
+ASK = "https://checkip.amazonaws.com"  # returns the address that the request came from
 
 
 def address(url: str = ASK) -> str | None:
-    """This computer's IPv4 address as the internet sees it, None where that cannot be known."""
+    """This computer's IPv4 address as the internet sees it; None if it cannot be determined."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return str(ipaddress.IPv4Address(answer.read(64).decode().strip()))
@@ -25,7 +26,7 @@ def address(url: str = ASK) -> str | None:
 
 
 def is_closed(settings: Mapping[str, Any]) -> bool:
-    """Whether a stack has machines in Google Cloud, lets nobody in, and has no section on the firewall."""
+    """Whether a stack has machines in Google Cloud that nobody can reach: no `iapPort`, no section `firewall`."""
     machines = settings.get("machines")
     if not isinstance(machines, dict):
         return False  # the program reports it
@@ -34,17 +35,17 @@ def is_closed(settings: Mapping[str, Any]) -> bool:
 
 def main(stack: str) -> None:
     if not sys.stdin.isatty() or not is_closed(configuration.read(stack)):
-        return  # if nobody can answer, the program reports what is missing
+        return  # without a terminal nobody can answer; the program reports the missing section
     name = configuration.file(stack).name
     if not (own := address()):
-        print(f"Your own address cannot be looked up from here: write who may reach SSH into {name}, firewall.ssh")
+        print(f"Could not determine your address: in {name}, list the networks that may reach SSH under firewall.ssh")
         return
-    answer = input(f"{name} lets nobody reach the scheduler's machine. Let in your own address {own}? [y/N] ")
+    answer = input(f"{name} lets nobody reach the scheduler's machine. Allow your address {own}? [y/N] ")
     if answer.strip().lower() in ("y", "yes"):
         place = f"{KEY}.firewall.ssh[0]"
         if engine.pulumi(stack, "config", "set", "--path", "--plaintext", place, f"{own}/32").returncode:
-            raise engine.EngineError(f"the address could not be written into {name}: Pulumi's reason is above")
-        print(f"Written into {name}: firewall.ssh: [{own}/32]")
+            raise engine.EngineError(f"could not add the address to {name}; Pulumi's error is above")
+        print(f"Added to {name}: firewall.ssh: [{own}/32]")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What of a stack still exists in Google Cloud: python -m tools.cloud_leftovers STACK
+"""Lists a stack's remaining resources in Google Cloud: python -m tools.cloud_leftovers STACK
 
-Looks with gcloud, by the stack's label, by its network, and by the labels that GKE puts on what it makes itself.
+Finds them with gcloud, by the stack's label, by its network, and by the labels that GKE puts on resources that it
+creates.
 """
 
 import json
@@ -20,12 +21,12 @@ Found = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """A kind of thing, in the order in which they can be deleted."""
+    """A kind of resource. KINDS has the order in which gcloud can delete them."""
 
     group: str
-    """Of gcloud's commands."""
+    """The group of gcloud's commands, such as `compute disks`."""
     price: Callable[[Found], float | None]
-    """Dollars per hour, None where it is not known."""
+    """Dollars per hour; None if unknown."""
 
 
 def nothing(found: Found) -> float:
@@ -70,7 +71,7 @@ def last(url: str) -> str:
 
 
 def belongs(found: Found, stack: str) -> bool:
-    """Whether the thing is the stack's, or was made by its cluster."""
+    """Whether the resource belongs to the stack, or its cluster created it."""
     name = f"dask-{stack}"
     labels = {**found.get("labels", {}), **found.get("resourceLabels", {})}
     return (
@@ -80,12 +81,12 @@ def belongs(found: Found, stack: str) -> bool:
         or found["name"] == name
         or any(last(user) == name for user in found.get("users", []))
         or found.get("description") == f"dask-stack: {stack}"
-        or f'"{name}/' in found.get("description", "")  # a Service of its namespace
+        or f'"{name}/' in found.get("description", "")  # created for a Service in the stack's namespace
     )
 
 
 def command(kind: Kind, found: Found, project: str) -> str:
-    """What deletes it."""
+    """The command that deletes the resource."""
     name = found.get("email") or found["name"]
     place = ""
     for part in ("zone", "region"):
@@ -99,7 +100,7 @@ def command(kind: Kind, found: Found, project: str) -> str:
 
 
 def left(stack: str, project: str, listed: Mapping[str, list[Found]]) -> Iterator[tuple[str, float | None, str]]:
-    """What is the stack's: what it is, dollars per month, and the command that deletes it."""
+    """The stack's resources: kind and name, dollars per month, and the command that deletes it."""
     for kind in KINDS:
         for found in listed[kind.group]:
             if belongs(found, stack):
@@ -114,7 +115,7 @@ def look(kind: Kind, project: str) -> list[Found]:
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     if done.returncode:
         if "has not been used" in done.stderr or "SERVICE_DISABLED" in done.stderr:
-            return []  # without its API there is nothing of it
+            return []  # a project that never enabled the API has no such resources
         raise RuntimeError(f"`{' '.join(words)}` failed: {done.stderr.strip()}")
     return json.loads(done.stdout or "[]")
 
@@ -131,7 +132,7 @@ def report(stack: str, project: str) -> str:
     rows = list(left(stack, project, listed))
     if not rows:
         return f"nothing of stack {stack} is left in project {project}"
-    lines = [f"{'dollars a month':>15}  what is left, and what deletes it"]
+    lines = [f"{'dollars a month':>15}  resource, and the command that deletes it"]
     for name, month, deleting in rows:
         lines += [f"{'unknown' if month is None else f'{month:.2f}':>15}  {name}", f"{'':>15}  {deleting}"]
     return "\n".join(lines)
@@ -139,7 +140,7 @@ def report(stack: str, project: str) -> str:
 
 def main(stack: str) -> None:
     if not shutil.which("gcloud"):
-        raise RuntimeError("there is no gcloud on PATH; install it: https://cloud.google.com/sdk/docs/install")
+        raise RuntimeError("gcloud is not on PATH; install it: https://cloud.google.com/sdk/docs/install")
     print(report(Path(stack).name, project_of(stack)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tools.running import InstallError, phase, run, which
 
-# A command, or a file, that shows that a Debian package is installed -> the package.
+# Commands or files, and the Debian packages that provide them.
 MACHINES = {
     "debootstrap": "debootstrap",
     "systemd-nspawn": "systemd-container",
@@ -28,7 +28,7 @@ KUBERNETES = {
     "ip": "iproute2",
     "unshare": "util-linux",
 }
-# Services that a package enables, so that they would start at the next boot.
+# Services that each package enables; they would start at the next boot.
 SERVICES = {
     "openssh-server": ("ssh.service", "ssh.socket"),
     "etcd-server": ("etcd.service",),

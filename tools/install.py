@@ -5,14 +5,14 @@
     compute    the same, and nftables, for rehearsals of machines in Google Cloud
     cloud      nothing: fails if Pulumi's own plugins are missing
     kubernetes a Kubernetes with one node on this computer, kubectl and helm
-    rehearsal  stand-ins for the plugins of clouds
-    test       what the tests need in addition
-    unit       .venv with what tests/unit needs
+    rehearsal  stand-ins for the cloud plugins
+    test       everything else that the tests need
+    unit       .venv with the packages that tests/unit needs
     lint       the same, and actionlint if Go can build it
     bench      Ansible, for the comparison in bench/
-    pictures   Chromium, and in .venv what takes the pictures in docs/pictures
+    pictures   Chromium, and in .venv the packages that take the pictures in docs/pictures
 
-Needs Python's standard library alone. Messages are written to stderr; if nothing is missing, nothing is printed.
+Needs only Python's standard library. Writes messages to stderr; prints nothing if nothing is missing.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ def compute() -> None:
 
 
 def cloud() -> None:
-    """Stacks in a cloud never use stand-ins."""
+    """Fails if the official plugins are missing, because stacks in a cloud never use stand-ins."""
     if "PULUMI_HOME" in engine.variables("dev") and not os.environ.get("PULUMI_HOME"):
         raise InstallError(
             "this stack needs Pulumi's own plugins, which could not be downloaded: install `pulumi`"
@@ -95,7 +95,7 @@ def rehearsal() -> None:
     """Installs all stand-ins, even if the official plugins are installed."""
     folder = engine.standins(install_engine())
     if not engine.complete(folder):
-        with phase("Installing stand-ins for the plugins of clouds"):
+        with phase("Installing stand-ins for the cloud plugins"):
             install_standins(folder)
     install_venv("requirements.txt")
 
@@ -223,7 +223,7 @@ def install_standins(folder: Path) -> None:
         f"resource-command-v{COMMAND}/pulumi-resource-command": "resource_command.py",
         f"language-python-v{VERSION}/pulumi-language-python": "language_python.py",
     }
-    # Users' own stacks must not find the cloud's stand-ins.
+    # Users' own stacks must not find the stand-ins for cloud plugins.
     rehearsed = {
         f"resource-kubernetes-v{KUBERNETES_PLUGIN}/pulumi-resource-kubernetes": "resource_kubernetes.py",
         f"resource-gcp-v{GCP_PLUGIN}/pulumi-resource-gcp": "resource_gcp.py",
@@ -238,12 +238,12 @@ def install_standins(folder: Path) -> None:
 
 
 def actionlint() -> str | None:
-    """The one that we built, or PATH's."""
+    """The path of the actionlint that we built, or of the one on PATH."""
     return which(str(CACHE / "actionlint" / ACTIONLINT / "actionlint")) or which("actionlint")
 
 
 def install_actionlint() -> None:
-    """Builds it into the cache; without Go, `make lint` says that it does not check the workflows."""
+    """Builds actionlint into the cache. Without Go, `make lint` reports that it does not check the workflows."""
     if actionlint() or not which("go"):
         return
     folder = CACHE / "actionlint" / ACTIONLINT

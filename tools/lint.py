@@ -40,7 +40,7 @@ def checks() -> list[Check]:
 
 
 def files(*patterns: str) -> list[str]:
-    """Files of the project, also those that are not yet committed."""
+    """The project's files that match, including files that are not committed yet."""
     command = ["git", "ls-files", "-co", "--exclude-standard", "--deduplicate", *patterns]
     listed = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     return [file for file in listed if (PROJECT / file).exists()]

@@ -3,7 +3,7 @@
 Without an argument: the locks of the cluster's environment, from environment.in. With `project`: the locks of this
 project's own tools. Versions stay as they are unless an input excludes them, or UPGRADE=1 is set.
 
-Needs Python's standard library alone.
+Needs only Python's standard library.
 """
 
 import os

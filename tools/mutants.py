@@ -26,7 +26,7 @@ from tests.mutations import AREAS, MUTATIONS, Mutation
 from tools.running import phase, say
 
 PAGE = PROJECT / "docs/proof.md"
-BESIDE = 3  # tests in parallel; most of them mostly wait for a program
+BESIDE = 3  # tests in parallel; most tests mostly wait for a program
 LIMIT = 600  # seconds for one test
 GRACE = 120  # seconds for a stopped test to clean up
 # A sample may take a minute, so it excludes tests that need machines, Kubernetes or many runs of the engine.
@@ -35,7 +35,7 @@ COSTS = (CHEAP, "tests/engine/", "tests/kubernetes/", "tests/machines/")  # fold
 
 
 class MutationError(Exception):
-    """Its message names the mutation and says what is wrong with it."""
+    """A mutation cannot be applied. The message contains its name and the reason."""
 
 
 def changed(mutation: Mutation, text: str) -> str:

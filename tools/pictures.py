@@ -43,7 +43,7 @@ from tools.rehearse import Rehearsal
 from tools.running import say
 
 PICTURES = PROJECT / "docs" / "pictures"
-COLUMNS, ROWS = 100, 150  # of the terminal; ROWS is more than `make up` prints, because nothing may scroll away
+COLUMNS, ROWS = 100, 150  # of the terminal; lines beyond ROWS scroll away and are lost
 LIMIT = 200_000  # bytes of a picture
 PATIENCE = 180_000  # milliseconds for a page to show something
 CELLS = [
@@ -100,13 +100,13 @@ def kubernetes(folder: Path) -> None:
 
 
 def in_terminal(command: list[str]) -> pyte.Screen:
-    """The screen of a terminal after a command in it has ended."""
+    """Runs a command in a terminal; returns the screen after it has ended."""
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     environ = os.environ | {"TERM": "xterm-256color"}
-    # In a session of its own, Ctrl-C reaches it once, from here: at a second one Pulumi ends without writing its state.
+    # In its own session, so that it gets Ctrl-C only from here: after a second one Pulumi does not write its state.
     process = subprocess.Popen(
         command, cwd=PROJECT, stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True
     )
@@ -184,7 +184,7 @@ def run_notebook(page: Page, server: str, password: str) -> None:
         "cells": [cell | {"id": f"cell-{number}", "source": source} for number, source in enumerate(CELLS)],
     }
     [token] = [cookie["value"] for cookie in page.context.cookies() if cookie["name"] == "_xsrf"]
-    no_news = {"raw": json.dumps({"fetchNews": "false"})}  # else Jupyter asks in front of the notebook
+    no_news = {"raw": json.dumps({"fetchNews": "false"})}  # else a question of Jupyter covers the notebook
     for path, content in {
         "api/contents/first-job.ipynb": {"type": "notebook", "content": notebook},
         "lab/api/settings/@jupyterlab/apputils-extension:notification": no_news,
@@ -202,7 +202,7 @@ def run_notebook(page: Page, server: str, password: str) -> None:
 
 
 def photograph(page: Page, name: str) -> None:
-    """A picture with 256 colours, which take a third of the bytes."""
+    """Saves a screenshot with 256 colours, which take a third of the bytes."""
     taken = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     taken.quantize(256, dither=Image.Dither.NONE).save(PICTURES / name, optimize=True)
     if (size := (PICTURES / name).stat().st_size) > LIMIT:

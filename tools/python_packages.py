@@ -1,4 +1,4 @@
-"""uv, and the virtual environments that it fills."""
+"""Installs uv, and Python packages into virtual environments with it."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ BENCH = PROJECT / "bench" / "requirements.txt"
 
 
 def uv() -> str:
-    """The uv on PATH, or else our own, which this installs."""
+    """The path of uv: the one on PATH, or else our own, which this installs."""
     lock = PROJECT / "tools" / "uv.txt"
     folder = CACHE / "uv" / digest(lock)
     ours = folder / "bin" / "uv"
@@ -50,10 +50,10 @@ def install_venv(*locks: str) -> None:
         state.unlink(missing_ok=True)
         requirements = [word for lock in locks for word in ("-r", lock)]
         # A package can be in both locks, with two versions. The cluster's version wins: notebooks that run in .venv
-        # must have the same packages as the workers. `uv pip check` tells whether the program can use that version.
+        # must have the same packages as the workers. `uv pip check` checks that the program can use that version.
         command = [uv(), "pip", "install", "--require-hashes", "--python", python, "--exact", "--no-deps"]
         run(*command, *requirements, "--override", ENVIRONMENT, log="venv", cwd=PROJECT)
-        # Nothing is downloaded: the locks have what builds the package and what it imports.
+        # Nothing is downloaded: the locks contain the package's build backend and dependencies.
         own = ("--no-index", "--no-deps", "--no-build-isolation", "--editable", PROJECT)
         run(uv(), "pip", "install", *own, "--python", python, log="venv", cwd=PROJECT)
         check = subprocess.run([uv(), "pip", "check", "--python", python], capture_output=True, text=True)
@@ -66,7 +66,7 @@ def install_venv(*locks: str) -> None:
 
 
 def package() -> str:
-    """A digest of what pyproject.toml says about the package daskstack, which .venv has too."""
+    """A digest of the parts of pyproject.toml that define the package daskstack, which .venv contains too."""
     said = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     return digest(json.dumps([said["build-system"], said["project"], said["tool"]["uv"]]))
 

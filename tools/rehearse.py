@@ -1,8 +1,9 @@
 """Rehearses a stack on this computer: python -m tools.rehearse STACK
 
-A real Kubernetes of one node, or real machines behind a firewall in place of Compute Engine's; the real program and
-engine, a real Dask job; a worker preempted, one deleted, one more, none for want of work, all of them again; then all
-of it goes. The stack file is not changed, and no account can be reached (rehearsal/environment.py).
+Runs the real program and engine on a real Kubernetes with one node, or on real machines behind a firewall instead of
+Compute Engine's. Creates the cluster; preempts, deletes and adds workers; waits until an idle cluster has stopped them;
+starts them again, runs a Dask job, and destroys everything. The stack's file does not change, and the rehearsal can
+reach no account (rehearsal/environment.py).
 """
 
 import ipaddress
@@ -34,7 +35,7 @@ from tools.running import InstallError, say
 
 
 class Rehearsal:
-    """A stack's program on a Kubernetes of this computer, with state and settings in a folder apart."""
+    """A stack's program on this computer, with state and settings in a separate folder."""
 
     def __init__(self, stack: str, folder: Path) -> None:
         self.stack, self.folder, self.project = stack, folder, PROJECT
@@ -46,7 +47,7 @@ class Rehearsal:
         return [sys.executable, "-m", "rehearsal.kubernetes", *words, str(self.folder / "kubernetes")]
 
     def start(self, config: dict[str, Any]) -> None:
-        """What the stack runs on: a Kubernetes, or a Google Cloud that makes one, or machines, when it is asked for."""
+        """Starts a Kubernetes, or prepares a rehearsed Google Cloud that creates one, or machines, on request."""
         cluster = config["config"][KEY]
         if cluster["target"] == "machines":
             self._google(config)
@@ -59,7 +60,7 @@ class Rehearsal:
             self.set(config, found["kubeconfig"], found["context"])
             return
         self._google(config)
-        # Its way to the package index is not that to the cluster.
+        # These commands reach the package index, which the certificate authority below does not cover.
         alone = ["env", "--unset=SSL_CERT_FILE"]
         commands = {
             "command": [*alone, *self.command(*words, "--small")],
@@ -68,7 +69,7 @@ class Rehearsal:
         }
         self.environ |= {
             "DASKSTACK_REHEARSAL_KUBERNETES": json.dumps(commands),
-            "SSL_CERT_FILE": str(self.folder / "gcp" / "ca.pem"),  # of the cluster's endpoint
+            "SSL_CERT_FILE": str(self.folder / "gcp" / "ca.pem"),  # for the cluster's endpoint
         }
 
     def _google(self, config: dict[str, Any]) -> None:
@@ -97,7 +98,7 @@ class Rehearsal:
         [door, *_] = cluster.get("firewall", {}).get("ssh", []) or ["203.0.113.7/32"]
         self.environ |= {
             "DASKSTACK_REHEARSAL_MACHINES": json.dumps(machines),
-            # This computer is where the stack expects its user.
+            # This computer gets an address that the stack's firewall allows.
             "DASKSTACK_REHEARSAL_CALLER": str(ipaddress.ip_network(door)[0]),
         }
 
@@ -105,7 +106,7 @@ class Rehearsal:
         return subprocess.run(self.command(*words), cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
     def set(self, config: dict[str, Any], kubeconfig: str, context: str) -> None:
-        """A copy of the stack file, for the engine writes into it, too."""
+        """Writes the settings to a copy of the stack's file, because the engine writes into it, too."""
         config["config"][KEY]["cluster"] |= {"kubeconfig": kubeconfig, "context": context}
         self.settings.write_text(yaml.safe_dump(config))
 
@@ -139,7 +140,7 @@ class Rehearsal:
         return client_output.parse(self.outputs()["client"])
 
     def down(self) -> None:
-        """What it runs on goes, also after a destroy that failed."""
+        """Removes the machines or the Kubernetes, even if `destroy` failed."""
         if "DASKSTACK_REHEARSAL_MACHINES" in self.environ:
             sweep = [sys.executable, "-m", "rehearsal.compute", "sweep"]
             subprocess.run(sweep, cwd=PROJECT, env=self.environ, check=True)
@@ -152,7 +153,7 @@ class Rehearsal:
 
 
 class Phases:
-    """What is done one after another, and how long each takes."""
+    """Announces phases and measures their times."""
 
     def __init__(self) -> None:
         self.times: dict[str, float] = {}
@@ -167,12 +168,12 @@ class Phases:
             self.times[phase] = time.monotonic() - start
 
 
-IDLE = 60  # seconds, in place of the stack's own limit, once all else was seen
-PATIENCE = 180  # seconds for workers to go or to come
+IDLE = 60  # seconds; replaces the stack's own limit in the last phases
+PATIENCE = 180  # seconds for workers to stop or to start
 
 
 def workers(client: KubernetesClient) -> list[str]:
-    """The pods of workers, those that are about to go, too."""
+    """The pods of workers, including those that are terminating."""
     which = ["get", "pods", "--selector", "component=worker", "--output", "name"]
     with kubectl.kubectl(client.kubernetes) as command:
         words = [*command, "--namespace", client.namespace, *which]
@@ -188,25 +189,25 @@ def until(what: str, reached: Callable[[], bool]) -> None:
 
 
 def in_kubernetes(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> None:
-    """What may befall a release."""
+    """Adds a worker to a release, waits until idle workers have stopped, and starts them again."""
     settings = config["config"][KEY]
     if settings.get("chart") == "official":
         return
     pods = settings.setdefault("workers", {})
     pods["replicas"] = pods.get("replicas", 3) + 1
     settings["limits"] = {"idle": f"{IDLE}s"}
-    with phase(f"one worker more, and idle after {IDLE} s"):
+    with phase(f"one worker added, idle after {IDLE} s"):
         rehearsal.start(config)
         rehearsal.up()
     client = rehearsal.client()
     assert isinstance(client, KubernetesClient)
-    with phase("asleep: nothing was computed"):
-        until("the workers did not go", lambda: not workers(client))
+    with phase("asleep: no work"):
+        until("the workers did not stop", lambda: not workers(client))
     awake(client, phase)
 
 
 def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> None:
-    """What may befall machines in Google Cloud."""
+    """Preempts, deletes and adds workers, waits until idle machines have switched off, and starts them again."""
     settings, google = config["config"][KEY], google_of(rehearsal.client())
     machines = settings["machines"]
 
@@ -219,11 +220,11 @@ def on_machines(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -> 
         rehearsal.up("--refresh")
     machines["workers"] = workers + 1
     settings["limits"] = {"idle": f"{IDLE}s"}
-    with phase(f"one worker more, and idle after {IDLE} s"):
+    with phase(f"one worker added, idle after {IDLE} s"):
         rehearsal.start(config)
         rehearsal.up("--refresh")
     client = rehearsal.client()
-    with phase("asleep: nothing was computed"):
+    with phase("asleep: no work"):
         until(
             "the machines did not switch themselves off",
             lambda: set(wake_machines.statuses(google_of(client)).values()) == {"TERMINATED"},
@@ -238,13 +239,13 @@ def google_of(client: MachinesClient | KubernetesClient) -> Google:
 
 def awake(client: MachinesClient | KubernetesClient, phase: Phases) -> None:
     with phase("awake: a job's result"):
-        say(f"{wake(client)} workers come back")
+        say(f"starting {wake(client)} workers")
         with Client(client) as dask:
             dask.submit(sum, range(10)).result(timeout=PATIENCE)
 
 
 def refuse_mistakes(settings: dict[str, Any]) -> None:
-    """Before anything is started, all but what a rehearsal has of its own: a Kubernetes, and who may reach machines."""
+    """Rejects wrong settings before anything starts, except kubeconfig and firewall, which a rehearsal replaces."""
     try:
         parse(settings, PROJECT)
     except SettingsError as error:
@@ -271,7 +272,7 @@ def main(stack: str) -> None:
     try:
         with phase("from nothing"):
             rehearsal.start(config)
-        os.environ.clear()  # of the caller's logins
+        os.environ.clear()  # removes the caller's logins
         os.environ.update(rehearsal.environ)
         with phase("pulumi up"):
             rehearsal.up()
@@ -282,7 +283,7 @@ def main(stack: str) -> None:
         if kind.google:
             say(cloud_leftovers.report(stack, kind.project))
     finally:
-        with phase("the rest of it goes"):
+        with phase("clean-up"):
             rehearsal.stop()
     print(f"\n{table}")
     for name, seconds in phase.times.items():
@@ -295,6 +296,4 @@ if __name__ == "__main__":
     except (InstallError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
-        sys.exit(
-            f"error: {' '.join(map(str, error.cmd[:6]))} ... ended with {error.returncode}; its own words are above"
-        )
+        sys.exit(f"error: {' '.join(map(str, error.cmd[:6]))} ... ended with {error.returncode}; its output is above")

@@ -21,7 +21,7 @@ CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
 
 
 class InstallError(Exception):
-    """Its message says what was expected, what was found, and what to do."""
+    """An installation failed. The message contains what was expected, what was found, and the remedy."""
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# Files that the program of no stack reads. Any other file can change every stack; an unneeded preview does no harm.
+# Files that no stack's program reads. Any other file can change every stack; an unneeded preview does no harm.
 UNREAD = re.compile(r"(bench|docs|rehearsal|tests|\.ci|\.github)/.+|(.+/)?[^/]+\.md|Makefile|\.gitignore")
 STACK = re.compile(r"Pulumi\.([^/]+)\.yaml")
 

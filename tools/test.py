@@ -59,7 +59,7 @@ def queue(tests: Path) -> dict[str, list[str]]:
 
 
 def unit(tests: Path) -> dict[str, list[str]]:
-    """Two parts of about the same length."""
+    """The files of tests/unit in two parts that take about the same time."""
     paths = sorted((tests / "unit").glob("test_*.py"), key=lambda path: (-path.stat().st_size, path))
     files = [path.relative_to(tests.parent).as_posix() for path in paths]
     return {f"{tests.name}/unit {part + 1}/2": files[part::2] for part in (0, 1) if files[part::2]}
@@ -118,7 +118,7 @@ class Result:
         return Result(self.counts + other.counts, self.slowest + other.slowest, self.skipped + other.skipped)
 
     def __str__(self) -> str:
-        """In the words of pytest."""
+        """The counts in the form of pytest's summary."""
         counts = self.counts
         named = {"error": "error" if counts["error"] == 1 else "errors"}
         words = [f"{counts[w]} {named.get(w, w)}" for w in ("failed", "passed", "skipped", "error") if counts[w]]

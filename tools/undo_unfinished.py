@@ -1,7 +1,7 @@
-"""Before a destroy: what a killed run was making counts as made: python3 -m tools.undo_unfinished STACK
+"""Makes `destroy` undo the steps that a killed run had started: python3 -m tools.undo_unfinished STACK
 
-The engine forgets operations that never ended. But a step goes on when the run that started it is killed, and a step
-that has begun must be undone.
+The engine forgets operations that never ended. But a step continues after its run is killed, and every step that has
+started must be undone. So this records such steps as created, before `destroy`.
 """
 
 import json
@@ -13,15 +13,15 @@ from daskstack import engine
 def main(stack: str) -> None:
     exported = engine.pulumi(stack, "stack", "export", capture_output=True, text=True)
     if exported.returncode:
-        return  # there is no such stack, and destroy says so
+        return  # the stack does not exist; `destroy` reports that
     state = json.loads(exported.stdout)
     if names := adopt(state["deployment"]):
         engine.pulumi(stack, "stack", "import", input=json.dumps(state), text=True, capture_output=True, check=True)
-        print(f"A run that is dead had begun {', '.join(names)}: undoing that, too")
+        print(f"A killed run had started {', '.join(names)}: undoing these steps too")
 
 
 def adopt(deployment: dict) -> list[str]:
-    """Moves Commands that were being created to the resources; returns their names."""
+    """Adds Commands whose creation had started to the resources; returns their names."""
     known = {each["urn"] for each in deployment.get("resources", [])}
     begun = [
         operation["resource"]

@@ -1,6 +1,6 @@
 """Clears the lock that a killed `pulumi` left on a stack in a local folder: python3 -m tools.unlock STACK
 
-A lock whose process still runs is refused. Stacks that live elsewhere are left to `pulumi cancel`.
+Fails if the lock's process still runs. For stacks in other backends there is `pulumi cancel`.
 """
 
 import json
@@ -26,36 +26,36 @@ def main(stack: str) -> None:
     for holder in map(read, found):
         if holds(holder):
             sys.exit(
-                f"error: stack {stack} is in use since {holder['timestamp']} by process {holder['pid']} on"
-                f" {holder['hostname']}: wait for it to end; if it cannot be alive, run"
+                f"error: stack {stack} has been in use since {holder['timestamp']} by process {holder['pid']} on"
+                f" {holder['hostname']}: wait for it to end; if it no longer exists, run"
                 f" `pulumi cancel --stack {stack}` under `make env`"
             )
     clear_unfinished_files(backend, stack)
     if not found:
         return
     clear(found)
-    print("Cleared the lock of a run that is dead; going on where it ended")
+    print("Cleared the lock of a killed run; continuing from its state")
     exported = engine.pulumi(stack, "stack", "export", capture_output=True)
-    if exported.returncode == 0:  # else it ended before there was a stack
+    if exported.returncode == 0:  # else the run ended before it created the stack
         clear_release(json.loads(exported.stdout))
 
 
 def clear(found: list[Path]) -> None:
-    """Removes dead locks, and attributes that were never written.
+    """Removes locks of killed runs, and empty files of attributes.
 
-    `pulumi cancel` reads the stack first, which fails ("EOF") where the run was killed between making the empty
-    file of a state's attributes and writing it. Nobody needs these.
+    `pulumi cancel` would not do: it reads the stack first, and fails ("EOF") if the run was killed after it created a
+    state's file of attributes and before it wrote to it. Nothing needs these files.
     """
     folder = found[0].parent
     shutil.rmtree(folder)
     for attributes in folder.parents[3].rglob("*.attrs"):
-        with suppress(FileNotFoundError):  # an engine at work on another stack
+        with suppress(FileNotFoundError):  # an engine on another stack has removed it
             if attributes.stat().st_size == 0:
                 attributes.unlink()
 
 
 def clear_unfinished_files(backend: str, stack: str) -> None:
-    """Removes what an engine that was killed had not written to the end: each file gets its name only then."""
+    """Removes files that a killed engine had not finished: it renames each file once it is complete."""
     for folder in state_folders(backend):
         for pattern in (f"stacks/dask/{stack}.json*.tmp", f"*/dask/{stack}/*.tmp"):
             for file in folder.glob(pattern):
@@ -63,7 +63,7 @@ def clear_unfinished_files(backend: str, stack: str) -> None:
 
 
 def clear_release(exported: Mapping) -> None:
-    """Has helm forget what a killed run began, and would not go on with; what it made stays, and is used again."""
+    """Deletes helm's record of a release that a killed run had begun: helm refuses to change it. Its objects stay."""
     resources = (exported["deployment"] or {}).get("resources", [])
     known = any(each["type"] == "kubernetes:helm.sh/v3:Release" for each in resources)
     unfinished = ",status in (pending-install,pending-upgrade,pending-rollback)" if known else ""
@@ -77,26 +77,26 @@ def clear_release(exported: Mapping) -> None:
                 run = [*command, *words, "--selector", selector]
                 done = subprocess.run(run, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=WAIT)
             except subprocess.TimeoutExpired:
-                print(f"The Helm release that was under way could not be cleared: kubectl said nothing within {WAIT} s")
+                print(f"Could not clear the unfinished Helm release: kubectl did not answer within {WAIT} s")
                 continue
         if "deleted" in done.stdout:
-            print("Cleared the Helm release that was under way; it is finished now")
+            print("Cleared the record of an unfinished Helm release")
 
 
 def locks(backend: str, stack: str) -> list[Path]:
-    """The lock files of a stack, none where the backend is not a local folder."""
+    """The lock files of a stack; none if the backend is not a local folder."""
     files = [file for folder in state_folders(backend) for file in folder.glob(f"locks/organization/dask/{stack}/*")]
     return [file for file in files if file.suffix != ".attrs"]
 
 
 def state_folders(backend: str) -> list[Path]:
-    """The folder with the states, or none where the backend is not a local folder."""
+    """The folder with the states; none if the backend is not a local folder."""
     url = urlsplit(backend)
     return [Path(unquote(url.path), ".pulumi")] if url.scheme == "file" else []
 
 
 def read(lock: Path) -> dict:
-    """Who holds a lock, empty where it has just been given back, or the holder was killed while it wrote that."""
+    """A lock's holder; empty if it has just released the lock, or was killed while it wrote the file."""
     try:
         return json.loads(lock.read_text())
     except (FileNotFoundError, ValueError):
@@ -104,19 +104,19 @@ def read(lock: Path) -> dict:
 
 
 def holds(holder: Mapping) -> bool:
-    """Whether a lock's process may still be running: on another host nobody can tell."""
+    """Whether a lock's process may still be running. For another host this cannot be checked, so it may."""
     if not holder:
         return False
     if holder["hostname"] != socket.gethostname():
         return True
     try:
         os.kill(holder["pid"], 0)
-        # The number may have gone to another program by now.
+        # Another program may have this process ID by now.
         return Path(f"/proc/{holder['pid']}/exe").readlink().name.startswith("pulumi")
     except ProcessLookupError:
         return False
     except FileNotFoundError:
-        return sys.platform != "linux"  # a killed process that nobody has waited for has no program
+        return sys.platform != "linux"  # a zombie has no executable
     except PermissionError:
         return True
 

@@ -184,9 +184,9 @@ CLUSTER = {"kubeconfig": "/nowhere", "context": ""}
             wait_for_deletion.main,
             "the cluster's remaining resources cannot be listed: `kubectl get persistentvolumeclaims` did not answer",
         ),
-        (lambda: kubectl.wake(CLUSTER, "dask"), "had no answer within 1 s"),
+        (lambda: kubectl.wake(CLUSTER, "dask"), "did not answer within 1 s"),
         (lambda: kubectl.forward(CLUSTER, "dask", ["x:1"]).__enter__(), "the port-forward did not open within 1 s"),
-        (lambda: status_and_logs.ask(["kubectl", "logs"], wait=1), "`kubectl` had no whole answer after 1 s"),
+        (lambda: status_and_logs.ask(["kubectl", "logs"], wait=1), "`kubectl` did not answer completely within 1 s"),
     ],
     ids=["up's first look", "up's check", "destroy", "connect, which wakes", "connect", "status and logs"],
 )

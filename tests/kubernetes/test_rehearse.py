@@ -10,7 +10,7 @@ from rehearsal.kubernetes.supervisor import SYSCTLS
 from tests.kubernetes.support import Cluster, traces
 from tests.rehearsals import rehearse
 
-PHASES = ["from nothing", "pulumi up", "one worker more", "asleep", "awake", "pulumi destroy", "the rest of it goes"]
+PHASES = ["from nothing", "pulumi up", "one worker added", "asleep", "awake", "pulumi destroy", "clean-up"]
 
 
 @pytest.mark.timeout(1200)  # the entire lifecycle on a busy computer

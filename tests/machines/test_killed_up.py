@@ -114,7 +114,7 @@ def test_the_next_up_resumes_a_killed_one_and_destroy_leaves_nothing(image: str,
             for moment, most in enumerate((0, 12, 24, 36)):
                 more = max(1, most - len(cluster.resources())) if moment else 0
                 cluster.killed_up(chance.randint((more + 1) // 2, more), chance.uniform(0.3, 2), moment % 2 == 0)
-                assert ("Cleared the lock of a run that is dead" in cluster.last) == locked
+                assert ("Cleared the lock of a killed run" in cluster.last) == locked
                 locked = cluster.locked()
                 assert locked or moment == 0
                 # Commands that survived the kill do not disturb completed ones.

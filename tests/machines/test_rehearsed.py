@@ -8,8 +8,8 @@ import pytest
 from tests.rehearsals import rehearse
 
 PHASES = [
-    "from nothing", "pulumi up", "one worker preempted, one deleted", "one worker more, and idle", "asleep", "awake",
-    "pulumi destroy", "the rest of it goes",
+    "from nothing", "pulumi up", "one worker preempted, one deleted", "one worker added, idle", "asleep", "awake",
+    "pulumi destroy", "clean-up",
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_the_shipped_vms_stack_is_created_changed_and_destroyed_and_keeps_its_da
     changed = touched(printed, "one worker preempted, one deleted") - own
     assert {each for each in changed if "-worker-1" not in each} == {"machines-worker-2"}
     assert changed >= {"machines-worker-1", "dask-worker-1-service"}
-    changed = touched(printed, "one worker more, and idle") - own
+    changed = touched(printed, "one worker added, idle") - own
     others = {f"dask-{name}-idle" for name in ("scheduler", "worker-1", "worker-2")}
     assert {each for each in changed if "-worker-3" not in each} == others
     assert changed >= {"machines-worker-3", "dask-worker-3-service"}

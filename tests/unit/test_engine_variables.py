@@ -180,5 +180,5 @@ def test_a_backend_that_does_not_answer_is_named_in_time(environ, program, monke
     monkeypatch.setattr(engine, "STATE_LIMIT", 0.1)
     for name, value in {**environ, "PATH": f"{environ['PATH']}:/usr/bin:/bin"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(engine.EngineError, match="of stack dev had not ended after"):
+    with pytest.raises(engine.EngineError, match="of stack dev did not end within"):
         program("dev")

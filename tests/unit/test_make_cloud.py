@@ -115,7 +115,7 @@ def test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to(user: Use
 
 def test_an_up_looks_for_machines_that_google_took_away_and_says_first_that_nobody_is_let_in(user: User) -> None:
     shipped = (engine.PROJECT / "Pulumi.vms.yaml").read_text()
-    sentence = "Your own address cannot be looked up from here: write who may reach SSH into Pulumi.vms.yaml"
+    sentence = "Could not determine your address: in Pulumi.vms.yaml, list the networks that may reach SSH"
     controller, terminal = pty.openpty()
     try:
         assert sentence not in user.make("up", "STACK=vms", stdin=terminal)

@@ -63,7 +63,7 @@ def test_a_wheel_has_the_package_alone_and_says_without_a_project_what_it_needs(
     done = run(sys.executable, "-m", "daskstack", "status", folder=tmp_path, environ=environ)
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: {tmp_path} and the folders above it are no checkout of daskstack: change to one, or set"
+        f"error: {tmp_path} and the folders above it are not a checkout of daskstack: change to one, or set"
         " DASKSTACK_PROJECT to its path\n"
     )
 
