@@ -26,7 +26,7 @@ class Way:
 
     ports: list[int]
     fault: Callable[[], str]
-    """Returns why the ports no longer lead there, or an empty text. Other programs may hold the ports by then."""
+    """Returns why the ports no longer lead there, or an empty string. Other programs may hold the ports by then."""
 
 
 @contextlib.contextmanager
