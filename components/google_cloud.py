@@ -17,7 +17,7 @@ ACCOUNT = "an account: run `gcloud auth application-default login`"
 
 
 def require(stack: str, lacking: Sequence[str] = ()) -> None:
-    """Raises RunError if the stack's name is invalid or, except in a preview, if this computer lacks a prerequisite.
+    """Raises RunError if the stack's name is invalid or, except in a preview, if a prerequisite is missing here.
 
     `lacking` lists other missing prerequisites, each with its remedy.
     """

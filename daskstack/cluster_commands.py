@@ -29,13 +29,13 @@ def summary(stack: str) -> None:
         print(f"\n{outputs['cost']}\n")
     if woken:
         print(f"{'idle':<12} {asleep(woken)}")
-    dev, option = ("dev", "") if stack == "dev" else (stack, f" --stack {stack}")
+    option = "" if stack == "dev" else f" --stack {stack}"
     print()
     print(f"{'scheduler':<12} {outputs['scheduler']}")
     print(f"{'dashboard':<12} {COMMAND} dashboard{option}")
     if outputs["client"].jupyter:
         print(f"{'notebook':<12} {COMMAND} jupyter{option}")
-    print(f"{'in Python':<12} .venv/bin/python -ic 'import daskstack; client = daskstack.connect(\"{dev}\")'")
+    print(f"{'in Python':<12} .venv/bin/python -ic 'import daskstack; client = daskstack.connect(\"{stack}\")'")
     print(f"{'remove':<12} {COMMAND} destroy{option}")
 
 

@@ -23,11 +23,13 @@ def file(stack: str) -> Path:
 
 
 def read(stack: str) -> dict[str, Any]:
-    """The stack's settings under KEY. Creates the stack if it does not exist, or the engine would not read its file."""
+    """The stack's settings under KEY. The engine reads only stacks that exist, so a missing one exists meanwhile."""
     shown = engine.pulumi(stack, *SHOW, capture_output=True, text=True)
     if "no stack named" in shown.stderr:
         made = engine.pulumi(stack, "stack", "init", "--no-select", capture_output=True, text=True)
         shown = made if made.returncode else engine.pulumi(stack, *SHOW, capture_output=True, text=True)
+        if made.returncode == 0:
+            engine.pulumi(stack, "stack", "rm", "--yes", "--preserve-config", "--remove-backups", capture_output=True)
     if shown.returncode:
         raise EngineError(f"Pulumi cannot read Pulumi.{Path(stack).name}.yaml: {shown.stderr.strip()}")
     return settings(shown.stdout, stack)

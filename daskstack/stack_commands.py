@@ -13,7 +13,10 @@ from daskstack.configuration import StackKind
 from daskstack.google_credentials import has_credentials
 
 DEV = "dev"  # runs on this computer and costs nothing, so no command asks for confirmation
-DEAD = "If a machine will never answer again, set `gone: true` for it in {file}: `up` and `destroy` then skip it."
+DEAD = (
+    "If a machine will never answer again, set `gone: true` for it in {file} and run `up`, which then skips it."
+    " Afterwards `destroy` skips it, too."
+)
 
 
 class Failed(Exception):

@@ -28,7 +28,7 @@ SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1
 
 
 class Failure(Exception):
-    """What was expected, what was found, and what to do."""
+    """Its message says what was expected, what was found, and what to do."""
 
 
 class Cluster:

@@ -103,7 +103,8 @@ class Host(Bastion):
     bastion: str | None = Field(None, examples=["gate"])
     """The name of the host, or of the entry in `bastions`, through which `up` connects. Only one hop is possible."""
     gone: bool = False
-    """Set to `true` if the machine no longer exists. `up` and `destroy` then run no commands on it."""
+    """Set to `true` if the machine no longer exists. The next `up`, and every `destroy` after it,
+    run no commands on it."""
 
     @property
     def internal_address(self) -> str:

@@ -238,7 +238,7 @@ class GkeCluster(ComponentResource):
 
 
 def missing() -> Iterator[str]:
-    """Programs that this computer lacks, each with its remedy."""
+    """Programs that are missing on this computer, each with its remedy."""
     if not shutil.which("kubectl"):
         yield "kubectl: run `gcloud components install kubectl`, or see https://kubernetes.io/docs/tasks/tools"
     if not shutil.which(EXEC["command"]):

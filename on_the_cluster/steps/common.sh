@@ -1,5 +1,6 @@
-# This file precedes every step. To run a step by hand on a machine, include the files of the step's folder, if any:
-#   (echo NETWORK=10.1.0.0/24 ...; cat common.sh firewall/*.sh firewall.sh) | sudo bash -s        (or: bash -s undo)
+# This file precedes every step. To run a step by hand on a machine, include the files of the step's folder, if any
+# (instead of `-s`, `-s undo` undoes the step):
+#   (echo NETWORK=10.1.0.0/24 ...; cat common/*.sh common.sh firewall/*.sh firewall.sh) | sudo bash -s
 # `bash -s first` is a resource's first run. If it fails, the step undoes itself, because Pulumi does not record the
 # resource and destroy would not undo it. Parameters are assignments on standard input, because other users can read
 # command lines.

@@ -36,8 +36,9 @@ watch() {
   while sleep $((left / 2 > LOOK ? left / 2 : LOOK)); do
     now=$(uptime)
     # Tasks can forge the answer, and bash would evaluate it as arithmetic.
-    if read -r -t 40 age workers < <(ask) && [[ $age =~ ^(0|[1-9][0-9]{0,9})$ ]]; then
+    if read -r -t 40 age workers < <(ask) && [[ $age =~ ^(0|-?[1-9][0-9]{0,9})$ ]]; then
       heard=$now
+      [ "$age" -ge 0 ] || age=0 # the clock was set back since the last work
     else
       age=$((now - heard)) workers=0
     fi

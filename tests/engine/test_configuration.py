@@ -57,8 +57,16 @@ def test_the_style_of_the_yaml_makes_no_difference(project: Path, text: str) -> 
     assert cloud_leftovers.project_of("mine") == "my-project"
 
 
+def test_a_stack_that_does_not_exist_can_be_read_and_is_not_created(project: Path) -> None:
+    write(project, STYLES[0])
+    configuration.read("mine")
+    with pytest.raises(EngineError, match="stack mine does not exist"):
+        engine.outputs("mine")
+
+
 def test_values_that_pulumi_config_set_has_written_are_read(project: Path) -> None:
     write(project, "config: {}\n")
+    engine.pulumi("mine", "stack", "init", check=True)
     assert configuration.read("mine") == {}
     for key, value in {"target": "machines", "machines.source": "compute", "machines.project": "my-project"}.items():
         engine.pulumi("mine", "config", "set", "--path", f"dask:cluster.{key}", value, check=True)
@@ -70,6 +78,7 @@ def test_your_address_is_added_to_a_file_of_any_style_and_nothing_else_changes(
     project: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(project, f"# a comment\n{text}")
+    engine.pulumi("mine", "stack", "init", check=True)
     before = configuration.read("mine")
     monkeypatch.setattr(allow_my_address, "address", lambda: "198.51.100.4")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))

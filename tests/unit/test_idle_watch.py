@@ -70,6 +70,12 @@ def test_a_machine_without_answers_powers_off_the_limit_after_the_last_one(heard
     )
 
 
-@pytest.mark.parametrize("answer", ["", "x", "1e9", "08 0", "-1 0", "a[$(echo ran >&2)] 0", "99999999999999999999 0"])
+@pytest.mark.parametrize("age", [-500, -9_999_999_999])
+def test_work_in_the_future_of_a_clock_that_was_set_back_counts_as_work_just_now(age: int) -> None:
+    ask = f"((clock < {BEGIN + 500})) && echo {age} 0 || {HOUR}"
+    assert 500 <= powers_off_after(60, ask, address="10.9.0.2") <= 575
+
+
+@pytest.mark.parametrize("answer", ["", "x", "1e9", "08 0", "-0 0", "a[$(echo ran >&2)] 0", "99999999999999999999 0"])
 def test_an_invalid_answer_of_the_scheduler_counts_as_none_and_is_not_evaluated(answer: str) -> None:
     assert 60 <= powers_off_after(60, f"echo {shlex.quote(answer)}", address="10.9.0.2") <= 75

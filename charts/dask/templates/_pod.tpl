@@ -9,7 +9,6 @@ A pod template, from a dict:
 {{- $values := .values -}}
 {{- $environment := $root.Values.environment -}}
 {{- $full := include "dask.fullname" $root -}}
-{{- $name := printf "%s-%s" $full .component -}}
 {{- $account := $values.serviceAccountName | default .account -}}
 {{- $image := printf "%s:%s" $values.image.repository (toString $values.image.tag) -}}
 {{- $variables := list

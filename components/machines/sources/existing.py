@@ -73,7 +73,7 @@ class ExistingMachines(ComponentResource):
     def _connection(
         self, machine: Bastion | HostSettings, proxy: dict[str, Input[Any]] | None = None
     ) -> dict[str, Input[Any]]:
-        """The connection to a machine. If the settings lack its host key, `up` reads the key."""
+        """The connection to a machine. If the settings do not contain its host key, `up` reads the key."""
         connection: dict[str, Input[Any]] = {
             "host": machine.address,
             "port": machine.port,

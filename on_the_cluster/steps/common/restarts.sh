@@ -2,15 +2,17 @@
 # shellcheck shell=bash
 
 # lock_restarts AUTHORITY_ADDRESS: until this step ends, no other machine of the cluster stops its workers. The lock is
-# on the authority's machine (this one if the address is empty). It is released with the connection, or after 300 s if
-# this machine dies. Tasks can also hold or break the lock; the workers then restart anyway.
+# on the authority's machine (this one if the address is empty). It is released with the connection, after 300 s at the
+# latest. Tasks can also hold or break the lock; the workers then restart anyway.
 lock_restarts() {
   local shell=(sh -c) patience=600
   local lock="exec 9>$CLUSTER_HOME/stopping.lock && flock -w $patience 9 && echo held && timeout 300 cat"
   [ -z "$1" ] || shell=("$ETC/ssh/ssh" "$1")
   coproc RESTARTS { within=$((patience + 360)) as_cluster_user "${shell[@]}" "$lock" 2>/dev/null; }
-  read -r -t $((patience + 30)) _ <&"${RESTARTS[0]}" ||
-    note "could not lock restarts of workers on ${1:-this machine} within $patience s; restarting those of $(hostname) anyway"
+  # If the command has already ended, bash has unset RESTARTS.
+  { read -r -t $((patience + 30)) _ <&"${RESTARTS[0]:-}"; } 2>/dev/null ||
+    note "could not lock restarts of workers on ${1:-this machine}: no answer, or none within $patience s; restarting" \
+      "those of $(hostname) anyway"
 }
 
 # start_workers UNIT...: start the worker units, and wait until each answers.
