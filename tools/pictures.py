@@ -28,7 +28,6 @@ from pathlib import Path
 from unittest import mock
 
 import pyte
-import yaml
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -37,6 +36,7 @@ from rich.text import Text
 
 import daskstack
 from daskstack import engine
+from daskstack.configuration import KEY
 from daskstack.engine import PROJECT
 from daskstack.route import way_to
 from tools.rehearse import Rehearsal
@@ -83,10 +83,9 @@ def machines(_: Path) -> None:
 
 def kubernetes(folder: Path) -> None:
     stack = "kubernetes"
-    config = yaml.safe_load((PROJECT / f"Pulumi.{stack}.yaml").read_text())
     rehearsal = Rehearsal(stack, folder / "rehearsal")
     try:
-        rehearsal.start(config)
+        rehearsal.start({"config": {KEY: rehearsal.read()}})
         with mock.patch.dict(os.environ, rehearsal.environ, clear=True):
             rehearsal.up()
             client, password = rehearsal.client(), rehearsal.outputs()["jupyterPassword"]
