@@ -155,7 +155,10 @@ def fetch(url: str) -> bytes:
 
 
 def build_engine(binary: Path) -> None:
-    go = find_go("build the engine")
+    go = find_go(
+        "build the engine",
+        f", or put `pulumi` {dotted(MINIMUM)} or newer on PATH (https://www.pulumi.com/docs/install)",
+    )
     flags = f"-s -w -X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{VERSION}"
     package = "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"
     modules = PROJECT / "rehearsal" / "engine"
@@ -178,15 +181,15 @@ def build_kubernetes(folder: Path) -> None:
         kubectl.chmod(0o755)
 
 
-def find_go(purpose: str) -> str:
+def find_go(purpose: str, alternative: str = "") -> str:
     go = which("go")
     said = subprocess.run([go, "version"], capture_output=True, text=True).stdout if go else "none"
     match = re.search(r"go(\d+)\.(\d+)", said)
     # Go 1.21 and newer download the release that a go.mod requires.
     if not go or not match or (int(match[1]), int(match[2])) < (1, 21):
         raise InstallError(
-            f"Go 1.21 or newer is needed to {purpose}, found {said.strip()}: install it from https://go.dev/dl,"
-            f" or put `pulumi` {dotted(MINIMUM)} or newer on PATH (https://www.pulumi.com/docs/install)"
+            f"Go 1.21 or newer is needed to {purpose}, found {said.strip()}: install it from"
+            f" https://go.dev/dl{alternative}"
         )
     return go
 
