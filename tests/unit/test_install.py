@@ -94,8 +94,11 @@ def test_a_build_without_a_recent_go_names_the_remedies(said, monkeypatch, tmp_p
         go.write_text(f"#!/bin/sh\necho '{said}'\n")
         go.chmod(0o755)
     monkeypatch.setattr(install, "which", lambda command: str(tmp_path / "go") if said else None)
-    with pytest.raises(running.InstallError, match=r"Go 1\.21 .*found (go|none).*go\.dev/dl.* or put `pulumi`"):
-        install.find_go("build the engine")
+    needs_go = r"Go 1\.21 .*found (go|none).*go\.dev/dl"
+    with pytest.raises(running.InstallError, match=f"{needs_go}, or put `pulumi`"):
+        install.build_engine(tmp_path / "pulumi")
+    with pytest.raises(running.InstallError, match=f"{needs_go}$"):
+        install.build_kubernetes(tmp_path / "kubernetes")
 
 
 def test_a_failed_command_shows_the_end_of_its_log_and_where_the_rest_is(monkeypatch, tmp_path):
