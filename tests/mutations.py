@@ -80,7 +80,7 @@ DATA = [
         "components/machines/sources/compute.py",
         "retain_on_delete=not self.settings.data.delete",
         "retain_on_delete=False",
-        "tests/engine/test_compute_program.py::test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise",
+        "tests/engine/test_compute_program.py::test_the_data_disk_survives_destroy_unless_data_delete_is_set",
     ),
     Mutation(
         "namespace-of-others",
@@ -96,7 +96,7 @@ DATA = [
         "components/kubernetes/kubeconfig_context.py",
         "    return first.apply(tell)",
         "    return current",
-        "tests/engine/test_gke_program.py::test_a_stack_stays_on_the_context_that_was_current_at_its_first_up",
+        "tests/engine/test_gke_program.py::test_a_stack_keeps_the_context_of_its_first_up",
     ),
     Mutation(
         "deletion-protection",
@@ -104,7 +104,7 @@ DATA = [
         "components/gke/cluster.py",
         "deletion_protection=settings.deletion_protection",
         "deletion_protection=False",
-        "tests/engine/test_gke_cluster.py::test_a_cluster_is_protected_from_deletion_where_the_stack_says_so",
+        "tests/engine/test_gke_cluster.py::test_deletion_protection_follows_the_setting",
     ),
     Mutation(
         "left-of-others",
@@ -112,7 +112,7 @@ DATA = [
         "tools/cloud_leftovers.py",
         'last(found.get("network", "")) == name',
         'name in found.get("network", "")',
-        "tests/unit/test_cloud_leftovers.py::test_all_of_the_stacks_is_found_and_nothing_of_others",
+        "tests/unit/test_cloud_leftovers.py::test_exactly_the_stacks_resources_are_listed",
     ),
     Mutation(
         "left-of-other-services",
@@ -120,7 +120,7 @@ DATA = [
         "tools/cloud_leftovers.py",
         "or f'\"{name}/' in found.get",
         'or f"{name}/" in found.get',
-        "tests/unit/test_cloud_leftovers.py::test_all_of_the_stacks_is_found_and_nothing_of_others",
+        "tests/unit/test_cloud_leftovers.py::test_exactly_the_stacks_resources_are_listed",
     ),
     Mutation(
         "lock-of-another-computer",
@@ -372,7 +372,7 @@ TASKS = [
         "components/kubernetes/dask_on_kubernetes.py",
         '**(RESTRICTED if self.settings.chart == "own" else {})',
         "",
-        "tests/engine/test_gke_program.py::test_a_preview_needs_no_cluster_and_shows_everything",
+        "tests/engine/test_gke_program.py::test_a_preview_without_a_cluster_shows_every_resource",
     ),
     Mutation(
         "nodes-may-edit",
@@ -380,7 +380,7 @@ TASKS = [
         "components/gke/cluster.py",
         'ROLES = ("roles/container.defaultNodeServiceAccount",)',
         'ROLES = ("roles/editor",)',
-        "tests/engine/test_gke_cluster.py::test_nodes_have_an_account_of_their_own_with_the_least_roles",
+        "tests/engine/test_gke_cluster.py::test_nodes_use_a_dedicated_account_with_one_role",
     ),
     Mutation(
         "node-metadata",
@@ -388,7 +388,7 @@ TASKS = [
         "components/gke/cluster.py",
         '"GKE_METADATA" if hardening.workload_identity else "GCE_METADATA"',
         '"GCE_METADATA"',
-        "tests/engine/test_gke_cluster.py::test_each_line_of_the_hardening_guide_holds_unless_the_stack_relaxes_it",
+        "tests/engine/test_gke_cluster.py::test_the_hardening_guide_is_followed_unless_a_setting_relaxes_it",
     ),
     Mutation(
         "broad-roles",
@@ -404,7 +404,7 @@ TASKS = [
         "components/google_cloud.py",
         "        for role in roles:",
         '        for role in [*roles, "roles/viewer"]:',
-        "tests/engine/test_compute_program.py::test_the_machines_account_has_no_rights_but_those_that_are_asked_for",
+        "tests/engine/test_compute_program.py::test_the_machines_account_has_only_the_configured_roles",
     ),
     Mutation(
         "session-gains-rights",
@@ -447,7 +447,7 @@ COMPUTER = [
         "daskstack/status_and_logs.py",
         "import tempfile\n",
         "import tempfile\n\nimport distributed\n",
-        "tests/unit/test_status_and_logs.py::test_nothing_that_make_runs_on_a_stack_loads_dask",
+        "tests/unit/test_status_and_logs.py::test_the_command_line_does_not_load_dask",
     ),
     Mutation(
         "any-answer",
@@ -455,7 +455,7 @@ COMPUTER = [
         "daskstack/status_and_logs.py",
         'strict=True, extra="forbid", allow_inf_nan=False',
         "allow_inf_nan=False",
-        "tests/unit/test_status_and_logs.py::test_an_answer_that_is_no_report_is_refused",
+        "tests/unit/test_status_and_logs.py::test_an_answer_that_is_not_a_report_is_rejected",
     ),
     Mutation(
         "terminal-obeys",
@@ -463,7 +463,7 @@ COMPUTER = [
         "daskstack/printable.py",
         '.startswith("C")',
         '.startswith("Cs")',
-        "tests/unit/test_status_and_logs.py::test_a_terminal_gets_nothing_to_obey",
+        "tests/unit/test_status_and_logs.py::test_no_control_character_reaches_the_terminal",
     ),
     Mutation(
         "port-of-others",
@@ -495,7 +495,7 @@ COMPUTER = [
         "tools/allow_my_address.py",
         'if answer.strip().lower() in ("y", "yes"):',
         "if True:",
-        "tests/unit/test_allow_my_address.py::test_the_address_is_written_only_for_who_says_yes",
+        "tests/unit/test_allow_my_address.py::test_the_address_is_written_only_after_a_yes_on_a_terminal",
     ),
     Mutation(
         "killed-boot",
@@ -562,7 +562,7 @@ DOORS = [
         "components/machines/sources/compute.py",
         "source_ranges=[*self.settings.firewall.ssh, ",
         'source_ranges=["0.0.0.0/0", ',
-        "tests/engine/test_compute_program.py::test_the_door_lets_the_named_networks_in_to_ssh_and_to_the_schedulers_machine",
+        "tests/engine/test_compute_program.py::test_ssh_is_open_only_to_the_configured_networks",
     ),
     Mutation(
         "neighbours-inside",
@@ -570,7 +570,7 @@ DOORS = [
         "components/machines/sources/compute.py",
         "                source_service_accounts=accounts,\n",
         '                source_ranges=["10.0.0.0/8"],\n',
-        "tests/engine/test_compute_program.py::test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alone",
+        "tests/engine/test_compute_program.py::test_inside_the_network_only_the_clusters_accounts_reach_its_ports",
     ),
     Mutation(
         "others-rules",
@@ -578,7 +578,7 @@ DOORS = [
         "components/machines/sources/compute.py",
         "ALLOW, DENY = 1000, 1001",
         "ALLOW, DENY = 1000, 999",
-        "tests/engine/test_compute_program.py::test_whatever_else_a_network_lets_in_is_denied_to_the_clusters_machines",
+        "tests/engine/test_compute_program.py::test_traffic_that_other_firewall_rules_allow_is_denied",
     ),
     Mutation(
         "workers-on-the-internet",
@@ -586,7 +586,7 @@ DOORS = [
         "components/machines/sources/compute.py",
         '[{"nat_ip": outside.address}] if outside else None',
         '[{"nat_ip": outside.address}] if outside else [{}]',
-        "tests/engine/test_compute_program.py::test_the_schedulers_machine_alone_has_an_address_on_the_internet",
+        "tests/engine/test_compute_program.py::test_only_the_scheduler_has_a_public_address",
     ),
     Mutation(
         "public-nodes",
@@ -594,7 +594,7 @@ DOORS = [
         "components/gke/cluster.py",
         '"enable_private_nodes": hardening.private_nodes,',
         '"enable_private_nodes": False,',
-        "tests/engine/test_gke_cluster.py::test_each_line_of_the_hardening_guide_holds_unless_the_stack_relaxes_it",
+        "tests/engine/test_gke_cluster.py::test_the_hardening_guide_is_followed_unless_a_setting_relaxes_it",
     ),
     Mutation(
         "control-plane-for-google",
@@ -602,7 +602,7 @@ DOORS = [
         "components/gke/cluster.py",
         '"gcp_public_cidrs_access_enabled": False,',
         '"gcp_public_cidrs_access_enabled": True,',
-        "tests/engine/test_gke_cluster.py::test_each_line_of_the_hardening_guide_holds_unless_the_stack_relaxes_it",
+        "tests/engine/test_gke_cluster.py::test_the_hardening_guide_is_followed_unless_a_setting_relaxes_it",
     ),
     Mutation(
         "foreign-pods",
@@ -762,7 +762,7 @@ KEYS = [
         "components/machines/sources/compute.py",
         '"block-project-ssh-keys": "TRUE"',
         '"block-project-ssh-keys": "FALSE"',
-        "tests/engine/test_compute_program.py::test_machines_are_shielded_and_take_no_keys_but_the_stacks",
+        "tests/engine/test_compute_program.py::test_machines_are_shielded_and_accept_only_the_stacks_key",
     ),
     Mutation(
         "login-in-state",
@@ -770,7 +770,7 @@ KEYS = [
         "components/machines/sources/compute.py",
         "input=Output.secret(ssh_identity()),",
         "input=ssh_identity(),",
-        "tests/engine/test_compute_program.py::test_nobodys_private_key_is_outside_encrypted_state",
+        "tests/engine/test_compute_program.py::test_private_keys_are_encrypted",
     ),
     Mutation(
         "everybody-signs",
@@ -845,7 +845,7 @@ SECRETS = [
         "settings/stack.py",
         "    if not is_config_secret(KEY):\n        return",
         "    if True:\n        return",
-        "tests/engine/test_program.py::test_a_secret_within_the_settings_is_refused_and_its_text_is_nowhere",
+        "tests/engine/test_program.py::test_a_secret_inside_the_settings_is_rejected_and_never_shown",
     ),
     Mutation(
         "dev-for-other-machines",
@@ -853,7 +853,7 @@ SECRETS = [
         "settings/stack.py",
         '    if stack != "dev" or (',
         '    if stack == "dev" or (',
-        "tests/engine/test_program.py::test_stack_dev_is_for_machines_on_this_computer_alone",
+        "tests/engine/test_program.py::test_stack_dev_accepts_only_machines_on_this_computer",
     ),
     Mutation(
         "plain-password",
@@ -861,7 +861,7 @@ SECRETS = [
         "settings/stack.py",
         "and not is_config_secret(key):",
         "and False:",
-        "tests/engine/test_program.py::test_a_password_in_plain_text_is_told_with_the_command_that_encrypts_it",
+        "tests/engine/test_program.py::test_a_password_in_plain_text_is_reported_with_the_command_that_encrypts_it",
     ),
     Mutation(
         "state-for-all",
@@ -869,7 +869,7 @@ SECRETS = [
         "daskstack/engine.py",
         "state.mkdir(mode=0o700, exist_ok=True)",
         "state.mkdir(mode=0o755, exist_ok=True)",
-        "tests/unit/test_engine_variables.py::test_local_state_is_its_owners_alone",
+        "tests/unit/test_engine_variables.py::test_only_the_owner_can_read_local_state",
     ),
     Mutation(
         "no-passphrase",
@@ -877,7 +877,7 @@ SECRETS = [
         "daskstack/engine.py",
         'elif not (environ.get("PULUMI_CONFIG_PASSPHRASE") or environ.get("PULUMI_CONFIG_PASSPHRASE_FILE")):',
         "elif False:",
-        "tests/unit/test_engine_variables.py::test_another_stack_is_not_kept_here_without_a_passphrase",
+        "tests/unit/test_engine_variables.py::test_other_stacks_need_a_login_or_a_passphrase",
     ),
     Mutation(
         "secrets-repeated",
@@ -933,7 +933,7 @@ SECRETS = [
         "components/machines/step.py",
         'create=f"{privilege}bash -s first",',
         'create=self.stdin.apply(lambda text: f"{privilege}bash -c {shlex.quote(text)} - first"),',
-        "tests/engine/test_program.py::test_only_a_step_that_no_destroy_would_undo_undoes_itself",
+        "tests/engine/test_program.py::test_only_the_first_run_of_a_step_undoes_itself_on_failure",
     ),
     Mutation(
         "client-in-state",
@@ -941,7 +941,7 @@ SECRETS = [
         "components/machines/credentials.py",
         "input=Output.secret(client_identity()),",
         "input=client_identity(),",
-        "tests/engine/test_compute_program.py::test_nobodys_private_key_is_outside_encrypted_state",
+        "tests/engine/test_compute_program.py::test_private_keys_are_encrypted",
     ),
     Mutation(
         "kubernetes-keys-in-state",
@@ -949,7 +949,7 @@ SECRETS = [
         "components/kubernetes/dask_on_kubernetes.py",
         "input=Output.secret(value), opts",
         "input=value, opts",
-        "tests/engine/test_gke_program.py::test_nobodys_private_key_or_password_is_outside_encrypted_state",
+        "tests/engine/test_gke_program.py::test_private_keys_and_passwords_are_encrypted",
     ),
 ]
 
@@ -1008,7 +1008,7 @@ MONEY = [
         "components/gke/cluster.py",
         "account, settings.workers.min_nodes, args",
         "account, 1, args",
-        "tests/engine/test_gke_cluster.py::test_workers_nodes_are_theirs_alone_and_begin_with_none",
+        "tests/engine/test_gke_cluster.py::test_worker_nodes_run_only_workers_and_scale_to_zero",
     ),
     Mutation(
         "apis-disabled",
@@ -1016,7 +1016,7 @@ MONEY = [
         "components/google_cloud.py",
         "disable_on_destroy=False,",
         "disable_on_destroy=True,",
-        "tests/engine/test_compute_program.py::test_apis_stay_enabled_when_the_stack_goes",
+        "tests/engine/test_compute_program.py::test_destroy_leaves_apis_enabled",
     ),
     Mutation(
         "volumes-left",
@@ -1032,7 +1032,7 @@ MONEY = [
         "daskstack/stack_commands.py",
         'return ["--yes"] if yes else []',
         'return ["--yes"]',
-        "tests/unit/test_make_cloud.py::test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to",
+        "tests/unit/test_make_cloud.py::test_pulumi_asks_before_up_and_destroy_unless_yes_is_set",
     ),
     Mutation(
         "nothing-named-as-left",
@@ -1040,7 +1040,7 @@ MONEY = [
         "daskstack/stack_commands.py",
         'if kind.google and shutil.which("gcloud"):',
         "if False:",
-        "tests/unit/test_make_cloud.py::test_after_a_destroy_what_is_left_in_google_cloud_is_named_with_what_deletes_it",
+        "tests/unit/test_make_cloud.py::test_destroy_and_leftovers_print_commands_that_delete_remaining_resources",
     ),
     Mutation(
         "no-refresh",
@@ -1048,7 +1048,7 @@ MONEY = [
         "daskstack/stack_commands.py",
         '*(["--refresh"] if kind.compute else [])',
         "",
-        "tests/unit/test_make_cloud.py::test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to",
+        "tests/unit/test_make_cloud.py::test_pulumi_asks_before_up_and_destroy_unless_yes_is_set",
     ),
     Mutation(
         "data-disk-stays",
@@ -1056,7 +1056,7 @@ MONEY = [
         "components/machines/sources/compute.py",
         "retain_on_delete=not self.settings.data.delete",
         "retain_on_delete=True",
-        "tests/engine/test_compute_program.py::test_with_data_delete_the_datas_disk_goes_with_the_stack",
+        "tests/engine/test_compute_program.py::test_destroy_deletes_the_data_disk_if_data_delete_is_set",
     ),
     Mutation(
         "cannot-ask-for-ever",

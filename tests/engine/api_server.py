@@ -144,7 +144,7 @@ NOWHERE = json.dumps(
 @pytest.fixture(scope="module")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     built, etcd = programs.kubernetes_programs(), shutil.which("etcd")
-    assert etcd, "no etcd here: install etcd-server"
+    assert etcd, "etcd is missing: install etcd-server"
     folder = tmp_path_factory.mktemp("api")
     key = folder / "accounts"
     subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-m", "PEM", "-N", "", "-f", key], check=True)

@@ -38,7 +38,7 @@ def stand_in(request: pytest.FixtureRequest, pulumi_environment: dict[str, str])
     """Skips tests of a stand-in if the official plugin is installed; the module's PLUGIN is kind, name and version."""
     found = plugin(pulumi_environment, *request.module.PLUGIN)
     if not is_stand_in(found):
-        pytest.skip(f"{found.name} is Pulumi's own here, and these are words and refusals of the stand-in")
+        pytest.skip(f"{found.name} is Pulumi's own here; this tests messages and limits of the stand-in")
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 60) ->
 
 
 def processes(word: str) -> set[int]:
-    """The ids of the processes that have `word` in their command line."""
+    """The ids of the processes whose command line contains `word`."""
     return {each.pid for each in psutil.process_iter(["cmdline"]) if word in " ".join(each.info["cmdline"] or ())}
 
 
@@ -302,7 +302,7 @@ class Sshd:
             + "\n"
         )
         sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
-        assert sshd, "no sshd here: install openssh-server"
+        assert sshd, "sshd is missing: install openssh-server"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen([sshd, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stderr=log)
         wait_for("sshd listens", lambda: f"port {self.port}" in self.log.read_text())

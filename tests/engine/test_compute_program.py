@@ -1,4 +1,4 @@
-"""The program with machines in Google Cloud, in the real engine with the stand-in for Google Cloud."""
+"""The program with machines in Google Cloud, run by the real engine with the stand-in for Google Cloud."""
 
 import json
 import subprocess
@@ -6,117 +6,118 @@ from typing import Any
 
 import pytest
 
-from tests.engine.previews import Previews
+from tests.engine.previews import Previews, inputs
 from tools.rehearse import KEY
 
 MACHINES = ("machines-scheduler", "machines-worker-1", "machines-worker-2")
 
 
-class Stack(Previews):
-    def resources(self, machines: dict[str, Any] | None = None, **changed: Any) -> dict[str, dict[str, Any]]:
-        """What a preview would make, by type's last word and name."""
-        states = self.states(machines=self.shipped["machines"] | (machines or {}), **changed)
-        return {f"{state['type'].split(':')[-1]} {state['urn'].split('::')[-1]}": state for state in states}
-
-    def inputs(self, machines: dict[str, Any] | None = None, **changed: Any) -> dict[str, dict[str, Any]]:
-        return {name: state.get("inputs", {}) for name, state in self.resources(machines, **changed).items()}
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Previews:
+    return Previews("vms", tmp_path_factory.mktemp("stack"))
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    return Stack("vms", tmp_path_factory.mktemp("stack"))
-
-
-@pytest.fixture(scope="module")
-def states(stack: Stack) -> dict[str, dict[str, Any]]:
+def states(stack: Previews) -> dict[str, dict[str, Any]]:
     return stack.resources()
 
 
 @pytest.fixture(scope="module")
 def shipped(states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: state.get("inputs", {}) for name, state in states.items()}
+    return inputs(states)
 
 
 @pytest.fixture(scope="module")
-def changed(stack: Stack) -> dict[str, dict[str, Any]]:
-    """All that a stack can have otherwise at once."""
-    return stack.inputs(
-        {
-            "iapPort": 2222,
-            "network": {"name": "ours", "subnetwork": "part", "range": "10.1.0.0/24"},
-            "worker": {"machine": "n1-standard-8", "accelerators": {"type": "nvidia-tesla-t4", "count": 2}},
-            "dataDisk": {"name": "mine"},
-            "labels": {"team": "research"},
-            "roles": ["roles/storage.objectViewer"],
-            "secureBoot": False,
-            "image": "ubuntu-os-cloud/ubuntu-2204-lts",
-        },
-        firewall={},
-        limits={"maxAge": "2h"},
-        data={"machine": "worker-1"},
+def changed(stack: Previews) -> dict[str, dict[str, Any]]:
+    """The inputs of a stack whose settings all differ from the shipped ones."""
+    settings = {
+        "iapPort": 2222,
+        "network": {"name": "ours", "subnetwork": "part", "range": "10.1.0.0/24"},
+        "worker": {"machine": "n1-standard-8", "accelerators": {"type": "nvidia-tesla-t4", "count": 2}},
+        "dataDisk": {"name": "mine"},
+        "labels": {"team": "research"},
+        "roles": ["roles/storage.objectViewer"],
+        "secureBoot": False,
+        "image": "ubuntu-os-cloud/ubuntu-2204-lts",
+    }
+    return inputs(
+        stack.resources(
+            machines=stack.shipped["machines"] | settings,
+            firewall={},
+            limits={"maxAge": "2h"},
+            data={"machine": "worker-1"},
+        )
     )
 
 
-def instances(inputs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [inputs[f"Instance {name}"] for name in MACHINES]
+def instances(planned: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [planned[name] for name in MACHINES]
 
 
-def test_the_schedulers_machine_alone_has_an_address_on_the_internet(shipped: dict, changed: dict) -> None:
+def of_kind(states: dict[str, dict[str, Any]], *kinds: str) -> dict[str, dict[str, Any]]:
+    """The inputs of the resources of these kinds."""
+    return inputs({name: state for name, state in states.items() if state["type"].rpartition(":")[2] in kinds})
+
+
+def test_only_the_scheduler_has_a_public_address(shipped: dict, changed: dict) -> None:
     interfaces = [each["networkInterfaces"][0] for each in instances(shipped)]
     assert [bool(each.get("accessConfigs")) for each in interfaces] == [True, False, False]
-    assert {name for name, each in shipped.items() if each.get("addressType") == "EXTERNAL"} == {
-        "Address machines-door-address"
-    }
-    assert not any(each["networkInterfaces"][0].get("accessConfigs") for each in instances(changed))  # IAP needs none
+    external = {name for name, each in shipped.items() if each.get("addressType") == "EXTERNAL"}
+    assert external == {"machines-door-address"}
+    # Connections through IAP need no public address.
+    assert not any(each["networkInterfaces"][0].get("accessConfigs") for each in instances(changed))
 
 
-def test_the_door_lets_the_named_networks_in_to_ssh_and_to_the_schedulers_machine(shipped: dict, changed: dict) -> None:
-    door = shipped["Firewall machines-door-open"]
+def test_ssh_is_open_only_to_the_configured_networks(shipped: dict, changed: dict) -> None:
+    door = shipped["machines-door-open"]
     assert door["sourceRanges"] == ["203.0.113.7/32"]
     assert door["allows"] == [{"protocol": "tcp", "ports": ["22"]}]
-    assert changed["Firewall machines-door-open"]["sourceRanges"] == ["35.235.240.0/20"]
+    assert changed["machines-door-open"]["sourceRanges"] == ["35.235.240.0/20"]
 
 
-def test_rules_tell_the_clusters_machines_apart_by_their_accounts(states: dict) -> None:
+def test_firewall_rules_select_machines_by_service_account(states: dict) -> None:
     def accounts(name: str, argument: str) -> set[str]:
         return {urn.split("::")[-1] for urn in states[name]["propertyDependencies"][argument]}
 
-    assert accounts("Firewall machines-door-open", "targetServiceAccounts") == {"machines-door-account"}
+    assert accounts("machines-door-open", "targetServiceAccounts") == {"machines-door-account"}
     for rule in ("machines-inside-open", "machines-others-closed"):
-        assert accounts(f"Firewall {rule}", "targetServiceAccounts") == {"machines-door-account", "machines-account"}
-    assert accounts("Firewall machines-inside-open", "sourceServiceAccounts") == {
+        assert accounts(rule, "targetServiceAccounts") == {"machines-door-account", "machines-account"}
+    assert accounts("machines-inside-open", "sourceServiceAccounts") == {
         "machines-door-account",
         "machines-account",
     }
-    found = [accounts(f"Instance {name}", "serviceAccount") for name in MACHINES]
+    found = [accounts(name, "serviceAccount") for name in MACHINES]
     assert found == [{"machines-door-account"}, {"machines-account"}, {"machines-account"}]
 
 
-def test_inside_the_clusters_own_ports_are_open_to_the_clusters_own_account_alone(shipped: dict) -> None:
-    inside = shipped["Firewall machines-inside-open"]
+def test_inside_the_network_only_the_clusters_accounts_reach_its_ports(states: dict) -> None:
+    inside = states["machines-inside-open"]["inputs"]
     assert "sourceRanges" not in inside
     ports = ["22", "8786", "8787", "9000-9002"]
     assert inside["allows"] == [{"protocol": "tcp", "ports": ports}, {"protocol": "icmp"}]
-    rules = {name for name in shipped if name.startswith("Firewall ")}
-    assert rules == {"Firewall machines-door-open", "Firewall machines-inside-open", "Firewall machines-others-closed"}
+    assert of_kind(states, "Firewall").keys() == {
+        "machines-door-open",
+        "machines-inside-open",
+        "machines-others-closed",
+    }
 
 
-def test_whatever_else_a_network_lets_in_is_denied_to_the_clusters_machines(shipped: dict, changed: dict) -> None:
+def test_traffic_that_other_firewall_rules_allow_is_denied(shipped: dict, changed: dict) -> None:
     for found in (shipped, changed):
-        closed = found["Firewall machines-others-closed"]
+        closed = found["machines-others-closed"]
         assert (closed["sourceRanges"], closed["denies"]) == (["0.0.0.0/0"], [{"protocol": "all"}])
-        allowed = {found[f"Firewall {name}"]["priority"] for name in ("machines-door-open", "machines-inside-open")}
-        assert max(allowed) < closed["priority"] < 65534, "Google's own rules have 65534"
+        allowed = {found[name]["priority"] for name in ("machines-door-open", "machines-inside-open")}
+        assert max(allowed) < closed["priority"] < 65534, "Google's default rules have priority 65534"
 
 
-def test_the_machines_account_has_no_rights_but_those_that_are_asked_for(shipped: dict, changed: dict) -> None:
+def test_the_machines_account_has_only_the_configured_roles(shipped: dict, changed: dict) -> None:
     assert not [each for each in shipped.values() if "role" in each]
     assert [each["role"] for each in changed.values() if "role" in each] == 2 * ["roles/storage.objectViewer"]
-    assert shipped["Account machines-account"]["accountId"] == "dask-vms"
-    assert shipped["Account machines-door-account"]["accountId"] == "door-dask-vms"
+    assert shipped["machines-account"]["accountId"] == "dask-vms"
+    assert shipped["machines-door-account"]["accountId"] == "door-dask-vms"
 
 
-def test_machines_are_shielded_and_take_no_keys_but_the_stacks(shipped: dict, changed: dict) -> None:
+def test_machines_are_shielded_and_accept_only_the_stacks_key(shipped: dict, changed: dict) -> None:
     for each in instances(shipped):
         assert each["shieldedInstanceConfig"] == {
             "enableSecureBoot": True,
@@ -125,30 +126,29 @@ def test_machines_are_shielded_and_take_no_keys_but_the_stacks(shipped: dict, ch
         }
         metadata = each["metadata"]
         assert (metadata["block-project-ssh-keys"], metadata["enable-oslogin"]) == ("TRUE", "FALSE")
-    assert changed["Instance machines-worker-1"]["shieldedInstanceConfig"]["enableSecureBoot"] is False
+    assert changed["machines-worker-1"]["shieldedInstanceConfig"]["enableSecureBoot"] is False
 
 
-def test_all_that_can_have_a_label_has_the_stacks_and_the_rest_names_it(shipped: dict, changed: dict) -> None:
+def test_resources_have_the_stacks_label_or_its_name_in_their_description(
+    states: dict, shipped: dict, changed: dict
+) -> None:
+    """`make leftovers` finds the stack's resources by these."""
     labels = {"dask-stack": "vms"}
-    for name, each in shipped.items():
-        if name.startswith(("Instance ", "Disk ", "Address ")):
-            assert each["labels"] == labels
-        if name.startswith(("Network ", "Firewall ")):
-            assert each["description"] == "dask-stack: vms"
+    assert all(each["labels"] == labels for each in of_kind(states, "Instance", "Disk", "Address").values())
+    described = of_kind(states, "Network", "Firewall", "Account")
+    assert {each["description"] for each in described.values()} == {"dask-stack: vms"}
     assert all(each["bootDisk"]["initializeParams"]["labels"] == labels for each in instances(shipped))
     assert all(each["labels"] == labels | {"team": "research"} for each in instances(changed))
 
 
-def test_a_network_that_is_there_is_used_as_it_is(shipped: dict, changed: dict) -> None:
-    own = {f"{kind} machines-{kind.lower()}" for kind in ("Network", "Subnetwork", "Router")} | {
-        "RouterNat machines-nat"
-    }
+def test_an_existing_network_is_used_unchanged(shipped: dict, changed: dict) -> None:
+    own = {f"machines-{kind}" for kind in ("network", "subnetwork", "router", "nat")}
     assert own <= shipped.keys() and own.isdisjoint(changed)
     for each in instances(changed):
         assert each["networkInterfaces"][0]["subnetwork"] == "projects/my-project/regions/us-central1/subnetworks/part"
 
 
-def test_spot_workers_stop_and_machines_of_a_limited_age_are_deleted(shipped: dict, changed: dict) -> None:
+def test_preempted_workers_are_stopped_and_machines_past_max_age_are_deleted(shipped: dict, changed: dict) -> None:
     scheduler, worker, _ = (each["scheduling"] for each in instances(shipped))
     assert scheduler["provisioningModel"] == "STANDARD" and scheduler["automaticRestart"]
     assert "maxRunDuration" not in scheduler
@@ -159,35 +159,35 @@ def test_spot_workers_stop_and_machines_of_a_limited_age_are_deleted(shipped: di
         assert each["scheduling"]["instanceTerminationAction"] == "DELETE"
 
 
-def test_machines_are_of_the_kinds_that_the_stack_names(shipped: dict, changed: dict) -> None:
+def test_machine_types_images_and_gpus_follow_the_settings(shipped: dict, changed: dict) -> None:
     assert [each["machineType"] for each in instances(shipped)] == ["e2-standard-2", *2 * ["n1-standard-4"]]
     images = {each["bootDisk"]["initializeParams"]["image"] for each in instances(shipped)}
     assert images == {"debian-cloud/debian-12"}
-    worker = changed["Instance machines-worker-1"]
+    worker = changed["machines-worker-1"]
     assert worker["guestAccelerators"] == [{"type": "nvidia-tesla-t4", "count": 2}]
-    assert worker["scheduling"]["onHostMaintenance"] == "TERMINATE"  # GPUs cannot move
+    assert worker["scheduling"]["onHostMaintenance"] == "TERMINATE"  # machines with GPUs cannot migrate live
     assert worker["bootDisk"]["initializeParams"]["image"] == "ubuntu-os-cloud/ubuntu-2204-lts"
 
 
-def test_the_datas_disk_is_on_the_machine_that_holds_them(shipped: dict, changed: dict) -> None:
+def test_the_data_disk_is_attached_to_the_machine_that_holds_the_data(shipped: dict, changed: dict) -> None:
     assert [len(each.get("attachedDisks") or []) for each in instances(shipped)] == [1, 0, 0]
     assert [len(each.get("attachedDisks") or []) for each in instances(changed)] == [0, 1, 0]
-    [mine] = changed["Instance machines-worker-1"]["attachedDisks"]
+    [mine] = changed["machines-worker-1"]["attachedDisks"]
     assert mine["source"] == "projects/my-project/zones/us-central1-a/disks/mine"
-    assert "Disk machines-data" not in changed
+    assert "machines-data" not in changed
 
 
-def test_the_datas_disk_stays_when_the_stack_goes_unless_the_settings_say_otherwise(stack: Stack, states: dict) -> None:
-    assert states["Disk machines-data"].get("retainOnDelete") is True
-    assert not stack.resources(data={"delete": True})["Disk machines-data"].get("retainOnDelete")
+def test_the_data_disk_survives_destroy_unless_data_delete_is_set(stack: Previews, states: dict) -> None:
+    assert states["machines-data"].get("retainOnDelete") is True
+    assert not stack.resources(data={"delete": True})["machines-data"].get("retainOnDelete")
 
 
-def test_with_data_delete_the_datas_disk_goes_with_the_stack(stack: Stack) -> None:
+def test_destroy_deletes_the_data_disk_if_data_delete_is_set(stack: Previews) -> None:
     def disks() -> list[str]:
         return [path.stem for path in (stack.folder / "gcp").rglob("disks/*.json")]
 
     stack.start({"config": {KEY: stack.shipped | {"data": {"delete": True}}}})
-    # The disk alone, with what it needs: no machine runs.
+    # Only the disk and what it depends on, so that no machine starts.
     kinds = (
         "gcp:compute/disk:Disk",
         "gcp:projects/service:Service",
@@ -200,17 +200,17 @@ def test_with_data_delete_the_datas_disk_goes_with_the_stack(stack: Stack) -> No
     assert disks() == []
 
 
-def test_nobodys_private_key_is_outside_encrypted_state(shipped: dict) -> None:
+def test_private_keys_are_encrypted(shipped: dict) -> None:
     assert "PRIVATE KEY" not in json.dumps(shipped)
 
 
-def test_apis_stay_enabled_when_the_stack_goes(shipped: dict) -> None:
-    services = [each for name, each in shipped.items() if name.startswith("Service ")]
+def test_destroy_leaves_apis_enabled(states: dict) -> None:
+    services = of_kind(states, "Service").values()
     assert {each["service"].split(".")[0] for each in services} == {"compute", "iam"}
     assert not any(each["disableOnDestroy"] for each in services)
 
 
-def test_up_asks_for_an_account_before_anything_is_made(stack: Stack) -> None:
+def test_up_without_credentials_fails_before_creating_anything(stack: Previews) -> None:
     stack.start({"config": {KEY: stack.shipped}})
     bare = {name: value for name, value in stack.environ.items() if not name.startswith("GOOGLE_")}
     whole, stack.environ = stack.environ, {**bare, "HOME": str(stack.folder)}
@@ -220,4 +220,4 @@ def test_up_asks_for_an_account_before_anything_is_made(stack: Stack) -> None:
     finally:
         stack.environ = whole
     assert "an account: run `gcloud auth application-default login`" in raised.value.stdout
-    assert "+ 1 created" in raised.value.stdout, "more than the stack itself"
+    assert "+ 1 created" in raised.value.stdout, "more than the stack itself was created"

@@ -1,4 +1,4 @@
-"""Commands know a stack's settings from the engine, however they were written."""
+"""Commands read a stack's settings through the engine, so the style of the YAML makes no difference."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ COMPUTE = StackKind("machines", "compute", "my-project")
 
 @pytest.fixture
 def project(pulumi_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project with nothing but its stack files, and its own backend."""
+    """A project that has only stack files, with its own backend."""
     folder = tmp_path / "project"
     (folder / "daskstack").mkdir(parents=True)
     (folder / "daskstack" / "engine.py").touch()
@@ -64,7 +64,7 @@ def test_a_stack_that_does_not_exist_can_be_read_and_is_not_created(project: Pat
         engine.outputs("mine")
 
 
-def test_values_that_pulumi_config_set_has_written_are_read(project: Path) -> None:
+def test_values_written_by_pulumi_config_set_are_read(project: Path) -> None:
     write(project, "config: {}\n")
     engine.pulumi("mine", "stack", "init", check=True)
     assert configuration.read("mine") == {}
@@ -86,7 +86,7 @@ def test_your_address_is_added_to_a_file_of_any_style_and_nothing_else_changes(
     allow_my_address.main("mine")
     assert configuration.read("mine") == before | {"firewall": {"ssh": ["198.51.100.4/32"]}}
     assert file.read_text().startswith("# a comment\n")
-    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("it is offered again"))
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("the offer is repeated"))
     allow_my_address.main("mine")
 
 
@@ -103,14 +103,14 @@ def test_an_invalid_stack_file_is_reported_by_name(project: Path, text: str) -> 
 @pytest.mark.parametrize(
     "text", ["", "config:", "config: {dask:cluster: null}", "config: {dask:cluster: {machines: a}}"]
 )
-def test_a_file_without_settings_is_of_no_kind_and_names_no_project(project: Path, text: str) -> None:
+def test_a_file_without_settings_has_no_kind_and_no_project(project: Path, text: str) -> None:
     write(project, text)
     assert not StackKind.of(configuration.read("mine")).parts
     with pytest.raises(RuntimeError, match="stack mine names no project in Google Cloud"):
         cloud_leftovers.project_of("mine")
 
 
-def test_a_missing_file_is_named_with_those_that_exist(project: Path) -> None:
+def test_the_error_for_a_missing_file_lists_the_existing_ones(project: Path) -> None:
     write(project, "")
     with pytest.raises(EngineError, match=r"there is no Pulumi\.other\.yaml in .*: copy one of Pulumi\.mine\.yaml"):
         configuration.file("me/dask/other")

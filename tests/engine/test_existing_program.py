@@ -1,8 +1,8 @@
-"""The whole program on machines that exist, as far as it goes without one: nothing of this connects to anything."""
+"""The program on existing machines, as far as it runs without one. No test connects to a machine."""
 
-import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +12,7 @@ from components.machines.machine import STATES
 from rehearsal.machines import CommandError
 from settings import HOST_KEY
 from tests.checkout import Checkout
+from tests.engine.previews import planned
 
 HOSTS = [
     {"name": "head", "address": "203.0.113.5", "port": 2222, "hostKey": HOST_KEY},
@@ -37,54 +38,52 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 @pytest.fixture
 def checkout(clone: Checkout, monkeypatch: pytest.MonkeyPatch) -> Checkout:
-    """A clone whose stack is on such machines; an agent seems to be there."""
+    """A clone whose stack has these machines, with the socket of an SSH agent that does not answer."""
     clone.reset()
     monkeypatch.setitem(clone.environ, "SSH_AUTH_SOCK", str(clone.folder.parent / "agent"))
     return clone
 
 
-@pytest.fixture
-def preview(checkout: Checkout) -> Callable[[], dict[str, dict]]:
-    """What a preview would create, by the name of the resource."""
-
-    def run() -> dict[str, dict]:
-        steps = json.loads(checkout.pulumi("preview", "--json"))["steps"]
-        return {step["urn"].rsplit("::", 1)[1]: step["newState"] for step in steps}
-
-    return run
+def preview(checkout: Checkout) -> dict[str, dict]:
+    return planned(checkout.pulumi("preview", "--json"))
 
 
-def test_a_preview_shows_every_machine_and_takes_no_connection(preview: Callable[[], dict[str, dict]]) -> None:
-    planned = preview()
-    steps = {name for name, state in planned.items() if state["type"] == "command:remote:Command"}
+def test_a_preview_shows_every_machine_without_connecting(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("ssh", "ssh-keyscan"):
+        tmp_path.joinpath(program).write_text(f"#!/bin/sh\ntouch {tmp_path}/connected\nexit 1\n")
+        tmp_path.joinpath(program).chmod(0o755)
+    monkeypatch.setitem(checkout.environ, "PATH", f"{tmp_path}:{checkout.environ['PATH']}")
+    found = preview(checkout)
+    assert not tmp_path.joinpath("connected").exists()
+    steps = {name for name, state in found.items() if state["type"] == "command:remote:Command"}
     for machine in ("head", "worker-1", "worker-2"):
         prefix = f"dask-{machine}-"
         states = {name.removeprefix(prefix) for name in steps if name.startswith(prefix)}
-        # Certificates are revoked on the authority's machine, whatever becomes of this one.
-        kept = states - {"certificates"}
-        assert kept | {"authority"} == set(STATES), "those that are kept of a machine that is gone"
-    assert "machines-gate-host-key" in planned
-    assert "\nSSH_PORT=2222\n" in planned["dask-head-firewall"]["inputs"]["stdin"]
+        # STATES omits certificates: the authority's machine signs and revokes them.
+        assert states - {"certificates"} | {"authority"} == set(STATES)
+    assert "machines-gate-host-key" in found
+    assert "\nSSH_PORT=2222\n" in found["dask-head-firewall"]["inputs"]["stdin"]
 
 
-def test_a_failure_tells_what_to_do_about_a_machine_that_is_dead(checkout: Checkout) -> None:
-    """Here it is the key that is missing: a failure tells it whatever the reason, which the engine alone knows."""
+def test_a_failed_up_explains_how_to_remove_a_dead_machine(checkout: Checkout) -> None:
+    """This `up` fails because there is no key; the advice does not depend on the reason, which only Pulumi knows."""
     del checkout.environ["SSH_AUTH_SOCK"]
     assert "set `gone: true` for it in Pulumi.mine.yaml" in checkout.make("up", succeeds=False)
 
 
-def test_without_agent_and_key_nothing_is_registered_and_both_remedies_are_told(
-    checkout: Checkout, preview: Callable[[], dict[str, dict]]
-) -> None:
+def test_without_agent_and_key_nothing_is_registered_and_both_remedies_are_printed(checkout: Checkout) -> None:
     del checkout.environ["SSH_AUTH_SOCK"]
     with pytest.raises(CommandError) as failure:
-        preview()
-    said = str(failure.value)
-    assert "ssh-add" in said and "pulumi config set --secret dask:sshKey" in said
-    assert "ExistingMachines" not in said and "Traceback" not in said
+        preview(checkout)
+    printed = str(failure.value)
+    assert "ssh-add" in printed and "pulumi config set --secret dask:sshKey" in printed
+    assert "ExistingMachines" not in printed and "Traceback" not in printed
 
 
-def test_a_key_of_the_stack_is_used(checkout: Checkout, preview: Callable[[], dict[str, dict]]) -> None:
+def test_the_stacks_key_logs_in_without_an_agent(checkout: Checkout) -> None:
     del checkout.environ["SSH_AUTH_SOCK"]
     checkout.pulumi("config", "set-all", "--secret", f"dask:sshKey={ssh_identity()['private']}")
-    assert preview()["dask-head-keys"]["inputs"]["connection"]
+    # A connection without a private key is not secret.
+    assert preview(checkout)["dask-head-keys"]["inputs"]["connection"] == "[secret]"

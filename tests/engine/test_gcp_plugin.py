@@ -46,7 +46,7 @@ for output in (network.id, network.selfLink, network.name):
         ('make("compute/subnetwork:Subnetwork", "it", ipCidrRange="10.8.0.0/22")', "network"),
         ('make("container/nodePool:NodePool", "it", cluster="c", name="a", namePrefix="b")', "name_?prefix"),
     ],
-    ids=["a word that it cannot be", "required", "conflict"],
+    ids=["invalid value", "required", "conflict"],
 )
 def test_a_wrong_argument_is_rejected_before_anything_is_created(cloud, program, named):
     cloud.project.write(cloud.program(program))

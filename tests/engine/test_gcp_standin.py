@@ -1,4 +1,4 @@
-"""The stand-in for the plugin `gcp`, which rehearsals always use; its Kubernetes is fake here.
+"""The stand-in for the plugin `gcp`, which rehearsals always use, with a fake Kubernetes.
 
 test_gcp_plugin.py tests the part that Pulumi's own plugin can do without an account.
 """

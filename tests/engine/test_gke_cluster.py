@@ -1,4 +1,4 @@
-"""The program with a GKE cluster of its own, in the real engine with the stand-in for Google Cloud."""
+"""The program with a new GKE cluster, run by the real engine with the stand-in for Google Cloud."""
 
 import os
 import re
@@ -11,35 +11,33 @@ import pytest
 
 from daskstack.engine import PROJECT
 from settings.gke import GkeSource, Hardening
-from tests.engine.previews import Previews
+from tests.engine.previews import Previews, inputs
 from tools.rehearse import KEY
 
-sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
+sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # plugins import each other from there
 
 from gcp.inputs import changes
 from gcp.kinds import CLUSTER
 from gcp.table import KINDS
 
 
-class Stack(Previews):
-    def inputs(self, **cluster: Any) -> dict[str, dict[str, Any]]:
-        """What a preview would make, by name: the inputs of each resource."""
-        states = self.states(cluster=self.shipped["cluster"] | cluster)
-        return {state["urn"].split("::")[-1]: state.get("inputs", {}) for state in states}
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Previews:
+    return Previews("gke", tmp_path_factory.mktemp("stack"))
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    return Stack("gke", tmp_path_factory.mktemp("stack"))
+def states(stack: Previews) -> dict[str, dict[str, Any]]:
+    return stack.resources()
 
 
 @pytest.fixture(scope="module")
-def shipped(stack: Stack) -> dict[str, dict[str, Any]]:
-    return stack.inputs()
+def shipped(states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return inputs(states)
 
 
 KEY_NAME = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"
-# All that a stack can have otherwise at once.
+# Settings that all differ from the shipped ones.
 RELAXED: dict[str, Any] = {
     "authorizedNetworks": ["203.0.113.0/24"],
     "releaseChannel": "RAPID",
@@ -70,13 +68,13 @@ RELAXED: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def relaxed(stack: Stack) -> dict[str, dict[str, Any]]:
-    return stack.inputs(**RELAXED)
+def relaxed(stack: Previews) -> dict[str, dict[str, Any]]:
+    return inputs(stack.resources(cluster=stack.shipped["cluster"] | RELAXED))
 
 
-SAME = object()  # what no setting relaxes
+SAME = object()  # no setting relaxes the argument
 POOLS = ("gke-system", "gke-workers")
-# What Google's hardening guide asks for: where it is said, what is said, and what instead where RELAXED has it so.
+# Arguments that Google's hardening guide requires: resource, path, value, and value with the settings RELAXED.
 HARDENING: list[tuple[str, str, Any, Any]] = [
     ("gke-cluster", "privateClusterConfig.enablePrivateNodes", True, False),
     ("gke-cluster", "controlPlaneEndpointsConfig.dnsEndpointConfig.allowExternalTraffic", True, SAME),
@@ -128,32 +126,32 @@ HARDENING: list[tuple[str, str, Any, Any]] = [
 ]
 
 
-def at(inputs: dict[str, Any], path: str) -> Any:
+def at(value: Any, path: str) -> Any:
     for key in path.split("."):
-        inputs = (inputs or {}).get(key)
-    return inputs
+        value = (value or {}).get(key)
+    return value
 
 
 @pytest.mark.parametrize(
     ("name", "path", "strict", "loose"), HARDENING, ids=[f"{row[0]} {row[1]}" for row in HARDENING]
 )
-def test_each_line_of_the_hardening_guide_holds_unless_the_stack_relaxes_it(
+def test_the_hardening_guide_is_followed_unless_a_setting_relaxes_it(
     shipped: dict, relaxed: dict, name: str, path: str, strict: Any, loose: Any
 ) -> None:
     assert at(shipped[name], path) == strict
     assert at(relaxed[name], path) == (strict if loose is SAME else loose)
 
 
-def test_a_cluster_is_protected_from_deletion_where_the_stack_says_so(shipped: dict, relaxed: dict) -> None:
+def test_deletion_protection_follows_the_setting(shipped: dict, relaxed: dict) -> None:
     assert (shipped["gke-cluster"]["deletionProtection"], relaxed["gke-cluster"]["deletionProtection"]) == (False, True)
 
 
-def test_the_hardening_table_of_the_docs_has_each_line() -> None:
+def test_hardening_md_lists_every_argument() -> None:
     docs = (PROJECT / "components" / "gke" / "HARDENING.md").read_text()
     assert [path for _, path, *_ in HARDENING if f"`{path.removeprefix('nodeConfig.')}`" not in docs] == []
 
 
-def test_every_setting_that_the_hardening_page_names_is_one_and_every_hardening_setting_is_on_it() -> None:
+def test_hardening_md_names_exactly_the_existing_settings() -> None:
     docs = (PROJECT / "components" / "gke" / "HARDENING.md").read_text()
     settings = {f"hardening.{field.alias}" for field in Hardening.model_fields.values()}
     assert set(re.findall(r"`(hardening\.\w+)", docs)) == settings
@@ -165,7 +163,7 @@ CIS = {2: {1: 1}, 3: {1: 0, 2: 0}, 4: {1: 10, 2: 1, 3: 2, 4: 2, 5: 1, 6: 4}}
 CIS[5] = {1: 4, 2: 2, 3: 1, 4: 1, 5: 7, 6: 7, 7: 2, 8: 3, 9: 2, 10: 5}
 
 
-def test_the_hardening_page_has_each_item_of_the_benchmark_with_its_state() -> None:
+def test_hardening_md_has_the_state_of_every_benchmark_item() -> None:
     docs = (PROJECT / "components" / "gke" / "HARDENING.md").read_text()
     rows = re.findall(r"^\| ((?:\d+\.\d+(?:\.\d+)?(?:, )?)+) [^|]+ \| (on|off|missing)\b", docs, re.MULTILINE)
     found = [item for numbers, _ in rows for item in numbers.split(", ")]
@@ -178,55 +176,66 @@ def test_the_hardening_page_has_each_item_of_the_benchmark_with_its_state() -> N
     assert set(found) == expected and len(found) == len(expected)
 
 
-def test_a_second_up_changes_nothing_of_what_google_reports(shipped: dict, relaxed: dict) -> None:
-    for inputs in (shipped["gke-cluster"], relaxed["gke-cluster"]):
-        assert changes(KINDS[CLUSTER], inputs, inputs)[0] == {}
+def test_a_second_up_does_not_change_the_cluster(shipped: dict, relaxed: dict) -> None:
+    for each in (shipped["gke-cluster"], relaxed["gke-cluster"]):
+        assert changes(KINDS[CLUSTER], each, each)[0] == {}
 
 
-def test_nodes_have_an_account_of_their_own_with_the_least_roles(shipped: dict) -> None:
+def test_nodes_use_a_dedicated_account_with_one_role(states: dict, shipped: dict) -> None:
     assert shipped["gke-nodes-account"]["accountId"] == "dask-gke"
-    roles = [inputs["role"] for inputs in shipped.values() if "role" in inputs and "member" in inputs]
+    roles = [each["role"] for each in shipped.values() if "role" in each and "member" in each]
     assert roles == ["roles/container.defaultNodeServiceAccount"]
+    for pool in POOLS:
+        # The account's address is unknown in a preview.
+        accounts = [urn.rpartition("::")[2] for urn in states[pool]["propertyDependencies"]["nodeConfig"]]
+        assert accounts == ["gke-nodes-account"] and shipped[pool]["nodeConfig"]["serviceAccount"]
 
 
-def test_workers_nodes_are_theirs_alone_and_begin_with_none(shipped: dict) -> None:
+def test_worker_nodes_run_only_workers_and_scale_to_zero(shipped: dict) -> None:
     workers = shipped["gke-workers"]
     assert workers["autoscaling"]["totalMinNodeCount"] == 0 and workers["autoscaling"]["totalMaxNodeCount"] == 4
+    assert not workers["initialNodeCount"]
     [taint] = workers["nodeConfig"]["taints"]
+    assert taint["effect"] == "NO_SCHEDULE"
     values = shipped["dask-release"]["values"]
-    assert {"key": taint["key"], "operator": "Equal", "value": taint["value"], "effect": "NoSchedule"} in values[
-        "worker"
-    ]["tolerations"]
+    toleration = {"key": taint["key"], "operator": "Equal", "value": taint["value"], "effect": "NoSchedule"}
+    assert [
+        part for part in ("worker", "scheduler", "jupyter") if toleration in values[part].get("tolerations", [])
+    ] == ["worker"]
     for part, pool in (("worker", "workers"), ("scheduler", "system"), ("jupyter", "system")):
         assert values[part]["nodeSelector"].items() <= shipped[f"gke-{pool}"]["nodeConfig"]["labels"].items()
 
 
-def test_all_that_can_have_a_label_has_the_stacks(shipped: dict) -> None:
+def test_resources_have_the_stacks_label(shipped: dict) -> None:
     assert shipped["gke-cluster"]["resourceLabels"] == {"dask-stack": "gke"}
     assert all(shipped[pool]["nodeConfig"]["resourceLabels"] == {"dask-stack": "gke"} for pool in POOLS)
+    assert shipped["gke-nodes-account"]["description"] == "dask-stack: gke", "accounts have no labels"
     assert shipped["gke-network"]["name"] == "dask-gke"
 
 
-def test_apis_stay_enabled_when_the_stack_goes(shipped: dict) -> None:
-    services = [inputs for inputs in shipped.values() if "service" in inputs and "disableOnDestroy" in inputs]
+def test_destroy_leaves_apis_enabled(shipped: dict) -> None:
+    services = [each for each in shipped.values() if "service" in each and "disableOnDestroy" in each]
     assert {each["service"].split(".")[0] for each in services} == {"compute", "container", "iam"}
     assert not any(each["disableOnDestroy"] for each in services)
 
 
-def test_a_network_that_is_there_is_used_as_it_is(stack: Stack) -> None:
+def test_an_existing_network_is_used_unchanged(stack: Previews) -> None:
     given = {"name": "ours", "subnetwork": "part", "pods": "p", "services": "s"}
-    found = stack.inputs(network=given)
+    found = inputs(stack.resources(cluster=stack.shipped["cluster"] | {"network": given}))
     assert found.keys().isdisjoint({"gke-network", "gke-subnetwork", "gke-router", "gke-nat"})
-    assert found["gke-cluster"]["subnetwork"] == "projects/my-project/regions/us-central1/subnetworks/part"
+    cluster = found["gke-cluster"]
+    assert cluster["network"] == "projects/my-project/global/networks/ours"
+    assert cluster["subnetwork"] == "projects/my-project/regions/us-central1/subnetworks/part"
+    assert cluster["ipAllocationPolicy"] == {"clusterSecondaryRangeName": "p", "servicesSecondaryRangeName": "s"}
 
 
-def test_admins_are_bound_by_their_address(shipped: dict, relaxed: dict) -> None:
+def test_admins_become_cluster_admins(shipped: dict, relaxed: dict) -> None:
     assert not [name for name in shipped if name.startswith("gke-admin-")]
     found = relaxed["gke-admin-me@example.com"]
     assert found["subjects"][0]["name"] == "me@example.com" and found["roleRef"]["name"] == "cluster-admin"
 
 
-def test_up_names_what_is_missing_on_this_computer_before_anything_is_made(stack: Stack) -> None:
+def test_up_lists_missing_prerequisites_before_creating_anything(stack: Previews) -> None:
     stack.start({"config": {KEY: stack.shipped}})
     bare = {name: value for name, value in stack.environ.items() if not name.startswith("GOOGLE_")}
     folder = stack.folder / "bin"
@@ -242,4 +251,4 @@ def test_up_names_what_is_missing_on_this_computer_before_anything_is_made(stack
         stack.environ = whole
     for word in ("an account: run `gcloud auth", "kubectl: run `gcloud components", "gke-gcloud-auth-plugin: run"):
         assert word in raised.value.stdout
-    assert "+ 1 created" in raised.value.stdout, "more than the stack itself"
+    assert "+ 1 created" in raised.value.stdout, "more than the stack itself was created"

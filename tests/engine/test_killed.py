@@ -1,4 +1,4 @@
-"""After a killed run the stack is usable again, and the next destroy undoes commands that had started."""
+"""After a killed `up`, the stack is usable, and the next destroy undoes commands that the `up` had started."""
 
 import json
 import os

@@ -74,7 +74,7 @@ def test_a_cancelled_program_ends_quietly_and_leaves_no_process(project, ending)
     marker = f"begun-{time.time_ns()}"
     project.write(f"import pathlib, time\npathlib.Path('{marker}').touch()\ntime.sleep(60)\n")
     with project.started("preview") as engine:
-        wait_for("the program's begin", (project.folder / marker).exists)
+        wait_for("the start of the program", (project.folder / marker).exists)
         family = descendants(engine.pid)
         assert len(family) >= 2, "the plugin and the program"
         engine.send_signal(ending)

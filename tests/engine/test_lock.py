@@ -1,4 +1,4 @@
-"""`make lock`, and what .venv has of the locks; the packages are from a folder of wheels."""
+"""`make lock`, and the installation of locks into .venv, with packages from a folder of wheels."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 
 
 def wheel(folder: Path, name: str, version: str, requires: str = "") -> str:
-    """Puts an empty package into the folder; returns its line of a lock."""
+    """Writes an empty package into the folder and returns its line for a lock."""
     info, file = f"{name}-{version}.dist-info", folder / f"{name}-{version}-py3-none-any.whl"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     texts = {
@@ -47,7 +47,7 @@ def wheel(folder: Path, name: str, version: str, requires: str = "") -> str:
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only source of packages for uv."""
+    """The only folder from which uv installs packages."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     config = tmp_path / "uv.toml"
@@ -56,7 +56,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_make_lock_without_uv_on_path_locks_a_users_package_in_the_environment_alone(
+def test_make_lock_without_uv_on_path_updates_only_locks_whose_inputs_changed(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = os.environ["PATH"].split(os.pathsep)
@@ -73,13 +73,13 @@ def test_make_lock_without_uv_on_path_locks_a_users_package_in_the_environment_a
         project.joinpath(name).with_suffix(".lock").unlink()
 
     def make(*variables: str) -> dict[str, str]:
-        """What each lock pins that has changed."""
+        """The pins of each lock that has changed."""
         subprocess.run(["make", "lock", *variables], cwd=project, check=True, timeout=300)
         changed = {file: text for file in files if (text := file.read_text()) != before[file]}
         assert not [file for file, text in changed.items() if "://" in text or str(wheels) in text]
         return {file.name: re.findall(r"^[\w.-]+==[\w.]+", text, re.MULTILINE) for file, text in changed.items()}
 
-    # environment.lock constrains the notebook's.
+    # environment.lock constrains jupyter.lock.
     made = {"environment.lock": ["tiny==1.0"], "jupyter.lock": ["notebook==1.0", "tiny==1.0"]}
     assert make() == made
     wheel(wheels, "tiny", "2.0")
@@ -91,7 +91,7 @@ def test_the_program_runs_with_the_clusters_version_of_a_package(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.joinpath("tools").mkdir()
-    shutil.copy(python_packages.PROJECT / "tools/uv.txt", tmp_path / "tools")  # tells which uv is ours
+    shutil.copy(python_packages.PROJECT / "tools/uv.txt", tmp_path / "tools")  # pins our version of uv
     wheel(tmp_path, "package", "1.0")
     tmp_path.joinpath("pyproject.toml").write_text(PACKAGE)
     tmp_path.joinpath("backend.py").write_text(BACKEND)
@@ -113,7 +113,7 @@ def test_the_program_runs_with_the_clusters_version_of_a_package(
     assert installed() == {"package-1.0", "program-1.0", "tiny-2.0"}
 
     environment.write_text(wheel(wheels, "tiny", "3.0"))
-    for _ in range(2):  # a second `make up` does not go on with what the first one refused
+    for _ in range(2):  # a second `make up` must not continue with an environment that the first one rejected
         with pytest.raises(running.InstallError, match=r"`program` requires `tiny<3`.*\n.*environment\.in.*make lock"):
             python_packages.install_venv("requirements.txt")
 
@@ -124,7 +124,7 @@ def test_the_program_runs_with_the_clusters_version_of_a_package(
 
 
 @pytest.mark.parametrize("name", lock.ENVIRONMENT | lock.PROJECTS)
-def test_a_lock_names_the_inputs_that_it_is_made_of_and_no_address(name: str) -> None:
+def test_a_lock_names_its_inputs_and_contains_no_url(name: str) -> None:
     arguments = (lock.ENVIRONMENT | lock.PROJECTS)[name]
     text = running.engine.PROJECT.joinpath(name).read_text()
     assert text.splitlines()[1] == f"#    uv pip compile {' '.join(arguments)} -o {name}"

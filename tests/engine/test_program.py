@@ -1,8 +1,9 @@
-"""The whole program under the real engine."""
+"""The whole program on local machines, run by the real engine."""
 
 import functools
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from rehearsal.machines import CommandError
 from tests.checkout import Checkout
+from tests.engine.previews import planned
 
 
 @pytest.fixture(scope="module")
@@ -23,54 +25,53 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture
 def checkout(clone: Checkout) -> Checkout:
-    """A clone whose files are as they were shipped. Its stack was never up."""
+    """A clone with the shipped files. Its stack was never up."""
     clone.reset()
     return clone
 
 
 def write(checkout: Checkout, cluster: dict) -> None:
-    """What stack `dev` says about its cluster."""
+    """Replaces the cluster's settings of stack `dev`."""
     stack = yaml.safe_load(checkout.file.read_text())
     stack["config"]["dask:cluster"] = cluster
     checkout.file.write_text(yaml.safe_dump(stack))
 
 
 @pytest.fixture
-def say(checkout: Checkout) -> Callable[[dict], None]:
+def configure(checkout: Checkout) -> Callable[[dict], None]:
     return functools.partial(write, checkout)
 
 
 def preview(checkout: Checkout) -> dict[str, dict]:
-    """What a preview would create, by the name of the resource."""
-    steps = json.loads(checkout.pulumi("preview", "--json"))["steps"]
-    return {step["urn"].rsplit("::", 1)[1]: step["newState"] for step in steps}
+    return planned(checkout.pulumi("preview", "--json"))
 
 
 LOCAL = {"target": "machines", "machines": {"source": "local", "workers": 3}}
 
 
 @pytest.fixture(scope="module")
-def planned(clone: Checkout) -> dict[str, dict]:
-    """What a preview of LOCAL would create."""
+def resources(clone: Checkout) -> dict[str, dict]:
+    """The resources that `up` would create with LOCAL."""
     clone.reset()
     write(clone, LOCAL)
     return preview(clone)
 
 
-def test_a_newcomer_reads_machine_by_machine_and_step_by_step_what_is_made(planned: dict[str, dict]) -> None:
+def test_a_preview_lists_every_step_of_every_machine(resources: dict[str, dict]) -> None:
     states = ["firewall", "keys", "certificates", "credentials", "data", "environment", "service"]
     for machine in ("scheduler", "worker-1", "worker-2", "worker-3"):
         for state in states:
-            assert planned[f"dask-{machine}-{state}"]["parent"].endswith(f"::dask-{machine}")
-    assert planned["dask-check"]["parent"].endswith("DaskOnMachines::dask")
+            assert resources[f"dask-{machine}-{state}"]["parent"].endswith(f"::dask-{machine}")
+    assert resources["dask-check"]["parent"].endswith("DaskOnMachines::dask")
 
 
-def test_a_preview_changes_nothing_on_this_computer(clone: Checkout, planned: dict[str, dict]) -> None:
-    assert not Path(clone.environ["XDG_DATA_HOME"], "daskstack", "machines").exists()
+def test_a_preview_creates_nothing_on_this_computer(clone: Checkout, resources: dict[str, dict]) -> None:
+    assert [path.name for path in Path(clone.environ["XDG_DATA_HOME"], "daskstack").iterdir()] == ["state"]
+    assert list(Path(clone.environ["XDG_RUNTIME_DIR"]).iterdir()) == []
 
 
-def test_all_mistakes_are_told_at_once_before_anything_is_registered(checkout: Checkout, say) -> None:
-    say(
+def test_all_mistakes_are_reported_at_once_before_anything_is_registered(checkout: Checkout, configure) -> None:
+    configure(
         {
             "target": "machines",
             "machines": {"source": "local"},
@@ -80,79 +81,83 @@ def test_all_mistakes_are_told_at_once_before_anything_is_registered(checkout: C
     )
     with pytest.raises(CommandError) as failure:
         preview(checkout)
-    said = str(failure.value)
-    assert "dask:cluster.data.path" in said
-    assert "dask:cluster.firewall.ssh[0]" in said
-    assert "Traceback" not in said
-    assert "LocalMachines" not in said
+    printed = str(failure.value)
+    assert "dask:cluster.data.path" in printed
+    assert "dask:cluster.firewall.ssh[0]" in printed
+    assert "Traceback" not in printed
+    assert "LocalMachines" not in printed
 
 
-def refused(checkout: Checkout) -> str:
-    """What a preview that cannot succeed prints."""
+def rejected(checkout: Checkout) -> str:
+    """The output of a preview that must fail before it registers anything."""
     with pytest.raises(CommandError) as failure:
         preview(checkout)
-    said = str(failure.value)
-    assert "Traceback" not in said
-    assert "LocalMachines" not in said and "ExistingMachines" not in said, "nothing is registered"
-    return said
+    printed = str(failure.value)
+    assert "Traceback" not in printed
+    assert "LocalMachines" not in printed and "ExistingMachines" not in printed, "nothing is registered"
+    return printed
 
 
-def test_a_secret_within_the_settings_is_refused_and_its_text_is_nowhere(checkout: Checkout, say) -> None:
-    say(LOCAL)
+def test_a_secret_inside_the_settings_is_rejected_and_never_shown(checkout: Checkout, configure) -> None:
+    configure(LOCAL)
     text = "correct-horse-battery-staple"
     checkout.pulumi("config", "set", "--secret", "--path", "dask:cluster.dask.config.my.password", text)
-    said = refused(checkout)
-    assert "dask:cluster.dask.config.my.password: is a secret" in said
-    assert "pulumi config set --secret --path 'dask:secretEnv.NAME'" in said
-    told = checkout.make("up", succeeds=False)
-    assert "is a secret" in told
-    assert text not in said + told + checkout.pulumi("stack", "export")
+    printed = rejected(checkout)
+    assert "dask:cluster.dask.config.my.password: is a secret" in printed
+    assert "pulumi config set --secret --path 'dask:secretEnv.NAME'" in printed
+    printed_by_up = checkout.make("up", succeeds=False)
+    assert "is a secret" in printed_by_up
+    assert text not in printed + printed_by_up + checkout.pulumi("stack", "export")
 
 
-def test_stack_dev_is_for_machines_on_this_computer_alone(checkout: Checkout, say) -> None:
-    """Its passphrase is empty: an SSH key among its secrets would be everybody's who reads the file."""
+def test_stack_dev_accepts_only_machines_on_this_computer(checkout: Checkout, configure) -> None:
+    """Its passphrase is empty, so everyone who can read its file could decrypt an SSH key in it."""
     hosts = [{"name": name, "address": f"10.1.0.{number}"} for number, name in enumerate(("a", "b"), 5)]
-    say({"target": "machines", "machines": {"source": "existing", "hosts": hosts}})
-    said = refused(checkout)
-    assert "dask:cluster.machines.source: stack dev supports only machines on this computer" in said
-    assert "make up STACK=NAME" in said
+    configure({"target": "machines", "machines": {"source": "existing", "hosts": hosts}})
+    printed = rejected(checkout)
+    assert "dask:cluster.machines.source: stack dev supports only machines on this computer" in printed
+    assert "make up STACK=NAME" in printed
     (checkout.folder / "kubeconfig").touch()
-    say({"target": "kubernetes", "cluster": {"source": "existing", "kubeconfig": str(checkout.folder / "kubeconfig")}})
-    assert "dask:cluster.target: stack dev supports only machines on this computer" in refused(checkout)
+    configure(
+        {"target": "kubernetes", "cluster": {"source": "existing", "kubeconfig": str(checkout.folder / "kubeconfig")}}
+    )
+    assert "dask:cluster.target: stack dev supports only machines on this computer" in rejected(checkout)
 
 
-def test_a_password_in_plain_text_is_told_with_the_command_that_encrypts_it(checkout: Checkout, say) -> None:
-    say(LOCAL)
+def test_a_password_in_plain_text_is_reported_with_the_command_that_encrypts_it(checkout: Checkout, configure) -> None:
+    configure(LOCAL)
     checkout.pulumi("config", "set", "--plaintext", "dask:jupyterPassword", "swordfish")
-    said = checkout.pulumi("preview")
-    assert "dask:jupyterPassword is plain text" in said
-    assert "pulumi config set --secret dask:jupyterPassword" in said
-    assert "swordfish" not in said
+    printed = checkout.pulumi("preview")
+    assert "dask:jupyterPassword is plain text" in printed
+    assert "pulumi config set --secret dask:jupyterPassword" in printed
+    assert "swordfish" not in printed
     checkout.pulumi("config", "set", "--secret", "dask:jupyterPassword", "swordfish")
     assert "plain text" not in checkout.pulumi("preview")
 
 
-def test_every_command_runs_what_a_plain_checkout_has(clone: Checkout, planned: dict[str, dict]) -> None:
-    """No path of one computer and no key is in what a Command is told to run."""
-    for name, state in planned.items():
-        if state["type"].startswith("command:"):
-            text = json.dumps([state["inputs"].get(key) for key in ("create", "update", "delete", "dir")])
-            assert str(clone.folder) not in text, name
+def test_commands_contain_no_path_of_this_computer_and_no_key(clone: Checkout, resources: dict[str, dict]) -> None:
+    """Otherwise the state would hold a key, and `up` from another checkout would run every command again."""
+    commands = {name: state["inputs"] for name, state in resources.items() if state["type"].startswith("command:")}
+    assert commands
+    for name, inputs in commands.items():
+        text = json.dumps([inputs.get(key) for key in ("create", "update", "delete", "dir")])
+        for word in (str(clone.folder), str(clone.folder.resolve()), sys.prefix, str(Path.home()), "PRIVATE KEY"):
+            assert word not in text, name
 
 
-def test_only_a_step_that_no_destroy_would_undo_undoes_itself(planned: dict[str, dict]) -> None:
-    """Its first run, which Pulumi forgets when it fails; later ones leave what is there."""
+def test_only_the_first_run_of_a_step_undoes_itself_on_failure(resources: dict[str, dict]) -> None:
+    """Pulumi forgets a failed create, so no destroy would undo it. A failed update keeps the older state."""
     runs = {
         tuple(state["inputs"][key].removeprefix("sudo -n ") for key in ("create", "update", "delete"))
-        for state in planned.values()
+        for state in resources.values()
         if state["type"] == "command:remote:Command"
     }
     assert runs == {("bash -s first", "bash -s", "bash -s undo")}
 
 
-def test_a_changed_step_runs_again_in_place(planned: dict[str, dict]) -> None:
-    """A replacement would run the old script's undo after the new script."""
-    steps = [state for state in planned.values() if state["type"] == "command:remote:Command"]
+def test_a_changed_step_runs_again_in_place(resources: dict[str, dict]) -> None:
+    """Pulumi would undo a replaced step after its successor has run."""
+    steps = [state for state in resources.values() if state["type"] == "command:remote:Command"]
     assert steps and not [step["urn"] for step in steps if step["inputs"].get("triggers")]
 
 

@@ -1,4 +1,4 @@
-"""A rehearsal cannot reach any account, whatever logins its caller has."""
+"""A rehearsal cannot reach any account, even if its caller has logins for many."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_a_rehearsed_program_finds_neither_the_callers_logins_nor_official_plugi
     assert cloud.files == {"projects/my-project/global/networks/net"}
 
 
-def test_programs_that_make_rehearse_starts_find_no_logins_either(
+def test_programs_started_by_make_rehearse_find_no_logins(
     tmp_path: Path, caller: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ended(Exception):

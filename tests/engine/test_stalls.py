@@ -1,4 +1,4 @@
-"""Every wait ends: each program that `up`, `connect` and `status` talk to stalls in turn, on this computer.
+"""No program waits forever: each program that `up`, `connect` and `status` talk to hangs in turn, on this computer.
 
 tests/machines/test_full_disk.py tests a full disk.
 """
@@ -40,7 +40,7 @@ PATIENCE = 60  # seconds; much longer than any limit here, for a busy computer
 
 
 def ends(call: Callable[[], object]) -> str:
-    """The error message of a call that must fail by itself within LIMIT."""
+    """The error message of a call that must fail by itself within PATIENCE."""
     said: list[str] = []
 
     def run() -> None:
@@ -54,15 +54,15 @@ def ends(call: Callable[[], object]) -> str:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    assert said, f"it has not ended within {PATIENCE} s"
+    assert said, f"the call did not end within {PATIENCE} s"
     return said[0]
 
 
 # ssh
 
 
-def test_a_rejected_login_ends_up_with_the_message_of_ssh(project, sshd, keys):
-    """The command sends more than a pipe holds, and nothing reads it."""
+def test_a_rejected_login_fails_with_the_message_of_ssh(project, sshd, keys):
+    """The command sends more data than a pipe holds, and no process reads it."""
     refused = sshd.connection(private_key=keys.folder.joinpath("other").read_text())
     environment = {
         "LOCK": "environment.lock",
@@ -143,7 +143,7 @@ def program(folder: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [send_environment.TAKE, send_environment.REMOVE])
-def test_commands_mean_the_same_to_every_login_shell(text):
+def test_remote_commands_work_in_every_login_shell(text):
     """One word in single quotes; csh interprets ! and line ends even there, and fish a backslash."""
     assert not set(text) & set("'\\!\n")
     subprocess.run(["bash", "-n", "-c", text], check=True)
@@ -238,7 +238,7 @@ def test_programs_report_a_scheduler_that_hangs(stopped, path, limit, arguments)
     assert re.search("the scheduler.* does not answer", done.stderr.splitlines()[-1])
 
 
-@pytest.mark.parametrize("stopped", ["tcp"], indirect=True)  # where no TLS handshake would time out
+@pytest.mark.parametrize("stopped", ["tcp"], indirect=True)  # a TLS handshake would time out earlier
 def test_connect_times_out_if_the_scheduler_hangs(stopped, monkeypatch):
     @contextmanager
     def way(facts, targets):
@@ -253,8 +253,8 @@ def test_connect_times_out_if_the_scheduler_hangs(stopped, monkeypatch):
     assert "the scheduler of stack mine does not answer" in said and "make status STACK=mine" in said
 
 
-def test_a_check_that_times_out_names_the_workers_that_do_not_answer():
-    """The scheduler hangs during the check, where Dask would wait forever."""
+def test_a_check_that_times_out_blames_the_scheduler_or_workers():
+    """If the scheduler hangs during the check, Dask itself waits forever."""
     step = script("check", {"CHECK": "import time; time.sleep(600)", "EXPECT": "", "CONFIRMS": ""})
     step = step.replace("CHECK_LIMIT=240", 'CHECK_LIMIT=1\nin_environment() { timeout "$within" "$@"; }')
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -268,7 +268,7 @@ def test_a_check_that_times_out_names_the_workers_that_do_not_answer():
 
 @pytest.mark.parametrize(("waited", "status"), [(5, "1"), (PATIENCE, "0")], ids=["for ever", "for a while"])
 def test_a_held_package_lock_is_waited_for_and_reported(tmp_path, waited, status):
-    """As on a new cloud machine in its first minutes. apt-get is real; its lists are in a folder of the test."""
+    """A new cloud machine holds this lock in its first minutes. The test runs the real apt-get on its own lists."""
     lists = tmp_path / "lists"
     (lists / "partial").mkdir(parents=True)
     config = tmp_path / "apt.conf"
@@ -295,7 +295,7 @@ def test_a_held_package_lock_is_waited_for_and_reported(tmp_path, waited, status
 
 
 def test_a_package_index_that_never_answers_is_reported(tmp_path):
-    """The step's own lines, with the test's folder instead of /opt."""
+    """Runs the functions of the real step with the test's folder instead of /opt."""
     handed_out = tmp_path / "files"
     handed_out.mkdir()
     collected = send_environment.collect(PROJECT / "environment.lock", "3.11", "wheelhouse")

@@ -116,7 +116,7 @@ time.sleep(600)
 
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[int, int]]]:
-    """A kubectl that acts like the real one; returns process and requested port of each that was started."""
+    """A fake kubectl that behaves like the real one. Returns the process and requested port of each start."""
     program = tmp_path / "kubectl"
     program.write_text(KUBECTL.format(python=sys.executable))
     program.chmod(0o755)

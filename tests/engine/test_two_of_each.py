@@ -1,4 +1,4 @@
-"""One program can have several components of each kind: no names of their resources collide."""
+"""One program can contain several components of each kind without name collisions."""
 
 import re
 from pathlib import Path

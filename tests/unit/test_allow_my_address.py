@@ -1,4 +1,4 @@
-"""What `make up` offers where a stack lets nobody in."""
+"""`make up` offers to open SSH to your address if no network can reach the stack."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,7 +22,7 @@ def closed() -> dict[str, Any]:
     return {key: value for key, value in shipped("vms").items() if key != "firewall"}
 
 
-def test_a_stack_that_lets_nobody_in_is_closed_and_others_are_not() -> None:
+def test_only_a_stack_that_no_network_can_reach_is_closed() -> None:
     assert is_closed(closed())
     assert not is_closed(closed() | {"machines": closed()["machines"] | {"iapPort": 2222}})
     assert not [stack for stack in ("vms", "dev", "gke") if is_closed(shipped(stack))]
@@ -30,7 +30,7 @@ def test_a_stack_that_lets_nobody_in_is_closed_and_others_are_not() -> None:
 
 
 @pytest.mark.parametrize(("answer", "found"), [(b"198.51.100.4\n", "198.51.100.4"), (b"<html>", None)])
-def test_an_address_is_taken_from_an_answer_that_is_one(answer: bytes, found: str | None) -> None:
+def test_only_an_ip_address_is_a_valid_answer(answer: bytes, found: str | None) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -45,12 +45,12 @@ def test_an_address_is_taken_from_an_answer_that_is_one(answer: bytes, found: st
         assert address(f"http://127.0.0.1:{server.server_port}/") == found
 
 
-def test_without_the_internet_there_is_no_address() -> None:
+def test_without_internet_access_there_is_no_address() -> None:
     assert address("http://127.0.0.1:1/") is None
 
 
 @pytest.mark.parametrize(("terminal", "answer", "written"), [(True, "y", True), (True, "", False), (False, "y", False)])
-def test_the_address_is_written_only_for_who_says_yes(
+def test_the_address_is_written_only_after_a_yes_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, terminal: bool, answer: str, written: bool
 ) -> None:
     asked: list[str] = []

@@ -1,4 +1,4 @@
-"""The arithmetic of the figures in bench/."""
+"""The arithmetic of the benchmarks' figures, and the report."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from bench.figures import Comparison, Operation, Spread, longest_path, rounded, slowest, spread
-from bench.report import THOUSAND, page
+from bench.report import page
 from daskstack.engine import PROJECT
 
 
@@ -18,7 +18,7 @@ def test_ratios_compare_measurements_of_the_same_repeat() -> None:
     assert comparison().ratio == Spread(0.5, 0.25, 0.8)
 
 
-def test_a_spread_is_the_median_the_lowest_and_the_highest() -> None:
+def test_a_spread_has_median_minimum_and_maximum() -> None:
     assert spread([3, 1, 10, 2]) == Spread(2.5, 1, 10)
 
 
@@ -26,12 +26,12 @@ def test_a_spread_is_the_median_the_lowest_and_the_highest() -> None:
     ("more", "goal", "met"),
     [(False, 0.5, True), (False, 0.49, False), (True, 0.5, True), (True, 0.51, False), (True, None, True)],
 )
-def test_a_goal_is_met_by_the_median(more: bool, goal: float | None, met: bool) -> None:
+def test_the_median_decides_whether_a_goal_is_met(more: bool, goal: float | None, met: bool) -> None:
     assert comparison(more, goal).met is met
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (12.345, "12.3"), (1234.5, "1234"), (0, "0")])
-def test_figures_have_three_digits(value: float, text: str) -> None:
+def test_figures_are_rounded_to_three_digits(value: float, text: str) -> None:
     assert rounded(value) == text
 
 
@@ -62,9 +62,26 @@ def test_a_missed_goal_is_reported_with_its_profile() -> None:
     assert "scheduler-data" not in page(kept)
 
 
-def test_the_page_about_a_thousand_machines_waits_for_its_figures() -> None:
-    assert "A thousand machines" in THOUSAND.read_text()
-    assert "A thousand machines" not in page({})
+def test_the_section_about_a_thousand_machines_needs_all_its_figures() -> None:
+    sessions = {"the first `up`": ["8"], "`up` without a change": ["0"], "one worker more": ["3"]}
+    figures = {
+        "c": ["`up` without a change", "one worker more"],
+        "d": ["time of each machine", "memory of each machine"],
+        "e": ["512 MiB read", "512 MiB written"],
+    }
+    kept = {
+        part: {
+            "date": "2026-01-02", "machine": "2 processors",
+            "comparisons": [vars(comparison()) | {"what": what} for what in names],
+            "table": {"what": "", "columns": ["sessions"], "rows": sessions},
+        }
+        for part, names in figures.items()
+    }  # fmt: skip
+    text = page(kept)
+    assert "## A thousand machines" in text
+    assert "the first `up` of four machines opened 8." in text
+    for part in kept:
+        assert "A thousand machines" not in page({name: result for name, result in kept.items() if name != part})
 
 
 def test_the_bench_starts_without_test_dependencies() -> None:

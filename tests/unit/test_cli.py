@@ -24,7 +24,7 @@ def run(*words: str, environ: dict[str, str] | None = None) -> click.testing.Res
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What a command line has come to."""
+    """The calls that command lines have made."""
     calls: list[tuple] = []
     for name, module in CALLS.items():
         monkeypatch.setattr(module, name, lambda *words, name=name: calls.append((name, *words)))
@@ -33,19 +33,19 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_stack_is_named_by_an_option_else_by_a_variable_else_it_is_dev(name: str, called: list[tuple]) -> None:
+def test_the_stack_option_overrides_the_variable_and_the_default_is_dev(name: str, called: list[tuple]) -> None:
     for words, environ in (((), {}), (("-s", "a"), {"STACK": "b"}), (("--stack", "a"), {}), ((), {"STACK": "b"})):
         assert run(name, *words, environ=environ).exit_code == 0
     assert [call[:2] for call in called] == [(name, "dev"), (name, "a"), (name, "a"), (name, "b")]
 
 
-def test_words_after_the_machine_are_the_commands_own(called: list[tuple]) -> None:
-    assert run("ssh", "-s", "gke", "worker-1", "ls", "-s", "--help").exit_code == 3, "the command's own status"
+def test_words_after_the_machine_are_passed_to_its_command(called: list[tuple]) -> None:
+    assert run("ssh", "-s", "gke", "worker-1", "ls", "-s", "--help").exit_code == 3, "the status of the command"
     assert run("ssh").exit_code == 3
     assert called == [("ssh", "gke", "worker-1", ("ls", "-s", "--help")), ("ssh", "dev", None, ())]
 
 
-def test_every_command_has_a_line_of_help_that_is_not_cut() -> None:
+def test_help_describes_every_command_and_option_in_full() -> None:
     listed = run("--help").output.partition("Commands:\n")[2].splitlines()
     assert [line.split()[0] for line in listed] == list(cli.main.commands)
     assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
@@ -54,7 +54,7 @@ def test_every_command_has_a_line_of_help_that_is_not_cut() -> None:
         assert run(name, "--help").exit_code == 0
 
 
-def test_an_error_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_one_line_without_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(stack: str) -> None:
         raise engine.EngineError("no such\x1b stack")
 
@@ -71,7 +71,7 @@ print(stack_commands.run(["sh", "-c", script], {"PATH": "/usr/bin:/bin"}))
 
 
 def test_after_ctrl_c_a_command_waits_until_pulumi_has_ended() -> None:
-    """Pulumi writes its state then; a command that ended first would hide a failure."""
+    """Pulumi still writes its state after Ctrl-C; a command that ended earlier would hide a failure."""
     with subprocess.Popen(
         [sys.executable, "-c", RUN], cwd=engine.PROJECT, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -95,8 +95,8 @@ print(stack_commands.run(["sleep", "60"], {"PATH": "/usr/bin:/bin"}))
 """
 
 
-def test_ctrl_c_while_pulumi_starts_is_no_traceback() -> None:
-    # This process can ignore SIGINT, as in a script's background; its children then would, too.
+def test_ctrl_c_while_pulumi_starts_prints_no_traceback() -> None:
+    # If this process ignores SIGINT, as in the background of a script, its children would ignore it too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What `make leftovers` finds in a project that others use, too."""
+"""`make leftovers` in a project that is shared with other stacks."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ OURS: dict[str, list[dict[str, Any]]] = {
         {"name": "projects/p/x", "email": "dask-gke@p.iam.gserviceaccount.com", "description": "dask-stack: gke"}
     ],
 }
-# Stacks whose names begin or end like this one's, and what says its name elsewhere.
+# Resources of stacks whose names begin or end like this one's, and resources that mention its name elsewhere.
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "container clusters": [
         {"name": "dask-gke2", "location": "us-central1-a", "resourceLabels": {"dask-stack": "gke2"}},
@@ -90,8 +90,8 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def test_all_of_the_stacks_is_found_and_nothing_of_others() -> None:
-    """The commands that are printed delete what they name."""
+def test_exactly_the_stacks_resources_are_listed() -> None:
+    """A user who runs the printed commands must not delete resources of another stack."""
     assert all(OTHERS[kind.group] for kind in KINDS)
     listed = {kind.group: OTHERS[kind.group] + OURS[kind.group] + OTHERS[kind.group] for kind in KINDS}
     assert list(left("gke", "p", listed)) == list(left("gke", "p", OURS))
@@ -115,12 +115,23 @@ def test_all_of_the_stacks_is_found_and_nothing_of_others() -> None:
             "gcloud compute forwarding-rules delete a0123 --region us-central1 --project p",
         ),
         (
+            "addresses nat-auto-ip-1",
+            3.65,
+            "gcloud compute addresses delete nat-auto-ip-1 --region us-central1 --project p",
+        ),
+        ("firewall-rules gke-dask-gke-all", 0.0, "gcloud compute firewall-rules delete gke-dask-gke-all --project p"),
+        ("routers dask-gke", 0.0, "gcloud compute routers delete dask-gke --region us-central1 --project p"),
+        ("subnets dask-gke", 0.0, "gcloud compute networks subnets delete dask-gke --region us-central1 --project p"),
+        ("networks dask-gke", 0.0, "gcloud compute networks delete dask-gke --project p"),
+        (
             "service-accounts dask-gke@p.iam.gserviceaccount.com",
             0.0,
             "gcloud iam service-accounts delete dask-gke@p.iam.gserviceaccount.com --project p",
         ),
     ],
 )
-def test_each_thing_has_its_monthly_cost_and_the_command_that_deletes_it(name: str, month: float, command: str) -> None:
+def test_each_resource_has_its_monthly_cost_and_the_command_that_deletes_it(
+    name: str, month: float, command: str
+) -> None:
     found = {name: rest for name, *rest in left("gke", "p", OURS)}
     assert found[name] == [pytest.approx(month), command]

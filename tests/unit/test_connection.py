@@ -1,4 +1,4 @@
-"""A client whose tunnel has no scheduler at its far end for a while."""
+"""Clients connect and reconnect although their tunnel temporarily leads to no scheduler."""
 
 import socket
 import socketserver
@@ -18,7 +18,7 @@ from tests.client_outputs import machines_client
 
 
 class Tunnel(socketserver.ThreadingTCPServer):
-    """Takes connections as a tunnel does, and ends the first `refusals` when it finds nobody behind."""
+    """Accepts connections as a tunnel does, but closes the first `refusals` as if no scheduler listened behind it."""
 
     daemon_threads = True
 
@@ -38,7 +38,7 @@ class Tunnel(socketserver.ThreadingTCPServer):
 
 
 def copy(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):  # either end may go first
+    with suppress(OSError):  # either end may close first
         while data := source.recv(65536):
             target.sendall(data)
         target.shutdown(socket.SHUT_WR)

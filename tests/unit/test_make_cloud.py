@@ -1,4 +1,4 @@
-"""`make up` and `make destroy` of a stack in Google Cloud: what they ask, and what they have Pulumi do."""
+"""`make up` and `make destroy` of a stack in Google Cloud: their questions, and the options that Pulumi gets."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from daskstack import engine
 from tests.checkout import Checkout
 from tests.client_outputs import machines_client
 
-# Reads stack files as YAML, as the engine does, and writes down what it is asked to do.
+# A fake engine that reads stack files as YAML, as the real one does, and logs its command lines.
 PULUMI = """#!/bin/bash
 case "$*" in
 version) echo v3.300.0 ;;
@@ -47,7 +47,7 @@ esac
 
 
 class User:
-    """A user with the official Pulumi and gcloud, whose calls of `pulumi` are written down."""
+    """A user with fakes of the official Pulumi and of gcloud. The fake Pulumi logs its command lines."""
 
     def __init__(self, folder: Path) -> None:
         self.checkout = Checkout(folder)
@@ -67,18 +67,18 @@ class User:
             "XDG_DATA_HOME": str(folder / "data"),
             "PATH": f"{folder}/bin:{os.environ['PATH']}",
             "PULUMI_CONFIG_PASSPHRASE": "of the tests",
-            "https_proxy": "http://127.0.0.1:1",  # nobody tells us our address
+            "https_proxy": "http://127.0.0.1:1",  # makes the service for our own address unreachable
         }
 
     def fails_at(self, word: str) -> None:
-        """Pulumi's command that fails from now on, if any."""
+        """Makes Pulumi's command `word` fail from now on, and no other."""
         client = json.dumps(asdict(machines_client()))
         text = PULUMI.format(python=sys.executable, config=self.config, log=self.log, fails=word, client=client)
         self.pulumi.write_text(text)
         self.pulumi.chmod(0o755)
 
     def make(self, *words: str, stdin: int = subprocess.DEVNULL, succeeds: bool = True) -> str:
-        """What is printed."""
+        """Runs make and returns its output."""
         self.log.unlink(missing_ok=True)
         done = subprocess.run(
             ["make", *words], cwd=self.checkout.folder, env=self.environ, stdin=stdin, stdout=subprocess.PIPE,
@@ -93,7 +93,7 @@ class User:
         return file
 
     def options(self, word: str) -> set[str]:
-        """With which options Pulumi did this, the last time."""
+        """Pulumi's options for this command in the last run."""
         [call] = [line.split() for line in self.log.read_text().splitlines() if f" {word} " in f" {line} "]
         return {each for each in call if each.startswith("--")} - {"--stack", "--cwd"}
 
@@ -105,7 +105,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 @pytest.mark.parametrize("word", ["up", "destroy"])
 @pytest.mark.parametrize("stack", ["vms", "kubernetes"])
-def test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to(user: User, stack: str, word: str) -> None:
+def test_pulumi_asks_before_up_and_destroy_unless_yes_is_set(user: User, stack: str, word: str) -> None:
     refresh = {"--refresh"} if (stack, word) == ("vms", "up") else set()
     user.make(word, f"STACK={stack}")
     assert user.options(word) == refresh
@@ -113,18 +113,18 @@ def test_before_a_stack_changes_or_goes_pulumi_asks_unless_told_not_to(user: Use
     assert user.options(word) == refresh | {"--yes"}
 
 
-def test_an_up_looks_for_machines_that_google_took_away_and_says_first_that_nobody_is_let_in(user: User) -> None:
+def test_up_refreshes_the_state_and_warns_first_if_no_network_can_reach_ssh(user: User) -> None:
     shipped = (engine.PROJECT / "Pulumi.vms.yaml").read_text()
-    sentence = "Could not determine your address: in Pulumi.vms.yaml, list the networks that may reach SSH"
+    warning = "Could not determine your address: in Pulumi.vms.yaml, list the networks that may reach SSH"
     controller, terminal = pty.openpty()
     try:
-        assert sentence not in user.make("up", "STACK=vms", stdin=terminal)
+        assert warning not in user.make("up", "STACK=vms", stdin=terminal)
         assert user.options("up") == {"--refresh"}
         closed = shipped.replace("    firewall:\n      ssh: [203.0.113.7/32]\n", "")
         file = user.write("vms", closed)
-        assert sentence not in user.make("up", "STACK=vms"), "there is nobody to hear it"
+        assert warning not in user.make("up", "STACK=vms"), "there is no terminal"
         printed = user.make("up", "STACK=vms", stdin=terminal)
-        assert printed.index(sentence) < printed.index("all is well")
+        assert printed.index(warning) < printed.index("all is well")
         assert file.read_text() == closed
     finally:
         user.write("vms", shipped)
@@ -132,14 +132,14 @@ def test_an_up_looks_for_machines_that_google_took_away_and_says_first_that_nobo
         os.close(terminal)
 
 
-def test_after_a_destroy_what_is_left_in_google_cloud_is_named_with_what_deletes_it(user: User) -> None:
+def test_destroy_and_leftovers_print_commands_that_delete_remaining_resources(user: User) -> None:
     deletes = "gcloud compute disks delete dask-vms-data --zone us-central1-a --project my-project"
     assert deletes in user.make("destroy", "STACK=vms")
     assert user.options("destroy") == set()
     assert deletes in user.make("leftovers", "STACK=vms")
 
 
-def test_a_stack_file_in_another_style_of_yaml_gets_the_same_treatment(user: User) -> None:
+def test_the_yaml_style_of_a_stack_file_makes_no_difference(user: User) -> None:
     shipped = yaml.safe_load((engine.PROJECT / "Pulumi.vms.yaml").read_text())
     user.write("flow", json.dumps(shipped))
     user.make("up", "STACK=flow")
@@ -149,7 +149,7 @@ def test_a_stack_file_in_another_style_of_yaml_gets_the_same_treatment(user: Use
 
 @pytest.mark.parametrize("word", ["up", "destroy"])
 @pytest.mark.parametrize(("source", "advice"), [("existing", 1), ("compute", 0)])
-def test_only_for_machines_that_the_user_has_a_failure_says_what_to_do_with_dead_ones(
+def test_only_failures_on_existing_machines_explain_how_to_remove_a_dead_one(
     user: User, word: str, source: str, advice: int
 ) -> None:
     user.write("mine", f"config: {{'dask:cluster': {{'target': \"machines\", machines: {{source: '{source}'}}}}}}")
@@ -162,7 +162,7 @@ def test_only_for_machines_that_the_user_has_a_failure_says_what_to_do_with_dead
     assert "all is well" not in printed
 
 
-def test_a_stack_without_a_file_is_refused_before_anything_is_done(user: User) -> None:
+def test_a_stack_without_a_file_is_rejected_before_anything_changes(user: User) -> None:
     printed = user.make("up", "STACK=none", succeeds=False)
     assert re.search(r"^error: there is no Pulumi\.none\.yaml in .*: copy one of Pulumi\.dev\.yaml, ", printed, re.M)
     assert not user.log.exists()
