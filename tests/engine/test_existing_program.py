@@ -84,6 +84,8 @@ def test_without_agent_and_key_nothing_is_registered_and_both_remedies_are_print
 
 def test_the_stacks_key_logs_in_without_an_agent(checkout: Checkout) -> None:
     del checkout.environ["SSH_AUTH_SOCK"]
-    checkout.pulumi("config", "set-all", "--secret", f"dask:sshKey={ssh_identity()['private']}")
-    # A connection without a private key is not secret.
-    assert preview(checkout)["dask-head-keys"]["inputs"]["connection"] == "[secret]"
+    key = ssh_identity()["private"]
+    checkout.pulumi("config", "set-all", "--secret", f"dask:sshKey={key}")
+    printed = checkout.pulumi("preview", "--diff", "--show-secrets")
+    step = printed.partition("::dask-head-keys]")[2].partition("[urn=")[0]
+    assert "privateKey" in step and key.splitlines()[1] in step
