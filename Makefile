@@ -4,7 +4,7 @@
 #   MACHINE=name   one machine for `make logs`
 #   PYTEST=...     arguments for pytest; `make test` then runs only these tests
 #   JOBS=3         run 3 test files in parallel; SEED=7 repeats the random order of a run
-#   ONLY=a,c       only these parts of `make bench`, or these mutations of `make mutants`; REPEATS=5 instead of 3
+#   ONLY=a,c       only these parts of `make bench`, these mutations of `make mutants`, or examples; REPEATS=5 instead of 3
 #   UPGRADE=1      `make lock` takes the newest versions
 
 STACK ?= dev
@@ -21,7 +21,7 @@ install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "err
 # If this is set, every program compiles Pulumi's and Dask's packages again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up preview destroy leftovers rehearse status logs env test lint unit mutants bench lock lock-project docs pictures
+.PHONY: help up preview destroy leftovers rehearse status logs env examples test lint unit mutants bench lock lock-project docs pictures
 
 help:
 	@echo 'make up        create or change the cluster of stack $(STACK)'
@@ -32,6 +32,7 @@ help:
 	@echo 'make leftovers list what still exists in Google Cloud, with its cost'
 	@echo 'make rehearse  try a stack for Kubernetes or Google Cloud on this computer, then delete it (STACK=vms)'
 	@echo 'make env       print the variables for plain pulumi: eval "$$(make -s env)"'
+	@echo 'make examples  run the examples on the cluster (ONLY=name for one)'
 	@echo 'make test      run every check and test'
 	@echo 'make lint      check style, types and shell programs: ten seconds'
 	@echo 'make unit      run lint and the unit tests: about a minute, without root; starts no machine or pod'
@@ -54,6 +55,11 @@ logs:
 	@$(install) program
 	@$(daskstack) logs $(stack) $(MACHINE)
 
+comma = ,
+examples:
+	@$(install) program
+	@STACK='$(STACK)' $(python) -m tools.examples $(subst $(comma), ,$(ONLY))
+
 test:
 	@$(install) program machines rehearsal kubernetes test
 	@$(python) -m tools.lint
@@ -67,7 +73,6 @@ lint:
 unit: lint
 	@$(python) -m tools.test --unit
 
-comma = ,
 mutants:
 	@$(install) program machines rehearsal kubernetes test
 	@$(python) -m tools.mutants $(subst $(comma), ,$(ONLY))

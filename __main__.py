@@ -1,5 +1,7 @@
 """The Pulumi program: reads the stack's settings and creates the cluster for the target that they name."""
 
+from datetime import date
+
 import pulumi
 
 import settings
@@ -11,9 +13,16 @@ secrets = {name: pulumi.Output.secret(value) for name, value in secret_env.load(
 stack = pulumi.get_stack()
 config = pulumi.Config("dask")
 
+
+def export_cost(bill: list[cost.Item]) -> None:
+    pulumi.export("cost", cost.table(bill))
+    if text := cost.aged(date.today()):
+        pulumi.log.warn(text)
+
+
 # Import a target's SDK only where it is used: all of them together take seconds.
 if isinstance(cluster, settings.KubernetesTarget):
-    from components.kubernetes.dask_on_kubernetes import Access, DaskOnKubernetes
+    from components.kubernetes.dask_on_kubernetes import Access, DaskOnKubernetes, namespace, service_accounts
 
     if isinstance(cluster.cluster, settings.GkeSource):
         from components.gke.cluster import GkeCluster
@@ -21,17 +30,26 @@ if isinstance(cluster, settings.KubernetesTarget):
         registry = "pkg.dev/" in (cluster.image or "")
         gke = GkeCluster(
             "gke",
-            {"stack": stack, "settings": cluster.cluster, "nodes": cluster.max_worker_nodes, "registry": registry},
+            {
+                "stack": stack,
+                "settings": cluster.cluster,
+                "nodes": cluster.max_worker_nodes,
+                "registry": registry,
+                "data": cluster.data.size is not None,
+                "buckets": cluster.data.buckets,
+                "namespace": namespace(cluster, stack),
+                "accounts": service_accounts(cluster),
+            },
         )
         access, provider = Access(kubeconfig=gke.kubeconfig, context=""), gke.provider
         pulumi.export("kubeconfig", gke.kubeconfig)
-        pulumi.export("cost", cost.table(cluster.bill()))
+        export_cost(cluster.bill())
     else:
         import pulumi_kubernetes as kubernetes
 
         from components.kubernetes.kubeconfig_context import kept
 
-        access = Access(kubeconfig=str(cluster.cluster.path), context=kept("kubernetes", cluster.cluster))
+        access = kept("kubernetes", cluster.cluster)
         provider = kubernetes.Provider("kubernetes", kubeconfig=access["kubeconfig"], context=access["context"])
     dask = DaskOnKubernetes(
         "dask",
@@ -44,7 +62,8 @@ if isinstance(cluster, settings.KubernetesTarget):
         },
         pulumi.ResourceOptions(providers=[provider]),
     )
-    pulumi.export("jupyterPassword", dask.password)
+    if cluster.data.size:
+        pulumi.export("data", cluster.data.path)
 else:
     from components.machines.dask_on_machines import DaskOnMachines
     from components.machines.sources.existing import ExistingMachines
@@ -52,13 +71,20 @@ else:
 
     google = None
     if isinstance(cluster.machines, settings.LocalSource):
-        machines = LocalMachines("machines", {"stack": stack, "names": list(cluster.machines.machine_names)})
+        machines = LocalMachines(
+            "machines",
+            {
+                "stack": stack,
+                "names": list(cluster.machines.machine_names),
+                "release": settings.LOCAL_RELEASES[cluster.environment.python],
+            },
+        )
     elif isinstance(cluster.machines, settings.ComputeSource):
         from components.machines.sources.compute import ComputeMachines
 
         machines = ComputeMachines("machines", {"stack": stack, "settings": cluster})
         google = machines.google
-        pulumi.export("cost", cost.table(cluster.bill()))
+        export_cost(cluster.bill())
     else:
         machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
     dask = DaskOnMachines(
@@ -69,6 +95,7 @@ else:
             "network": machines.network,
             "settings": cluster,
             "secret_env": secrets,
+            "password": config.get_secret("jupyterPassword"),
             "google": google,
         },
     )
@@ -78,4 +105,5 @@ else:
 pulumi.export("scheduler", dask.scheduler)
 pulumi.export("dashboard", dask.dashboard)
 pulumi.export("check", dask.check)
+pulumi.export("jupyterPassword", dask.password)
 pulumi.export("client", dask.client)

@@ -46,6 +46,7 @@ def up(folder: Path, machines: dict[str, Any]) -> tuple[float, str]:
     trial = Rehearsal("vms", folder)
     trial.environ["XDG_DATA_HOME"] = str(folder)
     config = {"target": "machines", "machines": machines, "firewall": {"ssh": ["203.0.113.7/32"]}}
+    config["jupyter"] = {"enabled": False}
     if cloud:
         trial.start({"config": {KEY: config}})
     else:

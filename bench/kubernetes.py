@@ -15,12 +15,13 @@ import settings
 from bench.figures import Comparison
 from bench.job import seconds_of, series
 from bench.rig import run
-from components.kubernetes.dask_on_kubernetes import CHART, CHECK, JUPYTER_LOCK, PARTS, UV, chart_values, jupyter_config
-from components.kubernetes.jupyter_password import jupyter_hash, jupyter_secret
+from components.jupyter_password import jupyter_config, jupyter_hash, jupyter_secret
+from components.kubernetes.dask_on_kubernetes import CHART, CHECK, PARTS, UV, chart_values
 from components.kubernetes.tls import tls_identities
 from daskstack import connection
 from daskstack.engine import PROJECT
 from settings import lock
+from settings.common import JUPYTER_LOCK
 from settings.kubernetes import KubernetesTarget
 from tools.rehearse import KEY, Rehearsal
 

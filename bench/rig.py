@@ -205,7 +205,8 @@ def cluster(machines: Sequence[Machine], network: str, **more: Any) -> dict[str,
     hosts = [{"name": m.name, "address": m.address, "user": ADMIN, "hostKey": m.host_key} for m in machines]
     source = {"source": "existing", "hosts": hosts, "network": network, "schedulerWorks": len(hosts) == 1}
     # The machines of the bench cannot reach a package index.
-    return {"target": "machines", "machines": source, "environment": {"source": "wheelhouse"}, **more}
+    common = {"environment": {"source": "wheelhouse"}, "jupyter": {"enabled": False}}
+    return {"target": "machines", "machines": source, **common, **more}
 
 
 def ssh_connections(machines: Sequence[Machine]) -> int:

@@ -2,14 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pulumi
 import pulumi_gcp as gcp
-from pulumi import Resource, ResourceOptions, RunError
+from pulumi import Input, Resource, ResourceOptions, RunError
 
 from daskstack.google_credentials import has_credentials
+from settings.buckets import Bucket
 from settings.gke import NAME
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # the account's roles set narrower limits
@@ -123,3 +124,15 @@ class Home:
             short = f"{self.prefix}-{name}-{role.rpartition('roles/')[2]}"
             gcp.projects.IAMMember(short, role=role, member=account.member, project=self.project, opts=self.child)
         return account
+
+    def open_buckets(self, buckets: Sequence[Bucket], members: Mapping[str, Input[str]]) -> None:
+        """Gives IAM members, by their names in the program, access to the objects in these buckets."""
+        for name, member in members.items():
+            for bucket in buckets:
+                gcp.storage.BucketIAMMember(
+                    f"{self.prefix}-{name}-bucket-{bucket.name}",
+                    bucket=bucket.name,
+                    role=bucket.role,
+                    member=member,
+                    opts=self.first,
+                )

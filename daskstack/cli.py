@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from daskstack import cluster_commands, engine, stack_commands
+from daskstack import cluster_commands, engine, shared_directory, stack_commands
 from daskstack.printable import printable
+from daskstack.shared_directory import DataError
 from daskstack.status_and_logs import RemoteError
 from daskstack.tunnel import TunnelError
 
@@ -21,7 +22,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (engine.EngineError, TunnelError, RemoteError) as error:
+        except (engine.EngineError, TunnelError, RemoteError, DataError) as error:
             sys.exit(f"error: {printable(str(error))}")
         except stack_commands.Failed as error:
             sys.exit(error.status)
@@ -63,6 +64,15 @@ def preview(stack: str) -> None:
 
 
 @command()
+def preflight(stack: str) -> None:
+    """Ask existing machines what keeps them from joining the cluster.
+
+    Changes nothing on them. The first `up` asks too.
+    """
+    stack_commands.preflight(stack)
+
+
+@command()
 def status(stack: str) -> None:
     """List the workers with their memory and CPU."""
     cluster_commands.status(stack)
@@ -89,10 +99,10 @@ def dashboard(stack: str) -> None:
     cluster_commands.dashboard(stack)
 
 
-@command()
-def jupyter(stack: str) -> None:
+@command(click.option("--password", is_flag=True, help="Print the notebook server's password instead."))
+def jupyter(stack: str, password: bool) -> None:
     """Open the notebook server until Ctrl-C."""
-    cluster_commands.jupyter(stack)
+    cluster_commands.jupyter(stack, password)
 
 
 @command(
@@ -107,6 +117,50 @@ def ssh(stack: str, machine: str | None, words: tuple[str, ...]) -> None:
     options of daskstack before MACHINE.
     """
     sys.exit(cluster_commands.shell(stack, machine, words))
+
+
+@command()
+def ssh_config(stack: str) -> None:
+    """Print an OpenSSH configuration of the machines.
+
+    For rsync, scp and editors: daskstack ssh-config >config, then ssh -F config dev-scheduler. The keys
+    are in a folder that only you can open, until `destroy`.
+    """
+    print(shared_directory.ssh_config(stack), end="")
+
+
+@command(click.argument("local", nargs=-1, required=True), click.argument("remote"))
+def put(stack: str, local: tuple[str, ...], remote: str) -> None:
+    """Copy files and folders into the shared directory.
+
+    REMOTE is a path in the shared directory, e.g. data/ or daskdata://data/. If the copy is interrupted,
+    run the command again.
+    """
+    shared_directory.put(stack, local, remote)
+
+
+@command(click.argument("remote", nargs=-1, required=True), click.argument("local"))
+def get(stack: str, remote: tuple[str, ...], local: str) -> None:
+    """Copy files and folders from the shared directory.
+
+    LOCAL is a path on this computer.
+    """
+    shared_directory.get(stack, remote, local)
+
+
+@command(click.argument("remote", default=""))
+def ls(stack: str, remote: str) -> None:
+    """List a folder of the shared directory."""
+    print(printable(shared_directory.ls(stack, remote)))
+
+
+@command(click.argument("folder"))
+def mount(stack: str, folder: str) -> None:
+    """Show the shared directory in FOLDER until Ctrl-C.
+
+    Needs sshfs on this computer.
+    """
+    shared_directory.mount(stack, folder)
 
 
 @command(yes)
@@ -142,8 +196,27 @@ def env(stack: str) -> None:
     print(engine.exports(stack))
 
 
+@command()
+def sync(stack: str) -> None:
+    """Install the cluster's packages into this environment.
+
+    The other direction is `lock --from-here`.
+    """
+    stack_commands.sync(stack)
+
+
 @main.command()
+@click.argument("file", required=False)
+@click.option("--python", metavar="VERSION", help="Oldest Python minor version; by default the lock's own, or 3.11.")
 @click.option("--upgrade", is_flag=True, help="Upgrade to the newest versions.")
-def lock(upgrade: bool) -> None:
-    """Renew the locks of Python packages."""
-    stack_commands.lock(upgrade)
+@click.option("--from-here", is_flag=True, help="First replace FILE by the packages of this environment.")
+@click.option("--yes", "-y", is_flag=True, help="With --from-here or a conda file, do not ask for confirmation.")
+def lock(file: str | None, python: str | None, upgrade: bool, from_here: bool, yes: bool) -> None:
+    """Renew the locks of Python packages.
+
+    With FILE, e.g. environments/mine.in, write the lock next to it. With --from-here, FILE is
+    environment.in by default. If FILE is a conda file such as environment.yml, write its packages into
+    environment.in. Both show what changes, and ask before they write. If FILE is an archive of
+    conda-pack or venv-pack, e.g. team.tar.gz, write team.tar.gz.lock.
+    """
+    stack_commands.lock(file, python, upgrade, from_here, yes)

@@ -34,6 +34,10 @@ class KubernetesAccess(TypedDict):
     """The path of a kubeconfig, or the text of one."""
     context: NotRequired[str]
     """Default, also if empty: the kubeconfig's current context."""
+    server: NotRequired[str]
+    """The cluster's URL at the first `up`. Default, also if empty: it is not compared."""
+    authority: NotRequired[str]
+    """A hash of the certificate that signed the cluster's."""
 
 
 @dataclass(frozen=True, kw_only=True)

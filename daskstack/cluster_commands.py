@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,25 +133,33 @@ def known(stack: str, outputs: dict[str, Any], machine: str) -> str:
 
 
 def dashboard(stack: str) -> None:
-    """Keeps a local port to the dashboard open until Ctrl-C."""
+    """Keeps a local port to the dashboard open in the browser until Ctrl-C."""
     client = engine.cluster(stack)["client"]
     host, _, path = client.dashboard.removeprefix("http://").partition("/")
     keep_open(client, f"the dashboard of {stack}", host, path)
 
 
-def jupyter(stack: str) -> None:
-    """Keeps a local port to the notebook server open until Ctrl-C."""
+def jupyter(stack: str, password: bool = False) -> None:
+    """Keeps a local port to the notebook server open until Ctrl-C, or prints its password."""
     outputs = engine.cluster(stack)
-    if not outputs["client"].jupyter:
+    client = outputs["client"]
+    if not client.jupyter:
         raise engine.EngineError(f"stack {stack} has no notebook server")
-    # Do not print the password: terminals keep their output, and others may see the screen.
-    print(f"password: pulumi stack output jupyterPassword --show-secrets --stack {stack}")
-    keep_open(outputs["client"], f"the notebook server of {stack}", outputs["client"].jupyter, "lab")
+    if password:
+        print(outputs["jupyterPassword"])
+        return
+    if woken := wake(client):
+        print(asleep(woken), file=sys.stderr)
+    # Do not print the password unasked: terminals keep their output, and others may see the screen.
+    print(f"password: {COMMAND} jupyter --password --stack {stack}")
+    keep_open(client, f"the notebook server of {stack}", client.jupyter, "lab")
 
 
 def keep_open(client: MachinesClient | KubernetesClient, what: str, target: str, path: str) -> None:
     with way_to(client, [target]) as way:
-        print(f"{what}: http://127.0.0.1:{way.ports[0]}/{path} (until Ctrl-C)", flush=True)
+        url = f"http://127.0.0.1:{way.ports[0]}/{path}"
+        print(f"{what}: {url} (until Ctrl-C)", flush=True)
+        open_browser(url)
         try:
             while not (fault := way.fault()):
                 time.sleep(1)
@@ -158,3 +168,10 @@ def keep_open(client: MachinesClient | KubernetesClient, what: str, target: str,
             return
         # Another user's program may hold the port by now, and the browser would show its page.
         raise TunnelError(f"{fault}. Close the page in the browser, and run this command again")
+
+
+def open_browser(url: str) -> None:
+    """Opens the page, but not in a text browser, which would take over the terminal."""
+    if sys.platform == "darwin" or any(os.environ.get(each) for each in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
+        # Some browsers keep `open` waiting until they are closed.
+        threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()

@@ -6,18 +6,28 @@ import importlib.metadata
 import platform
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from ssl import SSLEOFError, SSLZeroReturnError
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import dask
 import distributed
 from distributed.comm.core import FatalCommClosedError
 from distributed.security import Security
+from distributed.versions import VersionMismatchWarning
 
-from daskstack import engine
-from daskstack.client_output import KubernetesClient, MachinesClient, Tls
+from daskstack import engine, shared_directory
+from daskstack.client_output import KubernetesClient, MachinesClient
 from daskstack.route import wake, way_to
-from daskstack.tunnel import TunnelError
+from daskstack.tunnel import TunnelError, Way
+from daskstack.user_code import Code
+
+if TYPE_CHECKING:
+    from daskstack.cluster import StackCluster
 
 # If client and workers have different versions of these, tasks fail or, worse, return different results.
 MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", "numpy", "pandas", "pyarrow")
@@ -26,26 +36,43 @@ MATTERS = ("dask", "distributed", "cloudpickle", "msgpack", "toolz", "tornado", 
 AWAY = 600
 
 
+# `connect` compares versions itself; another patch release of Python does no harm.
+warnings.filterwarnings(
+    "ignore",
+    r"Mismatched versions found\n+[+-]+\n\| Package .*\n[+-]+\n\| python .*\n[+-]+\Z",
+    VersionMismatchWarning,
+)
+# XGBoost wants an argument instead of the configuration that `Client` sets, but its estimators have no such argument.
+warnings.filterwarnings("ignore", ".*Dask global configuration store for the XGBoost tracker", FutureWarning)
+
+
 class VersionError(RuntimeError):
     """This Python differs from the cluster's environment. The message has the command that fixes it."""
 
 
 class Client(distributed.Client):
-    """A client that reaches its scheduler and dashboard through tunnels. Closing it closes the tunnels."""
+    """A client that reaches its scheduler and dashboard through tunnels. Closing it closes the tunnels.
 
-    def __init__(self, facts: MachinesClient | KubernetesClient, **kwargs):
+    With `cluster`, it uses the tunnels of that cluster and leaves them open.
+    """
+
+    def __init__(
+        self,
+        facts: MachinesClient | KubernetesClient,
+        code: Code | None = None,
+        cluster: "StackCluster | None" = None,
+        **kwargs,
+    ):
+        self._code: Code | None = None
         self._tunnels = contextlib.ExitStack()
         self._attempt: float | None = None
-        scheduler, dashboard = urlsplit(facts.scheduler), urlsplit(facts.dashboard)
-        self._way = self._tunnels.enter_context(way_to(facts, [scheduler.netloc, dashboard.netloc]))
-        ports = self._way.ports
-        self._dashboard = f"http://127.0.0.1:{ports[1]}{dashboard.path}"
+        self._way = cluster.way if cluster else self._tunnels.enter_context(way_to_dask(facts))
+        self._dashboard = local_dashboard(facts, self._way)
         try:
-            super().__init__(
-                f"{scheduler.scheme}://127.0.0.1:{ports[0]}",
-                security=security(facts.tls) if scheduler.scheme == "tls" else None,
-                **kwargs,
-            )
+            super().__init__(cluster or local_address(facts, self._way), security=security(facts), **kwargs)
+            if code:
+                code.ship(self)
+                self._code = code
         except BaseException:
             self._tunnels.close()
             raise
@@ -54,6 +81,11 @@ class Client(distributed.Client):
     def dashboard_link(self) -> str:
         """The dashboard's URL on this computer. It works while the client is open."""
         return self._dashboard
+
+    def _graph_to_futures(self, *args, **kwargs):
+        if self._code:
+            self._code.ship(self)
+        return super()._graph_to_futures(*args, **kwargs)
 
     async def _ensure_connected(self, timeout: float | None = None) -> None:
         """Retries while nothing listens behind the tunnel: the stream then ends before the TLS handshake."""
@@ -65,7 +97,9 @@ class Client(distributed.Client):
             try:
                 # Dask sets no time limit for a scheduler's first message. It waits for three messages in total.
                 attempt = super()._ensure_connected(timeout=timeout)
-                return await asyncio.wait_for(attempt, 3 * (self._attempt or limit))
+                await asyncio.wait_for(attempt, 3 * (self._attempt or limit))
+                tell_xgboost(self._scheduler_identity["address"])
+                return
             except (FatalCommClosedError, ValueError) as error:
                 ended = isinstance(error, ValueError) or isinstance(error.__cause__, (SSLEOFError, SSLZeroReturnError))
                 if not ended or time.monotonic() > deadline:
@@ -88,28 +122,71 @@ class Client(distributed.Client):
             self._tunnels.close()
 
 
-def connect(stack: str = "dev", *, wakes: bool = True, **kwargs) -> Client:
+def tell_xgboost(scheduler: str) -> None:
+    """XGBoost's tracker listens on the scheduler's machine, by default at the address of the tunnel."""
+    dask.config.set({"xgboost.scheduler_address": urlsplit(scheduler).hostname})
+
+
+def connect(stack: str = "dev", *, wakes: bool = True, code: str | Path | None = None, **kwargs) -> Client:
     """A client of a stack's cluster. If an idle cluster has stopped its workers, they start again.
 
-    With `wakes=False` they stay stopped. `kwargs` are those of `distributed.Client`. Raises `engine.EngineError` if the
-    stack does not exist, `VersionError` if this Python differs from the cluster's environment, `TunnelError` if no
-    tunnel opens, and `ConnectionError` if the scheduler does not answer.
+    With `wakes=False` they stay stopped. With `code`, the scheduler and all workers can import the modules in this
+    folder; modules that change are sent again before the next computation. `kwargs` are those of `distributed.Client`.
+
+    Raises `engine.EngineError` if the stack does not exist, `VersionError` if this Python differs from the cluster's
+    environment, `TunnelError` if no tunnel opens, `ConnectionError` if the scheduler does not answer, and `ValueError`
+    if `code` is not a folder of modules.
     """
+    modules = Code(code) if code is not None else None
+    if modules and kwargs.get("asynchronous"):
+        raise ValueError("code is not available with asynchronous=True; use client.upload_file")
+    facts = facts_of(stack)
+    with scheduler_of(stack):
+        wake_workers(facts, wakes)
+        client = Client(facts, modules, **kwargs)
+        shared_directory.use(stack)
+        return client
+
+
+def facts_of(stack: str) -> MachinesClient | KubernetesClient:
+    """What a client has to know. Raises VersionError if tasks of this Python would fail in the cluster."""
     facts = engine.cluster(stack)["client"]
     if different := differences(facts.python, facts.packages):
         raise VersionError(
-            f"this Python differs from the cluster's in {', '.join(different)}. Run it with the cluster's environment: "
-            f"uv run --no-project --python {facts.python} --with-requirements {facts.lock} python"
+            f"this Python differs from the cluster's in {', '.join(different)}. Install the cluster's packages into its"
+            f" environment: {sys.executable} -m daskstack sync --stack {stack}"
         )
+    return facts
+
+
+@contextlib.contextmanager
+def scheduler_of(stack: str) -> Generator[None]:
+    """If the scheduler does not answer inside the context, the error says where to look."""
     try:
-        if wakes and (workers := wake(facts)):
-            print(f"The cluster was asleep; starting {workers} workers (this takes a few minutes)", file=sys.stderr)
-        return Client(facts, **kwargs)
+        yield
     except TunnelError:
         raise
     except OSError as error:
         text = f"the scheduler of stack {stack} does not answer ({error or type(error).__name__})"
         raise ConnectionError(f"{text}: look at `make status STACK={stack}` and `make logs STACK={stack}`") from error
+
+
+def wake_workers(facts: MachinesClient | KubernetesClient, wakes: bool) -> None:
+    if wakes and (workers := wake(facts)):
+        print(f"The cluster was asleep; starting {workers} workers (this takes a few minutes)", file=sys.stderr)
+
+
+def way_to_dask(facts: MachinesClient | KubernetesClient) -> AbstractContextManager[Way]:
+    """Ports that lead to the scheduler and to the dashboard."""
+    return way_to(facts, [urlsplit(facts.scheduler).netloc, urlsplit(facts.dashboard).netloc], restarts=True)
+
+
+def local_address(facts: MachinesClient | KubernetesClient, way: Way) -> str:
+    return f"{urlsplit(facts.scheduler).scheme}://127.0.0.1:{way.ports[0]}"
+
+
+def local_dashboard(facts: MachinesClient | KubernetesClient, way: Way) -> str:
+    return f"http://127.0.0.1:{way.ports[1]}{urlsplit(facts.dashboard).path}"
 
 
 def differences(python: str, packages: Mapping[str, str]) -> list[str]:
@@ -126,11 +203,13 @@ def differences(python: str, packages: Mapping[str, str]) -> list[str]:
     return result
 
 
-def security(tls: Tls) -> Security:
-    """The credentials in the form that Dask accepts. They stay in memory."""
+def security(facts: MachinesClient | KubernetesClient) -> Security | None:
+    """The credentials in the form that Dask accepts. They stay in memory. None: the cluster has no TLS."""
+    if not facts.scheduler.startswith("tls://"):
+        return None
     return Security(
         require_encryption=True,
-        tls_ca_file=tls.authority,
-        tls_client_cert=tls.certificate,
-        tls_client_key=tls.key,
+        tls_ca_file=facts.tls.authority,
+        tls_client_cert=facts.tls.certificate,
+        tls_client_key=facts.tls.key,
     )

@@ -100,7 +100,7 @@ def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:
     """The caller's own Pulumi home, even if `make env` has set PULUMI_HOME to ours."""
     home = environ.get("PULUMI_HOME")
     if not home or Path(home).is_relative_to(cache_folder(environ)):
-        return home_folder(environ) / ".pulumi"
+        return _home_in_database(environ) / ".pulumi"
     return Path(home)
 
 
@@ -222,6 +222,16 @@ def digest(*parts: Path | str) -> str:
 
 def home_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HOME") or Path.home())
+
+
+def _home_in_database(environ: Mapping[str, str]) -> Path:
+    """The home folder in the system's user database. Pulumi uses HOME only if the user is not in it."""
+    try:
+        import pwd  # Windows does not have this module
+
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except (ImportError, KeyError):
+        return home_folder(environ)
 
 
 def _folder(environ: Mapping[str, str], variable: str, default: str) -> Path:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from typing import IO
 
-from daskstack import private_folder
+from daskstack import kubeconfig, private_folder
 from daskstack.client_output import KubernetesAccess
 from daskstack.tunnel import TunnelError, Way
 
@@ -24,7 +24,8 @@ PAUSE = 1  # seconds before a port-forward restarts
 def kubectl(cluster: KubernetesAccess) -> Generator[list[str]]:
     """The `kubectl` command that reaches the cluster; append its arguments.
 
-    If `kubeconfig` is text, a file contains it inside the context. Only the caller's user can read the file.
+    If `kubeconfig` is text, a file contains it inside the context. Only the caller's user can read the file. Raises
+    TunnelError if the kubeconfig's context no longer leads to the stack's cluster.
     """
     with contextlib.ExitStack() as stack:
         path = os.path.expanduser(cluster["kubeconfig"])
@@ -33,6 +34,10 @@ def kubectl(cluster: KubernetesAccess) -> Generator[list[str]]:
             file.touch(mode=0o600)
             file.write_text(path)
             path = str(file)
+        elif cluster.get("server"):
+            first = kubeconfig.Cluster(cluster["server"], cluster.get("authority", ""))
+            if problem := kubeconfig.difference(path, cluster.get("context", ""), first):
+                raise TunnelError(problem)
         context = ["--context", cluster["context"]] if cluster.get("context") else []
         yield ["kubectl", "--kubeconfig", path, *context]
 

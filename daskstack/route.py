@@ -17,11 +17,14 @@ def wake(client: MachinesClient | KubernetesClient) -> int:
     return wake_machines.wake(client.google, client.tunnel, client.head) if client.google else 0
 
 
-def way_to(client: MachinesClient | KubernetesClient, targets: Sequence[str]) -> AbstractContextManager[Way]:
+def way_to(
+    client: MachinesClient | KubernetesClient, targets: Sequence[str], restarts: bool = False
+) -> AbstractContextManager[Way]:
     """Ports of this computer's loopback that lead to `targets` ("host:port", as the cluster itself names them).
 
-    The ports are open inside the context. Raises TunnelError if they do not open.
+    The ports are open inside the context. Raises TunnelError if they do not open. With `restarts`, an SSH tunnel that
+    ends is opened again, as kubectl's port-forward always is.
     """
     if isinstance(client, KubernetesClient):
         return kubectl.forward(client.kubernetes, client.namespace, targets)
-    return tunnel(client.tunnel, targets)
+    return tunnel(client.tunnel, targets, restarts)

@@ -1,22 +1,20 @@
 """Commands that build, change and remove a stack. They need the project, and run its tools with its own Python."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from daskstack import cluster_commands, configuration, engine
+from daskstack import cluster_commands, configuration, engine, shared_directory
 from daskstack.configuration import StackKind
 from daskstack.google_credentials import has_credentials
 
 DEV = "dev"  # runs on this computer and costs nothing, so no command asks for confirmation
-DEAD = (
-    "If a machine will never answer again, set `gone: true` for it in {file} and run `up`, which then skips it."
-    " Afterwards `destroy` skips it, too."
-)
 
 
 class Failed(Exception):
@@ -34,6 +32,7 @@ def up(stack: str, yes: bool) -> None:
     kind = prepared(stack)
     if kind.compute:
         tool("allow_my_address", stack)
+        tool("google_policies", stack)
     pulumi(kind, stack, "up", *answers(stack, yes), *(["--refresh"] if kind.compute else []))
     cluster_commands.summary(stack)
 
@@ -47,12 +46,27 @@ def preview(stack: str) -> None:
     pulumi(kind, stack, "preview", **pretended)
 
 
+def preflight(stack: str) -> None:
+    """Asks the machines of the settings what keeps them from joining the cluster, and changes nothing on them."""
+    configuration.file(stack)
+    tool("unlock", stack)
+    select(stack, create=True)
+    kind = prepared(stack)
+    if not kind.users_machines:
+        raise engine.EngineError(f"stack {stack} has no machines of your own (machines.source: existing) to ask")
+    parts = ["pulumi:pulumi:Stack::**", "dask:index:ExistingMachines::*", "dask:index:DaskOnMachines::*"]
+    parts += ["dask:index:DaskOnMachines$pulumi:index:Stash::*-machine", "machines-*-host-key"]
+    targets = [f"--target=**::{each}" for each in parts]
+    pulumi(kind, stack, "up", "--yes", "--skip-preview", *targets, "--target-replace=**::dask-preflight")
+
+
 def destroy(stack: str, yes: bool) -> None:
     tool("unlock", stack)
     tool("undo_unfinished", stack)
     select(stack, create=stack == DEV)
     kind = prepared(stack)
     pulumi(kind, stack, "destroy", *answers(stack, yes))
+    shutil.rmtree(shared_directory.config_folder(stack), ignore_errors=True)  # has keys
     if kind.local:
         sweep(stack)
     if kind.google and shutil.which("gcloud"):
@@ -72,9 +86,35 @@ def rehearse(stack: str) -> None:
     tool("rehearse", stack)
 
 
-def lock(upgrade: bool) -> None:
+def lock(file: str | None, python: str | None, upgrade: bool, from_here: bool, yes: bool) -> None:
     variable = {"UPGRADE": "1"} if upgrade else {}
-    succeeded(run([sys.executable, "-m", "tools.lock"], {**os.environ, **variable}))
+    words = [*([file] if file else []), *(["--python", python] if python else [])]
+    conda = file is not None and file.endswith((".yml", ".yaml"))
+    if conda and from_here:
+        raise engine.EngineError(f"{file} and --from-here both name packages: leave one of them out")
+    if file is not None and ".tar" in file:
+        succeeded(run([sys.executable, "-m", "tools.lock_archive", file], os.environ))
+        return
+    asks = conda or from_here
+    command = ["tools.lock_from", *words, *(["--yes"] if yes else [])] if asks else ["tools.lock", *words]
+    succeeded(run([sys.executable, "-m", *command], {**os.environ, **variable}))
+
+
+def sync(stack: str) -> None:
+    """Installs the stack's packages into the environment of this Python."""
+    client = engine.cluster(stack)["client"]
+    here = ".".join(platform.python_version_tuple()[:2])
+    if sys.prefix == sys.base_prefix:
+        raise engine.EngineError(
+            f"{sys.executable} is not in a virtual environment, whose packages this command could change: create one"
+            f" with `uv venv --python {client.python}`, and install {engine.PROJECT} into it"
+        )
+    if here != client.python:
+        raise engine.EngineError(
+            f"this environment has Python {here}, and stack {stack} has {client.python}: create an environment with"
+            f" `uv venv --python {client.python}`, and install {engine.PROJECT} into it"
+        )
+    succeeded(run([sys.executable, "-m", "tools.sync", client.lock, sys.executable], os.environ))
 
 
 def prepared(stack: str) -> StackKind:
@@ -96,9 +136,16 @@ def select(stack: str, *, create: bool) -> None:
 
 def pulumi(kind: StackKind, stack: str, *words: str, **variables: str) -> None:
     environ = {**os.environ, **engine.variables(stack), **variables}
-    status = run([engine.engine(), "--cwd", engine.PROJECT, *words, "--stack", stack], environ)
+    with tempfile.TemporaryDirectory() as folder:  # only this user can enter it
+        events = str(Path(folder) / "events")
+        if kind.google:
+            # As an option, a Pulumi without this log would reject it.
+            environ |= {"PULUMI_DEBUG_COMMANDS": "true", "PULUMI_OPTION_EVENT_LOG": events}
+        status = run([engine.engine(), "--cwd", engine.PROJECT, *words, "--stack", stack], environ)
+        if status and kind.google:
+            tool("google_errors", events, check=False)
     if status and kind.users_machines and words[0] != "preview":
-        print(DEAD.format(file=configuration.file(stack).name), file=sys.stderr)
+        tool("name_silent_machines", stack, check=False)
     succeeded(status)
 
 
@@ -113,11 +160,11 @@ def install(*words: str) -> None:
     succeeded(run([sys.executable, "-m", "tools.install", *words], os.environ))
 
 
-def tool(name: str, stack: str, *, check: bool = True) -> None:
+def tool(name: str, argument: str, *, check: bool = True) -> None:
     python = engine.checked_project() / ".venv/bin/python"
     if not python.exists():
         install("program")
-    status = run([python, "-m", f"tools.{name}", stack], os.environ)
+    status = run([python, "-m", f"tools.{name}", argument], os.environ)
     if check:
         succeeded(status)
 

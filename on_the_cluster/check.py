@@ -1,13 +1,16 @@
 """Checks that a cluster works; runs on one of its machines, in its environment, with its credentials.
 
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
-`packages` (name to version), and `data` (path of the shared directory) if there is one. Prints a table of results.
+`packages` (name to version), `imports` (names of those to import), and if the cluster has them, `libraries` (range of
+ports on which libraries talk among workers) and `data` (path of the shared directory). `hosts` is "pods" in Kubernetes.
+Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import ssl
 import sys
@@ -81,6 +84,138 @@ def check_versions(client, workers, python, packages):
     return f"Python {python}, dask {packages['dask']}, {len(packages)} packages as locked on {len(found)} processes"
 
 
+async def import_problem(packages):
+    """The error of the first package that cannot be imported, or an empty string.
+
+    Modules that this process has not loaded are imported in another process, which gives their memory back.
+    """
+    import asyncio
+
+    program = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        sys.exit(f"{error} (import {name})")
+"""
+    modules = {name: [] for name in packages}
+    for module, owners in importlib.metadata.packages_distributions().items():
+        for owner in {re.sub("[-_.]+", "-", each).lower() for each in owners} & modules.keys():
+            modules[owner].append(module)
+    # Some packages also install tests or examples.
+    named = {name: name.replace("-", "_") for name in packages}
+    modules = {each for name, all in modules.items() for each in ([named[name]] if named[name] in all else all)}
+    modules = sorted(module for module in modules if module not in sys.modules and not module.startswith("_"))
+    if not modules:
+        return ""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, *modules, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), 120)
+    except TimeoutError:
+        process.kill()
+        return f"importing {', '.join(modules)} takes more than 120 s"
+    lines = said.decode(errors="replace").strip().splitlines()
+    return (lines or [f"exit status {process.returncode}"])[-1] if process.returncode else ""
+
+
+def by_machine(workers):
+    """One worker of each machine or pod, by its address."""
+    return {urlsplit(worker).hostname: worker for worker in workers}
+
+
+def check_imports(client, workers, packages, hosts):
+    """Imports the packages on the scheduler and in one worker process per machine."""
+    found = client.run(import_problem, packages, workers=list(by_machine(workers).values()))
+    found["the scheduler"] = client.run_on_scheduler(import_problem, packages)
+    for where, problem in found.items():
+        require_imports(problem, where)
+    return f"{len(packages)} packages can be imported on {len(found)} {hosts}"
+
+
+def require_imports(problem, where):
+    if problem:
+        raise Failure(
+            f"{problem} on {where}: if a system library is missing, add its package to environment.system; if a"
+            " Python package is missing, add it to environment.in"
+        )
+
+
+def check_notebook(packages):
+    """Imports the packages in this program's own environment."""
+    import asyncio
+
+    require_imports(asyncio.run(import_problem(packages)), "the notebook server")
+    return f"{len(packages)} packages can be imported"
+
+
+def listen(first, last):
+    """Accepts connections for a while on a port that the kernel chooses, or that is in the range. Returns the port."""
+    import random
+    import threading
+
+    def serve():
+        server.settimeout(30)
+        with server:
+            try:
+                while True:
+                    connection, _ = server.accept()
+                    connection.close()
+            except TimeoutError:
+                pass
+
+    server = socket.create_server(("", 0))
+    for _ in range(100):
+        port = server.getsockname()[1]
+        if first <= port <= last:
+            break
+        server.close()
+        try:
+            server = socket.create_server(("", random.SystemRandom().randint(first, last)))
+        except OSError:
+            server = socket.create_server(("", 0))
+    threading.Thread(target=serve, daemon=True).start()
+    return port
+
+
+def kernel_ports():
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def connection_problem(addresses):
+    """Why one of these addresses cannot be reached, or an empty string."""
+    for host, port in addresses:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+        except OSError as error:
+            return f"{host} on port {port} ({error})"
+    return ""
+
+
+def check_ports(client, workers, ports):
+    """A worker of each machine connects to the next machine and to the scheduler's, where XGBoost's tracker listens."""
+    first, last = map(int, ports.split("-"))
+    machines = by_machine(workers)
+    listening = client.run(listen, first, last, workers=list(machines.values()))
+    scheduler = urlsplit(client.scheduler_info()["address"]).hostname
+    tracker = (scheduler, client.run_on_scheduler(listen, first, last))
+    places = [(host, listening[worker]) for host, worker in machines.items()]
+    for (host, worker), following in zip(machines.items(), places[1:] + places[:1], strict=True):
+        if problem := client.run(connection_problem, [following, tracker], workers=[worker])[worker]:
+            raise Failure(
+                f"the worker on {host} cannot reach {problem}, so libraries that talk among workers, such as LightGBM,"
+                f" would hang: open TCP {ports} among the cluster's machines"
+            )
+    said = f"workers reach each other on {ports}"
+    kernels = client.run(kernel_ports, workers=list(machines.values()))
+    if other := next((found for found in kernels.values() if found[0] < first or found[1] > last), None):
+        said += f"; their kernel also chooses others from {other[0]}-{other[1]}, which are closed"
+    return said
+
+
 def check_tls(address):
     """Tries to connect without a certificate."""
     host, port = urlsplit(address).hostname, urlsplit(address).port
@@ -93,17 +228,21 @@ def check_tls(address):
     raise Failure(f"{address} accepts a client without a certificate: it answered {answer!r}")
 
 
-def check_data(client, workers, data):
+def check_data(client, workers, data, hosts):
     path = os.path.join(data, f".check-{uuid.uuid4().hex}")
     first = workers[:1]
-    client.run(write, path, workers=first)
+    try:
+        client.run(write, path, workers=first)
+    except OSError as error:
+        raise Failure(f"{data}: {first[0]} cannot write: {error}") from None
     try:
         seen = client.run(read, path, time.time() + 10, workers=workers)
+        seen["the scheduler"] = client.run_on_scheduler(read, path, time.time() + 10)
     finally:
         client.run(os.remove, path, workers=first)
-    if blind := [worker for worker in workers if not seen[worker]]:
+    if blind := [where for where, found in seen.items() if not found]:
         raise Failure(f"{data}: {', '.join(blind)} cannot read what {first[0]} writes")
-    return f"all machines share {data}"
+    return f"all {hosts} share {data}"
 
 
 def check_job(client, workers):
@@ -132,6 +271,13 @@ def check_job(client, workers):
 
 
 def main(expect):
+    table = check_cluster(expect) if "address" in expect else [("jupyter", check_notebook(expect["imports"]))]
+    for name, seen in table:
+        print(f"{name:<12} {seen}")
+
+
+def check_cluster(expect):
+    hosts = expect.get("hosts", "machines")
     with Client(expect["address"], timeout=30) as client:
         found, workers = check_workers(client, expect["workers"])
         table = [
@@ -140,12 +286,15 @@ def main(expect):
         ]
         if expect["address"].startswith("tls:"):
             table.append(("tls", check_tls(expect["address"])))
-        if "data" in expect:
-            table.append(("data", check_data(client, workers, expect["data"])))
+        if workers and expect.get("libraries"):
+            table.append(("ports", check_ports(client, workers, expect["libraries"])))
+        if "data" in expect and workers:
+            table.append(("data", check_data(client, workers, expect["data"], hosts)))
         if workers:
             table.append(("job", check_job(client, workers)))
-    for name, seen in table:
-        print(f"{name:<12} {seen}")
+        if expect["imports"]:  # the job has loaded most of them
+            table.append(("imports", check_imports(client, workers, expect["imports"], hosts)))
+    return table
 
 
 if __name__ == "__main__":

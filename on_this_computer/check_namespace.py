@@ -1,6 +1,7 @@
 """Checks, before `up` creates anything, that the cluster answers and that this stack may use the namespace.
 
-Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, CREATE (yes: `up` creates the namespace), STACK.
+Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, CREATE (yes: `up` creates the namespace), STACK,
+NOW (the kubeconfig's present cluster; a change runs the check again).
 """
 
 import json
@@ -10,12 +11,20 @@ import subprocess
 import sys
 
 from daskstack.kubectl import kubectl
+from daskstack.tunnel import TunnelError
 
 OLDEST = (1, 28)
 WAIT = 60  # seconds for kubectl to answer
 
 
 def main() -> None:
+    try:
+        check()
+    except TunnelError as error:  # the kubeconfig leads to another cluster
+        sys.exit(f"error: {error}")
+
+
+def check() -> None:
     if not shutil.which("kubectl"):
         sys.exit("error: kubectl is not on PATH; install it: https://kubernetes.io/docs/tasks/tools")
     with kubectl(json.loads(os.environ["CLUSTER"])) as command:

@@ -1,8 +1,8 @@
 """Waits until the release is ready, or says why it is not; then runs a check as a Kubernetes job.
 
 Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, RELEASE, WAIT (seconds for all pods to be
-ready), CHECK (the program that the job runs) and EXPECT (its argument). Prints the job's table to stdout, and progress
-to stderr.
+ready), CHECK (the program that the job runs), EXPECT (its argument) and NOTEBOOK (its argument in the notebook server's
+pod; empty: it does not run there). Prints the program's table to stdout, and progress to stderr.
 """
 
 import json
@@ -23,6 +23,7 @@ JOB_TIME = 420  # seconds
 NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
 BROKEN = {"CreateContainerConfigError", "CrashLoopBackOff"}
 PATIENCE = 45
+TOLD = 5  # seconds after which a problem is printed
 ANSWER = 90  # seconds for kubectl to answer
 SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}
 
@@ -38,11 +39,12 @@ class Cluster:
         self._command = [*command, "--namespace", namespace, "--request-timeout", "30s"]
         self.release = release
 
-    def run(self, *words: str, stdin: str = "", check: bool = True) -> str:
+    def run(self, *words: str, stdin: str = "", check: bool = True, limit: int = 0) -> str:
+        limit = limit or ANSWER
         try:
-            done = subprocess.run([*self._command, *words], input=stdin, capture_output=True, text=True, timeout=ANSWER)
+            done = subprocess.run([*self._command, *words], input=stdin, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
-            raise Failure(f"`kubectl {' '.join(words[:2])}` did not answer within {ANSWER} s") from None
+            raise Failure(f"`kubectl {' '.join(words[:2])}` did not answer within {limit} s") from None
         if done.returncode and check:
             raise Failure(f"kubectl {words[0]}: {done.stderr.strip()}")
         return done.stdout
@@ -55,12 +57,15 @@ def main() -> None:
     with kubectl(json.loads(os.environ["CLUSTER"])) as command:
         cluster = Cluster(command, os.environ["NAMESPACE"], os.environ["RELEASE"])
         wait(cluster, int(os.environ["WAIT"]))
-        print(printable(job(cluster, os.environ["CHECK"], os.environ["EXPECT"])), end="")
+        program = os.environ["CHECK"]
+        print(printable(job(cluster, program, os.environ["EXPECT"])), end="")
+        if expect := os.environ["NOTEBOOK"]:
+            print(printable(notebook(cluster, program, expect)), end="")
 
 
 def wait(cluster: Cluster, limit: int) -> None:
     """Waits until every Deployment runs its pods; raises Failure with the reasons if it does not."""
-    start, told, since = time.monotonic(), "", {}
+    start, told, since, printed = time.monotonic(), "", {}, set()
     while True:
         deployments, pods = cluster.all("deployments"), cluster.all("pods")
         waiting = [text for each in deployments if (text := behind(each))]
@@ -68,14 +73,21 @@ def wait(cluster: Cluster, limit: int) -> None:
             return
         passed = time.monotonic() - start
         found = list(problems(deployments, pods))
-        since = {text: since.get(text, passed) for _, text in found}
-        hopeless = [text for final, text in found if final and passed - since[text] > PATIENCE]
+        # The first line of a problem stays the same while it lasts.
+        since = {key: since.get(key, passed) for _, text in found for key in text.splitlines()[:1]}
+        lasting = [(final, text, passed - since[text.splitlines()[0]]) for final, text in found]
+        hopeless = [text for final, text, seconds in lasting if final and seconds > PATIENCE]
         if hopeless or passed > limit:
             raise Failure(story(cluster, waiting, [text for _, text in found], pods, passed))
         text = ", ".join(waiting) or "no Deployment yet"
         if text != told:
             print(f"{text} ({passed:.0f} s)", file=sys.stderr, flush=True)
             told = text
+        for _, text, seconds in lasting:
+            key = text.splitlines()[0]
+            if seconds > TOLD and key not in printed:
+                print(text, file=sys.stderr, flush=True)
+                printed.add(key)
         time.sleep(1)
 
 
@@ -102,11 +114,24 @@ def problems(deployments: list[dict], pods: list[dict]) -> Iterator[tuple[bool, 
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
                 yield False, f"{name} cannot be scheduled: {condition.get('message', condition.get('reason'))}"
         for container in containers(pod):
-            reason = container["state"].get("waiting", {}).get("reason")
+            state = container["state"]
+            reason = state.get("waiting", {}).get("reason")
+            ended = state.get("terminated") or container.get("lastState", {}).get("terminated") or {}
             if reason in NO_IMAGE:
                 yield True, f"{name}: the image {container['image']} cannot be pulled"
+            elif ended.get("exitCode") and "running" not in state:
+                yield True, f"{name}: {container['name']} {fate(container['name'], ended)}"
             elif reason in BROKEN:
                 yield True, f"{name}: {container['name']} is in {reason}"
+
+
+def fate(container: str, ended: dict[str, Any]) -> str:
+    """How a container ended, with its last lines."""
+    if ended.get("reason") == "OOMKilled":
+        remedy = "write values.environment.resources" if container == "environment" else "increase its memory"
+        return f"ended because it used more memory than its limit; {remedy}"
+    said = "".join(f"\n  {line}" for line in ended.get("message", "").strip().splitlines()[-8:])
+    return f"ended with exit status {ended['exitCode']}{said}"
 
 
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
@@ -119,7 +144,13 @@ def story(cluster: Cluster, waiting: list[str], found: list[str], pods: list[dic
     for claim in cluster.all("persistentvolumeclaims"):
         if claim["status"].get("phase") == "Pending":
             name = claim["metadata"]["name"]
-            lines.append(f"the volume {name} is not bound; check that the cluster has a default StorageClass")
+            shared = "ReadWriteMany" in claim["spec"]["accessModes"]
+            remedy = (
+                "data.className must name a StorageClass that supports ReadWriteMany"
+                if shared
+                else "check that the cluster has a default StorageClass"
+            )
+            lines.append(f"the volume {name} is not bound; {remedy}")
     ill = [
         pod for pod in pods if not all(each["ready"] for each in pod["status"].get("containerStatuses", [{"ready": 0}]))
     ]
@@ -141,13 +172,22 @@ def manifest(deployment: dict[str, Any], program: str, expect: str) -> dict[str,
     """A Job that runs the program once, in a pod like those of this Deployment."""
     template = deployment["spec"]["template"]
     labels = template["metadata"]["labels"] | {"component": "check"}
+    # A sidecar that a service mesh adds would not end, and the job with it.
+    labels["sidecar.istio.io/inject"] = "false"
     spec: dict[str, Any] = {**template["spec"], "restartPolicy": "Never", "terminationGracePeriodSeconds": 5}
     container = {
         key: value
         for key, value in spec["containers"][0].items()
         if key not in ("args", "ports", "lifecycle", "startupProbe", "livenessProbe", "readinessProbe")
     }
-    container |= {"name": "check", "command": ["python", "-c", program, expect], "resources": SMALL}
+    # A quota or a policy that wants limits of CPUs wants them of this container, too.
+    cpus = {"cpu": "1"} if "cpu" in container.get("resources", {}).get("limits", {}) else {}
+    small = SMALL | {"limits": SMALL["limits"] | cpus}
+    container |= {"name": "check", "command": ["python", "-c", program, expect], "resources": small}
+    # The pod needs no more than this, although a worker may need much.
+    spec["initContainers"] = [{**each, "resources": small} for each in spec.get("initContainers", [])]
+    # Only pods that ask for a GPU are allowed on nodes with GPUs, and this one needs none.
+    spec["tolerations"] = [*spec.get("tolerations", []), {"key": "nvidia.com/gpu", "operator": "Exists"}]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -161,6 +201,29 @@ def manifest(deployment: dict[str, Any], program: str, expect: str) -> dict[str,
     }
 
 
+def obstacles(cluster: Cluster, job: str) -> Iterator[tuple[bool, str]]:
+    """Why the check's job, given by its uid, has no running pod, and whether waiting does not help."""
+    pods = json.loads(cluster.run("get", "pods", "--selector", f"job-name={JOB}", "--output", "json"))["items"]
+    yield from problems([], [pod for pod in pods if pod["status"].get("phase") != "Failed"])  # else the job fails, too
+    if pods:  # an earlier try to create it may have failed
+        return
+    fields = f"involvedObject.uid={job},reason=FailedCreate"
+    events = json.loads(cluster.run("get", "events", "--field-selector", fields, "--output", "json"))["items"]
+    for event in events[-1:]:
+        yield True, event["message"]
+
+
+def notebook(cluster: Cluster, program: str, expect: str) -> str:
+    """The program's output in the notebook server's pod; empty if there is none."""
+    for deployment in cluster.all("deployments"):
+        if deployment["spec"]["selector"]["matchLabels"]["component"] == "jupyter":
+            container = deployment["spec"]["template"]["spec"]["containers"][0]["name"]
+            pod = ("exec", f"deployment/{deployment['metadata']['name']}", "--container", container)
+            # kubectl's other limit would end the program too.
+            return cluster.run(*pod, "--request-timeout", "0", "--", "python", "-c", program, expect, limit=JOB_TIME)
+    return ""
+
+
 def job(cluster: Cluster, program: str, expect: str) -> str:
     """The job's output; raises Failure with its last lines if it fails."""
     by_part = {each["spec"]["selector"]["matchLabels"]["component"]: each for each in cluster.all("deployments")}
@@ -168,15 +231,21 @@ def job(cluster: Cluster, program: str, expect: str) -> str:
     cluster.run("delete", "job", JOB, "--ignore-not-found", "--wait")
     cluster.run("apply", "--filename", "-", stdin=json.dumps(manifest(like, program, expect)))
     print("running the check's job", file=sys.stderr, flush=True)
-    end = time.monotonic() + JOB_TIME + 30
+    start = time.monotonic()
+    end = start + JOB_TIME + 30
     try:
         while True:
-            status = json.loads(cluster.run("get", "job", JOB, "--output", "json"))["status"]
+            seen = json.loads(cluster.run("get", "job", JOB, "--output", "json"))
+            status = seen["status"]
+            found = [] if status.get("ready") else list(obstacles(cluster, seen["metadata"]["uid"]))
+            if time.monotonic() > start + PATIENCE and any(final for final, _ in found):
+                raise Failure(f"the check's job cannot start: {'; '.join(text for _, text in found)}")
             if status.get("succeeded"):
                 return cluster.run("logs", f"job/{JOB}", "--container", "check")
             if status.get("failed") or time.monotonic() > end:
-                said = cluster.run("logs", f"job/{JOB}", "--all-containers", "--tail", "12", check=False)
-                raise Failure(f"the check's job failed:\n{said.strip() or json.dumps(status)}")
+                said = cluster.run("logs", f"job/{JOB}", "--all-containers", "--tail", "12", check=False).strip()
+                reasons = "\n".join(text for _, text in found)
+                raise Failure(f"the check's job failed:\n{said or reasons or json.dumps(status)}")
             time.sleep(0.5)
     finally:
         cluster.run("delete", "job", JOB, "--ignore-not-found", "--wait=false", check=False)

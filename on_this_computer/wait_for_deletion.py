@@ -55,8 +55,10 @@ def main() -> None:
     for claim in claims:
         if claim["metadata"].get("labels", {}).get("release") == release:
             name, size = claim["metadata"]["name"], claim["spec"]["resources"]["requests"]["storage"]
+            shared = claim["metadata"]["labels"]["component"] == "data"
+            reason = f"data.delete is false: {size}" if shared else f"of jupyter.keep: {size} of notebooks"
             print(
-                f"kept because of jupyter.keep: {size} of notebooks; delete them with:"
+                f"kept because {reason}; delete with:"
                 f" kubectl --namespace {namespace} delete persistentvolumeclaim {name}",
                 file=sys.stderr,
             )

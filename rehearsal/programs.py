@@ -1,4 +1,4 @@
-"""Versions and location of the programs of a rehearsal's Kubernetes, which are built from Go modules."""
+"""Versions and locations of the programs of a rehearsal that are built from Go modules."""
 
 import os
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from daskstack.engine import PROJECT, cache_folder, digest
 
 KUBERNETES = "1.34.2"  # these versions must match rehearsal/kubernetes/programs/go.mod
 HELM = "3.19.0"
+GOOGLE_MODULES = PROJECT / "rehearsal" / "google"
 KUBERNETES_MODULES = PROJECT / "rehearsal" / "kubernetes" / "programs"
 _MAJOR, _MINOR, _ = KUBERNETES.split(".")
 # Sets the versions that the programs report, and the Kubernetes version that helm assumes without a cluster.
@@ -25,6 +26,12 @@ KUBERNETES_FLAGS = "-s -w" + "".join(
         "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor": _MINOR,
     }.items()
 )
+
+
+def google_program(environ: Mapping[str, str] = os.environ) -> Path:
+    """The program of rehearsal/google. It may not exist yet."""
+    sources = [GOOGLE_MODULES / name for name in ("go.mod", "go.sum", "main.go")]
+    return cache_folder(environ) / "google" / digest(*sources) / "google"
 
 
 def kubernetes_programs(environ: Mapping[str, str] = os.environ) -> Path:

@@ -12,16 +12,16 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from settings.common import Place, Section, format_value, line
+from settings.common import SECRET_ENV, Place, Section, format_value, line
 from settings.compute import ComputeSource
 from settings.existing import HOST_KEY, Bastion, ExistingSource, Host
 from settings.gke import GkeSource
 from settings.kubernetes import KubernetesTarget
-from settings.machines import LocalSource, MachinesTarget
+from settings.machines import LOCAL_RELEASES, LocalSource, MachinesTarget
 
 __all__ = [
-    "HOST_KEY", "Bastion", "ComputeSource", "ExistingSource", "GkeSource", "Host", "KubernetesTarget", "LocalSource",
-    "MachinesTarget", "SettingsError", "parse",
+    "HOST_KEY", "LOCAL_RELEASES", "Bastion", "ComputeSource", "ExistingSource", "GkeSource", "Host",
+    "KubernetesTarget", "LocalSource", "MachinesTarget", "SettingsError", "parse",
 ]  # fmt: skip
 
 MINIMAL = {"target": "machines", "machines": {"source": "local", "workers": 2}}
@@ -48,7 +48,7 @@ RENAMED: dict[Place, str] = {
 
 # The stack's secrets have their own configuration keys. These commands set them.
 SECRETS = {
-    "dask:secretEnv": "pulumi config set --secret --path 'dask:secretEnv.NAME'",
+    "dask:secretEnv": SECRET_ENV,
     "dask:jupyterPassword": "pulumi config set --secret dask:jupyterPassword",
     "dask:sshKey": "pulumi config set --secret dask:sshKey < KEYFILE",
 }

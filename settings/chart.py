@@ -46,14 +46,32 @@ def official_conflicts(cluster: "KubernetesTarget", folder: Path) -> Iterator[Co
         yield unsupported(("dask", "tls"), "TLS")
     if cluster.jupyter.keep:
         yield unsupported(("jupyter", "keep"), "a volume for notebooks")
+    if cluster.environment.system:
+        yield Conflict(
+            ("environment", "system"), "the official chart installs packages.apt; use that, or write chart: own"
+        )
+    if cluster.environment.authority:
+        yield unsupported(("environment", "authority"), "a private authority")
+    if cluster.data.size:
+        yield unsupported(("data", "size"), "a shared directory")
+    if cluster.data.buckets:
+        yield unsupported(("data", "buckets"), "accounts for buckets")
+    if "spill" in cluster.workers.model_fields_set:
+        yield unsupported(("workers", "spill"), "a folder for spilled data")
     if cluster.limits.idle:
         yield unsupported(("limits", "idle"), "scaling to zero")
     if cluster.egress:
         yield unsupported(("egress",), "network policies")
+    if cluster.dask.ports.libraries:
+        yield unsupported(("dask", "ports", "libraries"), "network policies")
     try:
-        dask = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages["dask"]
+        locked = lock.read(folder / cluster.environment.lock, cluster.environment.python)
     except lock.LockError:
         return
+    if locked.wheels:
+        names = ", ".join(wheel.name for wheel in locked.wheels)
+        yield unsupported(("environment", "lock"), f"packages that no index has: {names}")
+    dask = locked.packages["dask"]
     if Version(dask) >= WITHOUT_COMMANDS:
         place = ("environment", "lock")
         text = (
@@ -65,15 +83,21 @@ def official_conflicts(cluster: "KubernetesTarget", folder: Path) -> Iterator[Co
 
 # Chart values that the settings control, or that the check and `daskstack.connect` rely on: pattern and remedy.
 RESERVED_VALUES = {
-    r"tls|restart|secretEnv|environment\.(lock|uv)|jupyter\.(lock|passwordSecret)": "remove it",
+    r"tls|restart|secretEnv|environment\.(lock|uv|wheels)|jupyter\.(lock|passwordSecret)": "remove it",
     r"config": "use dask.config",
     r"idleTimeout": "use limits.idle",
     r"(full)?nameOverride|(scheduler|webUI|worker|jupyter)\.(name|servicePort)": "remove it",
     r"scheduler\.(enabled|replicas)": "remove it",
     r"(worker|additional_worker_groups\.\d+)\.custom_scheduler_url": "remove it",
+    r"networkPolicy\.libraries": "use dask.ports.libraries",
+    r"networkPolicy\.metadata": "use data.buckets or serviceAccount",
+    r"environment\.authority": "use environment.authority",
     r"environment\.extra": "use packages.pip",
+    r"environment\.system": "use environment.system",
     r"worker\.replicas": "use workers.replicas",
     r"jupyter\.enabled": "use jupyter.enabled",
+    r"data\.\w+": "use data",
+    r"worker\.spill\.\w+": "use workers.spill",
     r"jupyter\.storage\.(size|keep)": "use jupyter.storage and jupyter.keep",
     r"scheduler\.extraArgs": "use dask.schedulerArgs",
     r"worker\.extraArgs": "use dask.workerArgs",
@@ -98,7 +122,7 @@ def value_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
         for pattern, remedy in RESERVED_VALUES.items():
             if re.fullmatch(pattern, name):
                 yield Conflict(here, f"is set by this program; {remedy}")
-        for problem in _value_problems(place, value):
+        for problem in _value_problems(place, value, cluster.chart):
             yield Conflict(here, problem)
     ingress = cluster.values.get("jupyter", {}).get("ingress") or {}
     if ingress.get("enabled") and not ingress.get("tls"):
@@ -106,7 +130,15 @@ def value_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
         yield Conflict(place, "has no TLS, so the password would be sent in plain text; write tls: true with it")
 
 
-def _value_problems(place: Place, value: Any) -> Iterator[str]:
+# What installs packages instead of these variables, by chart.
+PACKAGES = {
+    "EXTRA_PIP_PACKAGES": {"own": "packages.pip", "official": "packages.pip"},
+    "EXTRA_CONDA_PACKAGES": {"own": "environment.in and `daskstack lock`", "official": "packages.conda"},
+    "EXTRA_APT_PACKAGES": {"own": "environment.system", "official": "packages.apt"},
+}
+
+
+def _value_problems(place: Place, value: Any, chart: str) -> Iterator[str]:
     """Reject values that open a port to the internet, change Dask's encryption, or disable Jupyter's login."""
     if isinstance(value, str) and place[:2] != ("networkPolicy", "sources"):
         try:
@@ -119,6 +151,10 @@ def _value_problems(place: Place, value: Any) -> Iterator[str]:
         if login and place[0] == "jupyter" and place[1] in ("command", "args", "extraConfig"):
             yield "changes Jupyter's login, which this program sets; use the secret dask:jupyterPassword"
     match place:
+        case (*_, "image", "dask_worker") if chart == "own" and value == "dask-worker":
+            yield f"Dask {WITHOUT_COMMANDS} removed this command; write dask worker"
+        case (*_, "env", int(), "name") if value in PACKAGES:
+            yield f"{value} would install nothing, or others than the lock pins; use {PACKAGES[value][chart]}"
         case (*_, "env", int(), "name"):
             try:
                 valid_variable(value)

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -105,6 +106,30 @@ def valid_variable(name: str) -> str:
     return name
 
 
+def valid_value(text: str) -> str:
+    if re.search(r"://[^/@\s]*:[^/@\s]+@", text):
+        raise ValueError(f"contains a password, which belongs in the stack's secrets; remove it, and run {SECRET_ENV}")
+    return text
+
+
+SECRET_ENV = "pulumi config set --secret --path 'dask:secretEnv.NAME'"
+Env = dict[Annotated[str, AfterValidator(valid_variable)], Annotated[str, AfterValidator(valid_value)]]
+
+
+def valid_certificates(found: object) -> object:
+    try:
+        if not isinstance(found, str) or "PRIVATE KEY" in found:
+            raise TypeError
+        if found:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found)
+    except (ssl.SSLError, TypeError, ValueError):  # TypeError if it is not ASCII
+        raise ValueError(
+            "is not a certificate in PEM format; write the lines from -----BEGIN CERTIFICATE----- to"
+            " -----END CERTIFICATE-----, without a private key"
+        ) from None
+    return found
+
+
 def valid_python(found: object) -> object:
     if not isinstance(found, str) or not re.fullmatch(r"3\.(9|1[0-9])", found):  # no release is outside 3.9 to 3.19
         raise ValueError(
@@ -112,6 +137,12 @@ def valid_python(found: object) -> object:
             " (without quotes, YAML reads 3.10 as 3.1)"
         )
     return found
+
+
+def valid_system_package(text: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9+.:_-]*", text):
+        raise ValueError(f"{text!r} is not the name of a Debian or Red Hat package; write e.g. libgl1")
+    return text
 
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -133,6 +164,22 @@ class Section(BaseModel):
     )
 
 
+def valid_port_range(text: str) -> str:
+    if text == "none":
+        return text
+    bounds = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text, re.ASCII)
+    if not bounds or not 1024 <= int(bounds[1]) <= int(bounds[2]) <= 65535:
+        raise ValueError(
+            f'{text!r} is not a range of ports from 1024 to 65535; write e.g. {LIBRARY_PORTS}, or "none" to close them'
+        )
+    return text
+
+
+# Linux's default range of the ports that it chooses itself (net.ipv4.ip_local_port_range).
+LIBRARY_PORTS = "32768-60999"
+PortRange = Annotated[str, AfterValidator(valid_port_range)]
+
+
 Listed = Strict(False)  # in strict mode, pydantic does not accept a list for a tuple
 Networks = Annotated[tuple[Annotated[str, AfterValidator(valid_network)], ...], Listed]
 
@@ -142,10 +189,23 @@ class Environment(Section):
 
     lock: str = "environment.lock"
     """The lock file of the Python packages, relative to the project folder: pinned requirements with hashes, which
-    `make lock` writes. Every package needs a wheel, because the cluster does not build packages.
+    `daskstack lock` writes. The cluster does not build packages. On machines it can also be the lock of an archive with
+    a whole environment.
     """
     python: Annotated[str, BeforeValidator(valid_python)] = "3.11"
-    """Python's minor version in quotes. All processes and your notebook must use the same one."""
+    """Python's minor version in quotes. All processes and your notebook must use the same one. Local machines have 3.11
+    or 3.13.
+    """
+    system: Annotated[tuple[Annotated[str, AfterValidator(valid_system_package)], ...], Listed] = Field(
+        (), examples=[["libgl1"]]
+    )
+    """Debian or Red Hat packages that Python packages need, by the names that the machines' package manager knows.
+    libgomp, which LightGBM needs, is always installed.
+    """
+    authority: Annotated[str, BeforeValidator(valid_certificates)] = ""
+    """The certificate, in PEM format, of the private authority that your package index or proxy uses. Several can
+    follow each other. Tasks and notebooks trust it too.
+    """
 
 
 class Credentials(Section):
@@ -224,3 +284,32 @@ def lock_conflicts(environment: Environment, folder: Path) -> Iterator[Conflict]
         for setting, text in error.problems:
             place = ("environment", setting)
             yield Conflict(place, text)
+
+
+JUPYTER_LOCK = "charts/jupyter.lock"  # packages that Jupyter needs in addition to environment.lock
+
+
+def jupyter_conflicts(environment: Environment, folder: Path) -> Iterator[Conflict]:
+    try:
+        locked = lock.read(folder / environment.lock, environment.python)
+    except lock.LockError:
+        return  # lock_conflicts reports it
+    if locked.archive:
+        text = "the notebook server's packages cannot be added to an archive; write jupyter: {enabled: false}"
+        yield Conflict(("jupyter", "enabled"), text)
+        return
+    here = locked.packages
+    try:
+        jupyter = lock.read(folder / JUPYTER_LOCK, environment.python, dask=False).packages
+    except lock.LockError as error:
+        for setting, text in error.problems:
+            place = ("environment", setting)
+            yield Conflict(place, f"{text}, or disable Jupyter with jupyter: {{enabled: false}}")
+        return
+    if other := [name for name in jupyter if here.get(name, jupyter[name]) != jupyter[name]]:
+        place = ("environment", "lock")
+        text = (
+            f"{environment.lock} and {JUPYTER_LOCK} pin different versions of {', '.join(other)}; update both with"
+            " `make lock`, or disable Jupyter with jupyter: {enabled: false}"
+        )
+        yield Conflict(place, text)

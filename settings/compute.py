@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from settings import cost
 from settings.common import Conflict, Limits, Listed, Numbered, Place, Section, memory, seconds, valid_duration
-from settings.gke import NAME, Accelerators, Machine, Name, Private, Project, matching
+from settings.gke import NAME, Accelerators, GoogleLabels, LocalSsds, Machine, Name, Private, Project, matching
 
 if TYPE_CHECKING:
     from settings.machines import MachinesTarget
@@ -50,7 +50,7 @@ class Instance(Section):
 
 
 class WorkerInstance(Instance):
-    machine: Machine = "n1-standard-4"
+    machine: Machine = "e2-standard-4"
     """The machine type."""
     disk: int = Field(50, ge=10, le=65536)
     """Size of the boot disk in GB."""
@@ -60,6 +60,8 @@ class WorkerInstance(Instance):
     """
     accelerators: Accelerators | None = Field(None, examples=[{"type": "nvidia-tesla-t4"}])
     """GPUs of each worker machine. They require an image with drivers; Debian's image has none."""
+    local_ssds: LocalSsds = 0
+    """Local SSDs of each worker machine, 375 GB each, to which its workers spill. They are empty after every boot."""
 
 
 class DataDisk(Section):
@@ -78,6 +80,10 @@ class GivenSubnetwork(Section):
 
     name: Name = Field(examples=["my-network"])
     """The network."""
+    project: Project | None = Field(None, examples=["my-host-project"])
+    """The host project of a Shared VPC, in which the stack creates its firewall rules; the stack's own project by
+    default.
+    """
     subnetwork: Name = Field(examples=["my-subnetwork"])
     """Its subnetwork."""
     range: Private = Field(examples=["10.1.0.0/24"])
@@ -108,10 +114,7 @@ class ComputeSource(Numbered):
     """The boot image. GPUs require an image with their drivers."""
     data_disk: DataDisk = DataDisk()
     """The disk of the shared directory."""
-    labels: dict[
-        Annotated[str, matching(r"[a-z][a-z0-9_-]{0,62}", "a label's name; write e.g. team")],
-        Annotated[str, matching(r"[a-z0-9_-]{0,63}", "a label's value; write e.g. research")],
-    ] = Field({}, examples=[{"team": "research"}])
+    labels: GoogleLabels = Field({}, examples=[{"team": "research"}])
     """Labels for machines, disks and addresses."""
     network: GivenSubnetwork | None = Field(
         None, examples=[{"name": "my-network", "subnetwork": "my-subnetwork", "range": "10.1.0.0/24"}]
@@ -122,8 +125,9 @@ class ComputeSource(Numbered):
     range: Private = "10.9.0.0/24"
     """The address range of the network that the stack creates."""
     roles: Annotated[tuple[Role, ...], Listed] = Field((), examples=[["roles/storage.objectViewer"]])
-    """Roles of the machines' service account. Every task has them, so broad roles are rejected. Without roles, tasks
-    cannot reach the metadata server.
+    """Roles of the machines' service account in the whole project. Every task has them, so broad roles are rejected.
+    For buckets, use `data.buckets`, which gives access to the named ones alone. Without either, tasks cannot reach the
+    metadata server.
     """
     secure_boot: bool = True
     """Machines boot only signed software. Set it to `false` for unsigned drivers."""
@@ -165,11 +169,13 @@ class ComputeSource(Numbered):
 
     def bill(self, limits: Limits, prices: Mapping[str, float]) -> list[cost.Item]:
         """The cost, item by item. Disks cost money even while their machines are stopped."""
-        others = cost.prices()["others"] | prices
+        others = cost.others(prices, self.region)
         kept = 0 if limits.idle else 1
         items = [
-            *cost.pool("the scheduler", self.scheduler, 1, kept, prices, disks=1),
-            *cost.pool("workers", self.worker, self.workers, kept * self.workers, prices, disks=self.workers),
+            *cost.pool("the scheduler", self.scheduler, 1, kept, prices, self.region, disks=1),
+            *cost.pool(
+                "workers", self.worker, self.workers, kept * self.workers, prices, self.region, disks=self.workers
+            ),
         ]
         if not self.data_disk.name:
             disk = self.data_disk.size * others[self.data_disk.type] / cost.HOURS
@@ -199,6 +205,12 @@ def compute_conflicts(cluster: "MachinesTarget", machines: ComputeSource) -> Ite
         place = ("data", "delete")
         text = f"has no effect on disk {machines.data_disk.name}, which the stack did not create; remove it"
         yield Conflict(place, text)
+    holder = "scheduler" if (cluster.data.machine or machines.scheduler_name) == machines.scheduler_name else "worker"
+    if cost.disk_type(getattr(machines, holder).machine) != "pd-balanced":
+        place = ("machines", holder, "machine")
+        text = f"{getattr(machines, holder).machine} cannot have the data disk, a {machines.data_disk.type}"
+        remedy = "write e.g. e2-standard-4, or write another machine for data.machine"
+        yield Conflict(place, f"{text}; {remedy}")
     idle, oldest, place = cluster.limits.idle, cluster.limits.max_age, ("limits", "maxAge")
     if oldest and seconds(oldest) > 120 * 86400:
         yield Conflict(place, f"{oldest} is longer than the 120 days that Google allows; write 120d or less")

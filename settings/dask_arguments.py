@@ -1,8 +1,14 @@
-"""Arguments and configuration of Dask that a stack cannot set, because this program sets them."""
+"""Arguments and configuration of Dask that this program sets, or that have no effect."""
 
+import difflib
+import functools
+import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from settings.common import Conflict
 
@@ -56,11 +62,38 @@ def valid_argument(refused: Mapping[str, str], word: str) -> str:
 
 
 def config_conflicts(config: dict[str, Any], refused: Mapping[str, str]) -> Iterator[Conflict]:
-    """Keys of Dask's configuration that this program sets. `refused` maps patterns to remedies."""
+    """Keys of Dask's configuration that this program sets or Dask ignores. `refused` maps patterns to remedies."""
+    ours = set()
     for name in dotted_names(config):
         for pattern, remedy in refused.items():
             if re.fullmatch(pattern, name):
+                ours.add(name)
                 yield Conflict(("dask", "config", name), f"is set by this program; {remedy}")
+    for key in config:
+        if "." in key and key not in ours:
+            nested = ": {".join(key.split("."))
+            text = f"has no effect with dots in its name; write {nested}: ...{'}' * key.count('.')}"
+            yield Conflict(("dask", "config", key), text)
+    if isinstance(config.get("distributed"), dict):
+        yield from misspelt(config["distributed"], known(), ("dask", "config", "distributed"))
+
+
+def misspelt(config: dict[str, Any], schema: dict[str, Any], place: tuple[str, ...]) -> Iterator[Conflict]:
+    """Keys that Dask does not know but that look like others. Other versions of Dask know others."""
+    names = schema.get("properties", {})
+    for key, value in config.items():
+        name = key.replace("_", "-")
+        if name not in names and (close := difflib.get_close_matches(name, names, 1, 0.7)):
+            yield Conflict((*place, key), f"is not a key of Dask's configuration; did you mean {close[0]}?")
+        elif isinstance(value, dict):
+            yield from misspelt(value, names.get(name, {}), (*place, key))
+
+
+@functools.cache
+def known() -> dict[str, Any]:
+    """The schema of the section `distributed`, read without importing Dask."""
+    file = importlib.metadata.distribution("distributed").locate_file("distributed/distributed-schema.yaml")
+    return yaml.safe_load(Path(str(file)).read_text())["properties"]["distributed"]
 
 
 def dotted_names(config: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from daskstack.ssh import USER
 from settings.common import Conflict, Listed, Place, Section, dotted, valid_network
 
 
@@ -48,8 +49,8 @@ def valid_internal_address(text: str) -> str:
 
 
 def valid_user(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", text):
-        raise ValueError(f"{text!r} is not a user name; write e.g. admin")
+    if len(text) > 255 or not re.fullmatch(USER, text):
+        raise ValueError(f"{text!r} is not a user name; write e.g. admin, jane@corp.example or CORP\\jane")
     if text == "dask":
         raise ValueError("dask is the user that runs the cluster; write root, or a user with password-less sudo")
     return text

@@ -24,6 +24,7 @@ NO_DATA = _NO_FOLDER | {
     r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib|opt|www))(/.*)?": _SERVICE,
     r"/var/tmp/.*": "is cleaned of old files by the system",
 }
+NO_POD_DATA = NO_DATA | {r"/(opt/dask|spill)(/.*)?": _OWN}
 NO_SPILL = _NO_FOLDER | {
     r"/opt/daskstack(/.*)?|/var/lib/daskstack": _OWN,
     r"/(srv/(ftp|git|tftp|www)|var/(backups|crash|games|lib(?!/daskstack/)|opt|www))(/.*)?": _SERVICE,

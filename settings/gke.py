@@ -69,11 +69,28 @@ def valid_private(text: str) -> str:
 
 
 NAME = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+GoogleLabels = dict[
+    Annotated[str, matching(r"[a-z][a-z0-9_-]{0,62}", "a label's name; write e.g. team")],
+    Annotated[str, matching(r"[a-z0-9_-]{0,63}", "a label's value; write e.g. research")],
+]
 Project = Annotated[str, matching(r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project ID; write e.g. my-project")]
 Location = Annotated[
     str, matching(r"[a-z]+-[a-z]+[0-9]+(-[a-z])?", "a zone or region; write e.g. us-central1-a, or us-central1")
 ]
-Machine = Annotated[str, matching(r"[a-z][a-z0-9]*(-[a-z0-9]+){1,4}", "a machine type; write e.g. n1-standard-4")]
+ARM = ("t2a", "c4a", "n4a", "a4x")  # Google's families with ARM processors
+
+
+def valid_architecture(machine: str) -> str:
+    if machine.startswith(tuple(f"{family}-" for family in ARM)):
+        raise ValueError(f"{machine} has ARM processors, and the cluster needs x86_64; write e.g. n2-standard-4")
+    return machine
+
+
+Machine = Annotated[
+    str,
+    matching(r"[a-z][a-z0-9]*(-[a-z0-9]+){1,4}", "a machine type; write e.g. e2-standard-4"),
+    AfterValidator(valid_architecture),
+]
 Email = Annotated[str, matching(r"[^@\s:]+@[^@\s:]+\.[^@\s:]+", "an e-mail address; write e.g. me@example.com")]
 Name = Annotated[str, matching(NAME, "a name in Google Cloud; write e.g. my-network")]
 Private = Annotated[str, AfterValidator(valid_private)]
@@ -91,6 +108,8 @@ class GivenNetwork(Section):
 
     name: Name = Field(examples=["my-network"])
     """The network."""
+    project: Project | None = Field(None, examples=["my-host-project"])
+    """The host project of a Shared VPC; the stack's own project by default."""
     subnetwork: Name = Field(examples=["my-subnetwork"])
     """Its subnetwork."""
     pods: Name = Field(examples=["pods"])
@@ -125,6 +144,10 @@ class Pool(Section):
         return self.max_nodes or 3
 
 
+# The machine type decides which numbers are possible; see prices.yaml.
+LocalSsds = Annotated[int, Field(ge=0, le=32)]
+
+
 class Accelerators(Section):
     """The GPUs of a machine or node."""
 
@@ -135,7 +158,7 @@ class Accelerators(Section):
 
 
 class WorkerPool(Pool):
-    machine: Machine = "n1-standard-4"
+    machine: Machine = "e2-standard-4"
     """The machine type."""
     disk: int = Field(100, ge=20, le=65536)
     """Size of each node's disk in GB."""
@@ -147,6 +170,8 @@ class WorkerPool(Pool):
     """The largest number of nodes; by default one more than there are workers."""
     accelerators: Accelerators | None = Field(None, examples=[{"type": "nvidia-tesla-t4"}])
     """GPUs of each node. Each worker uses one."""
+    local_ssds: LocalSsds = 0
+    """Local SSDs of each node, 375 GB each, for its pods' temporary files and its workers' spilled data."""
     labels: Labels = Field({})
     """Labels of the nodes."""
     taints: Annotated[tuple[Taint, ...], Listed] = Field(
@@ -215,6 +240,8 @@ class GkeSource(Section):
         Field(None, examples=["1.33"])
     )
     """A fixed Kubernetes version; by default the release channel's."""
+    labels: GoogleLabels = Field({}, examples=[{"team": "research"}])
+    """Labels for the cluster, its nodes and their disks."""
     deletion_protection: bool = False
     """Google refuses to delete the cluster. To destroy it, set this to `false` and run `up` first."""
     authorized_networks: Networks = Field((), examples=[["203.0.113.7/32"]])

@@ -13,21 +13,33 @@ if TYPE_CHECKING:
     from settings.kubernetes import KubernetesTarget
 
 
+# The kind of disk of each of GKE's StorageClasses for one pod.
+DISKS = {"standard": "pd-standard", "standard-rwo": "pd-balanced", "premium-rwo": "pd-ssd"}
+
+
 def bill(cluster: "KubernetesTarget") -> list[cost.Item]:
     """The cost, item by item."""
     gke, prices = cluster.gke, cluster.prices
-    pool, system, others = gke.workers, gke.system, cost.prices()["others"] | prices
+    pool, system, others = gke.workers, gke.system, cost.others(prices, gke.region)
     up = min(max(cluster.nodes or 0, pool.min_nodes), cluster.max_worker_nodes)
     idle = pool.min_nodes if cluster.limits.idle else up
     most = system.node_limit + cluster.max_worker_nodes
     items = [
         cost.Item("the GKE cluster fee", others["cluster"], others["cluster"]),
-        *cost.pool("scheduler and Jupyter", system, 1, 1, prices, most=system.node_limit),
-        *cost.pool("workers", pool, up, idle, prices, most=cluster.max_worker_nodes),
+        *cost.pool("scheduler and Jupyter", system, 1, 1, prices, gke.region, most=system.node_limit),
+        *cost.pool("workers", pool, up, idle, prices, gke.region, most=cluster.max_worker_nodes),
     ]
     if cluster.jupyter.enabled:
         volume = memory(cluster.jupyter.storage) / 2**30 * others["pd-balanced"] / cost.HOURS
         items.append(cost.Item(f"the notebooks' volume, {cluster.jupyter.storage}", volume, volume))
+    spill = cluster.workers.spill
+    if spill.class_name in DISKS:
+        volumes = cluster.replicas * memory(spill.size) / 2**30 * others[DISKS[spill.class_name]] / cost.HOURS
+        text = f"{cluster.replicas} volumes for spilled data, {spill.size} each"
+        items.append(cost.Item(text, volumes, 0 if cluster.limits.idle else volumes))
+    if cluster.data.size:
+        volume = memory(cluster.data.size) / 2**30 * others["filestore"] / cost.HOURS
+        items.append(cost.Item(f"the shared directory on Filestore, {cluster.data.size}", volume, volume))
     if gke.hardening.private_nodes and not gke.network:
         nat = [others["address"] + others["nat"] * count for count in (1 + up, 1 + idle, most)]
         items.append(cost.Item("Cloud NAT", *nat))
@@ -40,6 +52,10 @@ def bill(cluster: "KubernetesTarget") -> list[cost.Item]:
 def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     """Unknown machine types, nodes that are too small or too few, unknown prices, and an exceeded cost limit."""
     wrong = []
+    spill = cluster.workers.spill.class_name
+    if spill and spill not in DISKS:
+        place: Place = ("workers", "spill", "className")
+        yield Conflict(place, f"{spill} is not a StorageClass of GKE for one pod; write one of {', '.join(DISKS)}")
     for name in ("system", "workers"):
         wrong += cost.machine_conflicts(("cluster", name), getattr(cluster.gke, name), cluster.prices)
     yield from wrong
@@ -50,7 +66,7 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     for name, pod, pool in pods:
         size = cost.machine(pool.machine)
         if size and cost.nodes(1, pod.cpu, memory(pod.memory) / 2**30, size) is None:
-            place: Place = (name,)
+            place = (name,)
             machine = ("cluster", "workers" if name == "workers" else "system", "machine")
             cpus, gib = cost.allocatable(size)
             text = (

@@ -3,36 +3,51 @@
 import ipaddress
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic.alias_generators import to_camel
 
+from daskstack import kubeconfig
 from settings import cost, lock
+from settings.buckets import bucket_conflicts
 from settings.chart import official_conflicts, value_conflicts
 from settings.common import (
+    LIBRARY_PORTS,
     Conflict,
     Credentials,
+    Env,
     Environment,
     Limits,
     Networks,
     Place,
+    PortRange,
     Prices,
     Section,
+    jupyter_conflicts,
     lock_conflicts,
     memory,
-    valid_variable,
     world_conflicts,
 )
 from settings.dask_arguments import KUBERNETES_CONFIG, config_conflicts
 from settings.gke import GkeSource
 from settings.gke_cost import bill, cost_conflicts
-from settings.pods import Arguments, Expose, Jupyter, KubernetesWorkers, Packages, Scheduler, valid_image, valid_label
-
-JUPYTER_LOCK = "charts/jupyter.lock"  # packages that Jupyter needs in addition to environment.lock
+from settings.official_values import edits
+from settings.pods import (
+    Arguments,
+    Expose,
+    Jupyter,
+    KubernetesData,
+    KubernetesWorkers,
+    Packages,
+    Scheduler,
+    valid_image,
+    valid_label,
+)
 
 
 class KubeconfigSource(Section):
@@ -40,30 +55,28 @@ class KubeconfigSource(Section):
 
     source: Literal["existing"] = Field(examples=["existing"])
     """An existing Kubernetes cluster that kubectl can reach."""
-    kubeconfig: str = "~/.kube/config"
-    """The kubeconfig file."""
+    kubeconfig: str | None = Field(None, examples=["~/.kube/config"])
+    """The kubeconfig file; by default the one in `$KUBECONFIG`, or `~/.kube/config`, that has the context. A stack
+    keeps the file of its first `up`.
+    """
     context: str | None = Field(None, examples=["kind-kind"])
     """The context in the kubeconfig; by default the one that is current at the first `up`."""
 
     @property
-    def path(self) -> Path:
-        return Path(self.kubeconfig).expanduser().absolute()
+    def files(self) -> list[Path]:
+        return kubeconfig.files(self.kubeconfig)
 
-    @property
-    def current(self) -> str:
-        """The context that kubectl uses now, or an empty string if there is none."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Missing files, and a context that needs several of them."""
+        if not any(map(kubeconfig.is_file, self.files)):
+            missing = self.kubeconfig or ", ".join(map(str, self.files))
+            text = f"{missing} is not a file; write kubectl's configuration file, e.g. ~/.kube/config"
+            yield Conflict(("cluster", "kubeconfig"), text)
+            return
         try:
-            found = yaml.safe_load(self.path.read_text())["current-context"]
-        except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError):
-            return ""
-        return found if isinstance(found, str) else ""
-
-    @property
-    def exists(self) -> bool:
-        try:
-            return self.path.is_file()
-        except (OSError, RuntimeError):  # the name is too long, or its ~user does not exist
-            return False
+            kubeconfig.locate(self.files, self.context or "")
+        except kubeconfig.KubeconfigError as error:
+            yield Conflict(("cluster", "kubeconfig"), str(error))
 
 
 class Namespace(Section):
@@ -75,16 +88,28 @@ class Namespace(Section):
     """Set it to `false` to use an existing namespace. `destroy` does not delete it."""
 
 
+class KubernetesPorts(Section):
+    """Ports on which pods reach each other."""
+
+    libraries: PortRange | None = Field(None, examples=[LIBRARY_PORTS])
+    """The ports for libraries that talk among workers, such as LightGBM, XGBoost and PyTorch. By default, pods of the
+    stack reach each other on all ports. With a range, they reach each other only on these and on Dask's own ports;
+    `none` leaves only Dask's. The kernel chooses from 32768-60999.
+    """
+
+
 class KubernetesDask(Section):
     """Options of Dask itself."""
 
+    ports: KubernetesPorts = KubernetesPorts()
+    """Ports on which pods reach each other."""
     scheduler_args: Arguments = Field((), examples=[["--preload", "my.module"]])
     """Additional arguments for `dask scheduler`."""
     worker_args: Arguments = Field((), examples=[["--preload", "my.module"]])
     """Additional arguments for `dask worker`."""
     config: dict[str, Any] = Field({})
     """Dask configuration, in the format of Dask's YAML files."""
-    env: dict[Annotated[str, AfterValidator(valid_variable)], str] = Field({}, examples=[{"OMP_NUM_THREADS": "1"}])
+    env: Env = Field({}, examples=[{"OMP_NUM_THREADS": "1"}])
     """Environment variables for the scheduler, workers and notebooks."""
     tls: bool = True
     """Mutual TLS between the scheduler, workers and clients. The official chart does not support it."""
@@ -117,6 +142,8 @@ class KubernetesTarget(Section):
     """The workers' pods."""
     jupyter: Jupyter = Jupyter()
     """The notebook server's pod."""
+    data: KubernetesData = KubernetesData()
+    """The shared directory."""
     expose: Expose = Expose()
     """Services that can be reached without a port-forward."""
     egress: Networks = Field((), examples=[["10.2.0.0/24"]])
@@ -131,10 +158,16 @@ class KubernetesTarget(Section):
     """Your own prices in US dollars per hour, by name; Google's list prices by default."""
     values: dict[str, Any] = Field({})
     """Additional chart values, which override those that this program sets. `up` checks them against the chart's
-    schema, and rejects values that contradict a setting.
+    schema, and rejects values that contradict a setting. An edited copy of the official chart's `values.yaml` is
+    possible: only its edits count.
     """
     wait: int = Field(600, ge=30, le=7200)
     """The time in seconds that `up` waits for all pods to become ready."""
+
+    @field_validator("values")
+    @classmethod
+    def _edits(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return edits(values, info.data.get("chart", "own"))[0]
 
     def completed(self) -> "KubernetesTarget":
         """A copy with TLS off if the chart is the official one; `conflicts` rejects an explicit `tls: true`."""
@@ -180,10 +213,8 @@ class KubernetesTarget(Section):
             yield from self.cluster.conflicts()
             if not values:  # valid values can add workers
                 yield from cost_conflicts(self)
-        elif not self.cluster.exists:
-            place = ("cluster", "kubeconfig")
-            text = f"{self.cluster.kubeconfig} is not a file; write kubectl's configuration file, e.g. ~/.kube/config"
-            yield Conflict(place, text)
+        else:
+            yield from self.cluster.conflicts()
         exposures = {name: getattr(self.expose, name) for name in Expose.model_fields}
         yield from world_conflicts({("expose", n, "sources"): each.sources for n, each in exposures.items() if each})
         if self.expose.jupyter and not self.jupyter.enabled:
@@ -196,14 +227,51 @@ class KubernetesTarget(Section):
                 " and set namespace.name and namespace.create: false"
             )
             yield Conflict(place, text)
+        yield from _bucket_conflicts(self)
+        yield from _data_conflicts(self)
+        if self.dask.ports.libraries and any(re.match("--(worker|nanny)-port", word) for word in self.dask.worker_args):
+            place = ("dask", "ports", "libraries")
+            yield Conflict(
+                place, "sets the ports of workers; remove --worker-port and --nanny-port from dask.workerArgs"
+            )
         yield from _exposure_conflicts(self)
         yield from config_conflicts(self.dask.config, KUBERNETES_CONFIG)
         yield from lock_conflicts(self.environment, folder)
+        with suppress(lock.LockError):
+            if lock.read(folder / self.environment.lock, self.environment.python).archive:
+                text = (
+                    "is an archive's, which pods cannot install; build an image that contains it, and write it as image"
+                )
+                yield Conflict(("environment", "lock"), text)
         yield from _package_conflicts(self, folder)
         if self.chart == "official":
             yield from official_conflicts(self, folder)
         else:
             yield from _own_conflicts(self, folder)
+
+
+WHEELS_LIMIT = 1_000_000  # bytes of all wheels, because a ConfigMap holds at most 1 MiB
+
+
+def _unreachable_packages(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict]:
+    """Packages that no index has, and that pods cannot get in another way."""
+    for index, text in enumerate(cluster.packages.pip):
+        if "git+" in text:
+            place = ("packages", "pip", index)
+            remedy = "add it to environment.in, and run `daskstack lock`, which builds it on your computer"
+            yield Conflict(place, f"{text} needs git, which pods do not have; {remedy}")
+    with suppress(lock.LockError, OSError):  # lock_conflicts reports it
+        wheels = lock.read(folder / cluster.environment.lock, cluster.environment.python).wheels
+        size = sum(wheel.stat().st_size for wheel in wheels)
+        if size > WHEELS_LIMIT:
+            place = ("environment", "lock")
+            names = ", ".join(wheel.name for wheel in wheels)
+            yield Conflict(
+                place,
+                f"{cluster.environment.lock} needs {names} with {size:,} bytes, but pods can get {WHEELS_LIMIT:,} bytes"
+                " of wheels that no index has; publish them on your index, or build an image that contains the lock's"
+                " packages and write it as image",
+            )
 
 
 def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict]:
@@ -215,29 +283,67 @@ def _own_conflicts(cluster: KubernetesTarget, folder: Path) -> Iterator[Conflict
                 " contains them and write it as image, or write chart: official"
             )
             yield Conflict(place, text)
+    if not cluster.image:
+        yield from _unreachable_packages(cluster, folder)
     if cluster.image and cluster.packages.pip:
         place = ("packages", "pip")
         text = "pods with your own image install no packages; add these to the image, or remove image"
         yield Conflict(place, text)
+    if cluster.image and cluster.environment.system:
+        place = ("environment", "system")
+        text = "pods with your own image install no packages; add these to the image, or remove image"
+        yield Conflict(place, text)
+    if cluster.image and cluster.environment.authority:
+        place = ("environment", "authority")
+        yield Conflict(place, "pods with your own image install no packages; add it to the image, or remove image")
     if cluster.jupyter.enabled and not cluster.image:
-        try:
-            here = lock.read(folder / cluster.environment.lock, cluster.environment.python).packages
-        except lock.LockError:
-            return  # lock_conflicts reports it
-        try:
-            jupyter = lock.read(folder / JUPYTER_LOCK, cluster.environment.python, dask=False).packages
-        except lock.LockError as error:
-            for setting, text in error.problems:
-                place = ("environment", setting)
-                yield Conflict(place, f"{text}, or disable Jupyter with jupyter: {{enabled: false}}")
-            return
-        if other := [name for name in jupyter if here.get(name, jupyter[name]) != jupyter[name]]:
-            place = ("environment", "lock")
+        yield from jupyter_conflicts(cluster.environment, folder)
+
+
+def _bucket_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
+    place = ("data", "buckets")
+    if not cluster.data.buckets:
+        return
+    if not isinstance(cluster.cluster, GkeSource):
+        text = (
+            "is only possible with cluster.source: gke; remove it, and give each kind of pods a serviceAccount with"
+            " access, or pass credentials to the library that reads the bucket (storage_options)"
+        )
+        yield Conflict(place, text)
+        return
+    if not cluster.cluster.hardening.workload_identity:
+        yield Conflict(place, "requires Workload Identity; remove cluster.hardening.workloadIdentity: false")
+    yield from bucket_conflicts(cluster.data.buckets)
+
+
+def _data_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
+    data = cluster.data
+    if not data.size:
+        for name in sorted(data.model_fields_set - {"size", "buckets"}):
+            yield Conflict(("data", to_camel(name)), "requires data.size; write it, e.g. size: 100Gi, or remove this")
+        return
+    if isinstance(cluster.cluster, GkeSource):
+        if cluster.cluster.network and cluster.cluster.network.project:
             text = (
-                f"{cluster.environment.lock} and {JUPYTER_LOCK} pin different versions of {', '.join(other)}; update"
-                " both with `make lock`"
+                "is not available in a Shared VPC, where Filestore needs private service access; remove it, and use"
+                " data.buckets, or another network"
             )
-            yield Conflict(place, text)
+            yield Conflict(("data", "size"), text)
+        if data.class_name:
+            yield Conflict(
+                ("data", "className"), "is not available with cluster.source: gke, which uses Filestore; remove it"
+            )
+        if memory(data.size) < 100 * 2**30:
+            yield Conflict(
+                ("data", "size"), f"{data.size} is less than Filestore's smallest volume; write 100Gi or more"
+            )
+    if cluster.namespace.create and not data.delete:
+        place = ("data", "delete")
+        text = (
+            "`destroy` deletes the stack's own namespace with the shared directory; write true if it may, or create a"
+            " namespace, and set namespace.name and namespace.create: false"
+        )
+        yield Conflict(place, text)
 
 
 def _exposure_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:

@@ -1,6 +1,7 @@
 """Reads the lock file of the environment for one Python version on Linux x86_64."""
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,13 +19,21 @@ class Lock:
     """A requirements file that pins every package with `==` and hashes.
 
     `sha256` is the file's hash in hex. `packages` maps normalised names to versions, without packages that environment
-    markers exclude. `requirements` are the lines of the same packages in pip's format, with hashes and without markers.
+    markers exclude. `inputs` are those of them that the lock's input file names, as far as the lock's comments tell.
+    `requirements` are the lines of the same packages in pip's format, with hashes and without markers. `wheels` are the
+    files of packages that no index has, which `daskstack lock` built. `archive` contains a whole environment, which
+    replaces all of these; `archive_sha256` is its hash in hex and `archive_size` its size in bytes.
     """
 
     path: Path
     sha256: str
     packages: dict[str, str]
+    inputs: tuple[str, ...]
     requirements: tuple[str, ...]
+    wheels: tuple[Path, ...] = ()
+    archive: Path | None = None
+    archive_sha256: str = ""
+    archive_size: int = 0
 
 
 class LockError(ValueError):
@@ -40,13 +49,11 @@ def read(path: Path, python: str, dask: bool = True) -> Lock:
 
     Markers are evaluated for the first release of that minor version. With `dask=False`, the lock need not pin Dask.
     """
-    # The command must not overwrite its own input.
-    output = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path.name
-    output = "environment.lock" if path.suffix == ".in" else output
-    make = (
-        f"create one with `uv pip compile environment.in -o {output} --generate-hashes"
-        f" --no-emit-index-url --universal --python-version {python}`"
-    )
+    source = path.with_suffix(".in")
+    source = source.relative_to(PROJECT) if source.is_relative_to(PROJECT) else source.name
+    make = f"list the packages in {source}, then run `.venv/bin/daskstack lock {source} --python {python}`"
+    if path.suffix == ".in":
+        make += f" and write {path.with_suffix('.lock').name}"
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
@@ -56,7 +63,36 @@ def read(path: Path, python: str, dask: bool = True) -> Lock:
         reason = getattr(error, "strerror", error)
         raise LockError([("lock", f"{path} cannot be read ({reason}); {make}")]) from error
 
-    return _parse(path, content, text, python, dask, make)
+    if text.startswith("{"):
+        return _read_archive(path, content, python)
+    found = _parse(path, content, text, python, dask, make)
+    if lost := [wheel for wheel in found.wheels if not _is_locked(wheel, text)]:
+        names = ", ".join(f"{wheel.parent.name}/{wheel.name}" for wheel in lost)
+        raise LockError([("lock", f"{path.name} needs {names} as it was when it was locked; restore it, or {make}")])
+    return found
+
+
+def _read_archive(path: Path, content: bytes, python: str) -> Lock:
+    """Read what `daskstack lock ARCHIVE` wrote. The archive itself is checked when it is copied to the machines."""
+    try:
+        found = json.loads(content)
+        archive, packages = path.parent / found["archive"], found["packages"]
+        sha256, size, there = found["sha256"], found["size"], found["python"]
+    except (ValueError, KeyError, TypeError) as error:
+        text = f"{path.name} is not what `daskstack lock ARCHIVE` writes ({error!r}); run it again"
+        raise LockError([("lock", text)]) from error
+    if not archive.is_file():
+        raise LockError([("lock", f"{path.name} needs the archive {archive}; put it there")])
+    if there != python:
+        raise LockError([("python", f'{archive.name} has Python {there}; write "{there}"')])
+    return Lock(path, hashlib.sha256(content).hexdigest(), packages, (), (), (), archive, sha256, size)
+
+
+def _is_locked(wheel: Path, text: str) -> bool:
+    try:
+        return f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" in text
+    except OSError:
+        return False
 
 
 @lru_cache(maxsize=16)  # several checks read the same lock
@@ -116,7 +152,20 @@ def _parse(path: Path, content: bytes, text: str, python: str, dask: bool, make:
         problems.append(("python", f"{path.name} supports {supported}, not {python}; change the version or {make}"))
     if problems:
         raise LockError(problems)
-    return Lock(path, hashlib.sha256(content).hexdigest(), packages, tuple(selected))
+    inputs = tuple(name for name in _inputs(text) if name in packages)
+    wheels = tuple(path.parent / each for each in re.findall(r"^\s+# from (\S+\.whl)\s*$", text, re.MULTILINE))
+    return Lock(path, hashlib.sha256(content).hexdigest(), packages, inputs, tuple(selected), wheels)
+
+
+def _inputs(text: str) -> list[str]:
+    """The packages to which uv has added the comment "via -r FILE"."""
+    name, found = "", {}
+    for line in text.splitlines():
+        if pinned := re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line):
+            name = canonicalize_name(pinned[0])
+        elif name and re.match(r"\s+#\s+(via )?-r ", line):
+            found[name] = True
+    return list(found)
 
 
 def _pin(requirement: Requirement) -> str | None:

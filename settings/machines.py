@@ -9,17 +9,22 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from settings import cost
+from settings.buckets import BUCKETS_EXAMPLE, Buckets, bucket_conflicts
 from settings.common import (
+    LIBRARY_PORTS,
     Conflict,
     Credentials,
+    Env,
     Environment,
     Listed,
     Networks,
     Numbered,
     Place,
+    PortRange,
     Prices,
     Section,
     dotted,
+    jupyter_conflicts,
     lock_conflicts,
     valid_memory,
     world_conflicts,
@@ -48,6 +53,9 @@ ARGUMENTS_EXAMPLE = [["--preload", "my.module"]]
 OPEN_EXAMPLE = [[{"port": 9100, "sources": ["203.0.113.0/24"]}]]
 DATA = "/srv/daskdata"
 SPILL = "/var/lib/daskstack/spill"
+LOCAL_MEMORY = "2 GiB"
+# The Debian release that local machines run for each Python version: they install packages from Debian alone.
+LOCAL_RELEASES = {"3.11": "bookworm", "3.13": "trixie"}
 
 
 class LocalSource(Numbered):
@@ -65,10 +73,25 @@ class Workers(Section):
     threads: int | None = Field(None, ge=1, examples=[2])
     """Threads per worker process; by default the machine's CPUs divided by `perMachine`."""
     memory_limit: Annotated[str, AfterValidator(valid_memory)] | None = Field(None, examples=["2 GiB"])
-    """Memory limit of each worker process; by default the machine's memory divided by `perMachine`."""
+    """Memory limit of each worker process; by default the machine's memory divided by `perMachine`. On
+    local machines, which share your computer's memory, the default is 2 GiB.
+    """
     spill: Annotated[str, AfterValidator(partial(valid_folder, NO_SPILL, SPILL))] = SPILL
     """A folder on the machine's own disk for data that does not fit into memory. Workers only use the subfolder
     `daskstack`.
+    """
+    read_homes: bool = False
+    """Tasks and notebooks can read files in `/home` that every user of the machine can read. Otherwise `/home` is
+    empty for them.
+    """
+
+
+class MachineJupyter(Section):
+    """A notebook server on the scheduler's machine."""
+
+    enabled: bool = True
+    """Run a notebook server on the scheduler's machine. Notebooks are in the folder `notebooks` of the shared
+    directory.
     """
 
 
@@ -97,8 +120,8 @@ class Firewall(Section):
     open: Annotated[tuple[Open, ...], Listed] = Field((), examples=OPEN_EXAMPLE)
     """Additional ports to open. Not available on Google Cloud."""
     metadata: bool = False
-    """Allow tasks to use the machine's cloud account through the metadata server. On Google Cloud, set `machines.roles`
-    instead.
+    """Allow tasks to use the machine's cloud account through the metadata server. On Google Cloud, use
+    `data.buckets` or `machines.roles` instead.
     """
 
 
@@ -117,6 +140,10 @@ class Data(Section):
     """`destroy` also deletes the files in the shared directory. Not available with `machines.dataDisk.name`, because
     `destroy` never deletes an existing disk.
     """
+    buckets: Buckets = Field((), examples=BUCKETS_EXAMPLE)
+    """Buckets that tasks and notebooks can use as `gs://bucket/path`, without credentials in code. This opens the
+    metadata server to all tasks. Only with `machines.source: compute`.
+    """
 
 
 class MachineEnvironment(Environment):
@@ -125,7 +152,8 @@ class MachineEnvironment(Environment):
     source: Literal["index", "wheelhouse"] | None = Field(None, examples=["wheelhouse"])
     """How machines get the packages. `wheelhouse`: your computer downloads them and uploads them once to the
     scheduler's machine, which serves them to the others. `index`: each machine downloads them from its package index,
-    as its /etc/uv/uv.toml says. The default is `wheelhouse` for local machines and `index` for all others.
+    which is that of the variable `UV_DEFAULT_INDEX` or of its /etc/uv/uv.toml, or else PyPI. The default is
+    `wheelhouse` for local machines and `index` for all others.
     """
 
 
@@ -138,19 +166,29 @@ class Ports(Section):
     """The scheduler's dashboard port."""
     workers: DaskPort = 9000
     """The first of the workers' ports. Each worker process on a machine uses three: worker, nanny and dashboard."""
+    libraries: PortRange = LIBRARY_PORTS
+    """The ports that machines open to each other for libraries that talk among workers, such as LightGBM, XGBoost and
+    PyTorch. These let the kernel choose ports; the default is Linux's own range. `none` closes them.
+    """
+    jupyter: DaskPort = 8888
+    """The notebook server's port on the scheduler's machine. Only that machine itself can reach it."""
 
 
 class Dask(Section):
     """Options of Dask itself."""
 
     ports: Ports = Ports()
-    """Ports of Dask's services. Only the cluster's machines can reach them."""
+    """Ports of Dask's services and of the notebook server. Only the cluster's machines can reach them."""
     scheduler_args: Arguments = Field((), examples=ARGUMENTS_EXAMPLE)
     """Additional arguments for `dask scheduler`."""
     worker_args: Arguments = Field((), examples=ARGUMENTS_EXAMPLE)
     """Additional arguments for `dask worker`."""
     config: dict[str, Any] = Field({})
     """Dask configuration, in the format of Dask's YAML files."""
+    env: Env = Field({}, examples=[{"OMP_NUM_THREADS": "1"}])
+    """Environment variables for the scheduler, workers and notebooks. uv, which installs the packages, gets those of
+    proxies too, and it alone gets those whose names begin with `UV_`.
+    """
     tls: bool = True
     """Mutual TLS between the scheduler, workers and clients."""
 
@@ -174,6 +212,8 @@ class MachinesTarget(Section):
     """The Python packages that all processes use, and how machines get them."""
     dask: Dask = Dask()
     """Options of Dask itself."""
+    jupyter: MachineJupyter = MachineJupyter()
+    """A notebook server on the scheduler's machine."""
     credentials: Credentials = Credentials()
     """Keys and certificates."""
     limits: MachineLimits = MachineLimits()
@@ -188,8 +228,11 @@ class MachinesTarget(Section):
         machine = self.data.machine or self.machines.scheduler_name
         source = self.environment.source or ("wheelhouse" if self.machines.source == "local" else "index")
         data = self.data.model_copy(update={"machine": machine})
+        shares = self.machines.source == "local"  # the memory of this computer
+        memory = self.workers.memory_limit or (LOCAL_MEMORY if shares else None)
+        workers = self.workers.model_copy(update={"memory_limit": memory})
         environment = self.environment.model_copy(update={"source": source})
-        return self.model_copy(update={"data": data, "environment": environment})
+        return self.model_copy(update={"data": data, "environment": environment, "workers": workers})
 
     def bill(self) -> list[cost.Item]:
         """The cost of machines in Google Cloud, item by item."""
@@ -215,6 +258,17 @@ class MachinesTarget(Section):
             text = "index is not possible with local machines, which cannot reach a package index; write wheelhouse"
             yield Conflict(place, text)
 
+        if self.environment.python not in LOCAL_RELEASES and self.machines.source == "local":
+            place = ("environment", "python")
+            known = ", ".join(LOCAL_RELEASES)
+            text = f"{self.environment.python} is not possible with local machines; write one of {known}"
+            yield Conflict(place, text)
+
+        if self.environment.system and self.machines.source == "local":
+            place = ("environment", "system")
+            text = "is not possible with local machines, which cannot reach a package index; remove it"
+            yield Conflict(place, text)
+
         lists: dict[Place, tuple[str, ...]] = {("firewall", "ssh"): self.firewall.ssh}
         for index, opened in enumerate(self.firewall.open):
             lists["firewall", "open", index, "sources"] = opened.sources
@@ -222,16 +276,27 @@ class MachinesTarget(Section):
         yield from config_conflicts(self.dask.config, MACHINES_CONFIG)
         yield from _port_conflicts(self)
         yield from lock_conflicts(self.environment, folder)
+        if self.jupyter.enabled:
+            yield from jupyter_conflicts(self.environment, folder)
 
 
 def _cloud_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     """Settings that only work in Google Cloud, or that do not work there."""
     machines, limits = cluster.machines, cluster.limits
+    place: Place
     if isinstance(machines, ComputeSource):
         yield from machines.conflicts(cluster.firewall.ssh)
         yield from compute_conflicts(cluster, machines)
         yield from cost.conflicts(limits, cluster.bill(), cluster.prices, machines.priced())
+        yield from bucket_conflicts(cluster.data.buckets)
         return
+    if cluster.data.buckets:
+        place = ("data", "buckets")
+        text = (
+            "is only possible with machines.source: compute; remove it, and mount the bucket on the machines yourself,"
+            " or pass credentials to the library that reads it (storage_options)"
+        )
+        yield Conflict(place, text)
     for name, limit in ("maxAge", limits.max_age), ("hourlyCost", limits.hourly_cost):
         if limit is not None:
             place = ("limits", name)
@@ -256,6 +321,8 @@ def _port_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
         (("dask", "ports", "dashboard"), range(ports.dashboard, ports.dashboard + 1)),
         (block_place, block),
     ]
+    if cluster.jupyter.enabled:
+        taken.append((("dask", "ports", "jupyter"), range(ports.jupyter, ports.jupyter + 1)))
     if isinstance(cluster.machines, ExistingSource) and cluster.machines.cluster_ssh_port != 22:
         ssh = cluster.machines.cluster_ssh_port
         place = ("machines", "sshPort") if cluster.machines.ssh_port else ("machines", "hosts", 0, "port")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from settings.buckets import BUCKETS_EXAMPLE, Buckets
 from settings.common import (
     Listed,
     Networks,
@@ -15,6 +16,7 @@ from settings.common import (
     valid_memory,
 )
 from settings.dask_arguments import PODS_ARGUMENTS, valid_argument
+from settings.folders import NO_POD_DATA, valid_folder
 from settings.gke import LABEL_NAME, LABEL_VALUE, Labels, object_matching
 
 
@@ -37,6 +39,12 @@ def valid_label(text: str) -> str:
 def valid_size(text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,4}[MGT]i", text):
         raise ValueError(f"{text!r} is not the size of a volume; write e.g. 10Gi")
+    return text
+
+
+def valid_class(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", text):
+        raise ValueError(f"{text!r} is not the name of a StorageClass; write e.g. standard-rwx")
     return text
 
 
@@ -99,6 +107,21 @@ class Scheduler(Pod):
     """The pod's CPU request."""
 
 
+Size = Annotated[str, AfterValidator(valid_size)]
+StorageClass = Annotated[str, AfterValidator(valid_class)]
+
+
+class Spill(Section):
+    """Each worker's folder for data that does not fit into memory."""
+
+    size: Size = "20Gi"
+    """Size of the folder. A worker stops spilling before it is full."""
+    class_name: StorageClass | None = Field(None, examples=["fast-ssd"])
+    """The StorageClass of a separate volume for each worker, which is deleted with its pod. By default, the folder is
+    on the node's own disk.
+    """
+
+
 class KubernetesWorkers(Pod):
     """The workers' pods."""
 
@@ -106,6 +129,8 @@ class KubernetesWorkers(Pod):
     """Number of worker pods. Each runs one worker process."""
     threads: int | None = Field(None, ge=1, examples=[2])
     """Threads per worker; by default the number of its CPUs, rounded down, but at least 1."""
+    spill: Spill = Spill()
+    """Each worker's folder for data that does not fit into memory."""
     grace_period: int = Field(120, ge=30, le=3600)
     """The time in seconds that a stopping worker has to hand over its tasks and results."""
 
@@ -121,10 +146,33 @@ class Jupyter(Pod):
     """Run a notebook server."""
     cpu: Cpu = 0.5
     """The pod's CPU request."""
-    storage: Annotated[str, AfterValidator(valid_size)] = "10Gi"
+    storage: Size = "10Gi"
     """Size of the volume for notebooks."""
     keep: bool = False
     """`destroy` does not delete the volume. Requires `namespace.create: false`."""
+
+
+class KubernetesData(Section):
+    """The shared directory of the scheduler, the workers and notebooks."""
+
+    size: Size | None = Field(None, examples=["100Gi"])
+    """Size of its volume. By default, there is no shared directory, because many clusters have no StorageClass whose
+    volumes several nodes can use.
+    """
+    class_name: StorageClass | None = Field(None, examples=["efs"])
+    """Its StorageClass, which must support ReadWriteMany: for example one of Filestore, EFS, Azure Files, CephFS or an
+    NFS server. By default the cluster's default class. With `cluster.source: gke`, it is Filestore.
+    """
+    path: Annotated[str, AfterValidator(partial(valid_folder, NO_POD_DATA, "/srv/daskdata"))] = "/srv/daskdata"
+    """The path of the shared directory in every pod."""
+    delete: bool = False
+    """`destroy` also deletes the shared directory. Required unless `namespace.create` is `false`, because deleting the
+    stack's own namespace deletes all its volumes.
+    """
+    buckets: Buckets = Field((), examples=BUCKETS_EXAMPLE)
+    """Buckets that tasks and notebooks can use as `gs://bucket/path`, without credentials in code. This opens the
+    metadata server to all pods. Only with `cluster.source: gke`; it does not need `size`.
+    """
 
 
 class Packages(Section):

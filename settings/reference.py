@@ -47,7 +47,7 @@ def default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.default
-    return "" if value is None or value in ((), {}) else f"`{format_value(value)}`"
+    return "" if value is None or value in ("", (), {}) else f"`{format_value(value)}`"
 
 
 def example(field: FieldInfo) -> str:

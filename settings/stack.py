@@ -9,6 +9,7 @@ from pulumi.runtime.config import is_config_secret
 
 from settings import MINIMAL, SECRETS, KubernetesTarget, LocalSource, MachinesTarget, SettingsError, parse
 from settings.common import KEY, Place, format_value, line
+from settings.official_values import edits
 
 
 def load() -> MachinesTarget | KubernetesTarget:
@@ -30,6 +31,10 @@ def load() -> MachinesTarget | KubernetesTarget:
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
     warn_about_plain_secrets()
+    if isinstance(cluster, KubernetesTarget):
+        written = pulumi.Config("dask").require_object("cluster").get("values", {})
+        for place, text in edits(written, cluster.chart)[1].items():
+            pulumi.log.warn(line(("values", *place), text))
     return cluster
 
 

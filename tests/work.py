@@ -23,7 +23,7 @@ def wait_until_working() -> None:
         except (OSError, ValueError, RuntimeError):
             return None  # it is still restarting
 
-    until(lambda: answer() == 4950, 240)
+    until(lambda: answer() == 4950, 420)  # a worker that lost its scheduler drains for up to 90 s before it restarts
 
 
 def tasks() -> tuple[Callable, Callable]:

@@ -2,6 +2,7 @@
 
     up.svg         the tree that `pulumi up` prints for stack dev
     dashboard.png  the dashboard of that cluster during a job
+    jupyter.png    a notebook on that cluster, next to the task stream of its job
     notebook.png   a notebook on a rehearsed Kubernetes, with a job that ran on its workers
 
 Each run has its own XDG_DATA_HOME, so your own stack dev is not touched. Everything is removed at the end, also after
@@ -77,8 +78,24 @@ def machines(_: Path) -> None:
             if job.done():
                 raise RuntimeError("the job was over before the picture was taken; make it longer")
             photograph(page, "dashboard.png")
+            del job
+        notebook_with_task_stream()
     finally:
         subprocess.run([*make, "destroy"], cwd=PROJECT, check=True, stdout=sys.stderr)
+
+
+def notebook_with_task_stream() -> None:
+    outputs = engine.cluster("dev")
+    with way_to(outputs["client"], [outputs["client"].jupyter]) as way, browser(1400, 760) as page:
+        run_notebook(page, f"http://127.0.0.1:{way.ports[0]}", outputs["jupyterPassword"])
+        page.keyboard.press("Control+Shift+c")
+        page.keyboard.type("Launch Dask Dashboard Layout")
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(5000)
+        page.locator(".jp-CodeCell .cm-content").nth(1).click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(20_000)
+        photograph(page, "jupyter.png")
 
 
 def kubernetes(folder: Path) -> None:

@@ -52,7 +52,9 @@ def install_venv(*locks: str) -> None:
         # A package can be in both locks, with two versions. The cluster's version wins: notebooks that run in .venv
         # must have the same packages as the workers. `uv pip check` checks that the program can use that version.
         command = [uv(), "pip", "install", "--require-hashes", "--python", python, "--exact", "--no-deps"]
-        run(*command, *requirements, "--override", ENVIRONMENT, log="venv", cwd=PROJECT)
+        built = (PROJECT / ENVIRONMENT).with_suffix(".wheels")
+        wheels = ["--find-links", built] if built.exists() else []
+        run(*command, *requirements, "--override", ENVIRONMENT, *wheels, log="venv", cwd=PROJECT)
         # Nothing is downloaded: the locks contain the package's build backend and dependencies.
         own = ("--no-index", "--no-deps", "--no-build-isolation", "--editable", PROJECT)
         run(uv(), "pip", "install", *own, "--python", python, log="venv", cwd=PROJECT)

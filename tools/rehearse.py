@@ -29,7 +29,8 @@ from daskstack.engine import PROJECT
 from daskstack.route import wake
 from on_this_computer.send_environment import collect
 from rehearsal.environment import environment as rehearsal_environment
-from settings import SettingsError, parse
+from settings import LOCAL_RELEASES, SettingsError, parse
+from settings.common import JUPYTER_LOCK
 from tools import cloud_leftovers, install
 from tools.running import InstallError, say
 
@@ -84,11 +85,11 @@ class Rehearsal:
 
     def _machines(self, cluster: dict[str, Any]) -> None:
         environment = cluster.get("environment", {})
-        wheels = collect(
-            PROJECT / environment.get("lock", "environment.lock"), environment.get("python", "3.11"), "wheelhouse"
-        )
+        jupyter = PROJECT / JUPYTER_LOCK if cluster.get("jupyter", {}).get("enabled", True) else None
+        python = environment.get("python", "3.11")
+        wheels = collect(PROJECT / environment.get("lock", "environment.lock"), python, "wheelhouse", jupyter)
         image = ["bash", str(PROJECT / "on_this_computer" / "local_machines" / "image.sh")]
-        cache = os.environ | {"CACHE": str(engine.cache_folder())}
+        cache = os.environ | {"CACHE": str(engine.cache_folder()), "RELEASE": LOCAL_RELEASES.get(python, "bookworm")}
         machines = {
             "command": [sys.executable, "-m", "rehearsal.compute"],
             "cwd": str(PROJECT),

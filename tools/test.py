@@ -35,8 +35,8 @@ CLEANUP = 300  # seconds after Ctrl-C for fixtures to delete what they have crea
 LONGEST = (
     *("machines, stack dev", "kubernetes, one node", "machines/test_rehearsed.py", "kubernetes/test_rehearse.py"),
     *("machines/test_power_off.py", "machines/test_steps.py", "machines/test_killed_up.py"),
-    *("machines/test_compute_stack.py", "machines/test_guest.py", "machines/test_existing.py"),
-    "machines/test_compute_machines.py",
+    *("machines/test_examples.py", "machines/test_compute_stack.py", "machines/test_guest.py"),
+    *("machines/test_existing.py", "machines/test_compute_machines.py"),
 )
 FOLDERS = ("machines", "kubernetes", "engine")
 # Files with the same session fixtures, if creating these twice takes longer than running the files one after another.

@@ -1,16 +1,18 @@
 """A GKE cluster that follows Google's hardening guide, with its own network and node account."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
 import pulumi_gcp as gcp
 import pulumi_kubernetes as kubernetes
 import yaml
-from pulumi import ComponentResource, CustomTimeouts, Input, Output, ResourceOptions
+from pulumi import ComponentResource, CustomTimeouts, Input, InvokeOutputOptions, Output, ResourceOptions
 
-from components.gke.node_pools import SYSTEM, TAINT, WORKERS, label
+from components.gke.node_pools import DATA_CLASS, SYSTEM, TAINT, WORKERS, label
 from components.google_cloud import SCOPE, Home, require
+from settings import cost
+from settings.buckets import MEMBER, Bucket
 from settings.gke import GivenNetwork, GkeSource, Pool, WorkerPool
 
 APIS = ("compute", "container", "iam")
@@ -33,6 +35,14 @@ class GkeClusterArgs(TypedDict):
     """The largest number of worker nodes."""
     registry: bool
     """Whether nodes pull images from Artifact Registry."""
+    data: bool
+    """Whether pods share a directory. Its volume is a Filestore instance, which the cluster's CSI driver creates."""
+    buckets: Sequence[Bucket]
+    """The buckets that pods can use."""
+    namespace: str
+    """The namespace of these pods."""
+    accounts: Sequence[str]
+    """The names of their ServiceAccounts."""
 
 
 class GkeCluster(ComponentResource):
@@ -40,7 +50,7 @@ class GkeCluster(ComponentResource):
 
     It owns the cluster, the pools, the nodes' service account and its role, and, unless `network` names one, the
     network. It enables APIs and never disables them, because other stacks in the project may use them. A network that
-    the settings name is used and left alone.
+    the settings name is used and left alone, and so are buckets, to which it only gives pods access.
 
     Names in Google Cloud come from `stack`, so two clusters in one project need different values of it.
     """
@@ -55,12 +65,14 @@ class GkeCluster(ComponentResource):
         super().__init__("dask:index:GkeCluster", name, {}, opts)
         self.name, self.settings = name, args["settings"]
         settings = self.settings
-        self.home = home = Home(self, args["stack"], settings.project, settings.region, APIS)
+        apis = (*APIS, *(["file"] if args["data"] else []), *(["storage"] if args["buckets"] else []))
+        self.home = home = Home(self, args["stack"], settings.project, settings.region, apis)
+        self.labels = {**settings.labels, **home.labels}
         network = self._given_network(settings.network) if settings.network else self._network()
         account = home.account(
             "nodes-account", "Nodes", [*ROLES, *(["roles/artifactregistry.reader"] if args["registry"] else [])]
         )
-        self.cluster = self._cluster(network, account)
+        self.cluster = self._cluster(network, account, args["data"])
         pools = [
             self._pool(SYSTEM, settings.system, account, 1, settings.system.node_limit),
             self._pool(WORKERS, settings.workers, account, settings.workers.min_nodes, args["nodes"]),
@@ -71,10 +83,14 @@ class GkeCluster(ComponentResource):
         )
         for email in settings.admins:
             self._admin(email)
+        if args["buckets"]:
+            self._open_buckets(args["buckets"], args["namespace"], args["accounts"])
+        if args["data"]:
+            self._data_class(settings.network.name if settings.network else home.name)
         self.register_outputs({"kubeconfig": self.kubeconfig})
 
     def _given_network(self, given: GivenNetwork) -> dict[str, Any]:
-        project, region = self.settings.project, self.settings.region
+        project, region = given.project or self.settings.project, self.settings.region
         return {
             "network": f"projects/{project}/global/networks/{given.name}",
             "subnetwork": f"projects/{project}/regions/{region}/subnetworks/{given.subnetwork}",
@@ -104,13 +120,16 @@ class GkeCluster(ComponentResource):
             },
         }
 
-    def _cluster(self, network: dict[str, Any], account: gcp.serviceaccount.Account) -> gcp.container.Cluster:
+    def _cluster(
+        self, network: dict[str, Any], account: gcp.serviceaccount.Account, data: bool
+    ) -> gcp.container.Cluster:
         settings, hardening = self.settings, self.settings.hardening
         # Every new cluster has a default pool for a moment. It gets the narrow account too.
         first: gcp.container.ClusterNodeConfigArgsDict = {
             "service_account": account.email,
             "oauth_scopes": [SCOPE],
             "disk_size_gb": 20,
+            "resource_labels": self.labels,
         }
         networks: list[Input[gcp.container.ClusterMasterAuthorizedNetworksConfigCidrBlockArgsDict]] = [
             {"cidr_block": source} for source in settings.authorized_networks
@@ -121,7 +140,7 @@ class GkeCluster(ComponentResource):
             project=settings.project,
             location=settings.location,
             deletion_protection=settings.deletion_protection,
-            resource_labels=self.home.labels,
+            resource_labels=self.labels,
             min_master_version=settings.version,
             release_channel={"channel": settings.release_channel},
             remove_default_node_pool=True,
@@ -162,6 +181,7 @@ class GkeCluster(ComponentResource):
             logging_config={"enable_components": list(hardening.logging)},
             monitoring_config={"enable_components": list(hardening.monitoring)},
             security_posture_config={"mode": hardening.security_posture},
+            addons_config={"gcp_filestore_csi_driver_config": {"enabled": True}} if data else None,
             cost_management_config={"enabled": hardening.cost_allocation},
             database_encryption=(
                 {"state": "ENCRYPTED", "key_name": hardening.database_key} if hardening.database_key else None
@@ -197,12 +217,12 @@ class GkeCluster(ComponentResource):
             node_config={
                 "machine_type": pool.machine,
                 "disk_size_gb": pool.disk,
-                "disk_type": "pd-balanced",
+                "disk_type": cost.disk_type(pool.machine),
                 "image_type": hardening.image_type,
                 "spot": bool(workers and workers.spot),
                 "labels": {**label(name), **(workers.labels if workers else {})},
                 "taints": taints,
-                "resource_labels": self.home.labels,
+                "resource_labels": self.labels,
                 "service_account": account.email,
                 "oauth_scopes": [SCOPE],
                 "metadata": {"disable-legacy-endpoints": "true"},
@@ -213,6 +233,9 @@ class GkeCluster(ComponentResource):
                 },
                 "kubelet_config": {"insecure_kubelet_readonly_port_enabled": "FALSE"},
                 "boot_disk_kms_key": hardening.disk_key,
+                "ephemeral_storage_local_ssd_config": (
+                    {"local_ssd_count": workers.local_ssds} if workers and workers.local_ssds else None
+                ),
                 "sandbox_config": {"sandbox_type": "gvisor"} if workers and hardening.sandbox else None,
                 "guest_accelerators": [
                     {
@@ -225,6 +248,27 @@ class GkeCluster(ComponentResource):
                 else None,
             },
             opts=ResourceOptions(parent=self, ignore_changes=["initialNodeCount"]),  # the autoscaler changes it
+        )
+
+    def _open_buckets(self, buckets: Sequence[Bucket], namespace: str, accounts: Sequence[str]) -> None:
+        # The first cluster of a project creates the pool of identities. Waiting for it also keeps the first preview
+        # from asking Google.
+        project = self.settings.project
+        number = gcp.organizations.get_project_output(
+            project_id=project, opts=InvokeOutputOptions(parent=self, depends_on=[self.cluster])
+        ).number
+        members = {name: Output.format(MEMBER, number, project, namespace, name) for name in accounts}
+        self.home.open_buckets(buckets, members)
+
+    def _data_class(self, network: str) -> None:
+        # GKE's own classes create volumes in the network `default`, which the nodes cannot reach.
+        kubernetes.storage.v1.StorageClass(
+            f"{self.name}-data",
+            metadata={"name": DATA_CLASS, "labels": self.home.labels},
+            provisioner="filestore.csi.storage.gke.io",
+            parameters={"tier": "standard", "network": network},
+            allow_volume_expansion=True,
+            opts=ResourceOptions(parent=self, provider=self.provider),
         )
 
     def _admin(self, email: str) -> None:

@@ -6,6 +6,7 @@ SYSTEM, WORKERS = "system", "workers"
 # Taint worker nodes so that nothing else lands there and they can scale to zero.
 TAINT = {"key": "dask", "value": WORKERS, "effect": "NO_SCHEDULE"}
 TOLERATION = {"key": TAINT["key"], "operator": "Equal", "value": TAINT["value"], "effect": "NoSchedule"}
+DATA_CLASS = "dask-data"  # StorageClass of the shared directory
 GPU = "nvidia.com/gpu"
 
 

@@ -1,18 +1,23 @@
 """The values of the Helm release, as pure functions of the settings."""
 
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from pulumi import Input
 
-from components.gke.node_pools import GPU, SYSTEM, WORKERS, placement
+from components.gke.node_pools import DATA_CLASS, GPU, SYSTEM, WORKERS, placement
+from daskstack.engine import PROJECT
 from settings.common import memory, seconds
 from settings.gke import GkeSource
 from settings.kubernetes import KubernetesTarget
 from settings.lock import Lock
 from settings.pods import Exposure, Pod
 
+DASKDATA = PROJECT / "daskstack" / "daskdata.py"
 # Annotations for a load balancer without an address on the internet. Each cloud reads its own and ignores the others.
 INTERNAL = {
     "networking.gke.io/load-balancer-type": "Internal",
@@ -26,13 +31,14 @@ SERVICES = {"scheduler": "scheduler", "dashboard": "webUI", "jupyter": "jupyter"
 
 @dataclass(frozen=True)
 class Names:
-    """Names of the Secrets that the release reads. An empty name means that there is no Secret."""
+    """Names of the Secrets that the release reads, and of its ConfigMap with wheels. Empty names stand for none."""
 
     scheduler: str
     worker: str
     client: str
     password: str
     secret_env: str = ""
+    wheels: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,30 @@ def own(
     lock = {} if settings.image else {name: "\n".join(each.requirements) for name, each in locks.items()}
     environment = [{"name": name, "value": value} for name, value in settings.dask.env.items()]
     values = {
-        "environment": {"lock": lock.get("environment", ""), "uv": uv, "extra": list(settings.packages.pip)},
-        "config": settings.dask.config,
+        "environment": {
+            "lock": lock.get("environment", ""),
+            "uv": uv,
+            "extra": list(settings.packages.pip),
+            "system": ["libgomp1", *settings.environment.system],
+            "wheels": names.wheels,
+            "authority": settings.environment.authority,
+        },
+        "config": _dask_config(settings),
         "tls": {"scheduler": names.scheduler, "worker": names.worker, "client": names.client},
         "restart": restart,
         "secretEnv": names.secret_env,
-        "networkPolicy": {"egress": {"to": [{"ipBlock": {"cidr": network}} for network in settings.egress]}},
+        "networkPolicy": {
+            "libraries": settings.dask.ports.libraries or "",
+            "metadata": bool(settings.data.buckets),
+            "egress": {"to": [{"ipBlock": {"cidr": network}} for network in settings.egress]},
+        },
+        "data": {
+            "size": settings.data.size or "",
+            "path": settings.data.path,
+            "className": DATA_CLASS if isinstance(settings.cluster, GkeSource) else settings.data.class_name,
+            "keep": not settings.data.delete,
+            "module": DASKDATA.read_text() if settings.data.size else "",
+        },
         "idleTimeout": seconds(settings.limits.idle) if settings.limits.idle else None,
         "scheduler": {
             **_pod(settings.scheduler),
@@ -75,6 +99,7 @@ def own(
             "replicas": settings.workers.replicas,
             "threads_per_worker": settings.workers.threads_per_worker,
             "gracePeriod": settings.workers.grace_period,
+            "spill": {"size": settings.workers.spill.size, "className": settings.workers.spill.class_name},
         },
         "jupyter": {
             **_pod(settings.jupyter),
@@ -89,7 +114,22 @@ def own(
     for name, section in SERVICES.items():
         if exposure := getattr(settings.expose, name):
             values = merged(values, {section: _exposed(exposure)})
-    return merged(_placed(values, settings), settings.values)
+    return _with_values(_placed(values, settings), settings.values)
+
+
+def archive(files: Iterable[Path]) -> bytes:
+    """A zip archive of the files, which is the same for the same files."""
+    made = BytesIO()
+    with zipfile.ZipFile(made, "w") as new:
+        for file in files:
+            new.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
+    return made.getvalue()
+
+
+def _dask_config(settings: KubernetesTarget) -> dict[str, Any]:
+    # Kubernetes evicts a worker whose folder is full, so the worker stops spilling before.
+    limit = memory(settings.workers.spill.size) * 9 // 10
+    return merged({"distributed": {"worker": {"memory": {"max-spill": limit}}}}, settings.dask.config)
 
 
 def _placed(values: dict[str, Any], settings: KubernetesTarget) -> dict[str, Any]:
@@ -139,6 +179,15 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
+def _with_values(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Merges the stack's own values. Their variables do not replace those of this program."""
+    result = merged(values, own)
+    for part in ("scheduler", "worker", "jupyter"):
+        if more := (own.get(part) or {}).get("env"):
+            result = merged(result, {part: {"env": [*values[part]["env"], *more]}})
+    return result
+
+
 def official(settings: KubernetesTarget, lock: Lock, password: Input[str], secret: SecretEnv) -> dict[str, Any]:
     """Values of the official chart. `password` is a hash of the form "sha1:salt:digest", which its Jupyter expects."""
     pins = [f"{name}=={version}" for name, version in lock.packages.items()]
@@ -182,7 +231,7 @@ def official(settings: KubernetesTarget, lock: Lock, password: Input[str], secre
         annotations = {SOURCES: ",".join(exposure.sources)} | (INTERNAL if exposure.internal else {})
         service = {"serviceType": "LoadBalancer", "serviceAnnotations": annotations}
         values = merged(values, {"scheduler": service})
-    return merged(_placed(values, settings), settings.values)
+    return _with_values(_placed(values, settings), settings.values)
 
 
 # Without this option the official notebook image ignores the password that its chart sets.

@@ -1,24 +1,26 @@
 """Dask in Kubernetes: one Helm release, which accepts connections from its own pods only, and a job that checks it."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import pulumi_kubernetes as kubernetes
-from pulumi import ComponentResource, Input, Output, ResourceOptions, Stash, log
+from pulumi import ComponentResource, Input, Output, Resource, ResourceOptions, Stash, log
 from pulumi_command import local
 
+from components.jupyter_password import jupyter_config, jupyter_login
 from components.kubernetes import chart_values
-from components.kubernetes.jupyter_password import jupyter_hash, jupyter_secret
 from components.kubernetes.tls import tls_identities
 from components.machines.client_keys import notice
-from daskstack import client_output
+from daskstack import client_output, kubeconfig
 from daskstack.engine import PROJECT, digest
 from settings import lock
-from settings.kubernetes import JUPYTER_LOCK, KubernetesTarget
+from settings.common import JUPYTER_LOCK, LIBRARY_PORTS
+from settings.kubernetes import KubernetesTarget
 
 CHART = Path("charts") / "dask"
 UV = PROJECT / "tools" / "uv.txt"
@@ -39,6 +41,8 @@ class Access(TypedDict):
 
     kubeconfig: Input[str]
     context: Input[str]
+    server: NotRequired[Input[str]]
+    authority: NotRequired[Input[str]]
 
 
 class DaskOnKubernetesArgs(TypedDict):
@@ -56,9 +60,9 @@ class DaskOnKubernetesArgs(TypedDict):
 class DaskOnKubernetes(ComponentResource):
     """A Dask cluster and its notebook server in Kubernetes. `opts` has the provider.
 
-    It owns the namespace, the Secrets and the Helm release, and in the state the keys and passwords, encrypted. If
-    `namespace.create` is false, it uses a namespace that exists and leaves it alone. It never takes over a namespace
-    that belongs to another stack. Volumes of notebooks stay if `jupyter.keep` is set.
+    It owns the namespace, the Secrets, a ConfigMap with wheels and the Helm release, and in the state the keys and
+    passwords, encrypted. If `namespace.create` is false, it uses a namespace that exists and leaves it alone. It never
+    takes over a namespace that belongs to another stack. Volumes of notebooks stay if `jupyter.keep` is set.
 
     The release is always named `dask`, because notebooks and `daskstack` look for its Services: two of these components
     in one cluster need different namespaces.
@@ -82,14 +86,23 @@ class DaskOnKubernetes(ComponentResource):
         self.secret_env = args.get("secret_env") or {}
         self.name, self.stack = name, args["stack"]
         self.cluster = Output.json_dumps(args["cluster"])
+        # If the kubeconfig changes, the check of the namespace runs again, and stops `up` if it is another cluster's.
+        access = args["cluster"]
+        self.now = (
+            Output.all(access["kubeconfig"], access["context"]).apply(
+                lambda known: "/".join(kubeconfig.cluster(*known))
+            )
+            if "server" in access
+            else None
+        )
         self.lock = lock.read(PROJECT / settings.environment.lock, settings.environment.python)
-        self.namespace = settings.namespace.name or f"dask-{self.stack}"
+        self.namespace = namespace(settings, self.stack)
         self.address = f"{'tls' if settings.dask.tls else 'tcp'}://{NAME}-scheduler:8786"
 
-        self.secrets: list[kubernetes.core.v1.Secret] = []
+        self.read: list[Resource] = []
         self._make_namespace()
         identities = self._identities()
-        jupyter = self._jupyter(args.get("password"))
+        jupyter = jupyter_login(name, args.get("password"), self)
         release = self._release(identities, jupyter)
         self.check = self._check(release)
 
@@ -128,16 +141,19 @@ class DaskOnKubernetes(ComponentResource):
         settings = self.settings.namespace
         checked = self._command(
             "check-namespace",
-            "check_namespace",
-            {"CREATE": "yes" if settings.create else "no", "STACK": self.stack},
+            {
+                "CREATE": "yes" if settings.create else "no",
+                "STACK": self.stack,
+                **({} if self.now is None else {"NOW": self.now}),
+            },
             opts,
+            create="check_namespace",
         )
         deleted = self._command(
             "wait-for-deletion",
-            "wait_for_deletion",
             {"RELEASE": NAME},
             ResourceOptions(parent=self, depends_on=[checked]),
-            at="delete",
+            delete="wait_for_deletion",
         )
         self.made = [deleted]
         if settings.create:
@@ -150,15 +166,14 @@ class DaskOnKubernetes(ComponentResource):
     def _command(
         self,
         name: str,
-        program: str,
         environment: dict[str, Input[str]],
         opts: ResourceOptions,
-        at: str = "create",
+        **programs: str,
     ) -> local.Command:
-        """Runs a program of on_this_computer when the resource is created, or when it is deleted."""
+        """Runs programs of on_this_computer when the resource is created and deleted."""
         return local.Command(
             f"{self.name}-{name}",
-            **{at: f".venv/bin/python -m on_this_computer.{program}"},
+            **{at: f".venv/bin/python -m on_this_computer.{program}" for at, program in programs.items()},
             environment={"CLUSTER": self.cluster, "NAMESPACE": self.namespace, **environment},
             add_previous_output_in_env=False,
             logging=local.Logging.STDERR,
@@ -168,13 +183,29 @@ class DaskOnKubernetes(ComponentResource):
     def _secret(self, name: str, data: Input[Mapping[str, Input[str]]]) -> str:
         """Creates a Secret and returns its name in Kubernetes. The provider encodes `data`."""
         there = f"{NAME}-{name}"
+        self._add(kubernetes.core.v1.Secret, name, there, string_data=data)
+        return there
+
+    def _wheels(self) -> str:
+        """Creates a ConfigMap with the wheels of the lock, if it has any, and returns its name in Kubernetes.
+
+        They are not among the chart's values, because Helm keeps these twice in one Secret, which is limited to 1 MiB.
+        """
+        if not self.lock.wheels or self.settings.image:
+            return ""
+        content = chart_values.archive(self.lock.wheels)
+        # While pods are replaced, both the old and the new wheels exist.
+        there = f"{NAME}-wheels-{hashlib.sha256(content).hexdigest()[:8]}"
+        data = {"wheels.zip": base64.b64encode(content).decode()}
+        self._add(kubernetes.core.v1.ConfigMap, "wheels", there, binary_data=data)
+        return there
+
+    def _add(self, kind: type, name: str, there: str, **contents: Any) -> None:
+        """Creates an object, named `there` in Kubernetes, that the release reads."""
         labels = {"dask-stack": self.stack}
         metadata = kubernetes.meta.v1.ObjectMetaArgs(name=there, namespace=self.namespace, labels=labels)
         opts = ResourceOptions(parent=self, depends_on=self.made)
-        self.secrets.append(
-            kubernetes.core.v1.Secret(f"{self.name}-{name}", metadata=metadata, string_data=data, opts=opts)
-        )
-        return there
+        self.read.append(kind(f"{self.name}-{name}", metadata=metadata, opts=opts, **contents))
 
     def _stash(self, name: str, value: dict) -> Output[dict]:
         """Keeps the value of the first `up` in the state, secret."""
@@ -192,20 +223,6 @@ class DaskOnKubernetes(ComponentResource):
         Output.unsecret(made["expires"]).apply(warn)
         return made
 
-    def _jupyter(self, own: Input[str] | None) -> Output[dict]:
-        """`password`, and its hashes: `hash` for our chart, `sha1` for the official one."""
-
-        def hashed(known: dict) -> dict:
-            password = known["own"] or known["made"]["password"]
-            salt = known["made"]["salt"]
-            return {
-                "password": password,
-                "hash": jupyter_hash(password, salt),
-                "sha1": f"sha1:{salt}:{hashlib.sha1(f'{password}{salt}'.encode()).hexdigest()}",
-            }
-
-        return Output.secret(Output.all(own=own, made=self._stash("jupyter", jupyter_secret())).apply(hashed))
-
     def _release(self, identities: Output[dict], jupyter: Output[dict]) -> kubernetes.helm.v3.Release:
         settings = self.settings
         chart: dict[str, Any]
@@ -214,7 +231,7 @@ class DaskOnKubernetes(ComponentResource):
         secrets = [settings.credentials.renewal, identities, jupyter, *([self.secret_env] if self.secret_env else [])]
         restart = Output.unsecret(Output.all(*secrets).apply(sha256))
         if settings.chart == "official":
-            hashed = jupyter.apply(lambda known: known["sha1"])
+            hashed = jupyter.apply(lambda known: official_hash(known["password"], known["salt"]))
             secret = chart_values.SecretEnv(secret_env, list(self.secret_env), restart)
             self.values = chart_values.official(settings, self.lock, Output.secret(hashed), secret)
             chart = {"chart": "dask", "version": OFFICIAL, "repository_opts": {"repo": "https://helm.dask.org"}}
@@ -228,8 +245,9 @@ class DaskOnKubernetes(ComponentResource):
             name=NAME,
             namespace=self.namespace,
             values=self.values,
+            allow_null_values=True,  # they remove defaults, as in Helm
             skip_await=True,  # the check waits, and says what for
-            opts=ResourceOptions(parent=self, depends_on=[*self.made, *self.secrets]),
+            opts=ResourceOptions(parent=self, depends_on=[*self.made, *self.read]),
             **chart,
         )
 
@@ -243,7 +261,7 @@ class DaskOnKubernetes(ComponentResource):
         if settings.jupyter.enabled:
             config = jupyter.apply(lambda known: {"jupyter_server_config.json": jupyter_config(known["hash"])})
             password = self._secret("jupyter-password", config)
-        names = chart_values.Names(**secrets, password=password, secret_env=secret_env)
+        names = chart_values.Names(**secrets, password=password, secret_env=secret_env, wheels=self._wheels())
         locks = {"environment": self.lock}
         if settings.jupyter.enabled and not settings.image:
             locks["jupyter"] = lock.read(PROJECT / JUPYTER_LOCK, settings.environment.python, dask=False)
@@ -251,24 +269,48 @@ class DaskOnKubernetes(ComponentResource):
 
     def _check(self, release: kubernetes.helm.v3.Release) -> Output[str]:
         settings = self.settings
+        libraries = settings.dask.ports.libraries
         expect = {
             "address": self.address,
             "workers": settings.workers.replicas,
             "python": settings.environment.python,
             "packages": self.lock.packages,
+            "imports": self.lock.inputs,
+            "libraries": "" if libraries == "none" else libraries or LIBRARY_PORTS,
+            **({"data": settings.data.path} if settings.data.size else {}),
+            "hosts": "pods",
         }
         return self._command(
             "check",
-            "check_release",
             {
                 "RELEASE": NAME,
                 "WAIT": str(settings.wait),
                 "CHECK": CHECK.read_text(),
                 "EXPECT": json.dumps(expect),
+                "NOTEBOOK": json.dumps({"imports": self.lock.inputs}) if self.lock.inputs else "",
                 "CONFIRMS": Output.all(release.status.revision, Output.json_dumps(self.values)).apply(sha256),
             },
             ResourceOptions(parent=self, depends_on=[release]),
+            create="check_release",
+            # Deleted before everything else: `destroy` stops here if the context leads to another cluster.
+            **({} if self.now is None else {"delete": "check_cluster"}),
         ).stdout
+
+
+def namespace(settings: KubernetesTarget, stack: str) -> str:
+    return settings.namespace.name or f"dask-{stack}"
+
+
+def service_accounts(settings: KubernetesTarget) -> list[str]:
+    """The names of the pods' ServiceAccounts with our own chart."""
+    scheduler = f"{NAME}-scheduler" if settings.limits.idle else NAME
+    names = {settings.scheduler.service_account or scheduler, settings.workers.service_account or NAME}
+    return sorted(names | ({settings.jupyter.service_account or NAME} if settings.jupyter.enabled else set()))
+
+
+def official_hash(password: str, salt: str) -> str:
+    """The password's hash in the format of the official chart."""
+    return f"sha1:{salt}:{hashlib.sha1(f'{password}{salt}'.encode()).hexdigest()}"
 
 
 def sha256(known: object) -> str:
@@ -277,8 +319,3 @@ def sha256(known: object) -> str:
 
 def connection_credentials(identity: dict[str, str]) -> dict[str, str]:
     return {"authority": identity["ca.crt"], "certificate": identity["tls.crt"], "key": identity["tls.key"]}
-
-
-def jupyter_config(hashed: str) -> str:
-    """jupyter_server_config.json, which accepts this password and no token."""
-    return json.dumps({"PasswordIdentityProvider": {"hashed_password": hashed}, "IdentityProvider": {"token": ""}})

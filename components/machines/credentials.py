@@ -13,6 +13,7 @@ from pulumi import Input, Output, Resource, ResourceOptions, Stash, log
 from components.machines.client_keys import client_identity, notice
 from components.machines.machine import Cluster, Machine, Variables
 from components.machines.step import Step
+from settings import MachinesTarget
 
 TUNNEL_USER = "dask-tunnel"  # steps/credentials.sh creates it
 # How long a machine's certificates are valid. Machines renew them after a third of that time, so a cluster that sleeps
@@ -98,7 +99,14 @@ def _renewal(cluster: Cluster) -> str:
 def _tunnel_targets(cluster: Cluster) -> Output[str]:
     """The ports that clients can reach through the scheduler's machine."""
     ports = cluster.settings.dask.ports
-    return Output.format("{0}:{1} {0}:{2}", cluster.head.host.address, ports.scheduler, ports.dashboard)
+    notebooks = f" {notebook_server(cluster.settings)}" if cluster.settings.jupyter.enabled else ""
+    dask = Output.format("{0}:{1} {0}:{2}", cluster.head.host.address, ports.scheduler, ports.dashboard)
+    return Output.concat(dask, notebooks)
+
+
+def notebook_server(settings: MachinesTarget) -> str:
+    """The notebook server, as the scheduler's machine reaches it. Its port is not open to other machines."""
+    return f"127.0.0.1:{settings.dask.ports.jupyter}"
 
 
 def _warn(cluster: Cluster, expires: str) -> None:

@@ -6,13 +6,15 @@ from typing import NotRequired, TypedDict
 
 from pulumi import ComponentResource, Input, Output, ResourceOptions
 
+from components.jupyter_password import jupyter_login
 from components.machines import credentials, dask_options, moves, steps
 from components.machines.machine import Cluster
 from components.machines.step import Host
 from daskstack import client_output
 from daskstack.engine import PROJECT
 from daskstack.printable import printable
-from settings import MachinesTarget, lock
+from settings import ExistingSource, MachinesTarget, lock
+from settings.common import JUPYTER_LOCK
 
 
 class DaskOnMachinesArgs(TypedDict):
@@ -25,7 +27,9 @@ class DaskOnMachinesArgs(TypedDict):
     settings: MachinesTarget
     """All other settings of the stack."""
     secret_env: NotRequired[Mapping[str, Input[str]]]
-    """Secret environment variables of scheduler and workers."""
+    """Secret environment variables of scheduler, workers and notebooks."""
+    password: NotRequired[Input[str] | None]
+    """The password of the notebook server, secret. Default: a random one."""
     google: NotRequired[client_output.Google | None]
     """The machines' names in Google Cloud, by which clients start them after an idle shutdown."""
 
@@ -52,6 +56,8 @@ class DaskOnMachines(ComponentResource):
     """The table that the check printed."""
     client: Output[dict]
     """A `client_output.MachinesClient`, secret. It gives access to Dask alone, and opens no session on a machine."""
+    password: Output[str]
+    """The password of the notebook server, secret."""
     admin: Output[dict]
     """The login to every machine, for `make status` and `make logs`, secret: it gives root there."""
 
@@ -70,12 +76,28 @@ class DaskOnMachines(ComponentResource):
         self.scheduler = Output.format("{}://{}:{}", protocol, head.host.address, ports.scheduler)
         self.dashboard = Output.format("http://{}:{}/status", head.host.address, ports.dashboard)
 
+        # If there are secret variables, all variables of a step become secret with them.
+        env = {**dask_options.trusted(settings), **(args.get("secret_env") or {}), **settings.dask.env}
+        uv_env = {name: value for name, value in env.items() if dask_options.concerns_uv(name)}
+        task_env = {name: value for name, value in env.items() if dask_options.concerns_tasks(name)}
+        exports = Output.all(**uv_env).apply(dask_options.exports) if uv_env else ""
+
         # On every machine the steps run in this order.
-        steps.firewall(cluster, network)
+        # Machines that this stack creates are as we need them.
+        asked = []
+        if isinstance(settings.machines, ExistingSource):
+            asked = [steps.preflight(cluster, network, locked, exports)]
+        steps.firewall(cluster, network, asked)
         client = credentials.issue(cluster, args["stack"], network)
         steps.data(cluster)
-        steps.environment(cluster, locked)
-        steps.service(cluster, self.scheduler, args.get("secret_env") or {})
+        python, notebooks = settings.environment.python, settings.jupyter.enabled
+        jupyter = lock.read(PROJECT / JUPYTER_LOCK, python, dask=False) if notebooks else None
+        installs = steps.environment(cluster, locked, jupyter, exports, asked)
+        secrets = Output.all(**task_env).apply(dask_options.environment_file) if task_env else ""
+        steps.service(cluster, self.scheduler, secrets)
+        login = jupyter_login(name, args.get("password"), self)
+        if jupyter:
+            steps.jupyter(cluster, jupyter, installs, secrets, login["hash"])
         steps.idle(cluster)
         members = steps.members(cluster, self.scheduler, client.signed)
         table = steps.check(cluster, self.scheduler, locked, members)
@@ -92,11 +114,13 @@ class DaskOnMachines(ComponentResource):
                 tunnel=client.tunnel,
                 python=settings.environment.python,
                 packages=locked.packages,
+                jupyter=credentials.notebook_server(settings) if notebooks else None,
                 lock=settings.environment.lock,
                 sleeps=settings.limits.idle is not None,
                 google=asdict(google) if google else None,
             ).apply(client_output.exported)
         )
+        self.password = login["password"]
         logins = {each: Output.all(**machine.host.connection) for each, machine in cluster.machines.items()}
         self.admin = Output.secret(Output.all(machines=Output.all(**logins)))
         self.register_outputs(
@@ -105,6 +129,7 @@ class DaskOnMachines(ComponentResource):
                 "dashboard": self.dashboard,
                 "check": self.check,
                 "client": self.client,
+                "password": self.password,
                 "admin": self.admin,
             }
         )

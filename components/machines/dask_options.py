@@ -1,12 +1,15 @@
 """Dask's options on machines, as pure functions of the settings."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from settings import MachinesTarget
 
 ETC = "/etc/daskstack"
 TLS = f"{ETC}/tls"
+AUTHORITIES = "/opt/daskstack/authorities.crt"  # as in steps/environment.sh
 
 
 def protocol(settings: MachinesTarget) -> str:
@@ -24,23 +27,72 @@ def worker_ports(settings: MachinesTarget) -> range:
     return range(first, first + 3 * settings.workers.per_machine)
 
 
-def cluster_ports(settings: MachinesTarget) -> str:
-    """The ports that the cluster's machines open to each other, as the step `firewall` expects them."""
+def dask_ports(settings: MachinesTarget) -> str:
+    """The ports of Dask's services, which the cluster's machines open to each other, separated by spaces."""
     ports, workers = settings.dask.ports, worker_ports(settings)
     return f"{ports.scheduler} {ports.dashboard} {workers.start}-{workers.stop - 1}"
 
 
+def library_ports(settings: MachinesTarget) -> str:
+    """The range of ports for libraries that talk among workers; empty if they are closed."""
+    found = settings.dask.ports.libraries
+    return "" if found == "none" else found
+
+
 def config(settings: MachinesTarget) -> str:
     """Dask's configuration on every machine, as JSON, which is also YAML."""
+    return json.dumps(_merged(settings.dask.config, _comm(settings, f"{TLS}/key.pem")), indent=2)
+
+
+def notebook_config(settings: MachinesTarget, address: str) -> str:
+    """Dask's configuration for notebooks on the scheduler's machine: a bare `Client()` connects to the cluster.
+
+    The browser reaches only the notebook server, so links to the dashboard lead through that server's proxy.
+    """
+    link = {"distributed": {"dashboard": {"link": f"{dashboard_proxy(settings, address)}/status"}}}
+    scheduler = {"scheduler-address": f"{protocol(settings)}://{address}:{settings.dask.ports.scheduler}"}
+    ours = scheduler | _comm(settings, f"{ETC}/jupyter/key.pem")
+    return json.dumps(_merged(_merged(link, settings.dask.config), ours), indent=2)
+
+
+def notebook_server(settings: MachinesTarget, address: str) -> dict[str, dict]:
+    """The configuration of the notebook server, without its login."""
+    return {
+        "ServerApp": {
+            "ip": "127.0.0.1",
+            "port": settings.dask.ports.jupyter,
+            "port_retries": 0,
+            "open_browser": False,
+            "root_dir": f"{settings.data.path}/notebooks",
+        },
+        "Application": {"log_level": "WARN"},
+        # Every user of the machine could read what kernels send over TCP.
+        "KernelManager": {"transport": "ipc"},
+        "ServerProxy": {"host_allowlist": [address]},
+    }
+
+
+def notebook_panels(settings: MachinesTarget, address: str) -> dict[str, dict]:
+    """Defaults of JupyterLab's Dask panel: it shows the cluster's dashboard, and no button for a local cluster."""
+    return {"dask-labextension:plugin": {"defaultURL": dashboard_proxy(settings, address), "hideClusterManager": True}}
+
+
+def dashboard_proxy(settings: MachinesTarget, address: str) -> str:
+    """The path at which the notebook server forwards requests to Dask's dashboard."""
+    return f"/proxy/{address}:{settings.dask.ports.dashboard}"
+
+
+def _comm(settings: MachinesTarget, key: str) -> dict:
+    """Dask's configuration of TLS with the private key in the file `key`; empty without TLS."""
     if not settings.dask.tls:
-        return json.dumps(settings.dask.config, indent=2)
-    pair = {"cert": f"{TLS}/certificate.pem", "key": f"{TLS}/key.pem"}
+        return {}
+    pair = {"cert": f"{TLS}/certificate.pem", "key": key}
     comm = {
         "default-scheme": "tls",
         "require-encryption": True,
         "tls": {"ca-file": f"{TLS}/authority.pem", "scheduler": pair, "worker": pair, "client": pair},
     }
-    return json.dumps(_merged(settings.dask.config, {"distributed": {"comm": comm}}), indent=2)
+    return {"distributed": {"comm": comm}}
 
 
 def preloads(settings: MachinesTarget, role: str) -> tuple[str, ...]:
@@ -57,6 +109,26 @@ def _merged(below: dict, above: dict) -> dict:
         old = result.get(key)
         result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
+
+
+def concerns_uv(variable: str) -> bool:
+    """Whether uv gets this environment variable."""
+    return bool(re.fullmatch(r"UV_\w+|SSL_CERT_(FILE|DIR)|(?i:(https?|all|no)_proxy)", variable))
+
+
+def concerns_tasks(variable: str) -> bool:
+    """Whether tasks and notebooks get this environment variable. They install nothing, so they need no index."""
+    return not re.match("(PIP|UV)_", variable)
+
+
+def trusted(settings: MachinesTarget) -> dict[str, str]:
+    """Environment variables with which tasks and notebooks trust the authorities of the settings, too."""
+    return dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), AUTHORITIES) if settings.environment.authority else {}
+
+
+def exports(variables: Mapping[str, str]) -> str:
+    """Shell code that exports the variables."""
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
 
 
 def environment_file(variables: Mapping[str, str]) -> str:

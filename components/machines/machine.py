@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pulumi import ComponentResource, Input, ResourceOptions
+from pulumi import ComponentResource, Input, Resource, ResourceOptions
 from pulumi_command import local, remote
 
 from components.machines.step import Host, Step
@@ -12,7 +12,7 @@ from settings import MachinesTarget
 
 # All steps that a machine with `gone: true` may have had. Its certificates are not among them: they were signed on the
 # scheduler's machine, which revokes them.
-STATES = ("firewall", "keys", "authority", "credentials", "data", "environment", "service")
+STATES = ("firewall", "keys", "authority", "credentials", "data", "environment", "service", "jupyter")
 
 Variables = Mapping[str, Input[str]]
 
@@ -30,7 +30,7 @@ class Machine(ComponentResource):
         self.host = host
         self.steps = []
 
-    def step(self, state: str, variables: Variables, *, after: Sequence[Step] = ()) -> Step:
+    def step(self, state: str, variables: Variables, *, after: Sequence[Step | Resource] = ()) -> Step:
         """Adds a step, which runs after this machine's earlier steps and after the steps in `after`."""
         name = f"{self.name}-{state}"
         step = Step(name, state, self.host, variables, parent=self, after=[*self.steps[-1:], *after])

@@ -36,6 +36,8 @@ class Host:
     """A block device for the files of the shared directory, such as "/dev/disk/by-id/google-dask-data"."""
     disk_size: int = 0
     """The disk's size in GB. The file system grows with it."""
+    ssds: tuple[str, ...] = ()
+    """Block devices to which its workers spill. They can be empty after a boot."""
     guarded: bool = False
     """The cloud network filters SSH, and the host firewall accepts it from anywhere. Otherwise users with a new address
     could not log in to update the host firewall."""
@@ -92,8 +94,8 @@ class Step:
         """A hash that changes whenever the step runs again."""
 
     def __getitem__(self, key: str) -> Output[str]:
-        """A value from the JSON object that the step printed."""
-        return self.command.stdout.apply(lambda text: json.loads(text)[key])
+        """A value from the JSON object that the step printed in its last line. Login shells can print other lines."""
+        return self.command.stdout.apply(lambda text: json.loads(text.strip().rpartition("\n")[2])[key])
 
 
 def script(state: str, variables: Mapping[str, str]) -> str:

@@ -4,11 +4,12 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from pulumi import Input, Output, ResourceOptions
+from pulumi import Input, Output, Resource, ResourceOptions
 from pulumi_command import local
 
+from components.jupyter_password import jupyter_config
 from components.machines import dask_options
 from components.machines.machine import Cluster, Machine, Variables
 from components.machines.step import ON_THE_CLUSTER, Step
@@ -19,27 +20,64 @@ from settings.lock import Lock
 CHECK = ON_THE_CLUSTER / "check.py"
 WORKED = ON_THE_CLUSTER / "record_last_work.py"
 RETIRED = ON_THE_CLUSTER / "stay_retired.py"
+DASKDATA = PROJECT / "daskstack/daskdata.py"
+MOUNT = ON_THE_CLUSTER / "mount_data.py"
 RELOAD = ON_THE_CLUSTER / "reload_tls.py"
 DRAIN = PROJECT / "charts/dask/files/drain.py"  # the chart's pods run it too
 
 
-def firewall(cluster: Cluster, network: Input[str]) -> None:
-    settings = cluster.settings.firewall
+def preflight(cluster: Cluster, network: Input[str], lock: Lock, uv_env: Input[str]) -> local.Command:
+    """Asks all machines, before the first change, what keeps them from joining the cluster."""
+    machines = []
+    for name, machine in cluster.machines.items():
+        reaches = [each for each in cluster.machines.values() if (each is cluster.head) != (machine is cluster.head)]
+        variables = {
+            "ADDRESS": machine.host.address,
+            "REACHES": Output.all(*(each.host.address for each in reaches)).apply(" ".join),
+            "USERS": _users(cluster, machine),
+            "PYTHON": cluster.settings.environment.python,
+            "SOURCE": _source(cluster, lock),
+            **_place_of_data(cluster, machine),
+            **_firewall(cluster, machine, network),
+        }
+        known = {"name": name, "identity": machine.host.identity, "connection": machine.host.connection}
+        machines.append({**known, "variables": variables})
+    program = ".venv/bin/python -m on_this_computer.preflight"
+    return local.Command(
+        f"{cluster.name}-preflight",
+        create=program,
+        update=program,
+        environment={"MACHINES": Output.json_dumps(machines), "UV_ENV": uv_env},
+        logging=local.Logging.STDERR,
+        opts=ResourceOptions(parent=cluster.component),
+    )
+
+
+def _users(cluster: Cluster, machine: Machine) -> str:
+    """The users that the steps `keys`, `credentials` and `jupyter` create."""
+    notebooks = " dask-jupyter" if cluster.settings.jupyter.enabled else ""
+    return f"dask dask-tunnel{notebooks}" if machine is cluster.head else "dask"
+
+
+def firewall(cluster: Cluster, network: Input[str], after: Sequence[Resource]) -> None:
     for machine in cluster.machines.values():
-        step = machine.step(
-            "firewall",
-            {
-                "NETWORK": network,
-                "SSH_PORT": str(machine.host.port),
-                "SSH_SOURCES": "0.0.0.0/0" if machine.host.guarded else " ".join(settings.ssh),
-                "PORTS": dask_options.cluster_ports(cluster.settings),
-                "OPEN": " ".join(f"{each.port}={source}" for each in settings.open for source in each.sources),
-                "CLOSE_OTHERS": "yes" if settings.close_others else "no",
-                "MANAGE": "yes" if settings.manage else "no",
-            },
-        )
-        if settings.manage:
+        step = machine.step("firewall", _firewall(cluster, machine, network), after=after)
+        if cluster.settings.firewall.manage:
             _confirm_ssh_access(machine, step)
+
+
+def _firewall(cluster: Cluster, machine: Machine, network: Input[str]) -> Variables:
+    settings = cluster.settings.firewall
+    return {
+        "NETWORK": network,
+        "SSH_PORT": str(machine.host.port),
+        "SSH_SOURCES": "0.0.0.0/0" if machine.host.guarded else " ".join(settings.ssh),
+        "PORTS": dask_options.dask_ports(cluster.settings),
+        "LIBRARY_PORTS": dask_options.library_ports(cluster.settings),
+        "OPEN": " ".join(f"{each.port}={source}" for each in settings.open for source in each.sources),
+        "CLOSE_OTHERS": "yes" if settings.close_others else "no",
+        "MANAGE": "yes" if settings.manage else "no",
+    }
 
 
 def _confirm_ssh_access(machine: Machine, step: Step) -> None:
@@ -59,26 +97,45 @@ def _confirm_ssh_access(machine: Machine, step: Step) -> None:
     )
 
 
+def _holder(cluster: Cluster) -> Machine:
+    return cluster.machines[cluster.settings.data.machine or cluster.head.host.name]
+
+
+def _place_of_data(cluster: Cluster, machine: Machine) -> Variables:
+    holds = machine is _holder(cluster)
+    return {
+        "DATA_PATH": cluster.settings.data.path,
+        "DEVICE": machine.host.disk if holds else "",
+        "HOLDS": "yes" if holds else "no",
+    }
+
+
 def data(cluster: Cluster) -> None:
-    settings = cluster.settings.data
-    holder = cluster.machines[settings.machine or cluster.head.host.name]
+    settings, holder = cluster.settings.data, _holder(cluster)
 
     def variables(machine: Machine) -> Variables:
         return {
-            "DATA_PATH": settings.path,
+            **_place_of_data(cluster, machine),
             "DATA_ADDRESS": holder.host.address,
-            "DEVICE": machine.host.disk if machine is holder else "",
             "DEVICE_SIZE": str(machine.host.disk_size) if machine is holder else "",
-            "HOLDS": "yes" if machine is holder else "no",
             "OPTIONS": "".join(f",{option}" for option in settings.options),
             "DELETE": "yes" if settings.delete else "no",
             "LOGIN_USER": machine.host.connection["user"],
+            "MOUNT": MOUNT.read_text(),
+            "DASKDATA": DASKDATA.read_text(),
         }
 
     cluster.everywhere("data", variables, first=holder)
 
 
-def environment(cluster: Cluster, lock: Lock) -> None:
+def _source(cluster: Cluster, lock: Lock) -> str:
+    return "archive" if lock.archive else cluster.settings.environment.source or ""
+
+
+def environment(
+    cluster: Cluster, lock: Lock, jupyter: Lock | None, uv_env: Input[str], after: Sequence[Resource]
+) -> dict[str, Input[str]]:
+    """Returns the step's variables that concern uv and Python, for other steps that install packages."""
     settings, head = cluster.settings.environment, cluster.head
     files = local.Command(
         f"{head.name}-files",
@@ -89,32 +146,42 @@ def environment(cluster: Cluster, lock: Lock) -> None:
             "LOCK_SHA256": lock.sha256,
             "PYTHON": settings.python,
             "SOURCE": settings.source or "",
+            "JUPYTER": str(jupyter.path.relative_to(PROJECT)) if jupyter else "",
+            "JUPYTER_SHA256": jupyter.sha256 if jupyter else "",
             "CONNECTION": Output.json_dumps(head.host.connection),
             "IDENTITY": head.host.identity,
         },
         add_previous_output_in_env=False,
         logging=local.Logging.STDERR,
-        opts=ResourceOptions(parent=head, deleted_with=head.host.deleted_with),
+        opts=ResourceOptions(parent=head, deleted_with=head.host.deleted_with, depends_on=after),
     )
     uv = files.stdout.apply(json.loads)
 
+    installs = {
+        "LOCK_SHA256": lock.sha256,
+        "PYTHON": settings.python,
+        "SOURCE": _source(cluster, lock),
+        "UV": uv["uv"],
+        "UV_ENV": uv_env,
+    }
+
     def variables(machine: Machine) -> Variables:
         return {
-            "LOCK_SHA256": lock.sha256,
-            "PYTHON": settings.python,
-            "SOURCE": settings.source or "",
-            "UV": uv["uv"],
+            **installs,
+            "SYSTEM": " ".join(settings.system),
             "UV_SHA256": uv["uvSha256"],
+            "ARCHIVE_SHA256": lock.archive_sha256,
+            "ARCHIVE_SIZE": str(lock.archive_size),
+            "CERTIFICATES": settings.authority,
             "AUTHORITY_ADDRESS": cluster.head_seen_from(machine),
         }
 
     cluster.everywhere("environment", variables, first=head)
+    return installs
 
 
-def service(cluster: Cluster, scheduler: Output[str], secret_env: Mapping[str, Input[str]]) -> None:
+def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> None:
     settings, ports = cluster.settings, cluster.settings.dask.ports
-    # If there are secret variables, all variables of the step become secret with them.
-    secrets = Output.all(**secret_env).apply(dask_options.environment_file) if secret_env else ""
     scheduler_args = (*dask_options.preloads(settings, "scheduler"), *settings.dask.scheduler_args)
     worker_args = (
         *dask_options.preloads(settings, "worker"),
@@ -136,7 +203,9 @@ def service(cluster: Cluster, scheduler: Output[str], secret_env: Mapping[str, I
             "THREADS": str(settings.workers.threads or ""),
             "MEMORY": settings.workers.memory_limit or "",
             "SPILL": settings.workers.spill,
+            "SSDS": " ".join(machine.host.ssds),
             "DATA_PATH": settings.data.path,
+            "HOMES": "yes" if settings.workers.read_homes else "no",
             "CONFIG": dask_options.config(settings),
             "SECRET_ENV": secrets,
             "SCHEDULER_ARGS": dask_options.quoted(scheduler_args),
@@ -152,6 +221,30 @@ def service(cluster: Cluster, scheduler: Output[str], secret_env: Mapping[str, I
         }
 
     cluster.everywhere("service", variables, first=cluster.head)
+
+
+def jupyter(cluster: Cluster, lock: Lock, installs: Variables, secrets: Input[str], hashed: Output[str]) -> None:
+    settings, address = cluster.settings, Output.from_input(cluster.head.host.address)
+
+    def server(known: dict) -> str:
+        return jupyter_config(known["hashed"], **dask_options.notebook_server(settings, known["address"]))
+
+    cluster.head.step(
+        "jupyter",
+        {
+            **installs,
+            "JUPYTER_SHA256": lock.sha256,
+            "PORT": str(settings.dask.ports.jupyter),
+            "CONFIG": address.apply(lambda known: dask_options.notebook_config(settings, known)),
+            "SERVER": Output.all(hashed=hashed, address=address).apply(server),
+            "PANELS": address.apply(lambda known: json.dumps(dask_options.notebook_panels(settings, known))),
+            "DATA_PATH": settings.data.path,
+            "HOMES": "yes" if settings.workers.read_homes else "no",
+            "TLS": "yes" if settings.dask.tls else "no",
+            "RENEWAL": str(settings.credentials.renewal),
+            "SECRET_ENV": secrets,
+        },
+    )
 
 
 def idle(cluster: Cluster) -> None:
@@ -180,11 +273,16 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
         "workers": dask_options.worker_names(settings, cluster.workers),
         "python": settings.environment.python,
         "packages": lock.packages,
+        "libraries": dask_options.library_ports(settings),
+        "imports": lock.inputs,
         "data": settings.data.path,
     }
     variables = {
         "CHECK": CHECK.read_text(),
         "EXPECT": Output.json_dumps(expect),
+        "NOTEBOOK": json.dumps({"imports": lock.inputs}) if settings.jupyter.enabled and lock.inputs else "",
         "CONFIRMS": Output.all(*(step.fingerprint for step in cluster.steps)).apply(" ".join),
     }
-    return cluster.on_head("check", variables, [*cluster.steps, members], show=True).command.stdout
+    printed = cluster.on_head("check", variables, [*cluster.steps, members], show=True).command.stdout
+    # Login shells can print other lines before the table.
+    return printed.apply(lambda text: text[text.find("workers  ") :])

@@ -188,7 +188,7 @@ main() {
     undo
     return
   fi
-  need openssl openssl
+  need openssl
   install -d -m 0755 $ETC $OPT $PUBLISHED
   install -d -m 0700 $AUTHORITY $AUTHORITY/machines $AUTHORITY/replaced
   touch $AUTHORITY/revoked

@@ -27,6 +27,12 @@ fatal() {
 
 note() { printf '%s\n' "$*" | printable >&2; }
 
+# label FILE...: give the files, with all that is in them, the SELinux labels of their places. systemd starts only
+# programs with the right one, and new files have their folder's.
+label() {
+  if selinuxenabled 2>/dev/null; then restorecon -R "$@"; fi
+}
+
 # Tasks can influence the output, and terminals would interpret its control characters.
 printable() { LC_ALL=C tr -dc '\11\12\40-\176'; }
 
@@ -106,6 +112,7 @@ put() {
   else
     touch $UNFINISHED
     mv -f "$new" "$file"
+    label "$file"
     changed=yes
   fi
 }
@@ -116,39 +123,68 @@ drop() {
   for file; do rm -f "$file" "$file.new"; done
 }
 
-# need COMMAND PACKAGE...: if COMMAND is missing, install the first of the packages that the system has.
-need() {
-  local command=$1 package
-  shift
-  if command -v "$command" >/dev/null; then return; fi
-  note "installing $1 for $command"
-  for package in "$@"; do
-    if install_package "$package"; then
-      hash -r
-      command -v "$command" >/dev/null && return
-    fi
-  done
-  fatal "'$command' is missing, and none of these packages could be installed: $*; install it, then run up again"
+# A command or library, its package on Debian and Ubuntu, its package on the Red Hat family.
+PACKAGES='
+blkid         util-linux  util-linux
+dmsetup       dmsetup     device-mapper
+firewall-cmd  firewalld   firewalld
+libgomp.so.1  libgomp1    libgomp
+mkfs.ext4     e2fsprogs   e2fsprogs
+mount.fuse3   fuse3       fuse3
+nft           nftables    nftables
+openssl       openssl     openssl
+pgrep         procps      procps-ng
+python3       python3     python3
+sshfs         sshfs       fuse-sshfs
+'
+
+# package_of NAME: print the package of a command or library of the table.
+package_of() {
+  local column=2
+  command -v apt-get >/dev/null || column=3
+  awk -v name="$1" -v column=$column '$1 == name { print $column }' <<<"$PACKAGES"
 }
 
-LOCKED=120         # seconds to wait for another program to release apt's lock
+# need COMMAND: install its package if it is missing.
+need() {
+  local package advice='check this machine'"'"'s package sources, or install it'
+  command -v "$1" >/dev/null && return
+  package=$(package_of "$1")
+  note "installing $package for $1"
+  ! install_package "$package" || {
+    hash -r
+    command -v "$1" >/dev/null && return
+  }
+  [ "$package" != fuse-sshfs ] || advice="enable the repository EPEL, which has it (e.g. dnf install epel-release)"
+  fatal "'$1' is missing, and its package $package could not be installed; $advice, then run up again"
+}
+
+LOCKED=600         # seconds to wait for another program to release apt's lock
 INSTALL_LIMIT=1800 # timeout in seconds for one package, or for the package lists
 install_package() {
   if command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
     local install=(apt-get -o "DPkg::Lock::Timeout=$LOCKED" install -y -q --no-install-recommends "$1")
-    timeout $INSTALL_LIMIT "${install[@]}" >&2 || { update_lists && timeout $INSTALL_LIMIT "${install[@]}" >&2; }
+    with_proxies timeout $INSTALL_LIMIT "${install[@]}" >&2 ||
+      { update_lists && with_proxies timeout $INSTALL_LIMIT "${install[@]}" >&2; }
   elif command -v dnf >/dev/null; then
-    timeout $INSTALL_LIMIT dnf -q -y install "$1" >&2
+    with_proxies timeout $INSTALL_LIMIT dnf -q -y install "$1" >&2
   else
     fatal "cannot install $1, because this machine has neither apt-get nor dnf; install it by hand, then run up again"
   fi
 }
 
+# with_proxies COMMAND...: run COMMAND with the proxies of /etc/environment, which sudo drops on some systems.
+with_proxies() {
+  local proxies variable="(https?|all|no)_proxy"
+  mapfile -t proxies < <(sed -nE "s/^(export +)?($variable)=([\"']?)(.*)\4 *$/\2=\5/Ip" /etc/environment 2>/dev/null)
+  env "${proxies[@]}" "$@"
+}
+
 # apt-get can wait for dpkg's lock, but not for the lock of the package lists, which new cloud machines hold at first.
 update_lists() {
   local end=$((SECONDS + LOCKED)) output announced=
-  until output=$(timeout $INSTALL_LIMIT apt-get -q update 2>&1); do
+  until output=$(with_proxies timeout $INSTALL_LIMIT apt-get -q update 2>&1); do
     if [[ $output != *lists/lock* ]] || [ $SECONDS -ge $end ]; then
       note "apt-get update failed on $(hostname): $(grep '^E:' <<<"$output" || tail -n 3 <<<"$output")"
       return 1

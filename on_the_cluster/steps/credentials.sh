@@ -40,8 +40,6 @@ Host *
 CONF
 }
 
-reaches() { within=15 as_cluster_user $SSH/ssh "$1" true; }
-
 main() {
   if [ "${1:-}" = undo ]; then
     undo
@@ -73,15 +71,17 @@ main() {
     }
     reload_sshd
   fi
+  verify_rules $CLUSTER_USER "forcecommand $SSH/session"
+  [ -z "$TUNNEL" ] ||
+    verify_rules $TUNNEL_USER "disableforwarding no" "allowtcpforwarding local" "permitopen $TUNNEL" "maxsessions 0"
   [ -n "$TUNNEL" ] || remove_tunnel_user # after a move of the scheduler
   program | put $PROGRAM 0755 root:root
   service | put $UNIT.service 0644 root:root
   timer | put $UNIT.timer 0644 root:root
   systemctl daemon-reload
   systemctl -q enable --now dask-credentials.timer
-  wait_for 20 "SSH from this machine to itself; try: sudo -u $CLUSTER_USER ssh $ADDRESS" reaches "$ADDRESS"
-  [ -z "$AUTHORITY_ADDRESS" ] ||
-    wait_for 30 "SSH to the authority; try: sudo -u $CLUSTER_USER ssh $AUTHORITY_ADDRESS" reaches "$AUTHORITY_ADDRESS"
+  reach 20 "$ADDRESS" "its own machine"
+  [ -z "$AUTHORITY_ADDRESS" ] || reach 30 "$AUTHORITY_ADDRESS" "the scheduler's machine"
 }
 
 # The program that the timer runs as root.
@@ -92,7 +92,7 @@ program() {
   # This is not a step, so it must not mark anything as unfinished.
   echo 'UNFINISHED=/dev/null changed=no'
   declare -p NAME ADDRESS SSH_PORT AUTHORITY_ADDRESS CLUSTER_USER CLUSTER_HOME ETC SSH TLS FETCHED NEXT
-  declare -f fatal printable put fetch take matches_keys replace_keys move ssh_is_for tls_is_for
+  declare -f fatal printable label put fetch take matches_keys replace_keys move ssh_is_for tls_is_for
   declare -f reload_sshd listening answers wait_for
   echo fetch
 }

@@ -6,85 +6,30 @@
 #   DEVICE_SIZE   size of the device; a new value runs the step, which grows the file system
 #   OPTIONS       additional sshfs mount options, each with a leading comma
 #   DELETE        yes: undo also deletes the files
-#   LOGIN_USER    the user that up logs in as; it can use the directory like root and the cluster's user
+#   LOGIN_USER    the user that up logs in as; it can use the directory like root and the cluster's user. A directory
+#                 (LDAP) can know it by another name, too
+#   MOUNT         the Python program that mounts the directory
+#   DASKDATA      the Python module for URLs of its files, such as daskdata://x.csv
 # The files are at DATA_PATH underneath the mount, or on DEVICE. Their machine mounts from itself, so that all files
 # belong to the cluster's user on disk, wherever they were written.
 # shellcheck shell=bash
 
 UNITS=/etc/systemd/system
-TMPFILES=/etc/tmpfiles.d/tmp.conf
 DISK=$VAR/data
 DISK_UNIT=dask-data.service
 WATCH_UNIT=dask-data-watch.service
-PATH_FILE=$ETC/data # the current path and device of the shared directory
+MOUNT_PROGRAM=$OPT/mount_data.py
+MODULES=$OPT/modules    # PYTHONPATH of Dask's services
+PROBE=.daskstack-probe- # begins the names of files with which steps test the directory
 
 add_login_user_to_group() {
-  if [ "$LOGIN_USER" != root ]; then usermod --append --groups $CLUSTER_USER "$LOGIN_USER"; fi
+  if [ "$LOGIN_USER" != root ]; then usermod --append --groups $CLUSTER_USER "$(id -un -- "$LOGIN_USER")"; fi
 }
-
-in_tmp() { case $DATA_PATH in /tmp/* | /var/tmp/*) ;; *) return 1 ;; esac }
 
 # At boot and once a day, systemd-tmpfiles cleans /tmp, except for paths that are excluded in its configuration.
 keep_from_cleaning() {
   in_tmp || return 0
   { sed 's/^D /q /' /usr/lib/tmpfiles.d/tmp.conf 2>/dev/null && echo "x $DATA_PATH"; } | put $TMPFILES 0644 root:root
-}
-
-refuse_tmpfs() {
-  local parent=$DATA_PATH
-  while [ ! -e "$parent" ]; do parent=$(dirname "$parent"); done
-  case $(stat -f -c %T "$parent") in
-    tmpfs | ramfs)
-      fatal "$DATA_PATH is in memory ($parent is a tmpfs), so a restart would lose the data; use a data.path on a disk"
-      ;;
-  esac
-}
-
-is_mounted() { findmnt -n "$1" >/dev/null; }
-
-# Whether the last run used the same path, so that its contents and mounts belong to this step.
-is_ours() { [ "$(cut -d ' ' -f 1 $PATH_FILE 2>/dev/null)" = "$DATA_PATH" ]; }
-
-# Fail before changing anything if something else on this machine uses the path.
-refuse_used_path() {
-  local real unit mount owner user
-  is_ours && return
-  real=$(realpath -m "$DATA_PATH")
-  [ "$real" = "$DATA_PATH" ] ||
-    fatal "data.path $DATA_PATH contains a symbolic link and resolves to $real on this machine; use a path without links"
-  { findmnt -rn -o TARGET && { findmnt -rn --fstab -o TARGET || true; }; } | while read -r mount; do
-    case $mount/ in
-      "$DATA_PATH/") fatal "data.path $DATA_PATH is already a mount point on this machine; use a folder below it, such as $DATA_PATH/dask" ;;
-      "$DATA_PATH"/*) fatal "data.path $DATA_PATH would hide the mount $mount on this machine; use a folder without mounts, such as $DATA_PATH/dask" ;;
-    esac
-  done
-  for unit in "$(systemd-escape --path --suffix=mount "$DATA_PATH")" "$(systemd-escape --path --suffix=automount "$DATA_PATH")"; do
-    [ "$(systemctl show -P LoadState "$unit")" = not-found ] ||
-      fatal "data.path $DATA_PATH is used by this machine's unit $unit; use a folder below it, such as $DATA_PATH/dask"
-  done
-  if in_tmp && [ -e $TMPFILES ]; then
-    fatal "$TMPFILES already exists, and our rule for /tmp would replace it; use a data.path outside /tmp"
-  fi
-  [ -d "$DATA_PATH" ] || return 0
-  owner=$(find "$DATA_PATH" -xdev ! -uid 0 -uid "-$(least_login_uid)" -printf '%p of user %u' -quit)
-  [ -z "$owner" ] ||
-    fatal "data.path $DATA_PATH is used by a service of this machine: it contains $owner; use another folder, e.g. /srv/daskdata"
-  user=$(system_processes_in_path)
-  [ -z "$user" ] ||
-    fatal "data.path $DATA_PATH is used by a service of this machine: ${user%%$'\n'*} has files open in it; use another folder, e.g. /srv/daskdata"
-}
-
-least_login_uid() { awk '$1 == "UID_MIN" { min = $2 } END { print min ? min : 1000 }' /etc/login.defs; }
-
-# System processes that have files open below DATA_PATH.
-system_processes_in_path() {
-  local min pid
-  min=$(least_login_uid)
-  # Processes can end during the search.
-  { find /proc/[0-9]*/fd -lname "$DATA_PATH/*" 2>/dev/null || true; } | cut -d / -f 3 | sort -u | while read -r pid; do
-    [ "$(stat -c %u "/proc/$pid" 2>/dev/null || echo "$min")" -ge "$min" ] ||
-      echo "$(cat "/proc/$pid/comm" 2>/dev/null) (process $pid)"
-  done
 }
 
 directory() {
@@ -96,12 +41,6 @@ directory() {
   else
     remember data <<<"$(stat -c '%a %U:%G' "$DATA_PATH")"
   fi
-}
-
-refuse_to_hide_files() {
-  if [ "$HOLDS$DEVICE" = yes ] || is_mounted "$DATA_PATH" || [ ! -d "$DATA_PATH" ]; then return; fi
-  [ -z "$(ls -A "$DATA_PATH")" ] ||
-    fatal "the shared directory would hide files in $DATA_PATH on this machine; move them away"
 }
 
 # If the path or the device has changed, remove the old mount but not its files.
@@ -117,8 +56,8 @@ remove_former_mount() {
 
 # Create a file system on a blank device. Never format a device that contains anything.
 file_system() {
-  need blkid util-linux
-  need mkfs.ext4 e2fsprogs
+  need blkid
+  need mkfs.ext4
   wait_for 60 "block device $DEVICE to appear; attach the disk" test -b "$DEVICE"
   [ "$(blkid -p -s USAGE -o value "$DEVICE")" != filesystem ] || return 0
   if blkid -p "$DEVICE" >&2 || ! cmp -s -n 1048576 "$DEVICE" /dev/zero; then
@@ -141,9 +80,12 @@ adapt_file_system() {
 }
 
 mount_all() {
-  need sshfs sshfs fuse-sshfs
-  need fusermount3 fuse3
+  need sshfs
+  need mount.fuse3
+  need python3
   local data
+  install -d -m 0755 $OPT
+  printf '%s' "$MOUNT" | put $MOUNT_PROGRAM 0755 root:root
   data=$(systemd-escape --path "$DATA_PATH")
   [ "$HOLDS" != yes ] || disk_unit | put $UNITS/$DISK_UNIT 0644 root:root
   mount_unit | put "$UNITS/$data.mount" 0644 root:root
@@ -169,6 +111,16 @@ mount_all() {
     fatal "$DATA_PATH is not mounted: $(journalctl -u "$data.mount" -n 8 --no-pager -o cat)"
 }
 
+# fsspec finds the module through the metadata of its package. It is not in the environment, which has exactly the
+# packages of the lock.
+module() {
+  install -d -m 0755 $OPT $MODULES $MODULES/daskdata-1.dist-info
+  printf '%s' "$DASKDATA" | put $MODULES/daskdata.py 0644 root:root
+  printf 'Metadata-Version: 2.1\nName: daskdata\nVersion: 1\n' | put $MODULES/daskdata-1.dist-info/METADATA 0644 root:root
+  printf '[fsspec.specs]\ndaskdata = daskdata:DaskData\n' |
+    put $MODULES/daskdata-1.dist-info/entry_points.txt 0644 root:root
+}
+
 drop_disk() {
   [ ! -e $UNITS/$DISK_UNIT ] || systemctl -q disable --now $DISK_UNIT
   drop $UNITS/$DISK_UNIT
@@ -178,7 +130,7 @@ drop_disk() {
 # A file written here must arrive on the machine that stores the files; otherwise the path is not the mount.
 verify() {
   local probe
-  probe=.daskstack-$(hostname)-$$
+  probe=$PROBE$(hostname)
   as_cluster_user touch "$DATA_PATH/$probe" || fatal "user $CLUSTER_USER cannot write to $DATA_PATH"
   as_cluster_user $ETC/ssh/ssh "$DATA_ADDRESS" rm "$DISK/$probe" ||
     fatal "a file written to $DATA_PATH on this machine did not arrive on $DATA_ADDRESS"
@@ -197,6 +149,7 @@ main() {
   keep_from_cleaning
   directory
   mount_all
+  module
   verify
 }
 
@@ -207,7 +160,8 @@ undo() {
     end_processes
   fi
   remove_mount
-  if [ "$LOGIN_USER" != root ]; then gpasswd -d "$LOGIN_USER" $CLUSTER_USER >/dev/null 2>&1 || true; fi
+  rm -rf $MODULES
+  if [ "$LOGIN_USER" != root ]; then gpasswd -d "$(id -un -- "$LOGIN_USER")" $CLUSTER_USER >/dev/null 2>&1 || true; fi
   tidy
 }
 
@@ -226,7 +180,7 @@ remove_mount() {
   fi
   if [ -n "$DEVICE" ] && is_mounted $DISK; then empty_device; fi
   drop_disk
-  drop "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT
+  drop "$UNITS/$data.automount" "$UNITS/$data.mount" $UNITS/$WATCH_UNIT $MOUNT_PROGRAM
   systemctl daemon-reload
   systemctl reset-failed "$data.mount" 2>/dev/null || true
   if in_tmp; then drop $TMPFILES; fi
@@ -235,7 +189,11 @@ remove_mount() {
   forget data
 }
 
+# A killed `verify` leaves its file.
+drop_probes() { find "$1" -xdev -maxdepth 1 -name "$PROBE*" -type f -empty -delete; }
+
 empty_device() {
+  drop_probes $DISK
   [ "$DELETE" = no ] || find $DISK -xdev -mindepth 1 -delete
   [ -z "$(ls -A $DISK)" ] || note "kept $DEVICE on $(hostname), because it contains files"
 }
@@ -246,8 +204,8 @@ restore_owner() {
   local mode owner
   [ -e $BEFORE/data ] || return 0
   read -r mode owner <$BEFORE/data
-  if [ "$HOLDS" = yes ] && [ "$DELETE" = yes ]; then
-    find "$DATA_PATH" -xdev -mindepth 1 -delete
+  if [ "$HOLDS" = yes ]; then
+    if [ "$DELETE" = yes ]; then find "$DATA_PATH" -xdev -mindepth 1 -delete; else drop_probes "$DATA_PATH"; fi
   fi
   if [ "$mode" = made ]; then
     remove_made "$owner" "$DATA_PATH"

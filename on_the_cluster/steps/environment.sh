@@ -1,27 +1,31 @@
 # State: exactly the lock's packages are installed on this machine's own disk, and Dask's processes use them.
 #   LOCK_SHA256    checksum of the lock that the authority's machine serves
 #   PYTHON         Python's minor version, the same on every machine, e.g. 3.11
-#   SOURCE         index: packages come from the machine's package index; wheelhouse: from the authority's machine
+#   SOURCE         index: packages come from the machine's package index; wheelhouse: from the authority's machine;
+#                  archive: the lock is that of an archive on the authority's machine, which contains the environment
+#   ARCHIVE_SHA256, ARCHIVE_SIZE   checksum of the archive, and its size in bytes
+#   SYSTEM         Debian or Red Hat packages that Python packages need, separated by spaces, e.g. libgl1
 #   UV, UV_SHA256  file name and checksum of the wheel that contains uv
+#   UV_ENV         variables for uv as shell code, such as the package index with its password, or a proxy; may be empty
+#   CERTIFICATES   certificates (PEM) of authorities that uv and tasks trust, in addition to the system's; may be empty
 #   AUTHORITY_ADDRESS  address of the machine that serves the lock and the wheels, and that holds the lock for restarts of
 #                  workers; empty on that machine
 
 FILES=$OPT/files
 ENVIRONMENT=$OPT/environment
 INSTALLED=$OPT/installed
-OWN=$OPT/own # copies that only root can write
+AUTHORITIES=$OPT/authorities.crt # UV_ENV and the services name this file
+OWN=$OPT/own                     # copies that only root can write
 
 UV_BIN=$OPT/uv/${UV%.whl}/bin/uv
 FILES_LIMIT=1200 # seconds after which the mount of the authority's files ends
-UV_LIMIT=1800    # timeout in seconds for each run of uv
-UV_SILENCE=30    # seconds without data from a package index before uv retries
 
 files=$FILES
 
 # Mount the files of the authority's machine instead of copying them, so that only missing packages are transferred. The
 # cluster's user serves them: a file may change between two reads, and a read may never return.
 mount_files() {
-  need sshfs sshfs fuse-sshfs
+  need sshfs
   files=/run/daskstack-files
   unmount_files
   mkdir -p $files
@@ -44,19 +48,30 @@ unmount_files() {
   [ $files = $FILES ] || [ ! -d $files ] || rmdir $files
 }
 
-# copy_verified FILE SHA256: copy FILE to $OWN, where only root can change it, and verify its checksum.
+# copy_verified FILE SHA256 [SIZE]: copy FILE to $OWN, where only root can change it, and verify its checksum.
 copy_verified() {
   install -d -m 0700 $OWN
-  head -c 500M "$files/$1" >"$OWN/$1" || fatal "cannot read $1 from ${AUTHORITY_ADDRESS:-$FILES}"
+  head -c "${3:-500M}" "$files/$1" >"$OWN/$1" || fatal "cannot read $1 from ${AUTHORITY_ADDRESS:-$FILES}"
   [ "$(sha256sum <"$OWN/$1" | cut -d' ' -f1)" = "$2" ] ||
     fatal "$1${AUTHORITY_ADDRESS:+ from $AUTHORITY_ADDRESS} differs from the file that up copied there: a task may have" \
       "changed it, or it is an old copy; run up again"
 }
 
+# Debian has the first of these files, Red Hat the second.
+system_authorities() { cat /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt 2>/dev/null || true; }
+
+trust_authorities() {
+  if [ -n "$CERTIFICATES" ]; then
+    (system_authorities && printf '%s\n' "$CERTIFICATES") | put $AUTHORITIES 0644 root:root
+  else
+    drop $AUTHORITIES
+  fi
+}
+
 install_uv() {
   [ -x "$UV_BIN" ] && return
   copy_verified "$UV" "$UV_SHA256"
-  need python3 python3
+  need python3
   rm -rf $OPT/uv
   mkdir -p "$(dirname "$UV_BIN")"
   python3 -I -m zipfile -e "$OWN/$UV" $OPT/uv/unpacked
@@ -64,19 +79,24 @@ install_uv() {
   rm -rf $OPT/uv/unpacked
 }
 
-# With SOURCE=index, uv reads the machine's package index from /etc/uv/uv.toml.
-uv() {
-  local configured=(UV_SYSTEM_CERTS=1) status=0 # on a machine without certificates uv fails, even if it downloads nothing
-  [ "$SOURCE" = index ] || configured=(UV_NO_CONFIG=1)
-  timeout $UV_LIMIT env "${configured[@]}" UV_CACHE_DIR=$OPT/cache UV_PYTHON_INSTALL_DIR=$OPT/python UV_NO_PROGRESS=1 \
-    UV_HTTP_TIMEOUT=$UV_SILENCE "$UV_BIN" "$@" || status=$?
-  [ $status != 124 ] || note "uv timed out after $UV_LIMIT s on $(hostname)"
-  return $status
+# Python's wheels do not contain every library that they load: lightgbm needs GNU's OpenMP.
+install_system_packages() {
+  local package
+  ldconfig -p | grep -F libgomp.so.1 >/dev/null || install_package "$(package_of libgomp.so.1)" ||
+    note "libgomp could not be installed on $(hostname), so LightGBM cannot run"
+  for package in $SYSTEM; do
+    has_package "$package" || install_package "$package" ||
+      fatal "cannot install $package of environment.system; check its name and this machine's package sources"
+  done
 }
 
-has_python() { [ "$("$ENVIRONMENT/bin/python" -I -c "$version" 2>/dev/null)" = "$PYTHON" ]; }
-
-version='import sys; print("%d.%d" % sys.version_info[:2])'
+has_package() {
+  if command -v dpkg-query >/dev/null; then
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+  else
+    rpm -q "$1" >/dev/null 2>&1
+  fi
+}
 
 # Use the machine's own Python if it has the right version. Otherwise let uv download one, unless SOURCE is wheelhouse.
 make_environment() {
@@ -89,16 +109,24 @@ make_environment() {
     "python$PYTHON, or set environment.python to a version that every machine has and create the lock for it"
 }
 
-# Only wheels, because building a source package would run its code as root. uv verifies a wheel's hash while it unpacks
-# it, so wheels need not be copied first.
-sync_packages() {
-  local from=()
-  [ "$SOURCE" = index ] || from=(--no-index --find-links "$files/wheels")
-  uv pip sync "$@" --no-build --require-hashes "${from[@]}" --python $ENVIRONMENT/bin/python $OWN/environment.lock
+# Pulumi's user chose the archive, so root can run the program in it that corrects the paths of conda's packages.
+unpack_archive() {
+  local new=$ENVIRONMENT.new
+  rm -rf $new
+  install -d -m 0755 $new
+  tar --extract --no-same-owner --file $OWN/environment.tar.gz --directory $new || fatal "cannot unpack the archive"
+  chmod -R u=rwX,go=rX $new
+  touch $new/.archive
+  rm -rf $ENVIRONMENT $OWN
+  mv $new $ENVIRONMENT
+  [ ! -e $ENVIRONMENT/bin/conda-unpack ] || $ENVIRONMENT/bin/python $ENVIRONMENT/bin/conda-unpack >&2
+  as_cluster_user $ENVIRONMENT/bin/python -I -c 'import distributed' >&2 ||
+    fatal "Dask does not run in the archive's environment; its error is above. An archive of venv-pack needs the same" \
+      "Python at the same path as on the computer where it was packed"
 }
 
 install_packages() {
-  sync_packages -q || fatal "uv could not install the lock's packages; its error is above"
+  sync_packages -q $OWN/environment.lock >&2
   rm -rf $OPT/cache $OWN
 }
 
@@ -110,13 +138,12 @@ services() {
 # Stop the services that must not run during the change, and list them in `stopped`. Processes load modules lazily, so
 # they can keep running while packages are added, but not while packages that they use change or disappear.
 stop_affected_services() {
-  local output changing workers scheduler
+  local changing workers scheduler
   mapfile -t workers < <(services 'worker@*')
   scheduler=$(services scheduler)
   [ ${#workers[@]} -gt 0 ] || [ -n "$scheduler" ] || return 0
-  if has_python; then
-    output=$(sync_packages --dry-run 2>&1) || fatal "uv cannot install the lock's packages: $output"
-    changing=$(sed -n 's/^ [-~] \([^=@ ]*\).*/\1/p' <<<"$output")
+  if [ "$SOURCE" != archive ] && has_python; then
+    changing=$(changing_packages $OWN/environment.lock)
     [ -n "$changing" ] || return 0
     # shellcheck disable=SC2086 # split into names
     if [ -n "$scheduler" ] && ! scheduler_is_unaffected $changing; then stopped+=("$scheduler"); fi
@@ -162,21 +189,28 @@ start_services() {
 main() {
   if [ "${1:-}" = undo ]; then
     rmdir /run/daskstack-files 2>/dev/null || true
-    rm -rf $ENVIRONMENT $OPT/uv $OPT/python $OPT/cache $OWN
-    drop $INSTALLED
+    rm -rf $ENVIRONMENT $ENVIRONMENT.new $OPT/uv $OPT/python $OPT/cache $OWN
+    drop $INSTALLED $AUTHORITIES
     tidy
     return
   fi
   [ "$(uname -m)" = x86_64 ] || fatal "this machine's architecture is $(uname -m), but the wheels are for x86_64"
   install -d -m 0755 $OPT
+  install_system_packages
+  trust_authorities
   [ "$(cat $INSTALLED 2>/dev/null)" = "$LOCK_SHA256 $PYTHON" ] && return
   [ -z "$AUTHORITY_ADDRESS" ] || mount_files
   copy_verified environment.lock "$LOCK_SHA256"
-  install_uv
+  if [ "$SOURCE" = archive ]; then copy_verified environment.tar.gz "$ARCHIVE_SHA256" "$ARCHIVE_SIZE"; else install_uv; fi
   rm -f $INSTALLED
   stop_affected_services
-  make_environment
-  install_packages
+  if [ "$SOURCE" = archive ]; then
+    unpack_archive
+  else
+    make_environment
+    install_packages
+  fi
+  label $OPT
   start_services
   printf '%s\n' "$LOCK_SHA256 $PYTHON" | put $INSTALLED 0644 root:root
 }

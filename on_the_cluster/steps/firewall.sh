@@ -3,52 +3,33 @@
 #   NETWORK       sources of the cluster's own traffic, separated by spaces:       10.1.0.0/24
 #   SSH_PORT      22
 #   SSH_SOURCES   additional sources that may reach SSH, separated by spaces:      203.0.113.7/32
-#   PORTS         the cluster's own TCP ports, separated by spaces:                8786 8787 9000-9005
+#   PORTS         TCP ports of Dask's services, separated by spaces:               8786 8787 9000-9005
+#   LIBRARY_PORTS TCP ports for libraries that talk among workers; empty: closed:  32768-60999
 #   OPEN          additional ports, each with one source, separated by spaces:     9100=198.51.100.0/24
 #   CLOSE_OTHERS  yes: close ports on which other services listen; no: fail if there are any
 #   MANAGE        yes; no: do not change firewalls, and report the ports that they must open
 # This step never overrides an existing firewall, and fails before it would lock anyone out. A change rolls back after
 # one minute unless the step runs again with `confirm` over a new SSH connection, which proves that SSH still works.
 
-CONF=/etc/firewalld/firewalld.conf
-ZONES=/etc/firewalld/zones
-INSIDE=dask
-OUTSIDE=dask-outside
-ORIGINAL=$BEFORE/firewall
-# The state to which an unconfirmed change rolls back. For the first change, this is a link to ORIGINAL.
-PREVIOUS=/run/daskstack-firewall
-ROLLBACK=daskstack-firewall-rollback
-NEEDED="TCP $SSH_PORT $PORTS to $NETWORK${SSH_SOURCES:+; $SSH_PORT to $SSH_SOURCES}${OPEN:+; ${OPEN//=/ to }}"
-UNMANAGED="or manage the firewall yourself (firewall: {manage: false}) and open: $NEEDED"
-
 manage() {
-  local found enabled active
-  need nft nftables
-  need python3 python3
+  local enabled active
+  need nft
+  need python3
   if [ -e $PREVIOUS ]; then
     # This run uses a new connection, which confirms the previous change.
     if is_applied; then confirm; else roll_back; fi
   fi
-  found=$(other_firewalls)
-  [ -z "$found" ] || fatal "another firewall is active:
-$found
-turn it off, $UNMANAGED"
-  check_ssh_access
+  refuse
   if is_applied; then
     verify
     return
   fi
-  if ! running || [ "$(default_zone)" != $OUTSIDE ]; then
-    if running; then check_firewalld; fi
-    check_services
-  fi
   enabled=$(systemctl is-enabled firewalld 2>/dev/null || true)
   enabled=${enabled:-missing}
   active=$(systemctl is-active firewalld || true)
-  [ "$enabled" != masked ] || fatal "firewalld is masked; unmask it (systemctl unmask firewalld), $UNMANAGED"
   if ! command -v firewall-cmd >/dev/null || [ "$enabled" = masked-runtime ]; then
     systemctl -q mask --runtime firewalld # Debian starts services when it installs them
-    need firewall-cmd firewalld
+    need firewall-cmd
     systemctl -q unmask --runtime firewalld
   fi
   if [ -e $ORIGINAL ]; then
@@ -72,7 +53,7 @@ report_needed_ports() {
   )
   [ -n "$found" ] || return 0
   accepted=$(open_ports tcp ruleset)
-  for port in $SSH_PORT $PORTS; do
+  for port in $CLUSTER_PORTS; do
     # shellcheck disable=SC2086
     port_in "${port%-*}" $accepted || closed+=" $port"
   done

@@ -13,7 +13,9 @@ cluster_user() {
     cluster_user_is_ours ||
       fatal "user '$CLUSTER_USER' already exists and does not belong to this cluster; rename it or use another machine"
   else
-    useradd --system --user-group --home-dir $CLUSTER_HOME --shell /bin/sh --comment "Dask cluster" $CLUSTER_USER
+    # No password fits `*`. Without PAM, sshd rejects users whose password is locked with `!`.
+    useradd --system --user-group --home-dir $CLUSTER_HOME --shell /bin/sh --password '*' --comment "Dask cluster" \
+      $CLUSTER_USER
   fi
   # Unlike bash, sh reads no files from the home when sshd starts it.
   [ "$(getent passwd $CLUSTER_USER | cut -d: -f7)" = /bin/sh ] || usermod --shell /bin/sh $CLUSTER_USER
@@ -97,8 +99,8 @@ main() {
     undo
     return
   fi
-  need openssl openssl
-  need pgrep procps procps-ng # undo uses it
+  need openssl
+  need pgrep # undo uses it
   cluster_user
   if [ "$METADATA" = no ]; then block_metadata; else allow_metadata; fi
   make_keys $ETC

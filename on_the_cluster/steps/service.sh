@@ -7,7 +7,9 @@
 #   THREADS         threads per worker; empty: CPUs divided by WORKERS
 #   MEMORY          memory limit per worker; empty: memory divided by WORKERS
 #   SPILL           folder on this machine's own disk; workers only use the subfolder daskstack
+#   SSDS            block devices to mount at SPILL, which can be empty after a boot; empty: SPILL is a folder
 #   DATA_PATH       the shared directory
+#   HOMES           yes: tasks see /home, read-only; no: it is empty for them
 #   CONFIG          Dask's configuration, YAML
 #   SECRET_ENV      environment variables of scheduler and workers in systemd's format; only root can read the file
 #   SCHEDULER_ARGS, WORKER_ARGS    additional arguments, quoted for systemd
@@ -27,29 +29,17 @@ DRAIN_PROGRAM=$OPT/drain.py
 RECORD=$OPT/worked.py
 RELOADER=$OPT/reload_tls.py
 RETIRED_PROGRAM=$OPT/stay_retired.py
+PYTHON_PROGRAM=$OPT/bin/python
 # One line per spill folder in use: SPILL, and the topmost folder that was created for it, or -.
 SPILLS=$ETC/spill
 COMMON_FILES=("$ETC/dask.yaml" "$ETC/secret.env") # running services load new certificates without a restart
 
-# The machine's limit on open files, but at most 65536, which is enough for the scheduler of a large cluster.
-open_files() { awk '/^Max open files/ {print ($5 == "unlimited" || $5 > 65536) ? 65536 : $5}' /proc/1/limits; }
-
-# Whether the machine has GPUs or InfiniBand. PrivateDevices would hide their devices from workers.
-uses_devices() {
-  compgen -G '/dev/nvidia*' || compgen -G '/dev/dri/render*' || ls -d /dev/kfd || ls -d /dev/infiniband ||
-    grep -qx 0x10de /sys/bus/pci/devices/*/vendor
-} >/dev/null 2>&1
-
 unit() {
-  local private_tmp=yes protect_home=yes private_devices=yes
-  case $DATA_PATH:$SPILL in /tmp/* | /var/tmp/* | *:/tmp/* | *:/var/tmp/*) private_tmp=no ;; esac
-  case $DATA_PATH:$SPILL in /home/* | /root/* | *:/home/* | *:/root/*) protect_home=no ;; esac
-  if uses_devices; then private_devices=no; fi
   cat <<UNIT
 [Unit]
 Description=$1
 # At a shutdown, stop this service before the network and the shared directory.
-After=network-online.target remote-fs.target
+After=network-online.target remote-fs.target${SSDS:+ $SSD_UNIT}
 Wants=network-online.target
 $([ "$FIREWALL" != yes ] || echo After=firewalld.service)
 StartLimitIntervalSec=0
@@ -61,6 +51,7 @@ WorkingDirectory=$CLUSTER_HOME
 Environment=DASK_CONFIG=$ETC/dask.yaml PATH=$OPT/environment/bin:/usr/local/bin:/usr/bin:/bin
 # Only root can write to the environment, so Python must store compiled files elsewhere.
 Environment=PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache
+Environment=PYTHONPATH=$OPT/modules DASKSTACK_DATA=$DATA_PATH
 EnvironmentFile=$ETC/secret.env
 # Without firewalld, dashboards would be open to the network. Do not use Requires=: restarting firewalld would stop
 # Dask.
@@ -71,32 +62,7 @@ RestartSec=2
 TimeoutStopSec=$((GRACE + 10))
 # With other modes, systemd would kill the worker process before its nanny can close it.
 KillMode=mixed
-UMask=0007
-LimitNOFILE=$(open_files)
-NoNewPrivileges=yes
-PrivateTmp=$private_tmp
-ProtectHome=$protect_home
-# Not strict, which would make your own mounts read-only, and keep a dead mount of the shared directory.
-ProtectSystem=full
-PrivateDevices=$private_devices
-PrivateMounts=yes
-ProtectClock=$private_devices
-ProtectControlGroups=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectHostname=yes
-ProtectProc=invisible
-LockPersonality=yes
-RemoveIPC=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-CapabilityBoundingSet=
+$(protection "$DATA_PATH" "$SPILL")
 
 [Install]
 WantedBy=multi-user.target
@@ -110,7 +76,9 @@ scheduler_unit() {
 
 worker_unit() {
   local host=${SCHEDULER#*://}
-  unit "Dask worker %i" "EnvironmentFile=$ETC/worker-%i.env
+  unit "Dask worker %i" "EnvironmentFile=$ETC/worker-%i.env${SSDS:+
+# Not Requires=, which would not try again after a failure.
+ExecStartPre=+systemctl start $SSD_UNIT}
 ExecStartPre=$OPT/environment/bin/python $RETIRED_PROGRAM $NAME-%i $ETC/members $ETC/ssh/ssh ${host%:*}
 TimeoutStartSec=infinity
 ExecStart=$DASK worker $SCHEDULER --name $NAME-%i --host $ADDRESS --worker-port \${WORKER_PORT} \
@@ -121,24 +89,13 @@ ExecStop=-timeout $GRACE $OPT/environment/bin/python $DRAIN_PROGRAM $SCHEDULER -
 }
 
 worker_environment() {
-  local port=$((WORKERS_PORT + 3 * ($1 - 1))) threads=$THREADS memory=$MEMORY processors
+  local port=$((WORKERS_PORT + 3 * ($1 - 1))) threads=$THREADS memory=$MEMORY processors kib
   processors=$(nproc)
   [ -n "$threads" ] || threads=$((processors > WORKERS ? processors / WORKERS : 1))
-  [ -n "$memory" ] || memory=$(awk -v share="$WORKERS" '/^MemTotal/ {printf "%d", $2 * 1024 / share}' /proc/meminfo)
+  kib=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
+  [ -n "$memory" ] || memory=$((kib * 1024 / WORKERS)) # in bash, because Debian's awk writes at most 2147483647
   printf 'ADDRESS=%s\nWORKER_PORT=%s\nNANNY_PORT=%s\nDASHBOARD_PORT=%s\nTHREADS=%s\nMEMORY="%s"\n' \
     "$ADDRESS" $port $((port + 1)) $((port + 2)) "$threads" "$memory"
-}
-
-# outdated UNIT FILE...: whether UNIT is running and one of the files has changed since it started.
-outdated() {
-  local since file
-  systemctl is-active -q "$1" || return
-  since=$(systemctl show --timestamp=unix -p ActiveEnterTimestamp --value "$1")
-  shift
-  for file in "$@"; do
-    [ "$(stat -c %Y "$file")" -le "${since#@}" ] || return 0
-  done
-  return 1
 }
 
 # stop_workers_from NUMBER: stop and remove the units of workers with this number or a higher one.
@@ -155,7 +112,36 @@ stop_workers_from() {
 
 stop_scheduler() {
   [ ! -e $UNITS/dask-scheduler.service ] || systemctl -q disable --now dask-scheduler
-  drop $UNITS/dask-scheduler.service $RECORD
+  drop $UNITS/dask-scheduler.service $RECORD $PYTHON_PROGRAM
+  rmdir $OPT/bin 2>/dev/null || true
+}
+
+# The login user runs Python scripts that use the cluster with this program. Dask unpickles results, so tasks can act as
+# the user of a client. The login user can become root, so clients run as the cluster's user, without the caller's
+# terminal, where they could type commands.
+python_program() {
+  cat <<PROGRAM
+#!/bin/sh
+# Runs Python with the cluster's packages, as user $CLUSTER_USER. A bare Client() connects to the cluster.
+[ "\$(id -u)" = 0 ] || exec sudo -n -- $PYTHON_PROGRAM "\$@"
+as_user="setpriv --reuid $CLUSTER_USER --regid $CLUSTER_USER --init-groups --no-new-privs"
+case \${1-} in
+  '' | -*) ;;
+  *) \$as_user test -r "\$1" || {
+    echo "error: user $CLUSTER_USER, which runs Python here, cannot read \$1: move it to $DATA_PATH," \\
+      "or write $PYTHON_PROGRAM - <\$1" >&2
+    exit 1
+  } ;;
+esac
+set -- env -i HOME=$CLUSTER_HOME PATH=$OPT/environment/bin:/usr/local/bin:/usr/bin:/bin TERM="\${TERM-}" \\
+  PYTHONPYCACHEPREFIX=$CLUSTER_HOME/.cache/pycache DASK_CONFIG=$ETC/dask.yaml DASK_SCHEDULER_ADDRESS=$SCHEDULER \\
+  PYTHONPATH=$OPT/modules DASKSTACK_DATA=$DATA_PATH $OPT/environment/bin/python "\$@"
+[ ! -t 0 ] || exec runuser --pty -u $CLUSTER_USER -- setpriv --no-new-privs "\$@"
+exec 3<&0 # otherwise commands in the background read /dev/null
+setsid \$as_user "\$@" <&3 3<&- &
+trap 'kill \$!' INT TERM
+wait \$!
+PROGRAM
 }
 
 has_role() { case " $ROLES " in *" $1 "*) ;; *) return 1 ;; esac }
@@ -193,6 +179,7 @@ make_spill() {
     } | put $SPILLS 0644 root:root
   fi
   mkdir -p "$SPILL"
+  if [ -n "$SSDS" ]; then use_ssds; else drop_ssds; fi
   [ -d "$folder" ] || mkdir -m 0700 "$folder"
   case $(stat -c %U:%F "$folder") in
     root:directory | "$CLUSTER_USER:directory") chown -h $CLUSTER_USER:$CLUSTER_USER "$folder" ;;
@@ -226,6 +213,8 @@ run_scheduler() {
   else
     drop $RECORD
   fi
+  install -d -m 0755 $OPT/bin
+  python_program | put $PYTHON_PROGRAM 0755 root:root
   scheduler_unit | put $UNITS/dask-scheduler.service 0644 root:root
   systemctl daemon-reload
   if outdated dask-scheduler "${files[@]}"; then systemctl stop dask-scheduler; fi
@@ -264,9 +253,10 @@ undo() {
   stop_scheduler
   rm -f $ETC/worker-*.env.new
   drop $UNITS/dask-worker@.service $ETC/dask.yaml $ETC/secret.env $ETC/scheduler $DRAIN_PROGRAM $RETIRED_PROGRAM $RELOADER
-  systemctl daemon-reload
   # If only this step failed, keep the connections of other machines.
   [ $undo_on_failure = yes ] || end_processes
+  drop_ssds
+  systemctl daemon-reload
   remove_other_spills ''
   tidy
 }

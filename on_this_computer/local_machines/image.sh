@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds the Debian 12 image of local machines in the cache, unless it is already there (about a minute).
+# Builds the Debian image of local machines in the cache, unless it is already there (about a minute).
 #
-#   CACHE   the cache folder, e.g. ~/.cache/daskstack
+#   CACHE    the cache folder, e.g. ~/.cache/daskstack
+#   RELEASE  the Debian release, which decides the Python version: bookworm (the default) has 3.11, trixie has 3.13
 #
-# Prints the image's folder, $CACHE/images/<hash of this file>. The image contains nothing specific to one machine: no
-# SSH host key, no machine-id, no address. Any change to this file builds a new image.
+# Prints the image's folder, $CACHE/images/RELEASE-<hash of this file>. The image contains nothing specific to one
+# machine: no SSH host key, no machine-id, no address. Any change to this file builds a new image.
 set -euo pipefail
 umask 022
 here=$(dirname "$(readlink -f "$0")")
@@ -13,7 +14,7 @@ source "$here/common.sh"
 
 packages=(
   systemd systemd-sysv dbus libnss-myhostname openssh-server sudo
-  sshfs acl nftables firewalld netbase iproute2
+  sshfs libgomp1 acl git rsync nftables firewalld netbase iproute2
   python3 python3-venv ca-certificates openssl
 )
 
@@ -24,13 +25,14 @@ masked=(apt-daily.timer apt-daily-upgrade.timer console-getty.service)
 
 main() {
   local image partial started=$SECONDS
-  image=$CACHE/images/$(sha256sum "$here/image.sh" | cut -c 1-16)
+  release=${RELEASE:-bookworm}
+  image=$CACHE/images/$release-$(sha256sum "$here/image.sh" | cut -c 1-16)
   if [[ -d $image ]]; then
     echo "$image"
     return
   fi
   mkdir -p "$CACHE/images"
-  become_root CACHE
+  become_root "CACHE RELEASE"
   need debootstrap=debootstrap flock=util-linux gpgv=gpgv
   # Without these keys, debootstrap would not verify signatures.
   [[ -s $keyring ]] ||
@@ -65,11 +67,12 @@ build() {
   debian=$(mirror Debian)
   security=$(mirror Debian-Security)
 
-  say "Building the machines' image (Debian 12, only once): base system"
+  say "Building the machines' image (Debian $release, only once): base system"
   # If this computer's apt has no mirror, use debootstrap's default one, which also has the security updates.
-  logged "$root" debootstrap --variant=minbase --force-check-gpg --keyring="$keyring" bookworm "$root" ${debian:+"$debian"}
+  logged "$root" debootstrap --variant=minbase --force-check-gpg --keyring="$keyring" "$release" "$root" \
+    ${debian:+"$debian"}
   security=${security:-$(sed -n 's#^deb \(.*\)/debian/* .*#\1/debian-security#p' "$root/etc/apt/sources.list")}
-  echo "deb $security bookworm-security main" >>"$root/etc/apt/sources.list"
+  echo "deb $security $release-security main" >>"$root/etc/apt/sources.list"
 
   say "Building the machines' image: security updates and ${#packages[@]} packages"
   printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" # do not start services during the installation

@@ -245,8 +245,11 @@ answers() { [[ $(timeout 2 bash -c "exec 3<>/dev/tcp/$1/22 && head -c 4 <&3" 2>/
 has_booted() { systemd_has_booted "$1" && answers "$address"; }
 
 systemd_has_booted() {
-  # Do not use --pid: a machine that reboots stops all processes in its PID namespace and waits for them.
-  [[ $(timeout -k 1 20 nsenter --target "$1" --mount systemctl is-system-running 2>/dev/null) == @(running|degraded) ]]
+  # Do not use --pid: a machine that reboots stops all processes in its PID namespace and waits for them. Without it, the
+  # systemd of Debian 13 refuses clients that do not use the bus.
+  local state
+  state=$(SYSTEMCTL_FORCE_BUS=1 timeout -k 1 20 nsenter --target "$1" --mount systemctl is-system-running 2>/dev/null)
+  [[ $state == @(running|degraded) ]]
 }
 
 boot_failed() {

@@ -111,7 +111,11 @@ def start(identity: str, records: Records) -> None:
     disks = [(each["deviceName"], named[name_of(each["source"])]) for each in record.get("attachedDisks", [])]
     for _, disk in disks:
         grow(disk)
-    with tempfile.TemporaryDirectory() as files:
+    # The machine keeps its local SSDs open until it stops, which erases them.
+    with tempfile.TemporaryDirectory() as files, tempfile.TemporaryDirectory(dir=cloud()) as ssds:
+        for number, each in enumerate(record.get("scratchDisks", [])):
+            with Path(ssds, str(number)).open("wb") as file:
+                file.truncate(each.get("size", 375) * 2**30)
         units, uv = Path(files, "etc/systemd/system"), Path(files, "etc/uv")
         (units / "multi-user.target.wants").mkdir(parents=True)
         (units / "startup.service").write_text(STARTUP)
@@ -126,7 +130,10 @@ def start(identity: str, records: Records) -> None:
             GATEWAY=gateway,
             AUTHORIZED_KEY=re.sub("(?m)^admin:", "", record.get("metadata", {}).get("ssh-keys", "")),
             FILES=files,
-            DISKS="\n".join(f"google-{name}={cloud() / disk}.img" for name, disk in disks),
+            DISKS="\n".join(
+                [f"google-{name}={cloud() / disk}.img" for name, disk in disks]
+                + [f"google-local-nvme-ssd-{path.name}={path}" for path in Path(ssds).iterdir()]
+            ),
         )
 
 

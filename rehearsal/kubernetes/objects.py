@@ -5,11 +5,15 @@ import shutil
 import subprocess
 from datetime import datetime
 
+from components.gke.node_pools import DATA_CLASS
 from rehearsal.kubernetes.api import Api
 from rehearsal.kubernetes.components import NODE
 from rehearsal.kubernetes.network import DNS, INNER
 
-CLASS = "standard"
+CLASS, SHARED = "standard", "shared"  # volumes for one node, and for several
+# Access modes of each class; DATA_CLASS is the one that stacks on GKE create.
+ONE, SEVERAL = {"ReadWriteOnce"}, {"ReadWriteOnce", "ReadWriteMany"}
+MODES = {CLASS: ONE, SHARED: SEVERAL, DATA_CLASS: SEVERAL}
 PROVISIONER = "rehearsal/volumes"
 OURS = {"pv.kubernetes.io/provisioned-by": PROVISIONER}  # so that the controller does not remove them
 
@@ -19,6 +23,7 @@ STORAGE_CLASS = {
     "metadata": {"name": CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
     "provisioner": PROVISIONER,
 }
+SHARED_CLASS = STORAGE_CLASS | {"metadata": {"name": SHARED}}
 DNS_PORTS = [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]
 DNS_SERVICE = {
     "apiVersion": "v1",
@@ -38,6 +43,16 @@ DNS_ENDPOINTS = {
 
 # With these requests, pods start even on a small computer. Their limits do not change.
 LITTLE = {"cpu": "50m", "memory": "64Mi"}
+
+
+def _little(kind: str) -> dict[str, object]:
+    """Replaces the requests of the first of these containers, if it has some."""
+    first = f"object.spec.{kind}[0].resources.requests"
+    patch = f'JSONPatch{{op: "replace", path: "/spec/{kind}/0/resources/requests", value: {json.dumps(LITTLE)}}}'
+    expression = f"has(object.spec.{kind}) && has({first}) ? [{patch}] : []"
+    return {"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}
+
+
 SMALL = {
     "apiVersion": "admissionregistration.k8s.io/v1beta1",
     "kind": "MutatingAdmissionPolicy",
@@ -50,18 +65,7 @@ SMALL = {
         },
         "failurePolicy": "Fail",
         "reinvocationPolicy": "Never",
-        "matchConditions": [
-            {"name": "requests", "expression": "has(object.spec.containers[0].resources.requests)"},
-        ],
-        "mutations": [
-            {
-                "patchType": "JSONPatch",
-                "jsonPatch": {
-                    "expression": '[JSONPatch{op: "add", path: "/spec/containers/0/resources/requests", value: '
-                    f"{json.dumps(LITTLE)}}}]"
-                },
-            }
-        ],
+        "mutations": [_little("containers"), _little("initContainers")],
     },
 }
 SMALL_BINDING = {
@@ -78,7 +82,8 @@ def make_small(api: Api) -> None:
 
 
 def make(api: Api) -> None:
-    api.make("/apis/storage.k8s.io/v1/storageclasses", STORAGE_CLASS)
+    for each in (STORAGE_CLASS, SHARED_CLASS):
+        api.make("/apis/storage.k8s.io/v1/storageclasses", each)
     api.make("/api/v1/namespaces/kube-system/services", DNS_SERVICE)
     api.make("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", DNS_ENDPOINTS)
 
@@ -95,7 +100,8 @@ def reconcile(api: Api, spare: list[str]) -> None:
     """Run the node's own controllers once. `spare` are the addresses for load balancers."""
     for claim in api.get("/api/v1/persistentvolumeclaims?resourceVersion=0")["items"]:
         spec = claim["spec"]
-        if claim["status"].get("phase") == "Pending" and spec.get("storageClassName") == CLASS:
+        modes = MODES.get(spec.get("storageClassName"), set())
+        if claim["status"].get("phase") == "Pending" and set(spec["accessModes"]) <= modes:
             (NODE / "volumes" / _volume(claim)).mkdir(parents=True, exist_ok=True)
             (NODE / "volumes" / _volume(claim)).chmod(0o777)
             api.make("/api/v1/persistentvolumes", volume(claim))
@@ -114,7 +120,7 @@ def volume(claim: dict) -> dict:
         "kind": "PersistentVolume",
         "metadata": {"name": _volume(claim), "annotations": OURS},
         "spec": {
-            "storageClassName": CLASS,
+            "storageClassName": spec["storageClassName"],
             "capacity": spec["resources"]["requests"],
             "accessModes": spec["accessModes"],
             "persistentVolumeReclaimPolicy": "Delete",

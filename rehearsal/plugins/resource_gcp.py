@@ -13,7 +13,7 @@ from typing import Any
 
 from command import wire
 from command.output import CommandError
-from gcp import checks, cloud, computers, node
+from gcp import checks, cloud, computers, node, refusals
 from gcp.cloud import Record, simulated_cloud
 from gcp.computers import ATTACHED, DISK, FIREWALL
 from gcp.inputs import (
@@ -32,6 +32,7 @@ from gcp.table import KINDS
 from kube import values
 from provider import Answer, Provider, name_of
 
+PROJECT_NUMBER = "123456789012"
 CREDENTIALS = ("GOOGLE_OAUTH_ACCESS_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CREDENTIALS")
 
 
@@ -89,6 +90,8 @@ class Gcp(Provider):
                 identity, record = await self._create_cluster(inputs)
             else:
                 identity, record = cloud.new_record(token, inputs, self._config, known=simulated_cloud().records())
+                if text := refusals.refusal(identity, record, simulated_cloud().records(), refusals.limits()):
+                    raise CommandError(text)
                 if token == VM and computers.real():
                     simulated_cloud().admit(identity, record)
                     await computers.create(identity, record)
@@ -169,6 +172,12 @@ class Gcp(Provider):
             known.delete(request.id)
             if token == FIREWALL and computers.real():
                 await computers.compute("rules")
+
+    async def Invoke(self, request, context):
+        if request.tok != "gcp:organizations/getProject:getProject":
+            return await super().Invoke(request, context)
+        project = wire.load(request.args)["projectId"]
+        return Answer.InvokeResponse(**{"return": wire.dump({"projectId": project, "number": PROJECT_NUMBER})})
 
     async def read(self, request, kind):
         inputs, before = wire.load(request.inputs), wire.load(request.properties)

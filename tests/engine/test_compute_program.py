@@ -32,8 +32,9 @@ def changed(stack: Previews) -> dict[str, dict[str, Any]]:
     """The inputs of a stack whose settings all differ from the shipped ones."""
     settings = {
         "iapPort": 2222,
-        "network": {"name": "ours", "subnetwork": "part", "range": "10.1.0.0/24"},
-        "worker": {"machine": "n1-standard-8", "accelerators": {"type": "nvidia-tesla-t4", "count": 2}},
+        "network": {"name": "ours", "project": "our-host", "subnetwork": "part", "range": "10.1.0.0/24"},
+        "scheduler": {"machine": "n4-standard-4"},
+        "worker": {"machine": "n1-standard-8", "accelerators": {"type": "nvidia-tesla-t4", "count": 2}, "localSsds": 2},
         "dataDisk": {"name": "mine"},
         "labels": {"team": "research"},
         "roles": ["roles/storage.objectViewer"],
@@ -45,7 +46,7 @@ def changed(stack: Previews) -> dict[str, dict[str, Any]]:
             machines=stack.shipped["machines"] | settings,
             firewall={},
             limits={"maxAge": "2h"},
-            data={"machine": "worker-1"},
+            data={"machine": "worker-1", "buckets": [{"name": "readable"}, {"name": "writable", "write": True}]},
         )
     )
 
@@ -93,7 +94,7 @@ def test_firewall_rules_select_machines_by_service_account(states: dict) -> None
 def test_inside_the_network_only_the_clusters_accounts_reach_its_ports(states: dict) -> None:
     inside = states["machines-inside-open"]["inputs"]
     assert "sourceRanges" not in inside
-    ports = ["22", "8786", "8787", "9000-9002"]
+    ports = ["22", "8786", "8787", "9000-9002", "32768-60999"]
     assert inside["allows"] == [{"protocol": "tcp", "ports": ports}, {"protocol": "icmp"}]
     assert of_kind(states, "Firewall").keys() == {
         "machines-door-open",
@@ -110,11 +111,33 @@ def test_traffic_that_other_firewall_rules_allow_is_denied(shipped: dict, change
         assert max(allowed) < closed["priority"] < 65534, "Google's default rules have priority 65534"
 
 
+def test_a_shared_vpc_gets_the_firewall_rules_and_the_stacks_project_the_rest(shipped: dict, changed: dict) -> None:
+    rules = {"machines-door-open", "machines-inside-open", "machines-others-closed"}
+    for found, host in (shipped, "my-project"), (changed, "our-host"):
+        projects = {name: each["project"] for name, each in found.items() if "project" in each}
+        assert {projects.pop(name) for name in rules} == {host}
+        assert set(projects.values()) == {"my-project"}
+    part = "projects/our-host/regions/us-central1/subnetworks/part"
+    assert {each["networkInterfaces"][0]["subnetwork"] for each in instances(changed)} == {part}
+    assert changed["machines-door-open"]["network"] == "projects/our-host/global/networks/ours"
+
+
 def test_the_machines_account_has_only_the_configured_roles(shipped: dict, changed: dict) -> None:
     assert not [each for each in shipped.values() if "role" in each]
-    assert [each["role"] for each in changed.values() if "role" in each] == 2 * ["roles/storage.objectViewer"]
+    given = [each["role"] for each in changed.values() if "role" in each and "bucket" not in each]
+    assert given == 2 * ["roles/storage.objectViewer"]
     assert shipped["machines-account"]["accountId"] == "dask-vms"
     assert shipped["machines-door-account"]["accountId"] == "door-dask-vms"
+
+
+def test_both_accounts_get_the_smallest_role_on_each_bucket_and_on_no_other(shipped: dict, changed: dict) -> None:
+    assert not [each for each in shipped.values() if "bucket" in each]
+    roles = {name: (each["bucket"], each["role"]) for name, each in changed.items() if "bucket" in each}
+    assert roles == {
+        f"machines-{account}-bucket-{bucket}": (bucket, f"roles/storage.object{role}")
+        for account in ("account", "door-account")
+        for bucket, role in (("readable", "Viewer"), ("writable", "User"))
+    }
 
 
 def test_machines_are_shielded_and_accept_only_the_stacks_key(shipped: dict, changed: dict) -> None:
@@ -145,7 +168,7 @@ def test_an_existing_network_is_used_unchanged(shipped: dict, changed: dict) -> 
     own = {f"machines-{kind}" for kind in ("network", "subnetwork", "router", "nat")}
     assert own <= shipped.keys() and own.isdisjoint(changed)
     for each in instances(changed):
-        assert each["networkInterfaces"][0]["subnetwork"] == "projects/my-project/regions/us-central1/subnetworks/part"
+        assert each["networkInterfaces"][0]["subnetwork"] == "projects/our-host/regions/us-central1/subnetworks/part"
 
 
 def test_preempted_workers_are_stopped_and_machines_past_max_age_are_deleted(shipped: dict, changed: dict) -> None:
@@ -160,13 +183,22 @@ def test_preempted_workers_are_stopped_and_machines_past_max_age_are_deleted(shi
 
 
 def test_machine_types_images_and_gpus_follow_the_settings(shipped: dict, changed: dict) -> None:
-    assert [each["machineType"] for each in instances(shipped)] == ["e2-standard-2", *2 * ["n1-standard-4"]]
+    assert [each["machineType"] for each in instances(shipped)] == ["e2-standard-2", *2 * ["e2-standard-4"]]
     images = {each["bootDisk"]["initializeParams"]["image"] for each in instances(shipped)}
     assert images == {"debian-cloud/debian-12"}
+    kinds = [each["bootDisk"]["initializeParams"]["type"] for each in instances(changed)]
+    assert kinds == ["hyperdisk-balanced", "pd-balanced", "pd-balanced"], "N4 machines have no other disks"
     worker = changed["machines-worker-1"]
     assert worker["guestAccelerators"] == [{"type": "nvidia-tesla-t4", "count": 2}]
     assert worker["scheduling"]["onHostMaintenance"] == "TERMINATE"  # machines with GPUs cannot migrate live
     assert worker["bootDisk"]["initializeParams"]["image"] == "ubuntu-os-cloud/ubuntu-2204-lts"
+
+
+def test_only_workers_have_local_ssds(shipped: dict, changed: dict) -> None:
+    assert not any(each.get("scratchDisks") for each in instances(shipped))
+    scheduler, *workers = instances(changed)
+    assert not scheduler.get("scratchDisks")
+    assert [each["scratchDisks"] for each in workers] == 2 * [2 * [{"interface": "NVME"}]]
 
 
 def test_the_data_disk_is_attached_to_the_machine_that_holds_the_data(shipped: dict, changed: dict) -> None:

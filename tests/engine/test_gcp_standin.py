@@ -17,6 +17,7 @@ import pytest
 
 from rehearsal.environment import environment as rehearsal_environment
 from tests.engine.support import Cloud, Project, processes, wait_for
+from tools import google_errors
 
 OTHERS = {"key": "others", "effect": "NoSchedule"}
 
@@ -143,6 +144,10 @@ def test_a_cluster_with_network_and_pools_can_be_created_changed_and_deleted(clo
 account = make("serviceaccount/account:Account", "account", accountId="dask-nodes")
 make("projects/iAMMember:IAMMember", "role", project="my-project", role="roles/viewer", member=account.member)
 make("projects/service:Service", "api", service="compute.googleapis.com")
+found = pulumi.runtime.invoke("gcp:organizations/getProject:getProject", {{"projectId": "my-project"}},
+    pulumi.InvokeOptions(provider=google))
+make("storage/bucketIAMMember:BucketIAMMember", "bucket", bucket="mine", role="roles/storage.objectViewer",
+    member="principal://iam.googleapis.com/projects/" + found.value["number"])
 pulumi.export("cluster", [cluster.endpoint, cluster.masterAuth, cluster.controlPlaneEndpointsConfig, cluster.id])
 pulumi.export("others", [subnetwork.gatewayAddress, account.email, subnetwork.selfLink])
 """
@@ -160,12 +165,14 @@ pulumi.export("others", [subnetwork.gatewayAddress, account.email, subnetwork.se
     ]
     assert "my-project/roles/viewer/serviceAccount:dask-nodes@my-project.iam.gserviceaccount.com" in cloud.files
 
+    assert "b/mine/roles/storage.objectViewer/principal:/iam.googleapis.com/projects/123456789012" in cloud.files
+
     output = cloud.up(program("two", 2))
     assert "2 updated" in output
-    assert "10 unchanged" in output
+    assert "11 unchanged" in output
     assert cloud.record(CLUSTER_ID)["outputs"]["effectiveLabels"] == {"goog-pulumi-provisioned": "true", "label": "two"}
-    assert "12 unchanged" in cloud.up(program("two", 2))
-    assert "12 deleted" in cloud.destroy()
+    assert "13 unchanged" in cloud.up(program("two", 2))
+    assert "13 deleted" in cloud.destroy()
     assert cloud.files == {"my-project/compute.googleapis.com"}, "an API stays on for others in the project"
     assert (cloud.folder / "calls").read_text().split() == ["up", "down"]
 
@@ -286,6 +293,56 @@ pulumi.export("vm", [vm.networkInterfaces, vm.id])
 
     assert "cannot change machineType while the machine runs" in cloud.fails(machine % "e2-large")
     assert "8 deleted" in cloud.destroy()
+    assert cloud.files == set()
+
+
+LIMITS = {
+    "quotas": {"CPUS": 24, "SSD_TOTAL_GB": 500, "GPUS_ALL_REGIONS": 0},
+    "constraints": ["compute.requireOsLogin", "compute.vmExternalIpAccess"],
+    "labels": ["cost-center"],
+    "missing": ["c4-standard-4"],
+    "denied": ["compute.firewalls.create"],
+}
+# Each of these asks for one thing that the limits forbid.
+LIMITED = """
+def machine(name, size=10, machineType="e2-standard-4", labels={"cost-center": "1"}, outside=None, **more):
+    interfaces = [{"network": "default", "accessConfigs": outside}]
+    make("compute/instance:Instance", name, name=name, machineType=machineType, labels=labels,
+         networkInterfaces=interfaces, bootDisk={"initializeParams": {"size": size}}, **more)
+
+
+machine("cpus", machineType="e2-standard-32")
+machine("disk", size=501)
+machine("gpus", guestAccelerators=[{"type": "nvidia-tesla-t4", "count": 1}])
+machine("login", metadata={"enable-oslogin": "FALSE"})
+machine("address", outside=[{}])
+machine("labels", labels={"team": "a"})
+machine("type", machineType="c4-standard-4")
+make("compute/firewall:Firewall", "ssh", name="ssh", network="default", allows=[{"protocol": "tcp", "ports": ["22"]}],
+    project="our-host", sourceRanges=["35.235.240.0/20"])
+"""
+SENTENCES = [
+    "the project's quota CPUS in region us-central1 is 24.0: write fewer or smaller machines",
+    "the project's quota SSD_TOTAL_GB in region us-central1 is 500.0: write smaller disks",
+    "the project's quota GPUS_ALL_REGIONS globally is 0.0: new projects have a quota of 0 GPUs",
+    "the organization's policy compute.requireOsLogin forbids machines with SSH keys in their metadata",
+    "the organization's policy compute.vmExternalIpAccess forbids external addresses: set machines.iapPort: 2222",
+    "the organization's own policy custom.requireLabels forbids this: if it asks for labels, write them as",
+    "zone us-central1-a has no c4-standard-4: write another machine type or zone",
+    "you may not change firewall rules of project our-host: in a Shared VPC you need roles/compute.securityAdmin",
+]
+
+
+def test_each_of_googles_refusals_is_explained_in_one_sentence(cloud: Cloud, tmp_path: Path) -> None:
+    (cloud.folder / "limits.json").write_text(json.dumps(LIMITS))
+    log = tmp_path / "events"
+    options = {"EVENT_LOG": str(log), "CONTINUE_ON_ERROR": "true"}
+    cloud.project.environment |= {f"PULUMI_OPTION_{name}": value for name, value in options.items()}
+    cloud.project.environment |= {"PULUMI_DEBUG_COMMANDS": "true"}
+    cloud.fails(LIMITED)
+    found = sorted(google_errors.explanations(google_errors.messages(log.read_text())))
+    for sentence, text in zip(found, sorted(SENTENCES), strict=True):
+        assert sentence.startswith(text)
     assert cloud.files == set()
 
 

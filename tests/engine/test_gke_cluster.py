@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from daskstack.engine import PROJECT
+from settings.buckets import MEMBER
 from settings.gke import GkeSource, Hardening
 from tests.engine.previews import Previews, inputs
 from tools.rehearse import KEY
@@ -69,7 +70,9 @@ RELAXED: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def relaxed(stack: Previews) -> dict[str, dict[str, Any]]:
-    return inputs(stack.resources(cluster=stack.shipped["cluster"] | RELAXED))
+    data = {"size": "100Gi", "delete": True}
+    cluster = stack.shipped["cluster"] | RELAXED | {"workers": {"machine": "n1-standard-4", "localSsds": 2}}
+    return inputs(stack.resources(cluster=cluster, data=data))
 
 
 SAME = object()  # no setting relaxes the argument
@@ -206,6 +209,15 @@ def test_worker_nodes_run_only_workers_and_scale_to_zero(shipped: dict) -> None:
         assert values[part]["nodeSelector"].items() <= shipped[f"gke-{pool}"]["nodeConfig"]["labels"].items()
 
 
+def test_worker_nodes_have_local_ssds_for_their_pods_files(shipped: dict, relaxed: dict) -> None:
+    found = [
+        pools[name]["nodeConfig"].get("ephemeralStorageLocalSsdConfig")
+        for pools in (shipped, relaxed)
+        for name in POOLS
+    ]
+    assert found == [None, None, None, {"localSsdCount": 2}]
+
+
 def test_resources_have_the_stacks_label(shipped: dict) -> None:
     assert shipped["gke-cluster"]["resourceLabels"] == {"dask-stack": "gke"}
     assert all(shipped[pool]["nodeConfig"]["resourceLabels"] == {"dask-stack": "gke"} for pool in POOLS)
@@ -220,13 +232,42 @@ def test_destroy_leaves_apis_enabled(shipped: dict) -> None:
 
 
 def test_an_existing_network_is_used_unchanged(stack: Previews) -> None:
-    given = {"name": "ours", "subnetwork": "part", "pods": "p", "services": "s"}
-    found = inputs(stack.resources(cluster=stack.shipped["cluster"] | {"network": given}))
+    given = {"name": "ours", "project": "our-host", "subnetwork": "part", "pods": "p", "services": "s"}
+    settings = {"network": given, "labels": {"cost-center": "1"}}
+    found = inputs(stack.resources(cluster=stack.shipped["cluster"] | settings))
     assert found.keys().isdisjoint({"gke-network", "gke-subnetwork", "gke-router", "gke-nat"})
     cluster = found["gke-cluster"]
-    assert cluster["network"] == "projects/my-project/global/networks/ours"
-    assert cluster["subnetwork"] == "projects/my-project/regions/us-central1/subnetworks/part"
+    assert cluster["network"] == "projects/our-host/global/networks/ours"
+    labels = {"cost-center": "1", "dask-stack": "gke"}
+    assert cluster["resourceLabels"] == labels
+    assert all(found[pool]["nodeConfig"]["resourceLabels"] == labels for pool in POOLS)
+    assert cluster["subnetwork"] == "projects/our-host/regions/us-central1/subnetworks/part"
     assert cluster["ipAllocationPolicy"] == {"clusterSecondaryRangeName": "p", "servicesSecondaryRangeName": "s"}
+
+
+def test_a_shared_directory_is_a_filestore_volume_in_the_clusters_network(shipped: dict, relaxed: dict) -> None:
+    assert "gke-data" not in shipped and not shipped["gke-cluster"].get("addonsConfig")
+    assert relaxed["gke-cluster"]["addonsConfig"]["gcpFilestoreCsiDriverConfig"]["enabled"]
+    assert relaxed["gke-data"]["provisioner"] == "filestore.csi.storage.gke.io"
+    assert relaxed["gke-data"]["parameters"] == {"tier": "standard", "network": relaxed["gke-network"]["name"]}
+    assert relaxed["dask-release"]["values"]["data"]["className"] == relaxed["gke-data"]["metadata"]["name"]
+    assert [each for each in relaxed.values() if str(each.get("service")) == "file.googleapis.com"]
+
+
+def test_each_service_account_gets_the_smallest_role_on_each_bucket(stack: Previews, shipped: dict) -> None:
+    assert not [each for each in shipped.values() if "bucket" in each]
+    buckets = [{"name": "readable"}, {"name": "writable", "write": True}]
+    found = inputs(stack.resources(data={"buckets": buckets}, workers={"serviceAccount": "mine"}))
+    roles = {name: (each["bucket"], each["role"]) for name, each in found.items() if "bucket" in each}
+    assert roles == {
+        f"gke-{account}-bucket-{bucket}": (bucket, f"roles/storage.object{role}")
+        for account in ("dask", "dask-scheduler", "mine")
+        for bucket, role in (("readable", "Viewer"), ("writable", "User"))
+    }
+    assert MEMBER.format(12, "my-project", "dask-gke", "mine") == (
+        "principal://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/my-project.svc.id.goog"
+        "/subject/ns/dask-gke/sa/mine"
+    )
 
 
 def test_admins_become_cluster_admins(shipped: dict, relaxed: dict) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +68,8 @@ def test_a_preview_without_a_cluster_shows_every_resource(shipped: dict) -> None
         assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
         assert labels[f"pod-security.kubernetes.io/{mode}-version"] == "latest"
     assert shipped["dask-release"]["inputs"]["chart"] == "./charts/dask"
+    # `destroy` deletes the check first, and stops if the kubeconfig leads to another cluster.
+    assert shipped["dask-check"]["inputs"]["delete"].endswith("on_this_computer.check_cluster")
 
 
 def test_private_keys_and_passwords_are_encrypted(shipped: dict) -> None:
@@ -95,15 +96,24 @@ def test_a_stack_keeps_the_context_of_its_first_up(tmp_path: Path) -> None:
         stack.kubeconfig.write_text(yaml.safe_dump(UNREACHABLE | {"contexts": contexts, "current-context": current}))
         stack.set({"config": {KEY: copy.deepcopy(SETTINGS)}}, str(stack.kubeconfig), "")
 
+    def fails(*words: str) -> str:
+        done = stack.pulumi(*words, "--yes", "--skip-preview", check=False, capture_output=True, text=True)
+        assert done.returncode
+        return done.stdout + done.stderr
+
     switch("none")
-    with pytest.raises(subprocess.CalledProcessError):  # the cluster does not answer, but its context is recorded
-        stack.pulumi("up", "--yes", "--skip-preview", capture_output=True)
+    fails("up")  # the cluster does not answer, but its context is recorded
     switch("other")
     done = stack.pulumi("preview", "--json", capture_output=True, text=True)
     found = planned(done.stdout)
     assert "kubernetes" not in found, "the provider would change"
     assert json.loads(found["dask-check-namespace"]["inputs"]["environment"]["CLUSTER"])["context"] == "none"
     assert "current context is other, but this stack stays on none" in done.stdout + done.stderr
+
+    other = {"clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:2"}}]}
+    stack.kubeconfig.write_text(yaml.safe_dump(UNREACHABLE | other))
+    sentence = "context none of {} leads to https://127.0.0.1:2 now, but this stack is on https://127.0.0.1:1: restore"
+    assert sentence.format(stack.kubeconfig) in fails("up")
 
 
 def test_all_mistakes_are_reported_at_once_before_anything_is_registered(stack: Stack) -> None:

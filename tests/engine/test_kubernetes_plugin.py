@@ -5,21 +5,25 @@ test_kubernetes_standin.py tests the stand-in's own messages, and how it runs ku
 
 import base64
 import json
+import os
 import re
+import subprocess
+import sys
 
+from daskstack import engine, kubeconfig
 from tests.engine.api_server import CLAIM, JOB, NOWHERE, api_server, cluster, pulumi_environment, release
 
 __all__ = ["api_server", "cluster", "pulumi_environment"]  # fixtures
 
 
 def test_secrets_stay_out_of_the_state(cluster):
-    kubeconfig = cluster.api_server.kubeconfig.read_text().replace("}", "}\n")
+    content = cluster.api_server.kubeconfig.read_text().replace("}", "}\n")
     text = f"""
 make("core/v1:Secret", "secret", stringData={{"key": "text"}})
 make("core/v1:ConfigMap", "config", data={{"key": secret("private-data")}})
 {release('{"greeting": secret("private-value"), "list": [1, {"key": secret("private-item")}]}', skipAwait=True)}
 """
-    cluster.project.up(cluster.program(text).replace(f"'{cluster.api_server.kubeconfig}'", f"secret({kubeconfig!r})"))
+    cluster.project.up(cluster.program(text).replace(f"'{cluster.api_server.kubeconfig}'", f"secret({content!r})"))
     assert "private-value" in cluster.helm("get", "values", "demo")
     assert not re.search("private[-_]", cluster.project.stored())
     assert "insecure-skip-tls-verify" not in cluster.project.stored()
@@ -138,3 +142,44 @@ make("core/v1:Secret", "fixed", immutable=True, stringData={{"key": "{command}"}
 def test_an_existing_foreign_object_is_not_adopted(cluster):
     cluster.kubectl("create", "configmap", "theirs")
     assert "already exists" in cluster.fails('make("core/v1:ConfigMap", "it", metadata={"name": "theirs"})')
+
+
+def test_a_credential_plugin_in_one_of_several_kubeconfigs_logs_in(cluster, tmp_path, monkeypatch):
+    """A company's kubeconfig often has no token, but a program that gets one, such as aws or kubelogin."""
+    config = json.loads(cluster.api_server.kubeconfig.read_text())
+    answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "token"}}
+    (tmp_path / "answer").write_text(json.dumps(answer))
+    program = {"apiVersion": answer["apiVersion"], "command": "cat", "args": [f"{tmp_path}/answer"]}
+    config["users"][0]["user"] = {"exec": program | {"interactiveMode": "Never"}}
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.write_text(json.dumps(config))
+    nowhere = json.loads(NOWHERE.replace("test", "nowhere"))
+    first.write_text(json.dumps(nowhere | {"current-context": "test"}))
+    monkeypatch.setenv("KUBECONFIG", f"{first}:{second}")
+    assert kubeconfig.locate(kubeconfig.files(None)) == (second, "test")
+    cluster.up('make("core/v1:ConfigMap", "config")', kubeconfig=str(second), context="test")
+    assert len(re.findall("configmap/config-", cluster.kubectl("get", "configmap", "-o", "name"))) == 1
+
+    access = {"kubeconfig": str(second), "context": "test", **kubeconfig.cluster(str(second), "test")._asdict()}
+    environment = (
+        os.environ
+        | cluster.api_server.variables
+        | {
+            "CLUSTER": json.dumps(access),
+            "NAMESPACE": cluster.namespace,
+            "CREATE": "no",
+            "STACK": "dev",
+            "PATH": f"{cluster.api_server.programs}{os.pathsep}{os.environ['PATH']}",
+        }
+    )
+
+    def check(program):
+        command = [sys.executable, "-m", f"on_this_computer.{program}"]
+        return subprocess.run(command, env=environment, cwd=engine.PROJECT, capture_output=True, text=True)
+
+    assert check("check_namespace").stdout.startswith("v1.")
+    assert check("check_cluster").returncode == 0
+    config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    second.write_text(json.dumps(config))
+    for program in ("check_namespace", "check_cluster"):
+        assert f"context test of {second} leads to https://127.0.0.1:1 now, but this" in check(program).stderr

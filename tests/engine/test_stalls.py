@@ -68,6 +68,8 @@ def test_a_rejected_login_fails_with_the_message_of_ssh(project, sshd, keys):
         "LOCK": "environment.lock",
         "PYTHON": "3.11",
         "SOURCE": "wheelhouse",
+        "SYSTEM": "",
+        "JUPYTER": "",
         "CONNECTION": json.dumps(refused),
     }
     create = f"{sys.executable} -m on_this_computer.send_environment"
@@ -157,7 +159,7 @@ def dumb_kubectl(tmp_path, monkeypatch) -> None:
     program(tmp_path, "kubectl", "exec sleep 600")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     told = {"NAMESPACE": "dask", "CREATE": "yes", "STACK": "test", "RELEASE": "dask", "WAIT": "600", "CHECK": ""}
-    for name, value in (told | {"EXPECT": "", "CLUSTER": json.dumps(CLUSTER)}).items():
+    for name, value in (told | {"EXPECT": "", "NOTEBOOK": "", "CLUSTER": json.dumps(CLUSTER)}).items():
         monkeypatch.setenv(name, value)
     for module, limit in (
         (check_namespace, "WAIT"),
@@ -241,7 +243,7 @@ def test_programs_report_a_scheduler_that_hangs(stopped, path, limit, arguments)
 @pytest.mark.parametrize("stopped", ["tcp"], indirect=True)  # a TLS handshake would time out earlier
 def test_connect_times_out_if_the_scheduler_hangs(stopped, monkeypatch):
     @contextmanager
-    def way(facts, targets):
+    def way(facts, targets, restarts):
         port = int(stopped.rpartition(":")[2])
         yield Way([port, port], lambda: "")
 
@@ -255,7 +257,7 @@ def test_connect_times_out_if_the_scheduler_hangs(stopped, monkeypatch):
 
 def test_a_check_that_times_out_blames_the_scheduler_or_workers():
     """If the scheduler hangs during the check, Dask itself waits forever."""
-    step = script("check", {"CHECK": "import time; time.sleep(600)", "EXPECT": "", "CONFIRMS": ""})
+    step = script("check", {"CHECK": "import time; time.sleep(600)", "EXPECT": "", "NOTEBOOK": "", "CONFIRMS": ""})
     step = step.replace("CHECK_LIMIT=240", 'CHECK_LIMIT=1\nin_environment() { timeout "$within" "$@"; }')
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-s"], input=step, env=environ, capture_output=True, text=True, timeout=PATIENCE)
@@ -274,7 +276,7 @@ def test_a_held_package_lock_is_waited_for_and_reported(tmp_path, waited, status
     config = tmp_path / "apt.conf"
     nothing = "".join(f'Dir::Etc::{name} "/dev/null";\n' for name in ("sourcelist", "sourceparts"))
     config.write_text(f'Dir::State::lists "{lists}";\nAPT::Sandbox::User "root";\n{nothing}')
-    step = script("check", {}).partition("\nmain()")[0].replace("LOCKED=120", f"LOCKED={waited}")
+    step = script("check", {}).partition("\nmain()")[0].replace("LOCKED=600", f"LOCKED={waited}")
     step += "\n(update_lists) && echo 0 || echo 1\nexit 0\n"
     with (lists / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -302,7 +304,15 @@ def test_a_package_index_that_never_answers_is_reported(tmp_path):
     [uv] = collected.glob("uv-*.whl")
     (handed_out / uv.name).symlink_to(uv)
     (handed_out / "environment.lock").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")
-    variables = {"SOURCE": "index", "UV": uv.name, "UV_SHA256": send_environment.sha256(uv), "PYTHON": "3.11"}
+    variables = {
+        "SOURCE": "index",
+        "SYSTEM": "",
+        "UV": uv.name,
+        "UV_SHA256": send_environment.sha256(uv),
+        "UV_ENV": "",
+        "CERTIFICATES": "",
+        "PYTHON": "3.11",
+    }
     variables |= {"LOCK_SHA256": send_environment.sha256(handed_out / "environment.lock"), "AUTHORITY_ADDRESS": ""}
     step = script("environment", variables).partition("\nmain()")[0]
     step = step.replace("OPT=/opt/daskstack", f"OPT={tmp_path}").replace("UV_SILENCE=30", "UV_SILENCE=1")

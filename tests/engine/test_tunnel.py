@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,9 +96,94 @@ def test_the_holder_of_a_tunnel_is_notified_when_it_ends(sshd: Sshd, capsys: pyt
     assert "it: http://127.0.0.1:" in printed[0]
 
 
+@pytest.mark.parametrize("rule", ["AllowTcpForwarding no", "DisableForwarding yes", "PermitOpen 127.0.0.1:2"])
+def test_a_tunnel_that_sshd_forbids_names_the_rules_to_look_for(make_sshd: Callable[[str], Sshd], rule: str) -> None:
+    """ssh itself keeps running, and accepts connections to its port."""
+    sshd = make_sshd("strict").start(rule)
+    with tunnel.tunnel(sshd.connection(), ["127.0.0.1:1"]) as way:
+        assert way.fault() == ""
+        with socket.create_connection(("127.0.0.1", way.ports[0]), timeout=5) as here:
+            assert here.recv(1) == b""
+        wait_for("the reason", lambda: bool(way.fault()))
+        fault = way.fault()
+    assert "open failed: administratively prohibited" in fault and "AllowTcpForwarding" in fault
+
+
+def test_a_bastion_that_forwards_nothing_is_named(sshd: Sshd, make_sshd: Callable[[str], Sshd]) -> None:
+    connection = sshd.connection(proxy=make_sshd("gate").start("AllowTcpForwarding no").connection())
+    with (
+        pytest.raises(TunnelError, match="stdio forwarding failed; sshd of the bastion forwards no connections"),
+        tunnel.tunnel(connection, ["127.0.0.1:1"]),
+    ):
+        pass
+
+
+def test_a_stopped_target_is_no_fault_of_the_tunnel(sshd: Sshd) -> None:
+    with (
+        tunnel.tunnel(sshd.connection(), ["127.0.0.1:1"]) as way,
+        socket.create_connection(("127.0.0.1", way.ports[0]), timeout=5) as here,
+    ):
+        assert here.recv(1) == b""
+        assert way.fault() == ""
+
+
+def test_an_agent_with_too_many_keys_is_named_with_the_remedy(
+    make_sshd: Callable[[str], Sshd], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd, socket_path = make_sshd("strict").start("MaxAuthTries 1"), tmp_path / "agent"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket_path], stdout=subprocess.DEVNULL)
+    try:
+        wait_for("the agent", socket_path.exists)
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(socket_path))
+        for name in ("a", "b"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+            subprocess.run(["ssh-add", "-q", tmp_path / name], check=True)
+        connection = sshd.connection()
+        del connection["private_key"]
+        with (
+            pytest.raises(TunnelError, match=r"Too many authentication failures; .*ssh-add -D; .*dask:sshKey"),
+            tunnel.tunnel(connection, ["127.0.0.1:1"]),
+        ):
+            pass
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
 def _sessions(sshd: Sshd) -> list[int]:
     """The server's connection processes."""
     return [int(pid) for pid in Path(f"/proc/{sshd.pid}/task/{sshd.pid}/children").read_text().split()]
+
+
+def test_a_tunnel_that_ends_is_opened_again_on_the_same_port(
+    sshd: Sshd, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "PAUSE", 0.1)
+    with another_program() as target:
+        target.settimeout(10)
+        with tunnel.tunnel(sshd.connection(), [f"127.0.0.1:{port_of(target)}"], restarts=True) as way:
+            for pid in _sessions(sshd):
+                os.kill(pid, 9)
+            wait_for("it ended", lambda: "trying again" in capsys.readouterr().err)
+            wait_for("it is open again", lambda: way.fault() == "")
+            with socket.create_connection(("127.0.0.1", way.ports[0]), timeout=5) as here:
+                there, _ = target.accept()
+                there.sendall(b"the target")
+                assert here.recv(20) == b"the target"
+                there.close()
+        assert not tunnel.opens(way.ports[0])
+
+
+def test_a_tunnel_is_not_opened_again_on_a_port_that_another_program_took(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "PAUSE", 1)
+    with tunnel.tunnel(sshd.connection(), ["127.0.0.1:1"], restarts=True) as way:
+        for pid in _sessions(sshd):
+            os.kill(pid, 9)
+        wait_for("the port is free", lambda: not tunnel.opens(way.ports[0]))
+        with another_program(way.ports[0]):
+            wait_for("the fault", lambda: "Address already in use" in way.fault())
 
 
 KUBECTL = """#!{python}

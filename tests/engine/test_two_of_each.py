@@ -45,7 +45,8 @@ for name in ("one", "two"):
 
     source = {"source": "gke", "project": "my-project", "location": "us-central1-a", "admins": ["me@example.com"]}
     gke = parse("kubernetes", cluster=source)
-    cluster = GkeCluster(f"{name}-gke", {"stack": name, "settings": gke.cluster, "nodes": 1, "registry": False})
+    own = {"stack": name, "settings": gke.cluster, "nodes": 1, "registry": False, "data": False, "buckets": ()}
+    cluster = GkeCluster(f"{name}-gke", own)
     access = {"kubeconfig": cluster.kubeconfig, "context": ""}
     dask = {"stack": name, "cluster": access, "settings": gke, "password": None, "secret_env": {"TOKEN": key}}
     DaskOnKubernetes(f"{name}-kubernetes", dask, pulumi.ResourceOptions(providers=[cluster.provider]))

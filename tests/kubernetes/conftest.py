@@ -13,7 +13,7 @@ import pytest
 from tests.kubernetes.support import Cluster
 
 # Fixtures of test_release.py. Those in one tuple leave the stack in the same state, which takes a minute to reach.
-STATES = (("to_change", "changed"), ("built",), ("asleep",))
+STATES = (("to_change", "changed"), ("built",), ("learning",), ("asleep",))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

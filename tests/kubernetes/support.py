@@ -65,7 +65,7 @@ class Cluster:
     def command(self, word: str) -> list[str]:
         """Includes all images and wheels that tests of this cluster need, because `up` replaces the former ones."""
         program = [sys.executable, "-m", "rehearsal.kubernetes", word, str(self.directory)]
-        return [*program, "--lock", "charts/jupyter.lock", "--installed"]
+        return [*program, "--lock", "charts/jupyter.lock", "--lock", "environments/ml.lock", "--installed"]
 
     def call(self, word: str) -> str:
         done = subprocess.run(self.command(word), cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=500)
@@ -91,7 +91,11 @@ class Cluster:
     def kubectl(self, *arguments: str, **kwargs) -> str:
         """Its output; raises CalledProcessError with `stderr` if it failed."""
         command = [self.programs / "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, **kwargs).stdout
+        try:
+            return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, **kwargs).stdout
+        except subprocess.CalledProcessError as error:
+            error.add_note(error.stderr)  # for pytest's report
+            raise
 
     def apply(self, *objects: dict, namespace: str = "default") -> None:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})

@@ -1,7 +1,10 @@
 """The manifests that helm renders from the chart; test_node.py sends them to an API server."""
 
+import contextlib
+import functools
 import ipaddress
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +12,8 @@ import pytest
 import settings
 from components.kubernetes import chart_values
 from daskstack.engine import PROJECT
+from on_this_computer import check_release
+from settings.chart import KUBERNETES_OBJECTS, default_values
 from tests.kubernetes.chart import CHART, LOCKS, NAMES, helm, rendered
 
 GOOGLE = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
@@ -31,6 +36,27 @@ def test_the_chart_rejects_values_that_cannot_work(given: dict[str, Any], text: 
     password = {} if "jupyter" in given else {"jupyter": {"passwordSecret": "p"}}
     done = helm("template", "dask", str(CHART), given=password | given, check=False)
     assert done.returncode and text in done.stderr
+
+
+def test_null_removes_every_default_that_can_be_empty() -> None:
+    def paths(value: Any, place: tuple = ()) -> Iterator[tuple]:
+        if isinstance(value, dict) and (not place or place[-1] not in KUBERNETES_OBJECTS):
+            for key, inner in value.items():
+                yield from paths(inner, (*place, key))
+        else:
+            yield place
+
+    values: dict[str, Any] = {}
+    for place in paths(default_values("own")):
+        null = functools.reduce(lambda inner, key: {key: inner}, reversed(place), None)
+        with contextlib.suppress(settings.SettingsError):
+            settings.parse({"target": "kubernetes", "cluster": GOOGLE, "values": null}, PROJECT)
+            values = chart_values.merged(values, null)
+    cluster = settings.parse({"target": "kubernetes", "cluster": GOOGLE, "values": values}, PROJECT)
+    found = of_kind("Deployment", rendered(**chart_values.own(cluster, NAMES, LOCKS, "uv==1", "r")))
+    [worker] = found["dask-worker"]["template"]["spec"]["containers"]
+    assert not worker.keys() & {"livenessProbe", "readinessProbe", "startupProbe", "resources"}
+    assert worker["command"][:2] == ["dask", "worker"]
 
 
 def of_kind(kind: str, manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -103,16 +129,102 @@ def test_only_pods_with_their_own_account_reach_the_metadata_server() -> None:
     assert not any(reached(policies, "scheduler", *each) or reached(policies, "jupyter", *each) for each in METADATA)
 
 
+def test_with_buckets_all_pods_reach_the_metadata_server_but_get_no_token_of_kubernetes() -> None:
+    said = {"target": "kubernetes", "cluster": GOOGLE, "data": {"buckets": [{"name": "mine"}]}}
+    given = chart_values.own(settings.parse(said, PROJECT), NAMES, LOCKS, "uv==1", "r")
+    policies, deployments = (of_kind(kind, rendered(**given)) for kind in ("NetworkPolicy", "Deployment"))
+    for component in ("scheduler", "worker", "jupyter"):
+        assert reached(policies, component, "169.254.169.254", 80), component
+        pod = deployments[f"dask-{component}"]["template"]["spec"]
+        assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("dask", False)
+
+
 def test_tasks_cannot_change_the_environment_and_their_storage_is_limited() -> None:
-    given = {"environment": {"lock": "x==1", "uv": "uv==1"}, "secretEnv": "variables"}
+    given = INSTALLING | {"secretEnv": "variables"}
     for name, deployment in of_kind("Deployment", rendered(**given)).items():
         pod = deployment["template"]["spec"]
-        [container] = pod["containers"]
+        container, *others = pod["containers"]
+        for mount in [each for other in others for each in other["volumeMounts"]]:
+            assert mount["readOnly"], f"{name}: {mount}"
         mounts = {each["mountPath"]: each.get("readOnly", False) for each in container["volumeMounts"]}
-        assert {path for path, only_read in mounts.items() if not only_read} == {"/home/dask", "/tmp"}, name
+        spill = {"/spill"} if name == "dask-worker" else set()
+        assert {path for path, only_read in mounts.items() if not only_read} == {"/home/dask", "/tmp"} | spill, name
         assert all(each["emptyDir"].get("sizeLimit") for each in pod["volumes"] if "emptyDir" in each), name
         assert container["envFrom"] == [{"secretRef": {"name": "variables"}}]
         assert all(each["secret"]["defaultMode"] == 0o440 for each in pod["volumes"] if "secret" in each)
+
+
+def test_variables_of_dask_and_secret_ones_reach_the_installation_of_packages() -> None:
+    said = {"target": "kubernetes", "cluster": GOOGLE, "dask": {"env": {"HTTPS_PROXY": "http://proxy:3128"}}}
+    given = chart_values.own(settings.parse(said, PROJECT), NAMES, LOCKS, "uv==1", "r") | {"secretEnv": "variables"}
+    for deployment in of_kind("Deployment", rendered(**given)).values():
+        [install] = deployment["template"]["spec"]["initContainers"]
+        assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in install["env"]
+        assert install["envFrom"] == [{"secretRef": {"name": "variables"}}]
+
+
+LIMITED = {"limits": {"cpu": "2", "memory": "3Gi"}, "requests": {"cpu": "1", "memory": "3Gi"}}
+SECURE = {"tls": {"scheduler": "s", "worker": "w", "client": "c"}}
+INSTALLING: dict[str, Any] = {"environment": {"lock": "x==1", "uv": "uv==1"}} | SECURE
+
+
+def test_every_container_has_the_limits_that_a_quota_wants() -> None:
+    parts: dict[str, Any] = {part: {"resources": LIMITED} for part in ("scheduler", "worker")}
+    parts["jupyter"] = {"resources": LIMITED, "passwordSecret": "p"}
+    for name, deployment in of_kind("Deployment", rendered(**INSTALLING, **parts)).items():
+        pod = deployment["template"]["spec"]
+        for container in pod["initContainers"] + pod["containers"]:
+            found = container["resources"]
+            assert {*found["limits"], *found["requests"]} == {"cpu", "memory"}, f"{name}: {container['name']}"
+    own = {"environment": INSTALLING["environment"] | {"resources": {"limits": {"memory": "9Gi"}}}}
+    for deployment in of_kind("Deployment", rendered(**INSTALLING | own, **parts)).values():
+        assert deployment["template"]["spec"]["initContainers"][0]["resources"] == {"limits": {"memory": "9Gi"}}
+
+
+def test_workers_get_packages_only_from_the_scheduler_of_the_same_environment_and_only_with_tls() -> None:
+    def keys(given: dict[str, Any]) -> list[str | None]:
+        """The keys of the packages that the scheduler's pod sends, and that a worker wants."""
+        pods = {name: each["template"]["spec"] for name, each in of_kind("Deployment", rendered(**given)).items()}
+        found = [pods["dask-scheduler"]["containers"][-1], pods["dask-worker"]["initContainers"][0]]
+        return [{each["name"]: each.get("value") for each in container["env"]}.get("KEY") for container in found]
+
+    sent, wanted = keys(INSTALLING)
+    assert sent and sent == wanted
+    other, new = keys(INSTALLING | {"environment": {"lock": "x==2", "uv": "uv==1"}})
+    assert other == new != sent, "pods with a new lock would run the old packages"
+    image = {"image": {"repository": "mine"}}
+    sent, wanted = keys(INSTALLING | {"worker": image})
+    assert sent != wanted, "the packages of another image's Python"
+    assert keys({"environment": INSTALLING["environment"]}) == [None, None], "without TLS, anybody could send packages"
+
+
+def test_pods_pull_private_images_with_the_secrets_of_the_values() -> None:
+    given = {part: {"image": {"pullSecrets": [{"name": "mine"}]}} for part in ("scheduler", "worker")}
+    deployments = of_kind("Deployment", rendered(**INSTALLING, **given))
+    for part in given:
+        deployment = deployments[f"dask-{part}"]
+        assert deployment["template"]["spec"]["imagePullSecrets"] == [{"name": "mine"}]
+        like = {"spec": {"template": {"metadata": {"labels": {}}, "spec": deployment["template"]["spec"]}}}
+        job = check_release.manifest(like, "", "")["spec"]["template"]["spec"]
+        assert job["imagePullSecrets"] == [{"name": "mine"}], "the check's job"
+
+
+def test_workers_that_are_replaced_at_once_have_no_settings_of_rolling_updates() -> None:
+    found = of_kind("Deployment", rendered(worker={"strategy": {"type": "Recreate"}}))
+    assert found["dask-worker"]["strategy"] == {"type": "Recreate"}, "Kubernetes would refuse more"
+
+
+def test_new_wheels_replace_the_pods_that_install_them() -> None:
+    def pods(digest: str) -> dict[str, dict]:
+        lock = f"own==1 --hash=sha256:{digest}"
+        return of_kind("Deployment", rendered(environment={"lock": lock, "uv": "uv==1", "wheels": "dask-wheels-1"}))
+
+    old, new = pods("a"), pods("b")
+    for name, deployment in new.items():
+        assert deployment["template"]["metadata"] != old[name]["template"]["metadata"]
+        [install] = deployment["template"]["spec"]["initContainers"]
+        assert {"name": "wheels", "mountPath": "/etc/dask-wheels", "readOnly": True} in install["volumeMounts"]
+        assert {"name": "wheels", "configMap": {"name": "dask-wheels-1"}} in deployment["template"]["spec"]["volumes"]
 
 
 def test_stopping_workers_get_the_grace_period_to_hand_over_their_data() -> None:
@@ -156,4 +268,4 @@ def test_a_load_balancer_admits_only_its_source_networks_and_preserves_client_ad
     assert policies["dask-scheduler"]["ingress"] == [
         {"from": [{"ipBlock": {"cidr": networks[0]}}], "ports": [{"port": "tcp-comm"}]}
     ]
-    assert [list(peer) for peer in policies["dask"]["ingress"][0]["from"]] == [["podSelector"]]
+    assert [list(peer) for rule in policies["dask"]["ingress"] for peer in rule["from"]] == [["podSelector"]]

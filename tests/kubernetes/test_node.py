@@ -22,10 +22,13 @@ from hypothesis import strategies as st
 import settings
 from components.kubernetes import chart_values
 from daskstack.engine import PROJECT
-from rehearsal.kubernetes import components, network
+from on_this_computer import check_release
+from rehearsal.kubernetes import components, network, pki
 from rehearsal.kubernetes import node as node_files
 from rehearsal.programs import kubernetes_programs
-from tests.kubernetes.chart import LOCKS, NAMES, rendered
+from settings import lock
+from tests import private_index
+from tests.kubernetes.chart import CHART, LOCKS, NAMES, rendered
 from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, control_groups, pod, server, until
 
 sys.path.append(str(PROJECT / "rehearsal" / "plugins"))  # from where plugins import each other
@@ -193,6 +196,65 @@ def policy(name: str, selector: dict, **rules: list[dict]) -> dict:
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
+def installer(kubernetes: Cluster, name: str, packages: str, variables: str = "", **files: str) -> None:
+    """Starts a pod that runs the chart's script with a small lock. It has no Debian mirror."""
+    lightgbm = lock.read(PROJECT / "environments/ml.lock", "3.11").requirements
+    data = {
+        "install.sh": (CHART / "files/install.sh").read_text(),
+        "uv.lock": (PROJECT / "tools/uv.txt").read_text(),
+        "environment.lock": "\n".join(each for each in lightgbm if each.startswith("lightgbm==")),
+        "sources": "deb [trusted=yes] http://127.0.0.1:9/ ./",
+        **files,
+    }
+    kubernetes.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
+    script = f"{variables} SYSTEM=$0 EXTRA= JUPYTER= sh /etc/dask-environment/install.sh 2>&1 && echo started"
+    mounts = [
+        {"name": "environment", "mountPath": "/opt/dask"},
+        {"name": "files", "mountPath": "/etc/dask-environment"},
+        {"name": "files", "mountPath": "/etc/apt/sources.list", "subPath": "sources"},
+    ]
+    volumes = [{"name": "environment", "emptyDir": {}}, {"name": "files", "configMap": {"name": name}}]
+    kubernetes.apply(pod(name, "sh", "-c", script, packages, volumeMounts=mounts, volumes=volumes))
+
+
+def test_without_a_debian_mirror_pods_start_unless_the_stack_lists_system_packages(kubernetes: Cluster) -> None:
+    installer(kubernetes, "default", "libgomp1")
+    installer(kubernetes, "listed", "libgomp1 libgl1")
+    said = ended(kubernetes, "default")
+    assert said.endswith("started\n") and "error: cannot download the system packages libgomp1; check that pods" in said
+    until(lambda: kubernetes.kubectl("get", "pod", "listed", "--output=jsonpath={.status.phase}") == "Failed")
+    assert "error: cannot download the system packages libgomp1 libgl1; check that" in kubernetes.kubectl(
+        "logs", "listed"
+    )
+
+
+def test_pods_install_from_an_index_with_a_password_and_a_certificate_of_its_own(
+    kubernetes: Cluster, tmp_path: Path
+) -> None:
+    host, keys = "private.default.svc.cluster.local", tmp_path / "pki"
+    pki.make(keys, "", [host])
+    pem = {"pem": (keys / "server.crt").read_text() + (keys / "server.key").read_text()}
+    kubernetes.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "index"}, "data": pem})
+    program = [Path(private_index.__file__).read_text(), f"http://{network.INNER}:{components.WHEELS}/"]
+    program += ["/etc/index/pem", "0.0.0.0:8000"]
+    mounts = [{"name": "index", "mountPath": "/etc/index"}]
+    volumes = [{"name": "index", "configMap": {"name": "index"}}]
+    kubernetes.apply(
+        pod("private", "python", "-c", *program, volumeMounts=mounts, volumes=volumes),
+        service("private", "private", ports=[{"port": 443, "targetPort": 8000}]),
+    )
+    kubernetes.ready("default", "private")
+    url = private_index.url(host)
+    # The image's own configuration names the node's index.
+    variables = f"PIP_CONFIG_FILE=/dev/null PIP_INDEX_URL={url} UV_NO_CONFIG=1 UV_DEFAULT_INDEX={url}"
+    authority = {"authority.crt": (keys / "ca.crt").read_text()}
+    installer(kubernetes, "customer", "", variables, **authority)
+    installer(kubernetes, "stranger", "", variables.replace(private_index.PASSWORD, "wrong"), **authority)
+    assert ended(kubernetes, "customer").endswith("started\n")
+    until(lambda: kubernetes.kubectl("get", "pod", "stranger", "--output=jsonpath={.status.phase}") == "Failed")
+    assert "401" in kubernetes.kubectl("logs", "stranger")
+
+
 def test_a_second_up_of_the_node_changes_nothing(kubernetes: Cluster) -> None:
     first = processes(kubernetes)
     printed = kubernetes.up()
@@ -251,6 +313,7 @@ PODS = {
     ),
     "serviceAccount": st.sampled_from([None, "dask"]),
 }
+SPILLED = st.sampled_from([{}, {"size": "2Ti"}, {"className": "premium-rwo"}])
 EXPOSED = st.none() | st.fixed_dictionaries(
     {"sources": st.sampled_from([["203.0.113.7/32"], ["10.0.0.0/8", "2001:db8::/48"]]), "internal": st.just(True)}
 )
@@ -258,7 +321,9 @@ ACCEPTED = st.fixed_dictionaries(
     {
         "scheduler": st.fixed_dictionaries({}, optional=PODS),
         "workers": st.fixed_dictionaries(
-            {}, optional=PODS | {"replicas": st.integers(0, 1000), "threads": st.none() | st.integers(1, 9)}
+            {},
+            optional=PODS
+            | {"replicas": st.integers(0, 1000), "threads": st.none() | st.integers(1, 9), "spill": SPILLED},
         ),
         "jupyter": st.fixed_dictionaries({"enabled": st.just(True)}, optional=PODS | {"storage": st.just("2Ti")}),
         "egress": st.sampled_from([[], ["10.2.0.0/24", "fd00:1::/64"]]),
@@ -280,6 +345,7 @@ ACCEPTED = st.fixed_dictionaries(
             {"source": st.just("gke"), "project": st.just("my-project"), "location": st.just("us-central1-a")},
             optional={"workers": st.just({"machine": "a3-mega", "accelerators": {"type": "nvidia-l4"}})},
         ),
+        "data": st.just({"size": "1Ti", "delete": True}),
         "limits": st.sampled_from([{"idle": "30m"}, {"idle": "90d"}]),
         "image": st.sampled_from(["ghcr.io/me/dask:1.4", "localhost:5000/dask:latest"]),
         "values": st.sampled_from(
@@ -306,7 +372,7 @@ def test_the_api_server_accepts_all_values_that_the_settings_accept(kubernetes: 
     cluster = settings.parse({"target": "kubernetes", "cluster": access} | said, PROJECT)
     given = chart_values.own(cluster, NAMES, LOCKS, "uv==1", "r")
     manifests = yaml.safe_dump_all(rendered(**given))
-    kubernetes.kubectl("apply", "--dry-run=server", "--filename=-", input=manifests)
+    kubernetes.kubectl("create", "--dry-run=server", "--filename=-", input=manifests)
 
 
 def test_pods_of_the_chart_meet_the_restricted_standard(kubernetes: Cluster) -> None:
@@ -383,3 +449,20 @@ async def test_kubectl_connects_through_the_dns_endpoint_and_sees_labels_and_tai
     after = look()
     assert after["metadata"]["labels"] == before["metadata"]["labels"]
     assert after["spec"].get("taints", []) == before["spec"].get("taints", [])
+
+
+def test_a_check_that_exceeds_a_quota_fails_soon_with_the_reason(
+    kubernetes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": "0"}}}
+    labels = {"app": "dask", "release": "dask", "component": "worker"}
+    template = {"metadata": {"labels": labels}, "spec": pod("worker", "true")["spec"] | {"restartPolicy": "Always"}}
+    spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
+    worker = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "dask-worker", "labels": labels}}
+    kubernetes.kubectl("create", "namespace", "full")
+    kubernetes.apply(quota, worker | {"spec": spec}, namespace="full")
+    monkeypatch.setattr(check_release, "PATIENCE", 2)
+    command = [str(kubernetes.programs / "kubectl"), f"--kubeconfig={kubernetes.kubeconfig}"]
+    with pytest.raises(check_release.Failure, match=r"the check's job cannot start: .*exceeded quota: few"):
+        check_release.job(check_release.Cluster(command, "full", "dask"), "print(1)", "{}")
+    kubernetes.kubectl("delete", "namespace", "full", "--wait=false")

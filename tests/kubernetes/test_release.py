@@ -3,11 +3,13 @@
 Each test requests the settings that it needs (`Stack.has`): `up` runs only if the current settings are different.
 """
 
+import asyncio
 import base64
 import copy
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,6 +19,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.cookiejar import CookieJar
@@ -25,15 +28,27 @@ from typing import Any
 
 import pytest
 from distributed import Client
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
 
+from components.kubernetes import chart_values
 from components.kubernetes.tls import tls_identities
 from daskstack import client_output, connection, status_and_logs
 from daskstack.engine import PROJECT, engine
 from daskstack.route import wake, way_to
+from on_this_computer.send_environment import sha256
 from rehearsal.kubernetes import components, images, network, objects
 from rehearsal.machines import SUDO
+from rehearsal.programs import google_program
+from settings.buckets import MEMBER, Bucket
+from settings.chart import CHARTS
+from settings.kubernetes import WHEELS_LIMIT
+from tests.examples import PRINTS
+from tests.kubernetes.chart import rendered
 from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, pod, server, until
+from tests.notebooks import log_in
 from tests.tls import accepts
+from tests.wheels import wheel
 from tests.work import Work
 from tools.rehearse import KEY, Rehearsal
 
@@ -46,6 +61,7 @@ SETTINGS = {
     "workers": {"replicas": 2, **SMALL},
     "scheduler": SMALL,
     "jupyter": {**SMALL, "storage": "1Gi"},
+    "data": {"size": "1Gi", "className": objects.SHARED, "delete": True},
     "wait": 500,
     # Pods install nothing when they start, unless a test needs it.
     "image": images.INSTALLED,
@@ -55,12 +71,17 @@ SPACE = f"dask-{STACK}"
 TOKEN = "swordfish's $HOME"
 PASSWORD = "correct horse battery staple"
 PROVIDER = "PasswordIdentityProvider"
-METADATA = "169.254.169.254"
+METADATA, STORAGE = "169.254.169.254", "199.36.153.8"  # as in Google's networks
 ALMOST = {"app": "dask", "release": "another"}  # the labels of another release's pods
 SERVICES = {"scheduler": 8786, "webui": 80, "jupyter": 80}
 ELSEWHERE = "203.0.113.7/32"
-# One worker, which stops when the cluster is idle, and no Jupyter.
-ASLEEP = {"workers": {"replicas": 1, **SMALL}, "jupyter": {"enabled": False}, "limits": {"idle": "1h"}}
+# One worker, which stops when the cluster is idle, and no Jupyter. The scheduler asks Kubernetes without the proxy.
+ASLEEP = {
+    "workers": {"replicas": 1, **SMALL},
+    "jupyter": {"enabled": False},
+    "limits": {"idle": "1h"},
+    "dask": {"env": {"HTTPS_PROXY": "http://127.0.0.1:9"}},
+}
 
 
 class Stack(Rehearsal):
@@ -155,7 +176,40 @@ def built(stack: Stack) -> Stack:
 
 def test_up_ends_with_the_table_of_the_check(built: Stack) -> None:
     names = [line.split()[0] for line in built.outputs()["check"].splitlines()]
-    assert names == ["workers", "environment", "tls", "job"]
+    assert names == ["workers", "environment", "tls", "ports", "data", "job", "imports", "jupyter"]
+
+
+def test_scheduler_workers_and_notebooks_share_a_directory(built: Stack) -> None:
+    assert "all pods share /srv/daskdata\n" in built.outputs()["check"]
+    program = "import fsspec\nwith fsspec.open('daskdata://note', 'w') as file: file.write('from a notebook')"
+    built.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program)
+
+    def read() -> tuple[str, str]:
+        import fsspec
+
+        with fsspec.open("daskdata://note", "r") as file:
+            return Path("/srv/daskdata/note").read_text(), file.read()
+
+    with built.connect() as client:
+        assert {*client.run(read).values(), client.run_on_scheduler(read)} == {("from a notebook",) * 2}
+
+
+@pytest.fixture
+def learning(stack: Stack) -> Stack:
+    """The stack with packages for machine learning, and without Jupyter."""
+    workers = {"replicas": 2, "cpu": 0.2, "memory": "2 GiB"}
+    stack.has({"workers": workers, "jupyter": {"enabled": False}, "environment": {"lock": "environments/ml.lock"}})
+    return stack
+
+
+@pytest.mark.parametrize("name", sorted(PRINTS))
+def test_an_example_runs_the_first_time(learning: Stack, name: str) -> None:
+    command = [sys.executable, "-m", "tools.examples", name]
+    done = subprocess.run(
+        command, env=learning.environ | {"STACK": STACK}, cwd=PROJECT, capture_output=True, text=True, timeout=900
+    )
+    said = done.stdout + done.stderr
+    assert re.search(PRINTS[name], said), said
 
 
 def test_a_second_up_changes_nothing(built: Stack) -> None:
@@ -284,20 +338,67 @@ def test_network_policies_block_other_pods_and_access_to_private_networks(strang
         assert cluster.reach(SPACE, pods[component], index) == {index: "open"}
 
 
-def log_in(port: int, password: str) -> bool:
-    """Whether the login form of a notebook server accepts the password."""
-    base = f"http://127.0.0.1:{port}"
-    jar = CookieJar()
-    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
-    opener.open(f"{base}/login", timeout=30).read()
-    xsrf = next(cookie.value for cookie in jar if cookie.name == "_xsrf")
-    form = urllib.parse.urlencode({"password": password, "_xsrf": xsrf}).encode()
+# Prints what a pod reads from a bucket after it has tried to write there.
+USE_BUCKET = f"""
+import os, sys
+os.environ |= {{"GCE_METADATA_HOST": "{METADATA}", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}}
+import gcsfs
+files = gcsfs.GCSFileSystem(endpoint_url="http://{STORAGE}")
+for name in sys.argv[1:]:
     try:
-        opener.open(f"{base}/login", form, timeout=30)
-        return opener.open(f"{base}/api/contents", timeout=30).status == 200
-    except urllib.error.HTTPError as error:
-        assert error.code in (401, 403)
-        return False
+        files.pipe(f"{{name}}/greeting", b"new")
+    except Exception as error:
+        print("cannot write:", str(error).splitlines()[-1], end="; ")
+    try:
+        print(files.cat(f"{{name}}/greeting").decode())
+    except Exception as error:
+        print("cannot read:", str(error).splitlines()[-1])
+"""
+
+
+@pytest.fixture
+def storage(built: Stack, tmp_path: Path) -> Iterator[Stack]:
+    """The stack with a Cloud Storage and a metadata server, and roles and policies as `data.buckets` gives them."""
+    members = {}
+    for each in json.loads(built.kubectl("get", "pods", "--selector", "release=dask", "--output", "json"))["items"]:
+        account = each["spec"]["serviceAccountName"]
+        members[each["status"].get("podIP", "")] = MEMBER.format(12, "my-project", SPACE, account)
+    (tmp_path / "pods.json").write_text(json.dumps(members))
+    for bucket in (Bucket(name="readable"), Bucket(name="writable", write=True)):
+        role = tmp_path / "b" / bucket.name / bucket.role
+        for member in members.values():
+            (role / member).parent.mkdir(parents=True, exist_ok=True)
+            (role / f"{member}.json").touch()
+    policies = [each for each in rendered(networkPolicy={"metadata": True}) if each["kind"] == "NetworkPolicy"]
+    policies = [each for each in policies if each["metadata"]["name"].endswith("-account")]
+    built.cluster.apply(*policies, namespace=SPACE)
+    inside = [*SUDO, "ip", "netns", "exec", network.name(built.cluster.directory)]
+    places = [f"{METADATA}/32", f"{STORAGE}/32"]
+    for place in places:
+        subprocess.run([*inside, "ip", "address", "replace", place, "dev", "lo"], check=True)
+    buckets = ["readable", "writable", "secret"]
+    command = [*inside, google_program(), tmp_path, f"{METADATA}:80", f"{STORAGE}:80", *buckets]
+    try:
+        with subprocess.Popen(command) as server:
+            try:
+                yield built
+            finally:
+                server.terminate()
+    finally:
+        for place in places:
+            subprocess.run([*inside, "ip", "address", "delete", place, "dev", "lo"], check=True)
+        built.kubectl("delete", "networkpolicy", *(each["metadata"]["name"] for each in policies))
+
+
+def test_pods_use_only_the_buckets_that_their_service_account_may_use(storage: Stack) -> None:
+    refused = f"{MEMBER.format(12, 'my-project', SPACE, 'dask')} does not have this access"
+    for component in ("scheduler", "worker", "jupyter"):
+        command = ("exec", f"deploy/dask-{component}", "--", "python", "-c", USE_BUCKET)
+        assert storage.kubectl(*command, "readable", "writable", "secret").splitlines() == [
+            f"cannot write: {refused}; readable",
+            "new",
+            f"cannot write: {refused}; cannot read: {refused}",
+        ]
 
 
 def test_the_notebook_server_accepts_only_its_password(built: Stack) -> None:
@@ -310,8 +411,39 @@ def test_the_notebook_server_accepts_only_its_password(built: Stack) -> None:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents", timeout=30)
 
 
+async def test_a_notebooks_dashboard_link_opens_in_the_browser_and_the_dask_panel_finds_it(built: Stack) -> None:
+    outputs = built.outputs()
+    program = "from distributed import Client\nwith Client(timeout=30) as client: print(client.dashboard_link)"
+    link = built.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program).split()[-1]
+    with way_to(outputs["client"], [outputs["client"].jupyter]) as way:
+        base, jar = f"http://127.0.0.1:{way.ports[0]}", CookieJar()
+        assert log_in(way.ports[0], outputs["jupyterPassword"], jar)
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+
+        def page(path: str) -> str:
+            return browser.open(f"{base}{path}", timeout=60).read().decode()
+
+        assert "Dask Diagnostic UI" in page(link)
+        panel = json.loads(page("/lab/api/settings/dask-labextension:plugin"))["schema"]["properties"]
+        dashboard = panel["defaultURL"]["default"]
+        assert dashboard == link.removesuffix("status") and panel["hideClusterManager"]["default"]
+        stream = dashboard + json.loads(page(f"{dashboard}individual-plots.json"))["Individual Task Stream"].strip("/")
+        [token] = re.findall(r'"token":"([^"]+)"', page(stream))
+        cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in jar)
+        address = f"{base.replace('http', 'ws')}{stream}/ws"
+        request = HTTPRequest(address, headers={"Cookie": cookies, "Origin": base}, request_timeout=30)
+        figures = await websocket_connect(request, subprotocols=["bokeh", token])
+        assert json.loads(await asyncio.wait_for(figures.read_message(), 30))["msgtype"] == "ACK"
+        figures.close()
+
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            page("/proxy/dask-scheduler:8786/")
+        without_login = urllib.request.urlopen(f"{base}{link}", timeout=30).read().decode()
+        assert "Dask Diagnostic UI" not in without_login
+
+
 def test_a_load_balancer_admits_its_source_networks(built: Stack) -> None:
-    credentials = connection.security(built.outputs()["client"].tls)
+    credentials = connection.security(built.outputs()["client"])
     with Client(balanced(built), security=credentials, timeout=30) as client:
         assert client.submit(sum, range(10)).result(timeout=60) == 45
 
@@ -329,12 +461,61 @@ def test_the_client_reconnects_when_the_scheduler_moves_to_another_pod(built: St
         until(answers, 300)
 
 
+def test_draining_a_node_moves_the_results_of_a_worker_and_waits_for_the_scheduler(built: Stack) -> None:
+    def evict(component: str) -> str:
+        """Evicts a pod, as `kubectl drain` does, and returns its name."""
+        name = built.kubectl("get", "pods", f"--selector=component={component}", "--output=name").split()[0]
+        pod = name.removeprefix("pod/")
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": SPACE}}
+        place = f"/api/v1/namespaces/{SPACE}/pods/{pod}/eviction"
+        built.cluster.kubectl("create", f"--raw={place}", "--filename=-", input=json.dumps(eviction))
+        return pod
+
+    def numbers() -> list[float]:
+        return [random.random() for _ in range(1000)]  # a recomputed result differs
+
+    with built.connect() as client:
+        client.wait_for_workers(2, timeout=200)
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            evict("scheduler")
+        assert "disruption budget" in refused.value.stderr
+        names = [worker["name"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+        results = [client.submit(numbers, workers=[name], allow_other_workers=True, pure=False) for name in names]
+        before = client.gather(results)
+        gone = evict("worker")
+        built.kubectl("wait", "--for=delete", f"pod/{gone}", "--timeout=110s")
+        assert client.gather(results) == before
+    built.kubectl("rollout", "status", "deployment/dask-worker", "--timeout=110s")
+
+
+OWN = "1.0+local"  # the version of a package that no index has; ConfigMaps accept no + in names of files
+# An edited copy of the official chart's values.yaml, with a null that removes a default.
+COPY = chart_values.merged(
+    json.loads((CHARTS / "official.json").read_text()),
+    {"worker": {"annotations": {"team": "a"}, "livenessProbe": None}, "jupyter": {"rbac": False}},
+)
 CHANGED = {
+    "values": COPY,
     "image": None,  # every pod installs the lock and the additional package
-    "workers": {"replicas": 1, **SMALL},
-    "packages": {"pip": ["json5"]},
+    "workers": {"replicas": 1, **SMALL, "spill": {"size": "1Gi", "className": objects.CLASS}},
+    "packages": {"pip": ["json5", "lightgbm"]},
     "expose": {"scheduler": {"sources": [ELSEWHERE]}},
+    "dask": {"ports": {"libraries": "20000-20099"}},
 }
+
+
+@pytest.fixture(scope="module")
+def changes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """CHANGED, with a lock that needs the largest possible wheel which no index has."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own.wheels").mkdir()
+    wheel(folder / "own.wheels", "mypackage", OWN)
+    [own] = (folder / "own.wheels").iterdir()
+    with zipfile.ZipFile(own, "a") as archive:
+        archive.writestr("mypackage/data", os.urandom(WHEELS_LIMIT - own.stat().st_size - 200))
+    pin = f"mypackage=={OWN} --hash=sha256:{sha256(own)}\n    # from own.wheels/{own.name}\n"
+    (folder / "own.lock").write_text((PROJECT / "environment.lock").read_text() + pin)
+    return CHANGED | {"environment": {"lock": str(folder / "own.lock")}}
 
 
 @pytest.fixture
@@ -343,15 +524,17 @@ def to_change(built: Stack) -> Stack:
     return built
 
 
-def test_changing_workers_and_packages_shows_in_the_preview_and_loses_no_result(to_change: Stack) -> None:
-    to_change.change(CHANGED)
+def test_changing_workers_and_packages_shows_in_the_preview_and_loses_no_result(
+    to_change: Stack, changes: dict[str, Any]
+) -> None:
+    to_change.change(changes)
     assert "~values" in to_change.run("preview")
     with ThreadPoolExecutor() as pool:
         work = Work(to_change.connect())
         try:
             former = set(work.workers())
             assert len(former) == 2
-            change = pool.submit(to_change.has, CHANGED, "", **{"dask:jupyterPassword": PASSWORD})
+            change = pool.submit(to_change.has, changes, "", **{"dask:jupyterPassword": PASSWORD})
             until(lambda: work.wrong or change.done() or not former & set(work.workers()), 500)
             assert not change.done(), "the scheduler did not wait: " + change.result()
             work.check_progress()
@@ -364,8 +547,8 @@ def test_changing_workers_and_packages_shows_in_the_preview_and_loses_no_result(
 
 
 @pytest.fixture
-def changed(stack: Stack) -> Stack:
-    stack.has(CHANGED, **{"dask:jupyterPassword": PASSWORD})
+def changed(stack: Stack, changes: dict[str, Any]) -> Stack:
+    stack.has(changes, **{"dask:jupyterPassword": PASSWORD})
     return stack
 
 
@@ -373,6 +556,24 @@ def test_a_load_balancer_rejects_other_networks(changed: Stack) -> None:
     address = balanced(changed).removeprefix("tls://")
     with pytest.raises(OSError):
         socket.create_connection(address.split(":"), timeout=5)
+
+
+def test_pods_reach_each_other_only_on_the_ports_of_dask_and_of_libraries(changed: Stack) -> None:
+    assert "workers reach each other on 20000-20099" in changed.outputs()["check"]
+    with changed.connect() as client:
+        [address] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+        host = address.removeprefix("tls://").split(":")[0]
+        listen = "import socket, time; held = [socket.create_server(('', p)) for p in (20000, 20100)]; time.sleep(60)"
+        worker = changed.kubectl("get", "pods", "--selector", "component=worker", "--output", "name").strip()
+        words = ["--namespace", SPACE, "exec", worker, "--", "python", "-c", listen]
+        command = [changed.cluster.programs / "kubectl", "--kubeconfig", changed.cluster.kubeconfig, *words]
+        with subprocess.Popen(command) as listening:
+            ports = {20000: "open", 20100: FORBIDDEN, 9000: "open", 9001: "open", 8790: "open"}
+            expected = {f"{host}:{port}": seen for port, seen in ports.items()}
+            try:
+                until(lambda: changed.cluster.reach(SPACE, "deploy/dask-jupyter", *expected) == expected)
+            finally:
+                listening.kill()
 
 
 def test_a_custom_password_takes_effect(changed: Stack) -> None:
@@ -386,6 +587,76 @@ def test_a_notebook_has_the_workers_environment_and_finds_the_scheduler(changed:
     """Its pod installs it from the same lock."""
     program = "from distributed import Client\nwith Client(timeout=30) as c: print(c.submit(sum, range(10)).result(60))"
     assert changed.kubectl("exec", "deploy/dask-jupyter", "--", "python", "-c", program).split()[-1] == "45"
+
+
+def test_pods_install_a_system_library_that_their_image_lacks(changed: Stack) -> None:
+    program = "import lightgbm; print(lightgbm.__version__)"
+    for kind in ("worker", "jupyter"):
+        assert changed.kubectl("exec", f"deploy/dask-{kind}", "--", "python", "-c", program)[0].isdigit()
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        changed.kubectl("exec", "deploy/dask-worker", "--", "env", "LD_LIBRARY_PATH=", "python", "-c", program)
+    assert "libgomp.so.1: cannot open shared object file" in failed.value.stderr
+
+
+def test_this_computer_reaches_the_shared_directory(changed: Stack, tmp_path: Path) -> None:
+    """The image lacks the SFTP server that this needs."""
+
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", "daskstack", *words]
+        return subprocess.check_output(
+            command, env=changed.environ | {"STACK": STACK}, cwd=PROJECT, text=True, timeout=120
+        )
+
+    source = tmp_path / "a folder"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "file").write_text("from here")
+    said("put", "--stack", STACK, str(source), "copied/")
+    assert "sub" in said("ls", "--stack", STACK, "copied/a folder")
+    program = "import fsspec; print(fsspec.open('daskdata://copied/a folder/sub/file', 'r').open().read())"
+    assert changed.kubectl("exec", "deploy/dask-worker", "--", "python", "-c", program) == "from here\n"
+    said("get", "--stack", STACK, "copied/a folder", f"{tmp_path}/back/")
+    assert (tmp_path / "back" / "a folder" / "sub" / "file").read_text() == "from here"
+    program = f"""if True:
+        import fsspec
+        files = fsspec.filesystem("daskdata", stack="{STACK}")
+        print(files.cat("copied/a folder/sub/file").decode())
+        files.rm("copied", recursive=True)
+    """
+    here = subprocess.check_output([sys.executable, "-c", program], env=changed.environ, cwd=PROJECT, text=True)
+    assert here == "from here\n"
+    changed.kubectl("exec", "deploy/dask-scheduler", "--", "sh", "-c", "! [ -e /srv/daskdata/copied ]")
+
+
+def test_pods_install_wheels_that_no_index_has(changed: Stack) -> None:
+    program = "import importlib.metadata; print(importlib.metadata.version('mypackage'))"
+    for kind in ("scheduler", "worker", "jupyter"):
+        assert changed.kubectl("exec", f"deploy/dask-{kind}", "--", "python", "-c", program) == f"{OWN}\n"
+
+
+def test_edits_of_the_official_values_take_effect_and_those_without_one_are_named(changed: Stack) -> None:
+    deployment = json.loads(changed.kubectl("get", "deployment", "dask-worker", "--output", "json"))
+    assert deployment["spec"]["template"]["metadata"]["annotations"]["team"] == "a"
+    [worker] = deployment["spec"]["template"]["spec"]["containers"]
+    assert "livenessProbe" not in worker and "startupProbe" in worker
+    assert "values.jupyter.rbac: has no effect; use jupyter.serviceAccount" in changed.printed
+
+
+def test_new_workers_start_while_the_package_index_is_down(changed: Stack) -> None:
+    """They get the packages of the scheduler's pod."""
+    down = "PIP_FIND_LINKS=http://127.0.0.1:9"
+    changed.applied = None
+    changed.kubectl("set", "env", "deployment/dask-worker", "--containers=environment", down)
+    try:
+        changed.kubectl("rollout", "status", "deployment/dask-worker", "--timeout=110s")
+    finally:
+        changed.kubectl("rollout", "undo", "deployment/dask-worker")
+
+
+def test_workers_spill_to_a_volume_of_their_own(changed: Stack) -> None:
+    claims = json.loads(changed.kubectl("get", "persistentvolumeclaims", "--output", "json"))["items"]
+    [spill] = [each for each in claims if each["metadata"]["name"].endswith("-dask-spill")]
+    volume = changed.cluster.directory / "volumes" / spill["spec"]["volumeName"]
+    assert [path.name for path in volume.iterdir()] == ["dask-scratch-space"]
 
 
 @pytest.fixture
@@ -419,12 +690,16 @@ def test_idle_workers_stop_and_start_again_when_a_client_connects(asleep: Stack)
         assert client.submit(sum, range(10)).result(timeout=120) == 45
 
 
-def test_up_says_which_quota_volume_image_or_node_keeps_pods_from_starting(asleep: Stack) -> None:
+def test_up_says_which_quota_limit_volume_image_or_node_keeps_pods_from_starting(asleep: Stack) -> None:
     groups = [
         {"name": "costly", "replicas": 1, "resources": {"requests": {"ephemeral-storage": "2Ti"}}},
         {"name": "large", "replicas": 1, "resources": {"requests": {"cpu": 500}}},
         {"name": "lost", "replicas": 1, "image": {"repository": "example.invalid/dask", "tag": "1"}},
+        {"name": "tiny", "replicas": 1, "resources": {"requests": {"memory": "16Mi"}}},
     ]
+    limit = {"limits": [{"type": "Container", "min": {"memory": "32Mi"}}]}
+    space = {"name": "least", "namespace": SPACE}
+    asleep.cluster.apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": space, "spec": limit}, namespace=SPACE)
     asleep.kubectl("create", "quota", "few", "--hard=requests.ephemeral-storage=1Ti")
     asleep.cluster.kubectl("delete", "storageclass", objects.CLASS)
     try:
@@ -434,10 +709,11 @@ def test_up_says_which_quota_volume_image_or_node_keeps_pods_from_starting(aslee
         )
         said = asleep.up(succeeds=False)
     finally:
-        asleep.kubectl("delete", "quota", "few")
+        asleep.kubectl("delete", "quota/few", "limits/least")
         asleep.cluster.apply(objects.STORAGE_CLASS)
     for text in (
         r"dask-costly cannot create pods: .*exceeded quota: few",
+        r"dask-tiny cannot create pods: .*minimum memory usage per Container is 32Mi, but request is 16Mi",
         r"dask-large-\S+ cannot be scheduled: .*Insufficient cpu",
         r"dask-lost-\S+: the image example.invalid/dask:1 cannot be pulled",
         r"the volume dask-jupyter is not bound; check that the cluster has a default StorageClass",
@@ -509,6 +785,7 @@ def plain(stack: Stack) -> Iterator[Stack]:
             "namespace": {"name": "ours", "create": False},
             "workers": {"replicas": 1, **SMALL},
             "jupyter": {**SMALL, "keep": True},
+            "data": {"size": "1Gi", "className": objects.SHARED},
             "dask": {"tls": False},
         }
         stack.change(settings)
@@ -523,7 +800,8 @@ def test_the_next_up_finishes_a_killed_first_one_and_kept_notebooks_outlive_the_
     plain.up()
     outputs, space = plain.outputs(), ("--namespace", "ours")
     # dask.tls is false: connections are unencrypted, also the client's, and there are no keys.
-    assert [line.split()[0] for line in outputs["check"].splitlines()] == ["workers", "environment", "job"]
+    names = [line.split()[0] for line in outputs["check"].splitlines()]
+    assert names == ["workers", "environment", "ports", "data", "job", "imports", "jupyter"]
     with plain.connect() as client:
         assert client.scheduler.address.startswith("tcp://")
         addresses = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
@@ -531,6 +809,8 @@ def test_the_next_up_finishes_a_killed_first_one_and_kept_notebooks_outlive_the_
         assert client.submit(sum, range(10)).result(timeout=60) == 45
     assert "dask-tls" not in plain.cluster.kubectl(*space, "get", "secrets,deployments,configmaps", "-o", "json")
 
-    assert "kept because of jupyter.keep: 10Gi of notebooks" in plain.destroyed()
+    said = plain.destroyed()
+    assert "kept because of jupyter.keep: 10Gi of notebooks" in said
+    assert "kept because data.delete is false: 1Gi; delete with: kubectl --namespace ours delete" in said
     left = plain.cluster.kubectl(*space, "get", "deployments,services,pvc,secrets", "-o", "name")
-    assert left.split() == ["persistentvolumeclaim/dask-jupyter"]
+    assert left.split() == ["persistentvolumeclaim/dask-data", "persistentvolumeclaim/dask-jupyter"]

@@ -7,13 +7,13 @@ from rehearsal.machines import Machine, as_root
 
 # A machine's file system is the image with an overlay folder that contains every change. The overlay is small, so the
 # script compares everything in it with the image. It skips only files that the system itself can write at any time
-# (logs, caches, its own state, backups of the user databases) and bytecode that Python compiles while Dask runs.
-# Installed packages are compared by size and time, other files by their contents.
+# (logs, caches, its own state, folders of services that start, backups of the user databases) and bytecode that Python
+# compiles while Dask runs. Installed packages are compared by size and time, other files by their contents.
 FILES = r"""
 import hashlib, os, re, stat, sys
 
 LEFT_OUT = re.compile(r"/(proc|sys|dev|run)|/var/(log|cache)|/var/lib/systemd/(?!linger).*|.*/systemd-private-[^/]*"
-                      r"|/etc/[^/]*-|/etc/machine|/var/backups/dpkg.*|/etc/daskstack/fetched/new"
+                      r"|/tmp/namespace-dev-.*|/etc/[^/]*-|/etc/machine|/var/backups/dpkg.*|/etc/daskstack/fetched/new"
                       r"|/var/lib/daskstack/home/\.cache|.*/\.sudo_as_admin_successful")
 
 def is_whiteout(found):

@@ -13,7 +13,7 @@ from tests.machines.test_steps import DEVICE, Disk, Pair, blank_disk, wheel
 
 # Commands that steps need, and their Debian packages. Listed here because the steps themselves could forget one.
 NEEDED = {
-    ("blkid", "util-linux"), ("firewall-cmd", "firewalld"), ("fusermount3", "fuse3"), ("mkfs.ext4", "e2fsprogs"),
+    ("blkid", "util-linux"), ("firewall-cmd", "firewalld"), ("mount.fuse3", "fuse3"), ("mkfs.ext4", "e2fsprogs"),
     ("nft", "nftables"), ("openssl", "openssl"), ("pgrep", "procps"), ("python3", "python3"), ("sshfs", "sshfs"),
 }  # fmt: skip
 ALWAYS = {"procps", "util-linux"}  # required by sshd and Debian itself
@@ -119,10 +119,11 @@ def test_steps_install_the_packages_they_need(bare: Bare, disk: Disk, house: Pat
     [uv] = house.glob("uv-*.whl")
     bare.step(
         bare.head, "environment", LOCK_SHA256=send_environment.sha256(house / "environment.lock"), PYTHON="3.11",
-        SOURCE="wheelhouse", UV=uv.name, UV_SHA256=send_environment.sha256(uv), AUTHORITY_ADDRESS="",
+        SOURCE="wheelhouse", SYSTEM="", UV=uv.name, UV_SHA256=send_environment.sha256(uv), AUTHORITY_ADDRESS="",
+        UV_ENV="", CERTIFICATES="",
     )  # fmt: skip
     assert bare.installed == {
-        ("keys", "nftables"), ("keys", "openssl"), ("data", "e2fsprogs"), ("data", "sshfs"), ("environment", "python3"),
+        ("keys", "nftables"), ("keys", "openssl"), ("data", "e2fsprogs"), ("data", "sshfs"), ("data", "python3"),
     }  # fmt: skip
     assert (
         bare.head.ssh("cd / && /opt/daskstack/environment/bin/python -c 'import tiny; print(tiny.value)'").stdout

@@ -3,6 +3,7 @@ preemptions. test_rehearsed.py rehearses it with its own network.
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -16,12 +17,14 @@ from typing import Any
 
 import pytest
 import yaml
+from distributed import Worker, wait
 
 from daskstack import wake_machines
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from rehearsal.compute import bridge
-from rehearsal.machines import Machine, as_root, until
+from rehearsal.machines import SUDO, Machine, as_root, run, until
+from rehearsal.programs import google_program
 from tests.outside import Stranger
 from tests.rehearsals import Shared, end_processes
 from tools import cloud_leftovers
@@ -39,6 +42,9 @@ SETTINGS["config"][KEY]["machines"] |= {
     "network": {"name": "default", "subnetwork": "default", "range": "10.128.0.0/20"},
     "dataDisk": {"name": "mine"},
 }
+SETTINGS["config"][KEY]["machines"]["worker"] |= {"machine": "n1-standard-4", "localSsds": 1}
+SETTINGS["config"][KEY]["jupyter"] = {"enabled": False}
+SETTINGS["config"][KEY]["data"] = {"buckets": [{"name": "readable"}, {"name": "writable", "write": True}]}
 DEFAULT_RULES: dict[str, dict[str, Any]] = {
     "default-allow-ssh": {"allows": [{"protocol": "tcp", "ports": ["22"]}]},
     "default-allow-rdp": {"allows": [{"protocol": "tcp", "ports": ["3389"]}]},
@@ -214,6 +220,95 @@ def test_a_job_returns_the_right_result_despite_repeated_preemptions(stack: Stac
             stack.gcloud("start", name)
             dask.wait_for_workers(2, timeout=300)
         assert dask.submit(sum, futures).result(timeout=300) == sum(number * number for number in range(390))
+
+
+METADATA, STORAGE = "169.254.169.254", "199.36.153.8"  # as in Google's networks
+SERVICES = """
+add table ip google
+add chain ip google prerouting {{ type nat hook prerouting priority dstnat; }}
+add rule ip google prerouting ip daddr {metadata} tcp dport 80 redirect to :8001
+add rule ip google prerouting ip daddr {storage} tcp dport 80 redirect to :8002
+insert rule ip vpc input tcp dport {{ 8001, 8002 }} accept
+"""
+
+
+@contextmanager
+def storage(stack: Stack, *buckets: str) -> Iterator[None]:
+    """A Cloud Storage with these buckets and a metadata server in the machines' network."""
+    inside = [*SUDO, "nsenter", f"--net=/run/netns/{stack.bridge}"]
+    rules = SERVICES.format(metadata=METADATA, storage=STORAGE)
+    run([*inside, "nft", "-f", "-"], seconds=60, stdin=rules)
+    server = subprocess.Popen([*inside, google_program(), stack.folder / "gcp", ":8001", ":8002", *buckets])
+    try:
+        yield
+    finally:
+        as_root("kill", str(server.pid))
+        server.wait(60)
+        run([*inside, "nft", "delete table ip google"], seconds=60)
+
+
+def bucket_tasks() -> tuple[Callable[[str], str], Callable[[str, str], str]]:
+    """Functions that read and write an object of a bucket, and return the result or the server's refusal."""
+
+    def files() -> Any:
+        os.environ |= {"GCE_METADATA_HOST": METADATA, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        import gcsfs
+
+        return gcsfs.GCSFileSystem(endpoint_url=f"http://{STORAGE}", skip_instance_cache=True)
+
+    def read(bucket: str) -> str:
+        try:
+            return files().cat(f"{bucket}/greeting").decode()
+        except OSError as error:
+            return f"refused: {error}"
+
+    def write(bucket: str, text: str) -> str:
+        try:
+            files().pipe(f"{bucket}/greeting", text.encode())
+        except OSError as error:
+            return f"refused: {error}"
+        return read(bucket)
+
+    return read, write
+
+
+def test_tasks_read_and_write_only_the_buckets_that_the_stack_grants(stack: Stack) -> None:
+    read, write = bucket_tasks()
+    with storage(stack, "readable", "writable", "secret"), Client(stack.client()) as dask:
+        dask.wait_for_workers(2, timeout=300)
+
+        def on_each(function: Callable[..., str], *words: str) -> list[str]:
+            """The results on a worker and on the scheduler's machine, which has another account."""
+            there = dask.submit(function, *words, workers="worker-1-1", pure=False).result(timeout=60)
+            return [there, dask.run_on_scheduler(function, *words)]
+
+        assert on_each(read, "readable") == ["readable", "readable"]
+        assert on_each(write, "writable", "new") == ["new", "new"]
+        refused = [*on_each(write, "readable", "new"), *on_each(read, "secret"), *on_each(write, "secret", "new")]
+        assert all("does not have this access" in each for each in refused), refused
+
+
+def test_workers_spill_to_local_ssds_which_a_power_off_empties(stack: Stack) -> None:
+    def spill(dask_worker: Worker) -> tuple[int, int, list[str]]:
+        """The spilled bytes, the disk's bytes, and the files in the folder. Leaves a file there."""
+        dask_worker.data.evict()
+        folder = Path("/var/lib/daskstack/spill/daskstack")
+        spilled, disk = sum(each.stat().st_size for each in folder.rglob("storage/*")), os.statvfs(folder)
+        found = [each.name for each in folder.iterdir()]
+        (folder / "left").touch()
+        return spilled, disk.f_frsize * disk.f_blocks, found
+
+    with Client(stack.client()) as dask:
+        for _ in range(2):
+            dask.wait_for_workers(2, timeout=300)
+            random = dask.submit(os.urandom, 10**7, workers="worker-1-1", pure=False)
+            wait(random, timeout=60)
+            [(spilled, size, found)] = dask.run(spill, workers=next(iter(dask.who_has(random).values()))).values()
+            assert spilled > 10**7
+            assert size > 360 * 10**9
+            assert "left" not in found
+            stack.gcloud("simulate-maintenance-event", "worker-1")
+            stack.gcloud("start", "worker-1")
 
 
 @contextmanager

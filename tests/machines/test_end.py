@@ -124,6 +124,12 @@ def test_a_step_killed_at_any_line_can_be_finished_and_undone(alone: Pair) -> No
         assert kill_at(line, machine, text), f"line {line} of {total}"
         data(alone, "/srv/daskdata", "undo")
         assert snapshot(machine) ^ before == set(), f"killed at line {line} of {total}"
+    # Also while the file exists with which the step tests the mount.
+    removal = '  as_cluster_user $ETC/ssh/ssh "$DATA_ADDRESS" rm'
+    machine.run(text.replace(removal, f"  kill -KILL $$\n{removal}"), check=False)
+    assert ".daskstack-probe-" in machine.run("ls -A /srv/daskdata").stdout
+    data(alone, "/srv/daskdata", "undo")
+    assert snapshot(machine) ^ before == set()
     # Kill again and again, each time a little later, until a run ends.
     killed = [line for line in range(total // 12, total + 1, total // 12) if kill_at(line, machine, text)]
     assert len(killed) > 5

@@ -112,7 +112,7 @@ def test_a_job_returns_the_right_result_although_a_worker_is_killed(
 
 
 def test_the_mount_recovers_after_sshfs_dies(machines: Mapping[str, Machine]) -> None:
-    pattern = "-f '^[^ ]*sshfs [^ ]* /srv/daskdata '"
+    pattern = "-f '^sshfs dask@[^ ]* /dev/fd/'"
     for machine in machines.values():
         before = machine.ssh(f"touch /srv/daskdata/seen && pgrep {pattern}").stdout
         machine.ssh(f"sudo pkill -KILL {pattern}")

@@ -43,7 +43,7 @@ class Guest:
     def text(self, **more: str) -> str:
         variables = {
             "IDENTITY": self.machine.id, "NETWORK": self.network, "SSH_PORT": "22", "SSH_SOURCES": "", "OPEN": "",
-            "PORTS": "8786 8787 9000-9002", "CLOSE_OTHERS": "no", "MANAGE": "yes",
+            "PORTS": "8786 8787 9000-9002", "LIBRARY_PORTS": "", "CLOSE_OTHERS": "no", "MANAGE": "yes",
         }  # fmt: skip
         return script("firewall", variables | more)
 
@@ -130,6 +130,15 @@ def test_only_the_cluster_reaches_dask_and_only_listed_networks_reach_ssh(
 
     guest.apply(SSH_SOURCES="198.51.100.0/24", OPEN="9100=198.51.100.1/32 9200=203.0.113.0/24")
     assert [port for port in (22, 8786, 9000, 9100, 9200) if outside.connects(head, port)] == [22, 9100]
+    assert not inside_connects(hand, head, 9100)
+
+
+def test_a_port_can_be_opened_to_a_machine_of_the_clusters_network(guest: Guest, pair: tuple[Guest, Guest]) -> None:
+    head, hand = guest.machine, pair[1].machine
+    for port in (9100, 9200):
+        listens(head, port)
+    guest.apply(CLOSE_OTHERS="yes", OPEN=f"9100={hand.address}/32")
+    assert [port for port in (9100, 9200) if inside_connects(hand, head, port)] == [9100]
 
 
 def test_the_firewall_holds_after_a_reboot(

@@ -4,7 +4,7 @@ Each step runs by hand on two machines that contain many files and services of o
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -18,7 +18,7 @@ from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack
 from settings import MachinesTarget, lock
 from tests.machines.snapshots import changes, snapshot
-from tests.machines.test_steps import Pair
+from tests.machines.test_steps import DEVICE, Disk, Pair, blank_disk
 
 CLUSTER = MachinesTarget.model_validate(
     {"target": "machines", "machines": {"source": "local", "workers": 1}}
@@ -162,8 +162,8 @@ class Guest(Pair):
             send_environment.send(folder, connection(machine))
         self.step(machine, "environment", **environment_variables(self, machine, folder))
 
-    def service(self, machine: Machine, spill: str, path: str) -> None:
-        self.step(machine, "service", **service_variables(self, machine, spill, path))
+    def service(self, machine: Machine, spill: str, path: str, ssds: str = "") -> None:
+        self.step(machine, "service", **service_variables(self, machine, spill, path) | {"SSDS": ssds})
 
     def members(self) -> None:
         scheduler = f"tls://{self.head.address}:8786"
@@ -173,9 +173,9 @@ class Guest(Pair):
     def check(self, path: str) -> None:
         expect = {
             "address": f"tls://{self.head.address}:8786", "workers": ["guest-hand-1"], "python": "3.11",
-            "packages": lock.read(Path("environment.lock"), "3.11").packages, "data": path,
+            "packages": lock.read(Path("environment.lock"), "3.11").packages, "data": path, "imports": [],
         }  # fmt: skip
-        self.step(self.head, "check", CHECK=CHECK.read_text(), EXPECT=json.dumps(expect))
+        self.step(self.head, "check", CHECK=CHECK.read_text(), EXPECT=json.dumps(expect), NOTEBOOK="")
 
 
 def connection(machine: Machine) -> dict[str, str]:
@@ -187,7 +187,8 @@ def environment_variables(pair: Pair, machine: Machine, folder: Path) -> dict[st
     uv = next(folder.glob("uv-*.whl"))
     return {
         "LOCK_SHA256": sha256((folder / "environment.lock").read_bytes()).hexdigest(), "PYTHON": "3.11",
-        "SOURCE": "wheelhouse", "UV": uv.name, "UV_SHA256": sha256(uv.read_bytes()).hexdigest(),
+        "SOURCE": "wheelhouse", "SYSTEM": "", "UV": uv.name, "UV_SHA256": sha256(uv.read_bytes()).hexdigest(),
+        "UV_ENV": "", "CERTIFICATES": "",
         "AUTHORITY_ADDRESS": "" if machine is pair.head else pair.head.address,
     }  # fmt: skip
 
@@ -197,9 +198,9 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
     return {
         "ROLES": "scheduler" if at_head else "worker", "NAME": machine.name, "ADDRESS": machine.address,
         "SCHEDULER": f"tls://{pair.head.address}:8786", "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787",
-        "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "DATA_PATH": path,
-        "CONFIG": dask_options.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no", "SCHEDULER_ARGS": "",
-        "WORKER_ARGS": "",
+        "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "SSDS": "",
+        "DATA_PATH": path, "HOMES": "no", "CONFIG": dask_options.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no",
+        "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
         "DRAIN": DRAIN.read_text(), "RETIRED": RETIRED.read_text(), "RELOAD": RELOAD.read_text(),
         "GRACE": "20", "WORKED": "", "CREDENTIALS": "1",
         "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
@@ -236,7 +237,14 @@ def test_a_path_in_use_by_the_machine_is_rejected_before_anything_changes(guest:
         machine.run("systemctl stop reader; rm -r /linked /srv/read")
 
 
-def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: Guest, stack: Stack) -> None:
+@pytest.fixture
+def ssd(guest: Guest, tmp_path: Path) -> Iterator[Disk]:
+    """A local SSD; it is attached to `guest.hand` until a reboot."""
+    with blank_disk(guest.hand, tmp_path / "ssd") as disk:
+        yield disk
+
+
+def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: Guest, stack: Stack, ssd: Disk) -> None:
     machines = (guest.head, guest.hand)
     before = {machine.name: snapshot(machine) for machine in machines}
     for machine in machines:
@@ -273,9 +281,12 @@ def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: 
         assert machine.ssh("sudo cat /data/thesis.txt").stdout == "alice's\n"
     guest.hand.ssh("rm /data/dask/kept")
 
+    ssd.attach(guest.hand)
+    guest.service(guest.hand, "/scratch/former", "/data/dask", DEVICE)
     for machine in machines:
         guest.data(machine, "/fast")
-        guest.service(machine, "/scratch/new", "/fast")
+        guest.service(machine, "/scratch/new", "/fast", DEVICE if machine is guest.hand else "")
+    assert guest.hand.ssh("findmnt -rn -o TARGET -S $(findmnt -n -o SOURCE /scratch/new)").stdout == "/scratch/new\n"
     assert guest.hand.ssh("sudo ls -A /scratch/new/daskstack").stdout
     assert guest.hand.ssh("ls /scratch").stdout.split() == ["new", "thesis.txt"]
     assert guest.hand.ssh("sudo ls /fast").stdout == "thesis.txt\n", "the holder's"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import textwrap
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from components.machines.step import STEPS
 from rehearsal.machines import SCRIPTS, SUDO, CommandError, as_root, call, until
 
 
@@ -94,6 +96,21 @@ def test_machines_booted_together_have_their_own_names_and_keys(boot):
     for property in ("address", "id", "host_key"):
         assert len({getattr(machine, property) for machine in machines}) == 3
     assert len({machine.ssh("cat /etc/machine-id").stdout for machine in machines}) == 3
+
+
+def test_debian_12_and_13_have_their_python_and_the_packages_that_steps_install(stack, boot, image):
+    trixie = call("image.sh", CACHE=str(Path(image).parents[1]), RELEASE="trixie")
+    [thirteen] = stack.boot("thirteen", IMAGE=trixie)
+    [twelve] = boot("one")
+    rows = [
+        line.split()[:2]
+        for line in re.search("PACKAGES='(.*?)'", (STEPS / "common.sh").read_text(), re.DOTALL)[1].splitlines()
+    ]
+    for machine, python in ((twelve, "3.11."), (thirteen, "3.13.")):
+        assert machine.ssh("python3 --version").stdout.startswith(f"Python {python}")
+        for name, package in filter(None, rows):
+            if name not in ("dmsetup", "mkfs.ext4"):  # local machines do not need them
+                assert re.search(rf"/{name}$", machine.ssh(f"dpkg-query --listfiles {package}").stdout, re.MULTILINE)
 
 
 def test_logins_as_root_or_with_a_password_are_rejected(boot):

@@ -21,7 +21,11 @@ LIMIT = 60  # seconds, the shortest limit that a stack can set
 def checkout(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     with stack_dev(tmp_path_factory.mktemp("user")) as checkout:
         checkout.change("components/machines/step.py", "grace: int = 80", f"grace: int = {SPOT_GRACE}")
-        checkout.change("Pulumi.dev.yaml", r"^( +)target: machines\n", rf"\g<0>\1limits: {{idle: {LIMIT}s}}\n")
+        checkout.change(
+            "Pulumi.dev.yaml",
+            r"^( +)target: machines\n",
+            rf"\g<0>\1limits: {{idle: {LIMIT}s}}\n\1jupyter: {{enabled: false}}\n",
+        )
         yield checkout
 
 

@@ -17,9 +17,10 @@ COMMON = script("check", {}).partition("# State: ")[0]
 UNITS = {
     "ROLES": "scheduler worker", "NAME": "task", "ADDRESS": "10.0.0.1", "SCHEDULER": "tls://10.0.0.1:8786",
     "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787", "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "",
-    "MEMORY": "", "SPILL": "/var/lib/daskstack/spill", "DATA_PATH": "/srv/daskdata", "CONFIG": "{}", "GRACE": "80",
-    "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": "", "RETIRED": "", "RELOAD": "", "WORKED": "", "CREDENTIALS": "",
-    "AUTHORITY_ADDRESS": "", "FIREWALL": "yes", "LIMIT": "60", "SECRET_ENV": "", "METADATA": "no",
+    "MEMORY": "", "SPILL": "/var/lib/daskstack/spill", "SSDS": "", "DATA_PATH": "/srv/daskdata", "CONFIG": "{}",
+    "GRACE": "80", "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": "", "RETIRED": "", "RELOAD": "", "WORKED": "",
+    "CREDENTIALS": "",
+    "AUTHORITY_ADDRESS": "", "FIREWALL": "yes", "LIMIT": "60", "SECRET_ENV": "", "METADATA": "no", "HOMES": "no",
 }  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def test_check_and_members_import_no_files_from_the_home(machine: Machine) -> No
     forged = f"{HOME}/json.py"
     machine.run(f"{python} && echo 'print(\"forged\")' | sudo -u dask tee {forged}")
     try:
-        check = script("check", {"CHECK": "import json; print(json.dumps(1))", "EXPECT": ""})
+        check = script("check", {"CHECK": "import json; print(json.dumps(1))", "EXPECT": "", "NOTEBOOK": ""})
         said = machine.run(f"cd {HOME}\n{check}")
     finally:
         machine.run(f"rm -rf {forged} /opt/daskstack/environment")

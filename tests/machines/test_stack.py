@@ -1,31 +1,43 @@
 """A complete stack on real machines, built with `make up` like a user's, from the first job to its removal."""
 
+import asyncio
 import base64
+import contextlib
 import functools
+import inspect
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import textwrap
 import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from http.cookiejar import CookieJar
 from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
+import dask
+import dask.dataframe as dd
 import distributed
+import fsspec
+import pandas
 import psutil
 import pytest
 
 import daskstack
 from components.machines.step import script
-from daskstack import connection, engine, private_folder, ssh
+from daskstack import cluster_commands, connection, engine, private_folder, ssh
+from daskstack.route import way_to
 from on_the_cluster import check
 from rehearsal.machines import Machine, run, until
+from settings import lock
 from tests.checkout import Checkout
+from tests.notebooks import log_in, page, run_cell
 from tests.outside import Outside
 from tests.tls import accepts, imitated
 from tests.work import wait_until_working
@@ -215,6 +227,11 @@ def test_status_prints_one_line_per_worker(checkout: Checkout) -> None:
         assert re.search(line, said, re.MULTILINE)
 
 
+def test_workers_of_local_machines_do_not_use_all_memory_of_this_computer(checkout: Checkout) -> None:
+    said = checkout.make("status")
+    assert re.findall(r"of (\S+ GiB)", said) == ["2.0 GiB"] * 2
+
+
 def test_check_and_ssh_work_on_the_running_cluster(checkout: Checkout) -> None:
     def said(*words: str) -> str:
         command = [".venv/bin/daskstack", *words]
@@ -222,10 +239,58 @@ def test_check_and_ssh_work_on_the_running_cluster(checkout: Checkout) -> None:
 
     before = checkout.pulumi("stack", "export")
     table = said("check")
-    assert re.search(r"^workers +2 running.*^job +timeseries, .*\.\d s\n\Z", table, re.MULTILINE | re.DOTALL)
+    whole = r"^workers +2 running.*^imports +7 packages .* on 3 machines\njupyter +7 packages can be imported\n\Z"
+    assert re.search(whole, table, re.MULTILINE | re.DOTALL)
     assert checkout.pulumi("stack", "export") == before
     assert said("ssh", "worker-1", "hostname") == "worker-1\n"
     assert said("ssh", "scheduler", "echo $((1 + 1));", "exit 0") == "2\n"
+
+
+def test_a_daskdata_url_names_the_same_file_on_this_computer_and_in_tasks(checkout: Checkout) -> None:
+    """As in a notebook on this computer, where pandas and Dask use the URL too."""
+    folder = f"daskdata://{uuid.uuid4()}"
+
+    def work() -> tuple[int, int]:
+        read = pandas.read_parquet(f"{folder}/series")
+        pandas.DataFrame({"a": [1, 2]}).to_csv(f"{folder}/task.csv", index=False)
+        return len(read), len(dd.read_csv(f"{folder}/here.csv"))
+
+    with daskstack.connect("dev") as client:
+        files = fsspec.filesystem("daskdata")
+        files.mkdir(folder)
+        rows = len(frame := dask.datasets.timeseries(end="2000-01-03"))
+        frame.to_parquet(f"{folder}/series")
+        assert len(dd.read_parquet(f"{folder}/series")) == len(pandas.read_parquet(f"{folder}/series")) == rows
+        pandas.DataFrame({"a": [1, 2, 3]}).to_csv(f"{folder}/here.csv", index=False)
+        assert client.submit(work).result(timeout=120) == (rows, 3)
+        assert pandas.read_csv(f"{folder}/task.csv").a.sum() == dd.read_csv(f"{folder}/task.csv").a.sum().compute() == 3
+        script = f"import pandas; print(len(pandas.read_csv('{folder}/here.csv')))"
+        assert checkout.machines()["scheduler"].ssh("/opt/daskstack/bin/python -", stdin=script).stdout == "3\n"
+        files.rm(folder, recursive=True)
+        assert not client.submit(os.path.exists, f"/srv/daskdata/{folder[11:]}", pure=False).result(timeout=60)
+
+
+def test_files_are_copied_in_both_directions_and_ssh_reaches_every_machine(checkout: Checkout, tmp_path: Path) -> None:
+    def said(*words: str, check: bool = True) -> str:
+        done = run(
+            [".venv/bin/daskstack", *words], cwd=checkout.folder, env=checkout.environ, seconds=300, together=True,
+            check=check,
+        )  # fmt: skip
+        return done.stdout
+
+    source = tmp_path / "a folder"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "file").write_text("hello")
+    said("put", str(source), "copied/there/")
+    assert "sub" in said("ls", "daskdata://copied/there/a folder")
+    said("get", "copied/there/a folder", f"{tmp_path}/back/")
+    assert (tmp_path / "back" / "a folder" / "sub" / "file").read_text() == "hello"
+    assert "missing: /srv/daskdata/copied/nothing" in said("get", "copied/nothing", str(tmp_path), check=False)
+    config = tmp_path / "config"
+    config.write_text(said("ssh-config"))
+    for name in ("scheduler", "worker-2"):
+        assert run(["ssh", "-F", config, f"dev-{name}", "hostname"], seconds=60).stdout == f"{name}\n"
+    checkout.machines()["scheduler"].ssh("rm -r /srv/daskdata/copied")
 
 
 def test_the_dashboard_stays_open_until_ctrl_c(checkout: Checkout, tmp_path: Path) -> None:
@@ -254,11 +319,89 @@ def test_the_dashboard_stays_open_until_ctrl_c(checkout: Checkout, tmp_path: Pat
         process.wait()
 
 
-def test_jupyter_fails_if_there_is_no_notebook_server(checkout: Checkout) -> None:
-    command = [".venv/bin/daskstack", "jupyter"]
-    done = run(command, cwd=checkout.folder, env=checkout.environ, seconds=120, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: stack dev has no notebook server\n"
+def test_a_notebook_computes_on_the_cluster_and_shows_its_dashboard(
+    checkout: Checkout, machines: Mapping[str, Machine]
+) -> None:
+    """It has the lock's packages, and is in the shared directory. No TCP port shows what its kernel prints."""
+    code = """
+        import importlib.metadata, ipykernel, json, os
+        from distributed import Client
+        locked = {name: importlib.metadata.version(name) for name in LOCKED}
+        channels = json.loads(ipykernel.get_connection_info())["transport"]
+        with Client(timeout=60) as client:
+            total = client.submit(sum, range(10)).result(60)
+            print(json.dumps([total, client.dashboard_link, os.getcwd(), locked, channels]))
+    """
+    locked = lock.read(checkout.folder / "environment.lock", "3.11").packages
+    outputs = engine.cluster("dev")
+    facts, password = outputs["client"], outputs["jupyterPassword"]
+    with way_to(facts, [facts.jupyter]) as way:
+        [port], jar = way.ports, CookieJar()
+        assert not log_in(port, "dask")
+        assert log_in(port, password, jar)
+        said = run_cell(port, jar, textwrap.dedent(code).replace("LOCKED", repr(list(locked))))
+        total, link, folder, found, channels = json.loads(said)
+        assert (total, folder, found, channels) == (45, "/srv/daskdata/notebooks", locked, "ipc")
+        assert link == f"/proxy/{machines['scheduler'].address}:8787/status"
+        assert "Dask Diagnostic UI" in page(port, link, jar)
+        panel = json.loads(page(port, "/lab/api/settings/dask-labextension:plugin", jar))["schema"]["properties"]
+        assert panel["defaultURL"]["default"] == link.removesuffix("/status")
+        assert "Dask Diagnostic UI" not in page(port, link, CookieJar()), "without a login"
+
+
+def test_notebooks_and_tasks_cannot_use_each_others_files(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+    """Neither can they use those of root. A notebook acts as a task through Dask alone."""
+    shown = machines["scheduler"].ssh("systemctl show dask-jupyter -p User -p NoNewPrivileges -p CapabilityBoundingSet")
+    assert set(shown.stdout.split()) == {"User=dask-jupyter", "NoNewPrivileges=yes", "CapabilityBoundingSet="}
+
+    def refused(paths: Sequence[str]) -> list[str]:
+        import os
+
+        found = []
+        for path in paths:
+            try:
+                os.scandir(path) if os.path.isdir(path) else os.open(path, os.O_RDONLY)
+            except PermissionError:
+                found.append(path)
+        return found
+
+    of_jupyter = [f"/etc/daskstack/jupyter/{name}" for name in ("key.pem", "jupyter_server_config.json")]
+    of_jupyter += ["/var/lib/daskstack/jupyter", "/run/dask-jupyter"]
+    of_dask = [f"/etc/daskstack/{name}" for name in ("tls/key.pem", "ssh/id_ed25519", "authority", "secret.env")]
+    of_dask += ["/var/lib/daskstack/home", "/var/lib/daskstack/data"]
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with daskstack.connect("dev") as client:
+        assert client.run_on_scheduler(refused, of_jupyter) == of_jupyter
+    program = f"{textwrap.dedent(inspect.getsource(refused))}\nprint(json.dumps(refused({of_dask})))"
+    outputs = engine.cluster("dev")
+    facts, password = outputs["client"], outputs["jupyterPassword"]
+    with way_to(facts, [facts.jupyter]) as way:
+        jar = CookieJar()
+        assert log_in(way.ports[0], password, jar)
+        said = run_cell(way.ports[0], jar, f"import json\nfrom collections.abc import Sequence\n{program}")
+    assert json.loads(said) == of_dask
+
+
+def test_the_login_user_runs_scripts_on_the_scheduler_without_lending_tasks_its_rights(
+    checkout: Checkout, machines: Mapping[str, Machine]
+) -> None:
+    head, python = machines["scheduler"], "/opt/daskstack/bin/python"
+    code = "import getpass, sys\nfrom distributed import Client\n"
+    code += "print(Client(timeout=30).submit(sum, [1, 2]).result(60), sys.argv[1:], getpass.getuser())\n"
+    code += "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('NoNewPrivs')])\n"
+    head.ssh("install -m 0600 /dev/stdin ~/job.py", stdin=code)
+    try:
+        assert head.ssh(f"{python} - 'a b' <~/job.py").stdout == "3 ['a b'] dask\n['1']\n"
+        denied = head.ssh(f"{python} ~/job.py", check=False)
+        assert denied.returncode == 1
+        assert f"cannot read /home/admin/job.py: move it to /srv/daskdata, or write {python} - <" in denied.stderr
+    finally:
+        head.ssh("rm ~/job.py")
+    assert head.ssh(f"{python} -c 'import sys; sys.exit(7)'", check=False).returncode == 7
+    # A task could type commands into a terminal that it shares with its caller.
+    terminals = f"script -qec 'tty; {python} -c \"import os; print(os.ttyname(0))\"' /dev/null </dev/null"
+    ours, theirs = re.findall(r"/dev/pts/\d+", head.ssh(terminals).stdout)
+    assert ours != theirs
 
 
 def test_a_clients_credentials_open_dask_and_nothing_else(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
@@ -316,7 +459,7 @@ def test_hardened_units_do_not_restrict_ordinary_tasks(checkout: Checkout, machi
             done = client.submit(work, name, workers=[f"{name}-1"], pure=False).result(timeout=120)
             assert done == (500.0**3, b"hello", "[1, 2]\n", name)
         # A running worker sees the mount again after it died and recovered.
-        machines["worker-1"].ssh("sudo pkill -KILL -f '^[^ ]*sshfs [^ ]* /srv/daskdata '")
+        machines["worker-1"].ssh("sudo pkill -KILL -f '^sshfs dask@[^ ]* /dev/fd/'")
 
         def comes_back() -> bool:
             try:
@@ -343,10 +486,68 @@ def test_dask_does_not_start_without_the_firewall_and_survives_its_restart(
     wait_until_working()
 
 
+def tunnels() -> set[psutil.Process]:
+    """The tunnels of this process that forward ports."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if child.name() == "ssh" and "-N" in child.cmdline():
+                found.add(child)
+    return found
+
+
+def test_a_client_works_again_after_its_ssh_tunnel_has_ended(checkout: Checkout) -> None:
+    def answer(client: daskstack.Client) -> int:
+        try:
+            return client.submit(sum, range(100), pure=False).result(60)
+        except CancelledError:  # submitted before the client noticed the lost connection
+            return 0
+
+    before = tunnels()
+    with daskstack.connect("dev") as client:
+        assert answer(client) == 4950
+        client.publish_dataset(kept=client.scatter([1, 2, 3]))
+        [tunnel] = tunnels() - before
+        tunnel.kill()
+        until(lambda: answer(client) == 4950)
+        assert client.gather(client.get_dataset("kept")) == [1, 2, 3]
+        client.unpublish_dataset("kept")
+
+
+def test_a_stack_is_a_cluster_of_dask_that_connects_again_and_stays_when_closed(
+    checkout: Checkout, capsys: pytest.CaptureFixture
+) -> None:
+    before = tunnels()
+    with daskstack.StackCluster("dev") as cluster, cluster.get_client() as client:
+        cluster.wait_for_workers(2, timeout=120)
+        assert client.submit(sum, [1, 2]).result(60) == 3
+        with distributed.Client(cluster) as plain:
+            assert plain.submit(sum, [3, 4]).result(60) == 7
+        assert repr(cluster).startswith("StackCluster(dev, 'tls://127.0.0.1:")
+        with urllib.request.urlopen(cluster.dashboard_link, timeout=60) as page:
+            assert page.status == 200
+        assert {"Cluster", "Scheduler", *cluster.scheduler_info["workers"]} == cluster.get_logs().keys()
+        [tunnel] = tunnels() - before
+        tunnel.kill()
+        until(lambda: "stack dev: connected again" in capsys.readouterr().out)
+        cluster.wait_for_workers(2, timeout=120)
+        until(lambda: client.status == "running" and client.submit(sum, [5, 6]).result(60) == 11)
+    assert not tunnels() - before
+
+    async def asynchronous() -> int:
+        async with (
+            daskstack.StackCluster("dev", asynchronous=True) as cluster,
+            distributed.Client(cluster, asynchronous=True) as client,
+        ):
+            return await client.submit(sum, [7, 8])
+
+    assert asyncio.run(asynchronous()) == 15, "the stack still runs"
+
+
 def test_a_different_python_is_rejected_with_a_remedy(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection.importlib.metadata, "version", lambda name: "1.2.3")
     with pytest.raises(
-        daskstack.connection.VersionError, match=r"dask \(1.2.3, there .*uv run --no-project --python 3.11"
+        daskstack.connection.VersionError, match=r"dask \(1.2.3, there .*python -m daskstack sync --stack dev"
     ):
         daskstack.connect("dev")
 
@@ -371,18 +572,27 @@ def test_every_port_of_every_machine_is_closed_to_the_outside(
 ) -> None:
     outside = Outside(SimpleNamespace(**json.loads(checkout.printed("machines-network"))))
     head = machines["scheduler"]
+    library = "systemd-run -q --unit=library python3 -m http.server 43210"
+    for machine in machines.values():
+        machine.run(f"systemctl stop library 2>/dev/null; {library}")
     try:
+        everyone = "; ".join(f"exec 3<>/dev/tcp/{machine.address}/43210" for machine in machines.values())
+        until(lambda: head.run(f"set -e; {everyone}", check=False).returncode == 0)
         with ThreadPoolExecutor() as pool:
             assert list(pool.map(outside.open_ports, machines.values())) == [[]] * len(machines)
         # The scan finds these ports when they are open.
         head.run("systemctl stop firewalld")
         try:
-            assert {22, 8786, 8787} <= set(outside.open_ports(head))
+            opened = set(outside.open_ports(head))
+            assert {22, 8786, 8787} <= opened
+            assert 8888 not in opened, "the notebook server listens on the loopback interface"
         finally:
             head.run("systemctl start firewalld")
         until(lambda: not outside.connects(head, 22))  # it reports that it runs shortly before its rules are loaded
     finally:
         outside.remove()
+        for machine in machines.values():
+            machine.run("systemctl stop library")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -416,12 +626,11 @@ def test_a_killed_worker_restarts(machines: Mapping[str, Machine]) -> None:
 
 def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) -> subprocess.CompletedProcess[str]:
     """The stack's own check with a different expectation."""
-    resources = json.loads(checkout.pulumi("stack", "export"))["deployment"]["resources"]
-    stdin = next(each["inputs"]["stdin"] for each in resources if each["urn"].endswith("::dask-check"))
+    stdin = cluster_commands.plain(checkout.resources()["dask-check"]["inputs"])["stdin"]
     line = next(line for line in stdin.splitlines() if line.startswith("EXPECT="))
     expect = json.loads(line.removeprefix("EXPECT=").strip("'")) | changes
     source = Path(check.__file__).read_text().replace("WAIT = 90", "WAIT = 2")
-    variables = {"CHECK": source, "EXPECT": json.dumps(expect)}
+    variables = {"CHECK": source, "EXPECT": json.dumps(expect), "NOTEBOOK": ""}
     return machines["scheduler"].run(script("check", variables), check=False)
 
 

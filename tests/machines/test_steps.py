@@ -17,11 +17,18 @@ from subprocess import CompletedProcess
 import pytest
 from cryptography import x509
 
+from components.machines import dask_options
 from components.machines.credentials import DAYS
 from components.machines.step import script
+from components.machines.steps import DASKDATA, MOUNT
 from on_this_computer import send_environment
+from rehearsal.kubernetes import pki
 from rehearsal.machines import Machine, Stack, as_root, until
+from settings import MachinesTarget
+from settings.common import Environment
+from tests import private_index
 from tests.machines.snapshots import snapshot
+from tests.outside import CommandLines
 
 
 class Pair:
@@ -52,7 +59,7 @@ class Pair:
     def firewall(self, machine: Machine) -> None:
         variables = {
             "NETWORK": self.network, "SSH_PORT": "22", "PORTS": "8786 8787 9000-9002", "SSH_SOURCES": "", "OPEN": "",
-            "CLOSE_OTHERS": "no", "MANAGE": "yes",
+            "LIBRARY_PORTS": "32768-60999", "CLOSE_OTHERS": "no", "MANAGE": "yes",
         }  # fmt: skip
         self.step(machine, "firewall", **variables)
         machine.run(script("firewall", variables), {}, "confirm")
@@ -92,7 +99,7 @@ class Pair:
         head = self.head.address
         return {
             "DATA_PATH": path, "DATA_ADDRESS": head, "HOLDS": holds, "OPTIONS": "", "LOGIN_USER": "admin",
-            "DELETE": "no", "DEVICE": "",
+            "DELETE": "no", "DEVICE": "", "MOUNT": MOUNT.read_text(), "DASKDATA": DASKDATA.read_text(),
         }  # fmt: skip
 
 
@@ -152,6 +159,27 @@ def test_a_machine_without_a_signed_host_key_is_rejected(mesh: Pair, boot: Calla
     done = mesh.hand.ssh(f"sudo -iu dask ssh {stranger.address} true", check=False)
     assert done.returncode == 255
     assert "Host key verification failed" in done.stderr or "no matching host key" in done.stderr
+
+
+def test_a_rule_that_keeps_the_cluster_user_out_is_named(mesh: Pair) -> None:
+    """One is in a file before ours, the other is PAM's, whose reason only sshd's log has."""
+    given = mesh.variables["hand", "credentials"]
+    step = script("credentials", {"IDENTITY": mesh.hand.id, **given}).replace("reach 20 ", "reach 2 ")
+    own, access = "/etc/ssh/sshd_config.d/10-own.conf", "/etc/security/access.conf"
+    mesh.hand.run(f"printf 'Match User da*\\nForceCommand /bin/date\\nMatch all\\n' >{own}")
+    early = mesh.hand.run(step, check=False)
+    mesh.hand.run(
+        f"rm {own}; cp {access} /root; cp /etc/pam.d/sshd /root; echo '-:dask:ALL' >>{access}\n"
+        # Without this option, dask is also the group, which admin may have joined.
+        "echo 'account required pam_access.so nodefgroup' >>/etc/pam.d/sshd; systemctl reload ssh"
+    )
+    late = mesh.hand.run(step, check=False)
+    mesh.hand.run(f"mv /root/access.conf {access}; mv /root/sshd /etc/pam.d/sshd")
+    assert (early.returncode, late.returncode) == (1, 1)
+    assert "precedes ours for the user dask: 'forcecommand /bin/date' instead of 'forcecommand /etc/" in early.stderr
+    assert "user dask cannot log in to its own machine after 2 s" in late.stderr
+    assert "\nsshd: pam_access(sshd:account): access denied for user `dask' from" in late.stderr
+    mesh.hand.run(step)
 
 
 def test_private_keys_are_readable_by_their_owner_only(mesh: Pair) -> None:
@@ -456,9 +484,63 @@ def test_files_in_the_shared_directory_are_usable_from_every_machine_by_every_pr
     assert here.ssh(f"ls {file}", check=False).returncode != 0
 
 
-def test_other_users_of_the_machine_cannot_read_the_data(shared: Pair) -> None:
+# Copies a folder that has a link, a program, an old file, and files and folders that are not writable.
+TOOLS = """
+set -eu
+exec 2>&1
+there=/srv/daskdata/tools-$(id -un)-$(hostname) source=$(mktemp -d)
+mkdir $there && cd $source
+mkdir -p made/closed && echo one >made/old && ln -s old made/link && printf '#!/bin/sh\n' >made/program
+touch -d 2001-02-03 made/old && chmod 444 made/old && chmod 555 made/closed && chmod 755 made/program
+tar -c --owner=bin --group=games made >made.tar
+git init -q && git add made && git -c user.name=me -c user.email=me@example.org commit -q -m made
+cd $there
+tar xf $source/made.tar
+cp -a $source/made copied
+cp -p $source/made/old old && touch -d 2001-02-03 old && chmod a-w old
+rsync -a $source/made/ synced
+[ -z "$(rsync -rlpti $source/made/program synced/)" ] # nothing is left to do
+python3 -c "import shutil; shutil.copytree('$source/made', 'tree', symlinks=True); shutil.copy2('old', 'new')"
+git clone -q $source cloned && git -C cloned status --short
+for each in made copied synced tree; do $each/program && [ "$(date -r $each/old +%F)" = 2001-02-03 ]; done
+rm -rf $source
+"""
+USE_ALL = """
+cd /srv/daskdata
+find . -type f -exec sh -c 'for each; do echo >>"$each" && cat "$each" >/dev/null || echo "$each"; done' - {} +
+find . -type d -exec sh -c 'for each; do mkdir "$each/extra" && rmdir "$each/extra" || echo "$each"; done' - {} +
+"""
+
+
+def test_usual_tools_work_in_the_shared_directory_for_root_the_login_user_and_tasks(shared: Pair) -> None:
     for machine in (shared.head, shared.hand):
-        assert machine.ssh("sudo -u nobody ls /srv/daskdata", check=False).returncode != 0
+        machine.ssh(f"cat >/tmp/tools <<'END'\n{TOOLS}\nEND")
+        for user in ("root", "admin", "dask"):
+            done = machine.ssh(f"cd /; sudo -u {user} bash /tmp/tools", check=False)
+            assert (done.returncode, done.stdout) == (0, ""), f"as {user} on {machine.name}"
+    for user in ("root", "admin", "dask"):
+        done = shared.hand.ssh(f"cd /; sudo -u {user} bash", stdin=USE_ALL)
+        assert done.stdout + done.stderr == "", f"files that {user} cannot use"
+    assert shared.head.run("find /var/lib/daskstack/data ! -user dask -o ! -group dask").stdout == ""
+    shared.head.run("rm -r /srv/daskdata/*")
+
+
+def test_other_users_of_the_machine_cannot_read_the_data(shared: Pair) -> None:
+    shared.head.ssh("echo mine >/srv/daskdata/mine; chmod 666 /srv/daskdata/mine; chmod 777 /srv/daskdata")
+    for machine in (shared.head, shared.hand):
+        machine.ssh("cat /srv/daskdata/mine")
+        for attempt in ("ls .", "cat mine", "stat mine", "touch new", "rm mine", "sh -c 'cd /srv/daskdata/.'"):
+            attempt = attempt.replace("mine", "/srv/daskdata/mine").replace(" .", " /srv/daskdata")
+            assert machine.ssh(f"cd /; sudo -u nobody {attempt}", check=False).returncode != 0, attempt
+
+
+def test_setuid_programs_in_the_shared_directory_have_no_effect(shared: Pair) -> None:
+    """The directory shows every user as the owner of all files, root too."""
+    for machine in (shared.head, shared.hand):
+        machine.ssh("ls /srv/daskdata")
+        assert {"nosuid", "nodev"} <= set(
+            machine.ssh("findmnt -no OPTIONS -t fuse.sshfs /srv/daskdata").stdout.strip().split(",")
+        )
 
 
 def test_the_mount_comes_back_after_a_reboot_of_either_machine(shared: Pair, stack: Stack) -> None:
@@ -730,8 +812,8 @@ class House:
         variables = {
             "IDENTITY": machine.id, "LOCK_SHA256": send_environment.sha256(self.folder / "environment.lock"),
             "PYTHON": "3.11",
-            "SOURCE": "wheelhouse", "UV": uv.name, "UV_SHA256": send_environment.sha256(uv),
-            "AUTHORITY_ADDRESS": "" if machine is head else head.address,
+            "SOURCE": "wheelhouse", "SYSTEM": "", "UV": uv.name, "UV_SHA256": send_environment.sha256(uv),
+            "AUTHORITY_ADDRESS": "" if machine is head else head.address, "UV_ENV": "", "CERTIFICATES": "",
         }  # fmt: skip
         return machine.run(before + script("environment", variables | changes), {}, *arguments, check=check)
 
@@ -793,6 +875,32 @@ def test_root_installs_only_files_whose_hashes_it_verified(house: House, tmp_pat
     assert not [line for line in served if line.startswith("evil")], "root has opened a file twice"
 
 
+def test_machines_use_the_environment_of_an_archive_that_root_verified(house: House) -> None:
+    """Made from the environment of a machine, in the form of conda-pack, whose paths a program in it corrects."""
+    head, hand = house.pair.head, house.pair.hand
+    house.install(head)
+    fake = "import distributed\nopen('/opt/daskstack/environment/corrected', 'w')"
+    pack = (
+        "cd /opt/daskstack/environment; mkdir lib/python3.11/site-packages/distributed\n"
+        "touch lib/python3.11/site-packages/distributed/__init__.py; printf '%s' \"$FAKE\" >bin/conda-unpack\n"
+        "tar -czf /opt/daskstack/files/environment.tar.gz .; cd /opt/daskstack/files\n"
+        "chmod 0644 environment.tar.gz; sha256sum environment.tar.gz; stat -c %s environment.tar.gz"
+    )
+    said = head.run(pack, {"FAKE": fake}).stdout.split()
+    facts = {"SOURCE": "archive", "ARCHIVE_SHA256": said[0], "ARCHIVE_SIZE": said[2]}
+    done = house.install(hand, check=False, **facts | {"ARCHIVE_SHA256": "0" * 64})
+    assert f"environment.tar.gz from {head.address} differs from the file that up copied there" in done.stderr
+    assert hand.run("ls /opt/daskstack/environment", check=False).returncode
+    house.install(hand, **facts)
+    assert hand.ssh(IMPORT).stdout == "honest\n"
+    assert hand.run("stat -c %U:%a /opt/daskstack/environment/corrected").stdout == "root:644\n"
+    # With another lock, nothing of the archive stays.
+    hand.run("rm /opt/daskstack/installed")
+    house.install(hand)
+    assert hand.ssh(IMPORT).stdout == "honest\n"
+    assert hand.run("ls /opt/daskstack/environment/corrected", check=False).returncode
+
+
 def test_a_tampered_package_is_rejected_before_it_is_used(house: House) -> None:
     done = house.install(house.pair.hand, check=False, LOCK_SHA256="0" * 64)
     assert done.returncode == 1
@@ -836,3 +944,71 @@ def test_a_strict_umask_does_not_lock_out_the_cluster_user(house: House) -> None
     for machine in (house.pair.head, house.pair.hand):
         house.install(machine, before="umask 077\n")
         machine.ssh(f'sudo -u dask sh -c "{IMPORT}"')
+
+
+@dataclass
+class Private:
+    """A package index that wants a password, has a certificate of its own authority, and is behind a proxy."""
+
+    house: House
+    authority: str
+    proxy: str
+
+    def install(self, password: str = private_index.PASSWORD, check: bool = True, **changes: str) -> str:
+        """The messages of the step with this password."""
+        variables = {"UV_DEFAULT_INDEX": private_index.url(password=password), "HTTPS_PROXY": self.proxy}
+        variables |= dask_options.trusted(
+            MachinesTarget.model_construct(environment=Environment(authority=self.authority))
+        )
+        given = {
+            "SOURCE": "index",
+            "UV_ENV": dask_options.exports(variables),
+            "CERTIFICATES": self.authority,
+            **changes,
+        }
+        done = self.house.install(self.house.pair.hand, check=check, **given)
+        assert (done.returncode == 0) == check
+        return done.stdout + done.stderr
+
+
+@pytest.fixture
+def private(house: House, stack: Stack, tmp_path: Path) -> Iterator[Private]:
+    keys, wheels = tmp_path / "pki", tmp_path / "served"
+    pki.make(keys, "", [private_index.HOST])
+    pem = tmp_path / "pem"
+    pem.write_text((keys / "server.crt").read_text() + (keys / "server.key").read_text())
+    (house.folder / "wheels").rename(wheels)
+    house.send()
+    with private_index.running(wheels, pem, stack.gateway) as proxy:
+        yield Private(house, (keys / "ca.crt").read_text(), proxy)
+
+
+def test_machines_install_from_a_private_index_behind_a_proxy_and_keep_no_password(private: Private) -> None:
+    hand = private.house.pair.hand
+    with CommandLines() as seen:
+        said = private.install()
+    assert hand.ssh(IMPORT).stdout == "honest\n"
+    traces = f"! grep -rlF {private_index.PASSWORD} / --exclude-dir=proc --exclude-dir=sys 2>/dev/null || exit 1\n"
+    traces += f"journalctl --sync\n! journalctl -o json | grep -F {private_index.PASSWORD}"
+    assert hand.run(traces).stdout == ""
+    assert private_index.PASSWORD not in said + "".join(line for _, line in seen.lines)
+
+
+@pytest.mark.parametrize(
+    ("password", "changes", "text"),
+    [
+        ("wrong-word", {}, "the package index rejects the user name or the password; correct"),
+        (
+            private_index.PASSWORD,
+            {"CERTIFICATES": ""},
+            "an unknown authority signed the certificate of the package index",
+        ),
+    ],
+)
+def test_an_error_of_a_private_index_is_one_sentence_without_the_password(
+    private: Private, password: str, changes: dict[str, str], text: str
+) -> None:
+    said = private.install(password, check=False, **changes)
+    [error] = [line for line in said.splitlines() if line.startswith("error")]
+    assert text in error
+    assert password not in said and "cause" not in said

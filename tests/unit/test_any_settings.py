@@ -70,8 +70,9 @@ PLACES = {
 def changed(draw: st.DrawFn) -> dict[str, Any]:
     """A valid stack with up to three changes, most of them invalid."""
     said = copy.deepcopy(draw(st.sampled_from(STACKS)))
+    known = PLACES[said["target"]]  # a change can replace the target
     for _ in range(draw(st.integers(1, 3))):
-        *path, last = draw(st.sampled_from(PLACES[said["target"]]))
+        *path, last = draw(st.sampled_from(known))
         section: Any = said
         for key in path:
             section = section.setdefault(key, {}) if isinstance(section, dict) else None

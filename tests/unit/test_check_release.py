@@ -1,12 +1,13 @@
 """What the check says of a release that does not become ready."""
 
+import json
 import re
 from typing import Any
 
 import pytest
 
 from on_this_computer import wait_for_deletion
-from on_this_computer.check_release import behind, manifest, problems
+from on_this_computer.check_release import behind, manifest, obstacles, problems
 
 
 def deployment(wanted: int = 2, **status: Any) -> dict[str, Any]:
@@ -24,6 +25,11 @@ def pod(**status: Any) -> dict[str, Any]:
 
 def container(reason: str) -> dict[str, Any]:
     return {"name": "worker", "image": "example.org/dask:1", "state": {"waiting": {"reason": reason}}}
+
+
+def ended(reason: str, message: str = "") -> dict[str, Any]:
+    last = {"terminated": {"reason": reason, "exitCode": 1, "message": message}}
+    return container("CrashLoopBackOff") | {"name": "environment", "lastState": last}
 
 
 def test_a_release_is_complete_when_all_pods_are_new_and_ready_and_old_ones_are_gone() -> None:
@@ -46,6 +52,10 @@ UNSCHEDULED = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes 
         ([], [pod(conditions=[UNSCHEDULED])], False, "dask-worker-x cannot be scheduled: 0/1 nodes are available"),
         ([], [pod(containerStatuses=[container("ImagePullBackOff")])], True, "the image example.org/dask:1 cannot be"),
         ([], [pod(initContainerStatuses=[container("CrashLoopBackOff")])], True, "worker is in CrashLoopBackOff"),
+        ([], [pod(initContainerStatuses=[ended("Error", "No route\nto the index\n")])], True,
+         "environment ended with exit status 1\n  No route\n  to the index"),
+        ([], [pod(initContainerStatuses=[ended("OOMKilled")])], True,
+         "environment ended because it used more memory than its limit; write values.environment.resources"),
     ],
 )  # fmt: skip
 def test_the_reason_why_a_pod_does_not_start_is_reported_and_whether_waiting_helps(
@@ -67,10 +77,21 @@ def test_repeated_pulls_of_an_image_are_one_problem() -> None:
     assert first == then
 
 
-def test_the_job_differs_from_a_worker_only_in_its_command() -> None:
+def test_the_job_differs_from_a_worker_only_in_its_command_and_runs_beside_gpus() -> None:
+    limits = {"limits": {"cpu": "8", "memory": "64Gi"}}
     spec = {
-        "initContainers": [{"name": "environment"}],
-        "containers": [{"name": "worker", "image": "i", "lifecycle": {}, "livenessProbe": {}, "env": [1], "args": []}],
+        "initContainers": [{"name": "environment", "image": "i", "resources": limits}],
+        "containers": [
+            {
+                "name": "worker",
+                "image": "i",
+                "lifecycle": {},
+                "livenessProbe": {},
+                "env": [1],
+                "args": [],
+                "resources": limits,
+            }
+        ],
     }
     labels = {"app": "dask", "release": "dask", "component": "worker"}
     like = {"spec": {"template": {"metadata": {"labels": labels}, "spec": spec}}}
@@ -78,7 +99,13 @@ def test_the_job_differs_from_a_worker_only_in_its_command() -> None:
     [container] = made["spec"]["containers"]
     assert container["command"] == ["python", "-c", "print(1)", "{}"]
     assert not container.keys() & {"args", "lifecycle", "livenessProbe"}
-    assert container["env"] == [1] and made["spec"]["initContainers"] == spec["initContainers"]
+    assert container["env"] == [1]
+    # It fits where a worker does not, and has the limits that a quota wants.
+    small = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+    assert made["spec"]["initContainers"] == [{"name": "environment", "image": "i", "resources": small}]
+    assert container["resources"] == small
+    assert made["metadata"]["labels"]["sidecar.istio.io/inject"] == "false", "a sidecar would keep the job from ending"
+    assert {"key": "nvidia.com/gpu", "operator": "Exists"} in made["spec"]["tolerations"]
     # Else the workers' Deployment would take it for one of its own.
     assert made["metadata"]["labels"]["component"] == "check"
 
@@ -98,3 +125,12 @@ def test_destroy_waits_only_for_volumes_that_kubernetes_will_delete() -> None:
     ]
     claims = [{"metadata": {"uid": "2"}}, {"metadata": {"uid": "3", "deletionTimestamp": "now"}}]
     assert wait_for_deletion.going(volumes, claims, "dask") == ["gone", "going"]
+
+
+@pytest.mark.parametrize(("pods", "expected"), [([], ["exceeded quota"]), ([pod()], [])])
+def test_a_failed_try_to_create_the_jobs_pod_matters_only_until_there_is_one(pods: list[dict], expected: list) -> None:
+    class Fake:
+        def run(self, *words: str) -> str:
+            return json.dumps({"items": pods if words[1] == "pods" else [{"message": "exceeded quota"}]})
+
+    assert [text for _, text in obstacles(Fake(), "uid")] == expected

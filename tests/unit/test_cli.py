@@ -106,3 +106,14 @@ def test_ctrl_c_while_pulumi_starts_prints_no_traceback() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert (done.stdout, done.stderr) == ("130\n", "")
+
+
+def test_only_locks_that_ask_get_the_yes(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(stack_commands, "run", lambda command, environ: commands.append(command[2:]) or 0)
+    for words in (["x.in", "--yes"], ["x.yml", "--yes"], ["x.in", "--from-here", "-y"], ["--from-here"]):
+        assert run("lock", *words).exit_code == 0
+    asks = "tools.lock_from"
+    assert commands == [["tools.lock", "x.in"], [asks, "x.yml", "--yes"], [asks, "x.in", "--yes"], [asks]]
+    done = run("lock", "x.yml", "--from-here")
+    assert done.exit_code == 1 and len(commands) == 4

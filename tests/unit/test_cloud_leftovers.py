@@ -105,7 +105,7 @@ def test_exactly_the_stacks_resources_are_listed() -> None:
         ("clusters dask-gke", 73.0, "gcloud container clusters delete dask-gke --location us-central1-a --project p"),
         (
             "instances gke-dask-gke-workers-1",
-            (4 * 0.031611 + 15 * 0.004237) * 0.4 * 730,
+            (4 * 0.031611 + 15 * 0.004237) * 0.6 * 730,
             "gcloud compute instances delete gke-dask-gke-workers-1 --zone us-central1-a --project p",
         ),
         ("disks pvc-1", 7.3, "gcloud compute disks delete pvc-1 --zone us-central1-a --project p"),

@@ -1,6 +1,7 @@
 """Commands on a cluster in Kubernetes; tests/machines/test_stack.py has those on machines."""
 
 import json
+import queue
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -37,6 +38,26 @@ def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(engine, "pulumi", pulumi)
     return inputs
+
+
+def test_jupyter_fails_if_there_is_no_notebook_server(state: dict[str, Any]) -> None:
+    with pytest.raises(engine.EngineError, match="stack mine has no notebook server"):
+        cluster_commands.jupyter("mine")
+
+
+@pytest.mark.parametrize("display", ["", ":0"])
+def test_a_page_opens_in_the_browser_if_there_is_a_display(display: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.setattr(sys, "platform", "linux")
+    opened = queue.Queue[str]()
+    monkeypatch.setattr("webbrowser.open", opened.put)
+    cluster_commands.open_browser("http://127.0.0.1:1/lab")
+    if display:
+        assert opened.get(timeout=10) == "http://127.0.0.1:1/lab"
+    else:
+        assert opened.empty()
 
 
 @pytest.mark.parametrize("place", ["value", "environment"])

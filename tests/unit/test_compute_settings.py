@@ -52,19 +52,67 @@ def problem(*arguments: Any, **changed: Any) -> str:
         ({"labels": {"Team": "a"}}, {}, ["machines.labels.Team: 'Team' is not a label's name; write e.g. team"]),
         ({"worker": {"machine": "n1-standrad-4"}}, {}, ["machines.worker.machine", "did you mean n1-standard-4?"]),
         (
+            {"worker": {"machine": "c4a-standard-4"}},
+            {},
+            ["c4a-standard-4 has ARM processors, and the cluster needs x86_64"],
+        ),
+        (
             {"scheduler": {"machine": "e2-standard-5"}},
             {},
             ["machines.scheduler.machine: e2-standard-5 is not a machine type of Google's"],
         ),
         (
-            {"worker": {"accelerators": {"type": "nvidia-tesla-t4", "count": 3}}},
+            {"worker": {"machine": "n1-standard-4", "accelerators": {"type": "nvidia-tesla-t4", "count": 3}}},
             {},
             ["count: 3 is not a possible number of GPUs"],
         ),
+        (
+            {"worker": {"machine": "n2-standard-16", "localSsds": 1}},
+            {},
+            ["machines.worker.localSsds: n2-standard-16 cannot have 1 local SSDs; write one of 2, 4, 8, 16, 24"],
+        ),
+        ({"worker": {"localSsds": 1}}, {}, ["e2-standard-4 cannot have local SSDs", "machine: n1-standard-4"]),
+        (
+            {"worker": {"accelerators": {"type": "nvidia-tesla-t4"}}},
+            {},
+            ["cannot be attached to e2-standard-4, only to n1 machines; write e.g. machines.worker.machine: n1-"],
+        ),
+        (
+            {"worker": {"accelerators": {"type": "nvidia-l4"}}},
+            {},
+            ["nvidia-l4 cannot be attached to e2-standard-4; write e.g. machines.worker.machine: g2-standard-4"],
+        ),
+        (
+            {"worker": {"machine": "a2-highgpu-2g", "accelerators": {"type": "nvidia-tesla-a100"}}},
+            {},
+            ["a2-highgpu-2g always has 2 nvidia-tesla-a100; write {type: nvidia-tesla-a100, count: 2}"],
+        ),
+        ({"worker": {"machine": "g2-standard-4"}}, {}, ["machines.worker.accelerators: g2-standard-4 always has 1"]),
+        (
+            {"scheduler": {"machine": "g2-standard-4"}},
+            {},
+            ["machines.scheduler.machine: g2-standard-4 has GPUs, which"],
+        ),
+        (
+            {"scheduler": {"machine": "n4-standard-4"}},
+            {},
+            ["machines.scheduler.machine: n4-standard-4 cannot have the data disk, a pd-balanced; write e.g. e2-"],
+        ),
+        ({"worker": {"machine": "c4-standard-8-lssd", "localSsds": 1}}, {}, ["has its own local SSDs, which are not"]),
+        ({"worker": {"localSsds": 33}}, {}, ["machines.worker.localSsds: 33 is too large; write 32 or less"]),
         ({"dataDisk": {"name": "mine"}}, {"data": {"delete": True}}, ["data.delete: has no effect on disk mine"]),
+        *[
+            ({}, {"data": {"buckets": [{"name": name}]}}, ["data.buckets[0].name", "write e.g. my-bucket"])
+            for name in ("gs://mine", "Mine", "mine/folder", "a")
+        ],
+        (
+            {},
+            {"data": {"buckets": [{"name": "mine"}, {"name": "mine", "write": True}]}},
+            ["data.buckets[1].name: mine is already in the list"],
+        ),
         ({}, {"limits": {"maxAge": "121d"}}, ["limits.maxAge: 121d is longer than the 120 days"]),
         ({}, {"limits": {"maxAge": "1h", "idle": "2h"}}, ["limits.maxAge: 1h is not longer than limits.idle, 2h"]),
-        ({}, {"workers": {"memoryLimit": "64 GiB"}}, ["workers.memoryLimit: 1 times 64 GiB exceeds the 15 GB"]),
+        ({}, {"workers": {"memoryLimit": "64 GiB"}}, ["workers.memoryLimit: 1 times 64 GiB exceeds the 16 GB"]),
         ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than the stack can cost"]),
         ({}, {"limits": {"maxAge": "5s"}}, ["limits.maxAge", "30m or 2h"]),
         ({}, {"prices": {"e2-standard-2": -1}}, ["prices.e2-standard-2: -1 is too small; write 0 or more"]),
@@ -95,6 +143,15 @@ def test_limits_for_google_cloud_are_rejected_for_other_machines(source: dict[st
     )
 
 
+@pytest.mark.parametrize(
+    "source", [{"source": "local"}, {"source": "existing", "hosts": [{"name": "a", "address": "a"}]}]
+)
+def test_other_machines_get_no_access_to_buckets(source: dict[str, Any]) -> None:
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.parse({"target": "machines", "machines": source, "data": {"buckets": [{"name": "mine"}]}}, PROJECT)
+    assert "data.buckets: is only possible with machines.source: compute; remove it, and mount" in str(raised.value)
+
+
 def test_machines_in_google_cloud_use_a_package_index() -> None:
     found = stack()
     assert found.environment.source == "index"
@@ -103,6 +160,7 @@ def test_machines_in_google_cloud_use_a_package_index() -> None:
 
 GB = 0.10 / 730
 E2 = 2 * 0.02181159 + 8 * 0.00292353
+WORKER = 2 * E2  # e2-standard-4
 N1 = 4 * 0.031611 + 15 * 0.004237
 KEPT = (
     30 * GB + 100 * GB + 0.005
@@ -112,23 +170,27 @@ KEPT = (
 @pytest.mark.parametrize(
     ("found", "up", "idle"),
     [
-        (stack(), *2 * [E2 + 2 * N1 + 2 * 50 * GB + KEPT + 0.005 + 3 * 0.0014]),
+        (stack(), *2 * [E2 + 2 * WORKER + 2 * 50 * GB + KEPT + 0.005 + 3 * 0.0014]),
         (
             stack({"worker": {"spot": True}, "workers": 10}, limits={"idle": "1h"}),
-            E2 + 10 * 0.4 * N1 + 10 * 50 * GB + KEPT + 0.005 + 11 * 0.0014,
+            E2 + 10 * 0.6 * WORKER + 10 * 50 * GB + KEPT + 0.005 + 11 * 0.0014,
             10 * 50 * GB + KEPT,
         ),
         (
             stack(
                 {
-                    "worker": {"accelerators": {"type": "nvidia-tesla-t4"}},
+                    "worker": {
+                        "machine": "n1-standard-4",
+                        "accelerators": {"type": "nvidia-tesla-t4"},
+                        "localSsds": 2,
+                    },
                     "iapPort": 2222,
                     "dataDisk": {"name": "mine"},
                     "network": {"name": "n", "subnetwork": "s", "range": "10.1.0.0/24"},
                 },
                 limits={"idle": "1h"},
             ),
-            E2 + 2 * (N1 + 0.35) + 130 * GB,
+            E2 + 2 * (N1 + 0.35 + 2 * 375 * 0.08 / 730) + 130 * GB,
             130 * GB,
         ),
     ],

@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
+import dask
 import pytest
 from distributed import LocalCluster
 from distributed.security import Security
@@ -64,7 +66,7 @@ def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Itera
         threading.Thread(target=tunnel.serve_forever, args=(0.1,), daemon=True).start()
 
         @contextmanager
-        def way_to(*_: object) -> Iterator[Way]:
+        def way_to(*_: object, restarts: bool) -> Iterator[Way]:
             yield Way(2 * [tunnel.server_address[1]], lambda: "")
 
         patch.setattr(connection, "way_to", way_to)
@@ -80,6 +82,13 @@ def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Itera
 def test_a_client_connects_once_the_scheduler_is_up(cluster: LocalCluster, credentials: Security) -> None:
     with client(cluster, credentials, refusals=3) as (found, _):
         assert found.submit(sum, [1, 2]).result(timeout=60) == 3
+
+
+def test_a_client_gives_xgboost_the_schedulers_own_address(cluster: LocalCluster, credentials: Security) -> None:
+    with dask.config.set({"xgboost.scheduler_address": None}), client(cluster, credentials, refusals=0) as _:
+        # XGBoost would take the client's address, which leads to the tunnel on this computer.
+        cluster_address = urlsplit(cluster.scheduler_address).hostname
+        assert dask.config.get("xgboost.scheduler_address") == cluster_address
 
 
 def test_a_client_reconnects_after_a_connection_that_closed_before_the_tls_handshake(

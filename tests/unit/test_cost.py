@@ -1,6 +1,7 @@
 """The estimated cost of a stack, compared with manual calculations from Google's price lists."""
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from settings import cost
 PROJECT = Path(__file__).parents[2]
 DISK = 0.10 / 730  # one GB of balanced disk per hour
 NODE = 2 * 0.02181159 + 8 * 0.00292353 + 50 * DISK  # an e2-standard-2 with its disk, for the scheduler and Jupyter
+E2 = 4 * 0.02181159 + 16 * 0.00292353  # e2-standard-4
 N1 = 4 * 0.031611 + 15 * 0.004237  # n1-standard-4
 NOTEBOOKS = 10 * DISK
 
@@ -23,12 +25,12 @@ def stack(cluster: dict[str, Any] | None = None, **changed: Any) -> settings.Kub
 
 
 # Three workers with one CPU each fit on one node. Plus the cluster fee, NAT for two nodes, and NAT's address.
-SMALL = 0.10 + NODE + N1 + 100 * DISK + NOTEBOOKS + 2 * 0.0014 + 0.005
+SMALL = 0.10 + NODE + E2 + 100 * DISK + NOTEBOOKS + 2 * 0.0014 + 0.005
 # Twelve workers with 3 CPUs need 12 spot nodes, and none while idle. NAT serves 13 nodes, and one while idle.
-SPOT = 0.10 + NODE + 12 * (0.4 * N1 + 100 * DISK) + NOTEBOOKS + 13 * 0.0014 + 0.005
+SPOT = 0.10 + NODE + 12 * (0.6 * E2 + 100 * DISK) + NOTEBOOKS + 13 * 0.0014 + 0.005
 SPOT_IDLE = 0.10 + NODE + NOTEBOOKS + 0.0014 + 0.005
 # Three GPU nodes, because each worker uses a GPU, in an existing network, with a load balancer. Two nodes stay on.
-KEPT = N1 + 200 * DISK + 0.35
+KEPT = N1 + 200 * DISK + 0.35 + 375 * 0.08 / 730
 GPU, GPU_IDLE = (0.10 + NODE + count * KEPT + NOTEBOOKS + 0.025 for count in (3, 2))
 GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
 
@@ -46,7 +48,13 @@ GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
             stack(
                 {
                     "network": GIVEN,
-                    "workers": {"disk": 200, "minNodes": 2, "accelerators": {"type": "nvidia-tesla-t4"}},
+                    "workers": {
+                        "machine": "n1-standard-4",
+                        "disk": 200,
+                        "minNodes": 2,
+                        "accelerators": {"type": "nvidia-tesla-t4"},
+                        "localSsds": 1,
+                    },
                 },
                 expose={"jupyter": {"sources": ["203.0.113.0/24"], "internal": True}},
                 limits={"idle": "1h"},
@@ -63,13 +71,13 @@ def test_the_cost_matches_a_manual_calculation(found: settings.KubernetesTarget,
 
 def test_unknown_machine_types_cost_the_users_own_price() -> None:
     cluster = stack({"workers": {"machine": "a3-mega"}}, prices={"a3-mega": 60.0, "cluster": 0.0})
-    assert cost.total(cluster.bill())[0] == pytest.approx(SMALL - 0.10 - N1 + 3 * 60 + 2 * (100 * DISK + 0.0014))
+    assert cost.total(cluster.bill())[0] == pytest.approx(SMALL - 0.10 - E2 + 3 * 60 + 2 * (100 * DISK + 0.0014))
 
 
 def test_idle_nodes_do_not_exceed_the_largest_number_of_nodes() -> None:
     cluster = stack({"workers": {"minNodes": 10}})
     assert cluster.max_worker_nodes == 10
-    assert "10 n1-standard-4 for workers" in cost.table(cluster.bill())
+    assert "10 e2-standard-4 for workers" in cost.table(cluster.bill())
 
 
 def test_the_cost_table_in_the_docs_is_that_of_the_shipped_stack() -> None:
@@ -89,7 +97,7 @@ def test_an_unknown_price_is_shown_as_unknown() -> None:
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
-        ({"limits": {"hourlyCost": 0.3}}, ["limits.hourlyCost: 0.3 is less than the stack can cost, about 1.15"]),
+        ({"limits": {"hourlyCost": 0.3}}, ["limits.hourlyCost: 0.3 is less than the stack can cost, about 0.93"]),
         (
             {"limits": {"hourlyCost": 9}, "cluster": {"workers": {"machine": "a3-mega"}}},
             ["limits.hourlyCost: cannot be enforced", "a3-mega", "prices"],
@@ -99,20 +107,20 @@ def test_an_unknown_price_is_shown_as_unknown() -> None:
             {
                 "limits": {"hourlyCost": 1.5},
                 "workers": {"replicas": 6},
-                "cluster": {"workers": {"accelerators": {"type": "nvidia-tesla-t4"}}},
+                "cluster": {"workers": {"machine": "n1-standard-4", "accelerators": {"type": "nvidia-tesla-t4"}}},
             },
             ["limits.hourlyCost: 1.5 is less", "6 n1-standard-4 for workers"],
         ),
         (
             {"limits": {"hourlyCost": 2}, "cluster": {"workers": {"maxNodes": 100}}},
-            ["limits.hourlyCost: 2 is less than the stack can cost, about 20."],
+            ["limits.hourlyCost: 2 is less than the stack can cost, about 15."],
         ),
         (
             {
                 "limits": {"hourlyCost": 2},
                 "values": {"additional_worker_groups": [{"name": "more", "replicas": 90}]},
             },
-            ["limits.hourlyCost: 2 is less than the stack can cost, about 19."],
+            ["limits.hourlyCost: 2 is less than the stack can cost, about 14."],
         ),
         (
             {"workers": {"replicas": 9, "cpu": 3}, "cluster": {"workers": {"maxNodes": 4}}},
@@ -130,15 +138,19 @@ def test_an_unknown_price_is_shown_as_unknown() -> None:
             ["cluster.workers.accelerators.type: nvidia-tesla-t4 cannot be attached to e2-standard-4, only to n1"],
         ),
         (
-            {"cluster": {"workers": {"accelerators": {"type": "nvidia-tesla-t4", "count": 3}}}},
+            {
+                "cluster": {
+                    "workers": {"machine": "n1-standard-4", "accelerators": {"type": "nvidia-tesla-t4", "count": 3}}
+                }
+            },
             ["cluster.workers.accelerators.count: 3 is not a possible number of GPUs; write 1, 2, 4, 8 or 16"],
         ),
         ({"limits": {"hourlyCost": True}}, ["limits.hourlyCost: true is not a number"]),
         ({"prices": {"n1-standard-4": float("inf")}}, ["prices.n1-standard-4: Infinity is not allowed here"]),
-        ({"workers": {"cpu": 4}}, ["workers: a pod with 4 CPUs", "does not fit on a node of type n1-standard-4"]),
+        ({"workers": {"cpu": 4}}, ["workers: a pod with 4 CPUs", "does not fit on a node of type e2-standard-4"]),
         (
             {"workers": {"memory": "13 GiB"}},
-            ["does not fit on a node of type n1-standard-4", "write less, or a larger"],
+            ["does not fit on a node of type e2-standard-4", "write less, or a larger"],
         ),
     ],
 )
@@ -147,3 +159,77 @@ def test_a_stack_that_costs_too_much_or_does_not_fit_is_rejected(settings_: dict
         stack(settings_.pop("cluster", None), **settings_)
     [problem] = caught.value.problems
     assert all(word in problem for word in words), problem
+
+
+@pytest.mark.parametrize(
+    ("machine", "region", "hourly"),
+    [
+        # Google's price list of 2026-07-22, by machine type and region.
+        ("e2-small", "us-central1", None),
+        ("e2-standard-16", "europe-west3", 0.69068),
+        ("e2-standard-16", "europe-west2", 0.69068),
+        ("n1-highcpu-16", "europe-west3", 0.73028),
+        ("n2-highmem-4", "us-central1", 0.262028),
+        ("n2-highmem-48", "us-east4", 3.541104),
+        ("n2d-standard-16", "us-central1", 0.675936),
+        ("n4-standard-4", "us-central1", 0.1814),
+        ("n4-highmem-48", "europe-west3", 3.3706464),
+        ("t2d-standard-16", "us-central1", 0.67594),
+        ("c3-standard-8", "europe-west4", 0.42338),
+        ("c4-standard-4", "us-central1", 0.19767),
+        ("c4-highmem-16", "asia-south1", 1.08446),
+        ("c4d-standard-32", "us-central1", 1.511927152),
+        ("c4d-standard-2", "europe-west2", 0.104515719),
+    ],
+)
+def test_machines_cost_what_google_lists(machine: str, region: str, hourly: float | None) -> None:
+    found = cost.machine_price(machine, False, {}, region)
+    assert found == (None if hourly is None else pytest.approx(hourly, rel=0.02))
+
+
+@pytest.mark.parametrize(
+    ("machine", "type_", "count", "hourly"),
+    [
+        ("g2-standard-24", "nvidia-l4", 2, 2.000832574),
+        ("g2-standard-32", "nvidia-l4", 1, 1.734376367),
+        ("a2-highgpu-2g", "nvidia-tesla-a100", 2, 7.34677),
+        ("a2-ultragpu-8g", "nvidia-a100-80gb", 8, 40.5503831232877),
+        ("a3-highgpu-1g", "nvidia-h100-80gb", 1, 11.0612499878219),
+    ],
+)
+def test_machines_with_built_in_gpus_cost_what_google_lists(
+    machine: str, type_: str, count: int, hourly: float
+) -> None:
+    workers = {"machine": machine, "accelerators": {"type": type_, "count": count}}
+    items = {item.name: item.up for item in stack({"workers": workers}).bill()}
+    [machines] = [name for name in items if name.endswith(f"{machine} for workers")]
+    gpus = items[f"their GPUs, {count} {type_} each"]
+    assert (items[machines] + gpus) / int(machines.split()[0]) == pytest.approx(hourly, rel=1e-4)
+
+
+def test_every_region_has_a_factor_for_machines_and_disks() -> None:
+    known = cost.prices()["regions"]
+    assert all(len(factors) == 3 and all(1 <= each <= 1.7 for each in factors) for factors in known.values())
+    here, there = (stack({"location": f"{region}-a"}).bill() for region in ("us-central1", "europe-west3"))
+    factors = {new.name: new.up / old.up for old, new in zip(here, there, strict=True)}
+    assert factors["1 e2-standard-4 for workers"] == pytest.approx(1.29)
+    assert factors["their disks, 100 GB each"] == pytest.approx(1.2)
+    assert factors["the GKE cluster fee"] == 1
+
+
+def test_the_totals_name_what_they_do_not_include() -> None:
+    table = cost.table(stack({"location": "mars-north1-a"}).bill())
+    assert "1 e2-standard-4 for workers                  unknown  unknown  unknown" in table
+    assert "the totals do not include: 1 e2-standard-2 for scheduler and Jupyter; their disks, 50 GB each;" in table
+    disks = cost.table(stack({"workers": {"machine": "n4-standard-4"}}).bill()).splitlines()[-1]
+    assert disks == "the totals do not include: their disks, 100 GB of hyperdisk-balanced each"
+    known = stack(
+        {"workers": {"machine": "n4-standard-4"}}, prices={"hyperdisk-balanced": 0.08}, limits={"hourlyCost": 9}
+    )
+    assert "not include" not in cost.table(known.bill())
+
+
+def test_prices_older_than_a_year_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cost.prices(), "asOf", "2026-07")
+    assert cost.aged(date(2027, 7, 31)) == ""
+    assert cost.aged(date(2027, 8, 1)).startswith("settings/prices.yaml has prices of 2026-07, more than a year old: ")

@@ -1,6 +1,7 @@
 """Dask's options, and warnings about certificates."""
 
 import json
+import subprocess
 from datetime import date
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from components.machines import dask_options
 from components.machines.client_keys import notice
-from components.machines.sources.local import numbered
+from components.machines.sources.local import installed_release, numbered
 from components.machines.step import script
 from settings import MachinesTarget, parse
 
@@ -22,7 +23,15 @@ def settings(**more) -> MachinesTarget:
 def test_every_worker_process_has_its_own_three_ports() -> None:
     two = settings(workers={"perMachine": 2})
     assert list(dask_options.worker_ports(two)) == [9000, 9001, 9002, 9003, 9004, 9005]
-    assert dask_options.cluster_ports(two) == "8786 8787 9000-9005"
+    assert dask_options.dask_ports(two) == "8786 8787 9000-9005"
+
+
+@pytest.mark.parametrize(
+    ("setting", "opened"),
+    [({}, "32768-60999"), ({"libraries": "40000-40100"}, "40000-40100"), ({"libraries": "none"}, "")],
+)
+def test_the_ports_of_libraries_are_open_unless_a_setting_narrows_or_closes_them(setting: dict, opened: str) -> None:
+    assert dask_options.library_ports(settings(dask={"ports": setting})) == opened
 
 
 def test_without_tls_the_configuration_does_not_mention_it() -> None:
@@ -46,6 +55,29 @@ def test_arguments_are_quoted_for_systemd() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("variable", "uv", "tasks"),
+    [
+        ("UV_DEFAULT_INDEX", True, False),
+        ("PIP_INDEX_URL", False, False),
+        ("HTTPS_PROXY", True, True),
+        ("no_proxy", True, True),
+        ("SSL_CERT_FILE", True, True),
+        ("TOKEN", False, True),
+    ],
+)
+def test_only_uv_gets_the_package_index_and_only_tasks_their_own_variables(
+    variable: str, uv: bool, tasks: bool
+) -> None:
+    assert (dask_options.concerns_uv(variable), dask_options.concerns_tasks(variable)) == (uv, tasks)
+
+
+def test_exported_variables_keep_every_character() -> None:
+    text = 'it\'s "$HOME" `id` \\ %h #1\nnext'
+    command = ["bash", "-c", f"{dask_options.exports({'A': text, 'B': ''})}\nprintenv A B"]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout == f"{text}\n\n"
+
+
 @pytest.mark.parametrize(("today", "said"), [("2026-01-01", False), ("2026-11-01", False), ("2026-11-02", True)])
 def test_up_warns_sixty_days_before_certificates_end(today: str, said: bool) -> None:
     text = notice("worker-1", "2027-01-01", date.fromisoformat(today))
@@ -60,3 +92,12 @@ def test_a_machine_keeps_its_address_when_others_are_added_or_removed() -> None:
 
 def test_a_value_cannot_become_a_command() -> None:
     assert "X='$(touch it); a'\"'\"'b'\n" in script("check", {"X": "$(touch it); a'b"})
+
+
+def test_the_debian_release_of_an_existing_machine_is_known(tmp_path: Path) -> None:
+    assert installed_release(tmp_path / "worker-1") is None
+    (tmp_path / "worker-1").mkdir()
+    (tmp_path / "worker-1" / "image").write_text(f"{tmp_path}/image\n")
+    (tmp_path / "image" / "etc").mkdir(parents=True)
+    (tmp_path / "image" / "etc" / "os-release").write_text("ID=debian\nVERSION_CODENAME=trixie\n")
+    assert installed_release(tmp_path / "worker-1") == "trixie"

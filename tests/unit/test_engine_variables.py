@@ -1,10 +1,12 @@
 """The environment variables with which `make` runs Pulumi."""
 
 import json
+import pwd
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +28,7 @@ def executable(path: Path, text: str) -> Path:
 
 
 @pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
+def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of a user who has only an official Pulumi, on PATH."""
     executable(tmp_path / "bin" / "pulumi", "echo v3.300.0")
     executable(tmp_path / "bin" / "pulumi-language-python", "true")
@@ -34,6 +36,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     credentials = tmp_path / "credentials" / "credentials.json"
     credentials.parent.mkdir()
     credentials.write_text(json.dumps({"current": "https://api.pulumi.com"}))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_dir=str(tmp_path)))
     return {"HOME": str(tmp_path), "PATH": str(tmp_path / "bin")}
 
 
@@ -108,6 +111,18 @@ def test_an_official_engine_uses_the_users_pulumi_home(environ):
     found = engine.variables("dev", environ)
     assert "PULUMI_HOME" not in found
     assert found["PATH"] == environ["PATH"]
+
+
+def test_plugins_are_found_in_the_home_of_the_user_database(without_plugins, tmp_path):
+    executable(tmp_path / "bin" / "pulumi-language-python", "true")
+    elsewhere = {**without_plugins, "HOME": str(tmp_path / "elsewhere"), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    assert "PULUMI_HOME" not in engine.variables("dev", elsewhere)
+
+
+def test_a_user_who_is_not_in_the_database_has_plugins_in_home(without_plugins, tmp_path, monkeypatch):
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    executable(tmp_path / "bin" / "pulumi-language-python", "true")
+    assert "PULUMI_HOME" not in engine.variables("dev", without_plugins)
 
 
 def test_stand_ins_have_a_separate_pulumi_home(without_plugins):

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import settings.secret_env
+from components.jupyter_password import jupyter_hash
 from components.kubernetes import chart_values
-from components.kubernetes.jupyter_password import jupyter_hash
 from components.kubernetes.tls import tls_identities
 from on_this_computer.check_namespace import refusal
+from on_this_computer.send_environment import sha256
 from settings import lock
 from settings.chart import CHARTS, KUBERNETES_OBJECTS, default_values, unknown_values
 from settings.common import KEY, memory
+from settings.official_values import edits
 
 ROOT = Path(__file__).parents[2]
+OWN = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
 
 
 @pytest.fixture
@@ -112,8 +117,24 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"environment": {"lock": "charts/official.lock", "python": "3.10"}},
         "environment.python: jupyter.lock supports Python",
     ),
+    ({"image": "me/dask:1", "environment": {"system": ["libgl1"]}}, "environment.system: pods with your own image"),
+    ({"data": {"size": "1Gi"}}, "data.delete: `destroy` deletes the stack's own namespace with the shared directory;"),
+    ({"data": {"className": "efs"}}, "data.className: requires data.size; write it, e.g. size: 100Gi, or remove this"),
+    ({"data": {"size": "1Gi", "delete": True, "path": "/opt/dask/data"}}, "data.path: /opt/dask/data is used by the"),
+    ({"data": {"size": "1Gi", "delete": True, "className": "A b"}}, "data.className: 'A b' is not the name of a Stor"),
+    ({"workers": {"spill": {"size": "5"}}}, "workers.spill.size: '5' is not the size of a volume; write e.g. 10Gi"),
+    (
+        {"values": {"worker": {"spill": {"size": "1Gi"}}}},
+        "values.worker.spill.size: is set by this program; use workers",
+    ),
+    (
+        {"dask": {"ports": {"libraries": "20000-20099"}, "workerArgs": ["--worker-port=9000"]}},
+        "dask.ports.libraries: sets the ports of workers; remove --worker-port and --nanny-port from dask.workerArgs",
+    ),
+    ({"dask": {"ports": {"libraries": "all"}}}, "dask.ports.libraries: 'all' is not a range of ports"),
     ({"egress": ["169.254.169.254/32"]}, "egress[0]: 169.254.169.254/32 contains the metadata servers of clouds"),
     ({"egress": ["0.0.0.0/0"]}, "egress[0]: 0.0.0.0/0 covers the whole internet"),
+    ({"data": {"buckets": [{"name": "mine"}]}}, "data.buckets: is only possible with cluster.source: gke; remove it"),
 ]
 
 
@@ -131,6 +152,7 @@ SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
     ({"values": {"scheduler": {"sourceRanges": ["10.0.0.0/8"]}}}, "values.scheduler.sourceRanges: is set by"),
     ({"values": {"networkPolicy": {"sources": ["0.0.0.0/0"]}}}, "values.networkPolicy.sources: 0.0.0.0/0 covers the"),
     ({"values": {"networkPolicy": {"sources": ["0.0.0.0/2", "64.0.0.0/2"]}}}, "values.networkPolicy.sources: these"),
+    ({"values": {"networkPolicy": {"metadata": True}}}, "values.networkPolicy.metadata: is set by this program; use"),
     ({"values": {"networkPolicy": {"sources": ["all"]}}}, "values.networkPolicy.sources: all is not a network"),
     (
         {"values": {"networkPolicy": {"egress": {"to": [{"ipBlock": {"cidr": "::/0"}}]}}}},
@@ -156,6 +178,18 @@ SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
         "values.scheduler.env[0].name: DASK_CONFIG is set by this program; remove it",
     ),
     (
+        {"values": {"worker": {"image": {"dask_worker": "dask-worker"}}}},
+        "values.worker.image.dask_worker: Dask 2026.6.0 removed this command; write dask worker",
+    ),
+    (
+        {"values": {"worker": {"env": [{"name": "EXTRA_PIP_PACKAGES", "value": "s3fs"}]}}},
+        "values.worker.env[0].name: EXTRA_PIP_PACKAGES would install nothing, or others than the lock pins; use pack",
+    ),
+    (
+        {"values": {"jupyter": {"env": [{"name": "EXTRA_APT_PACKAGES", "value": "libgl1"}]}}},
+        "values.jupyter.env[0].name: EXTRA_APT_PACKAGES would install nothing, or others than the lock pins; use env",
+    ),
+    (
         {"dask": {"env": {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "False"}}},
         "dask.env.DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION: ",
     ),
@@ -164,6 +198,11 @@ SIDE_DOORS: list[tuple[dict[str, Any], str]] = [
         "dask.env.DASK_distributed__comm: DASK_distributed__comm changes",
     ),
     ({"dask": {"env": {"DASK_INTERNAL_INHERIT_CONFIG": ""}}}, "dask.env.DASK_INTERNAL_INHERIT_CONFIG: "),
+    (
+        {"dask": {"env": {"HTTPS_PROXY": "http://me:sesame@proxy:3128"}}},
+        "dask.env.HTTPS_PROXY: contains a password, which belongs in the stack's secrets; remove it",
+    ),
+    ({"values": {"environment": {"authority": "x"}}}, "values.environment.authority: is set by this program; use"),
     ({"dask": {"env": {"MY VAR": "x"}}}, 'dask.env.MY VAR: "MY VAR" is not the name of a variable'),
     ({"dask": {"config": {"default-scheme": "tcp"}}}, "dask.config.default-scheme: is set by this program"),
     ({"values": {"jupyter": {"args": ["--IdentityProvider.token="]}}}, "values.jupyter.args[0]: changes Jupyter's"),
@@ -226,6 +265,14 @@ def test_the_users_values_override_generated_ones(kubeconfig: Path) -> None:
     assert own(cluster)["worker"]["image"] == {"repository": "python", "tag": "3.11-slim"}
 
 
+def test_workers_stop_spilling_before_kubernetes_evicts_them(kubeconfig: Path) -> None:
+    found = own(parse(kubeconfig, workers={"spill": {"size": "10Gi"}}))
+    assert found["worker"]["spill"]["size"] == "10Gi"
+    assert found["config"]["distributed"]["worker"]["memory"]["max-spill"] == 9 * 2**30
+    config = {"distributed": {"worker": {"memory": {"max-spill": "1GB"}}}}
+    assert own(parse(kubeconfig, dask={"config": config}))["config"] == config
+
+
 def test_pods_with_a_custom_image_install_no_packages(kubeconfig: Path) -> None:
     found = own(parse(kubeconfig, image="ghcr.io/me/dask:1.4"))
     assert found["environment"]["lock"] == found["jupyter"]["lock"] == ""
@@ -237,6 +284,20 @@ def test_pods_with_a_custom_image_install_no_packages(kubeconfig: Path) -> None:
 )
 def test_memory_has_the_same_meaning_for_dask_and_kubernetes(text: str, amount: int) -> None:
     assert memory(text) == amount
+
+
+@pytest.mark.parametrize("chart", ["own", "official"])
+def test_variables_in_values_are_added_to_those_of_the_settings(kubeconfig: Path, chart: str) -> None:
+    more = {"env": [{"name": "MORE", "value": "2"}]}
+    values = {"worker": more, "jupyter": more}
+    older = OLDER if chart == "official" else {}
+    cluster = parse(kubeconfig, **older, values=values, dask={"env": {"OURS": "1"}, **older.get("dask", {})})
+    secret = chart_values.SecretEnv("", [], "r")
+    found = own(cluster) if chart == "own" else chart_values.official(cluster, LOCKS["environment"], "h", secret)
+    for part, expected in (("worker", {"OURS", "MORE"}), ("jupyter", {"OURS", "MORE"}), ("scheduler", {"OURS"})):
+        names = {each["name"] for each in found[part]["env"]}
+        assert names & {"OURS", "MORE"} == expected
+        assert chart == "own" or "EXTRA_PIP_PACKAGES" in names, "the lock's pins stay"
 
 
 def test_the_charts_schema_has_exactly_the_charts_values() -> None:
@@ -315,6 +376,17 @@ def test_a_passwords_hash_depends_only_on_the_password_and_the_salt() -> None:
     assert jupyter_hash("secret", one).startswith("argon2:$argon2id$")
 
 
+URLS = ["https://me:sword%40fish@pypi.example:8443/a/simple/", "https://_json_key_base64:a+b=@pypi.example/simple"]
+URLS += ["own=https://pypi.example https://me:swordfish@[fd00::1]:8443/", ""]
+# uv would print these values in its error, or take a part of the password for the host.
+NO_URLS = ["https://me:sword@fish@pypi.example/", "https://me:sword/fish@pypi.example/", "me:swordfish@pypi.example"]
+NO_URLS += [
+    "https://me:swordfish@pypi.example:x/",
+    "https://me:sword fish@pypi.example/",
+    "https://me:swörd@pypi.example",
+]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -325,12 +397,24 @@ def test_a_passwords_hash_depends_only_on_the_password_and_the_salt() -> None:
         ({"TOKEN": {"secure": "v1"}}, "dask:secretEnv.TOKEN: is not a string; set it again: pulumi config set"),
         ({"TOKEN": "a\0b"}, "dask:secretEnv.TOKEN: is longer than 100,000 bytes or contains control characters"),
         ("swordfish", "dask:secretEnv: is not a mapping; remove it"),
+        *(({"UV_DEFAULT_INDEX": url}, None) for url in URLS),
+        *(({"UV_DEFAULT_INDEX": url}, "dask:secretEnv.UV_DEFAULT_INDEX: is not a URL such as") for url in NO_URLS),
+        *(({"https_proxy": url}, "dask:secretEnv.https_proxy: is not a URL such as") for url in NO_URLS),
     ],
 )
 def test_secret_variables_are_checked_and_never_repeated(value: Any, text: str | None) -> None:
     found = settings.secret_env.problems(value)
     assert len(found) == (text is not None)
-    assert all(each.startswith(text) and "swordfish" not in each for each in found)
+    assert all(each.startswith(text) and not re.search("fish|swörd", each) for each in found)
+
+
+def test_pods_trust_the_authority_of_the_settings(kubeconfig: Path) -> None:
+    authority = tls_identities("trial", ["client"])["client"]["ca.crt"]
+    assert own(parse(kubeconfig, environment={"authority": authority}))["environment"]["authority"] == authority
+    text = problem(kubeconfig, environment={"authority": authority}, image="me/dask:1")
+    assert text.startswith("environment.authority: pods with your own image install no packages; add it to the image")
+    text = problem(kubeconfig, **OLDER | {"environment": OLDER["environment"] | {"authority": authority}})
+    assert text.startswith("environment.authority: the official chart does not support a private authority; remove it")
 
 
 OLDER = {"chart": "official", "environment": {"lock": "charts/official.lock", "python": "3.10"}}
@@ -372,6 +456,14 @@ def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Pat
             "expose.jupyter: the official chart does not support source",
         ),
         ({"values": {"tls": {}}}, "values.tls: unknown key of the chart"),
+        (
+            {"data": {"size": "1Gi", "delete": True}},
+            "data.size: the official chart does not support a shared directory",
+        ),
+        (
+            {"cluster": OWN, "data": {"buckets": [{"name": "mine"}]}},
+            "data.buckets: the official chart does not support accounts for buckets",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -393,7 +485,7 @@ def test_every_shipped_stack_file_is_accepted(kubeconfig: Path, file: Path) -> N
     assert settings.parse(cluster, ROOT)
 
 
-OWN = {"source": "gke", "project": "my-project", "location": "us-central1-a"}
+GPUS = {"machine": "n1-standard-4", "accelerators": {"type": "nvidia-tesla-t4"}}
 WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
     ({"project": "My Project"}, "cluster.project: 'My Project' is not a project ID; write e.g. my-project"),
     ({"location": "iowa"}, "cluster.location: 'iowa' is not a zone or region; write e.g. us-central1-a"),
@@ -428,11 +520,50 @@ WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
     ({"hardening": {"shieldedNodes": False}}, "cluster.hardening.secureBoot: requires shielded nodes"),
     ({"hardening": {"databaseKey": "key"}}, "cluster.hardening.databaseKey: 'key' is not a Cloud KMS key; write"),
     (
-        {"hardening": {"sandbox": True}, "workers": {"accelerators": {"type": "nvidia-tesla-t4"}}},
+        {"hardening": {"sandbox": True}, "workers": GPUS},
         "cluster.hardening.sandbox: does not support GPUs",
     ),
     ({"kubeconfig": "x"}, "cluster.kubeconfig: unknown key"),
 ]
+
+
+def test_the_shared_directory_on_gke_is_a_filestore_volume_with_a_known_cost() -> None:
+    data = {"size": "1Ti", "delete": True}
+    bill = settings.parse({"target": "kubernetes", "cluster": OWN, "data": data}, ROOT).bill()
+    [item] = [each for each in bill if "Filestore" in each.name]
+    assert item.up == pytest.approx(1024 * 0.2 / 730)
+    shared = {"name": "n", "project": "our-host", "subnetwork": "s", "pods": "p", "services": "v"}
+    with pytest.raises(settings.SettingsError, match=r"data\.size: is not available in a Shared VPC, where Filestore"):
+        settings.parse({"target": "kubernetes", "cluster": OWN | {"network": shared}, "data": data}, ROOT)
+    for wrong, text in (
+        ({"size": "99Gi"}, "data.size: 99Gi is less than Filestore's smallest volume; write 100Gi or more"),
+        ({"className": "x"}, "data.className: is not available with cluster.source: gke, which uses Filestore"),
+    ):
+        with pytest.raises(settings.SettingsError) as raised:
+            settings.parse({"target": "kubernetes", "cluster": OWN, "data": data | wrong}, ROOT)
+        assert raised.value.problems[0].removeprefix(f"{KEY}.").startswith(text)
+
+
+def test_buckets_need_workload_identity_but_no_shared_directory() -> None:
+    said = {"target": "kubernetes", "cluster": OWN, "data": {"buckets": [{"name": "mine"}]}}
+    assert settings.parse(said, ROOT).data.size is None
+    said["cluster"] = OWN | {"hardening": {"workloadIdentity": False}}
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.parse(said, ROOT)
+    [found] = raised.value.problems
+    assert "data.buckets: requires Workload Identity; remove cluster.hardening.workloadIdentity: false" in found
+
+
+def test_volumes_for_spilled_data_on_gke_have_a_known_cost() -> None:
+    def said(name: str) -> dict[str, Any]:
+        workers = {"replicas": 4, "spill": {"size": "100Gi", "className": name}}
+        return {"target": "kubernetes", "cluster": OWN, "workers": workers, "limits": {"idle": "30m"}}
+
+    [item] = [each for each in settings.parse(said("premium-rwo"), ROOT).bill() if "spilled" in each.name]
+    assert (item.up, item.idle) == (pytest.approx(4 * 100 * 0.17 / 730), 0)
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.parse(said("fast"), ROOT)
+    assert "workers.spill.className: fast is not a StorageClass of GKE for one pod" in str(raised.value.problems)
 
 
 @pytest.mark.parametrize(("changed", "text"), WRONG_CLUSTERS, ids=lambda v: v if isinstance(v, str) else "")
@@ -449,7 +580,7 @@ def test_an_invalid_duration_is_rejected(kubeconfig: Path, text: str) -> None:
 
 
 def test_workers_on_gke_run_in_their_node_pool_and_use_its_gpus() -> None:
-    gpus = {"workers": {"accelerators": {"type": "nvidia-tesla-t4"}}}
+    gpus = {"workers": GPUS}
     own = {"nodeSelector": {"team": "a"}, "tolerations": [{"operator": "Exists"}]}
     cluster = settings.parse({"target": "kubernetes", "cluster": OWN | gpus, "workers": own}, ROOT)
     names = chart_values.Names("s", "w", "c", "p")
@@ -459,3 +590,104 @@ def test_workers_on_gke_run_in_their_node_pool_and_use_its_gpus() -> None:
     assert [each.get("key") for each in found["worker"]["tolerations"]] == ["dask", None]
     assert found["worker"]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert found["scheduler"]["nodeSelector"] == {"dask-system": "yes"} and not found["scheduler"]["tolerations"]
+
+
+def test_a_git_repository_is_built_on_the_users_computer(kubeconfig: Path) -> None:
+    own = {"pip": ["mypkg @ git+https://example.com/mypkg"]}
+    with pytest.raises(settings.SettingsError, match=r"packages\.pip\[0\]: .* needs git, .* add it to environment.in"):
+        parse(kubeconfig, packages=own)
+
+
+@pytest.fixture
+def own_wheels(tmp_path: Path) -> Callable[[int], dict[str, str]]:
+    """Writes a lock that needs a wheel of this size, which no index has; returns the setting `environment`."""
+    (tmp_path / "own.wheels").mkdir()
+    file = tmp_path / "own.wheels" / "own-1-py3-none-any.whl"
+
+    def write(size: int) -> dict[str, str]:
+        file.write_bytes(bytes(size))
+        pin = f"own==1 --hash=sha256:{sha256(file)}\n    # from own.wheels/{file.name}\n"
+        (tmp_path / "own.lock").write_text((ROOT / "environment.lock").read_text() + pin)
+        return {"lock": str(tmp_path / "own.lock")}
+
+    return write
+
+
+def test_pods_get_wheels_up_to_the_size_of_a_config_map(
+    kubeconfig: Path, own_wheels: Callable[[int], dict[str, str]]
+) -> None:
+    assert parse(kubeconfig, environment=own_wheels(1_000_000))
+    text = problem(kubeconfig, environment=own_wheels(1_000_001))
+    assert "needs own-1-py3-none-any.whl with 1,000,001 bytes, but pods can get 1,000,000 bytes" in text
+    assert text.endswith(
+        "publish them on your index, or build an image that contains the lock's packages and write it as image"
+    )
+    assert parse(kubeconfig, environment=own_wheels(1_000_001), image="me/dask:1")
+
+
+def test_the_official_chart_cannot_install_wheels(
+    kubeconfig: Path, own_wheels: Callable[[int], dict[str, str]]
+) -> None:
+    with pytest.raises(settings.SettingsError, match="does not support packages that no index has: own-1-py3"):
+        parse(kubeconfig, chart="official", environment=own_wheels(10))
+
+
+def test_an_archive_of_wheels_changes_only_with_them(tmp_path: Path) -> None:
+    file = tmp_path / "own-1.0+local-py3-none-any.whl"
+    file.write_bytes(b"old")
+    first = chart_values.archive([file])
+    os.utime(file, (0, 0))
+    assert chart_values.archive([file]) == first
+    file.write_bytes(b"new")
+    assert chart_values.archive([file]) != first
+
+
+def copy_of_the_official_file(**changed: Any) -> dict[str, Any]:
+    """The official chart's values.yaml, edited."""
+    return chart_values.merged(json.loads((CHARTS / "official.json").read_text()), changed)
+
+
+@pytest.mark.parametrize("chart", ["own", "official"])
+def test_an_unedited_copy_of_the_official_values_changes_nothing(kubeconfig: Path, chart: str) -> None:
+    older = OLDER if chart == "official" else {}
+    whole = copy_of_the_official_file()
+    assert parse(kubeconfig, **older, values=whole) == parse(kubeconfig, **older)
+    assert edits(whole, chart)[1] == {}
+
+
+def test_edits_of_the_official_values_take_effect_and_what_has_none_is_named(kubeconfig: Path) -> None:
+    whole = copy_of_the_official_file(
+        scheduler={"metrics": {"enabled": True}, "image": {"tag": "2023.10.1"}},
+        worker={
+            "image": {"repository": "registry.example.com/python", "pullSecrets": [{"name": "mine"}]},
+            "annotations": {"team": "a"},
+            "default_resources": {"cpu": 2},
+        },
+        jupyter={"password": "sha1:x", "rbac": False},
+        additional_worker_groups=[{"name": "big", "default_resources": {"cpu": 9}}],
+    )
+    changed, notes = edits(whole, "own")
+    image = {"repository": "registry.example.com/python", "tag": "2024.1.0", "pullSecrets": [{"name": "mine"}]}
+    assert changed == {
+        "scheduler": {"image": {}},
+        "worker": {
+            "image": image,
+            "annotations": {"team": "a"},
+        },
+        "jupyter": {},
+        "additional_worker_groups": [{"name": "big"}],
+    }
+    assert parse(kubeconfig, values=whole).values == changed
+    assert {".".join(map(str, place)) for place in notes} == {
+        "scheduler.metrics", "scheduler.image", "worker.image", "worker.default_resources", "jupyter.password",
+        "jupyter.rbac", "additional_worker_groups.0.default_resources",
+    }  # fmt: skip
+    assert "dask:jupyterPassword" in notes["jupyter", "password"]
+    assert problem(kubeconfig, values=copy_of_the_official_file(worker={"replicas": 9})).startswith(
+        "values.worker.replicas: is set by this program; use workers.replicas"
+    )
+
+
+def test_a_few_values_that_equal_the_official_defaults_override_settings(kubeconfig: Path) -> None:
+    everywhere, nowhere = {"tolerations": [{"operator": "Exists"}]}, {"worker": {"tolerations": []}}
+    assert own(parse(kubeconfig, workers=everywhere, values=nowhere))["worker"]["tolerations"] == []

@@ -5,7 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+import settings
 from daskstack import cli
 from daskstack.engine import PROJECT
 
@@ -40,6 +42,21 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: str) -> None:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
             assert heading in anchors, f"{page} links to {link}"
+
+
+SITUATIONS = re.findall(r"```yaml\n(.*?)```", (PROJECT / "docs/situations.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("text", SITUATIONS)
+def test_every_stack_file_for_a_situation_is_right(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / ".kube/config").write_text(
+        "{contexts: [{name: research, context: {cluster: a}}], clusters: [{name: a}]}"
+    )
+    stack = yaml.safe_load(text)
+    stack.get("environment", {}).pop("authority", None)  # the page shows no whole certificate
+    settings.parse(stack, PROJECT)
 
 
 @page

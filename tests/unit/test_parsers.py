@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from components.machines.sources.existing import usable
 from components.machines.step import step_text
+from daskstack import kubeconfig
 from daskstack.printable import printable
 from daskstack.status_and_logs import RemoteError, Status, Worker, parse_status
 from settings import common, existing, gke, lock
-from settings.kubernetes import KubeconfigSource
 from tools.test import read
 
 TEXT = st.text(max_size=60)
@@ -240,15 +240,18 @@ KUBECONFIG = (VALUE | st.fixed_dictionaries({"current-context": VALUE})).map(yam
 @given(st.binary(max_size=60) | KUBECONFIG)
 @example(b"\0")
 @example(b"a: &a [*a]")
+@example(b"contexts: [{name: a, context: 1}]\ncurrent-context: a")
 def test_the_current_context_of_any_file_is_text(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    assert isinstance(KubeconfigSource(source="existing", kubeconfig=str(file)).current, str)
+    found, context = kubeconfig.locate([file])
+    assert (found, type(context)) == (file, str)
+    assert all(isinstance(each, str) for each in kubeconfig.cluster(str(file), context))
 
 
 @given(TEXT.filter(str.strip))
 def test_the_current_context_of_a_kubeconfig_is_read(file: Path, name: str) -> None:
     file.write_text(yaml.safe_dump({"apiVersion": "v1", "current-context": name, "contexts": []}))
-    assert KubeconfigSource(source="existing", kubeconfig=str(file)).current == name
+    assert kubeconfig.locate([file]) == (file, name)
 
 
 # Reports of pytest, which a killed run may not finish.

@@ -22,7 +22,13 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / UV).write_bytes(b"honest")
 
     monkeypatch.setattr(send_environment, "download", download)
-    (tmp_path / "environment.lock").write_text("dask==1\n")
+    own = hashlib.sha256(b"own").hexdigest()
+    (tmp_path / "environment.lock").write_text(
+        f"dask==1 --hash=sha256:{'0' * 64}\ndistributed==1 --hash=sha256:{'0' * 64}\n"
+        f"own==1 --hash=sha256:{own}\n    # from environment.wheels/own-1-py3-none-any.whl\n"
+    )
+    (tmp_path / "environment.wheels").mkdir()
+    (tmp_path / "environment.wheels/own-1-py3-none-any.whl").write_bytes(b"own")
     return tmp_path / "environment.lock"
 
 
@@ -41,3 +47,24 @@ def test_unmodified_files_are_downloaded_only_once(lock: Path, monkeypatch: pyte
     kept = send_environment.collect(lock, "3.11", "index")
     monkeypatch.setattr(send_environment, "download", lambda *_: pytest.fail("it was downloaded again"))
     assert send_environment.collect(lock, "3.11", "index") == kept
+
+
+def test_the_lock_is_relative_to_the_project_wherever_this_runs(
+    lock: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sent: list[Path] = []
+    monkeypatch.setattr(send_environment, "PROJECT", lock.parent)
+    monkeypatch.setattr(send_environment, "send", lambda folder, connection: sent.append(folder))
+    variables = {"LOCK": lock.name, "PYTHON": "3.11", "SOURCE": "index", "JUPYTER": "", "CONNECTION": "{}"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    send_environment.main(undo=False)
+    assert (sent[0] / "environment.lock").read_bytes() == lock.read_bytes()
+
+
+@pytest.mark.parametrize("source", ["index", "wheelhouse"])
+def test_wheels_that_no_index_has_are_sent_with_the_lock(lock: Path, source: str) -> None:
+    kept = send_environment.collect(lock, "3.11", source)
+    assert (kept / "wheels/own-1-py3-none-any.whl").read_bytes() == b"own"

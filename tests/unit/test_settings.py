@@ -14,6 +14,7 @@ import yaml
 from dask.utils import parse_bytes
 
 import settings
+from components.kubernetes.tls import tls_identities
 from settings import lock
 from settings import stack as stack_settings
 
@@ -23,8 +24,9 @@ machines: {source: local, workers: 2, schedulerWorks: false}
 workers:
   perMachine: 1
   threads: null
-  memoryLimit: null
+  memoryLimit: 2 GiB
   spill: /var/lib/daskstack/spill
+  readHomes: false
 firewall:
   manage: true
   closeOthers: false
@@ -36,16 +38,21 @@ data:
   machine: scheduler
   options: []
   delete: false
+  buckets: []
 environment:
   lock: environment.lock
   python: "3.11"
+  system: []
+  authority: ""
   source: wheelhouse
 dask:
-  ports: {scheduler: 8786, dashboard: 8787, workers: 9000}
+  ports: {scheduler: 8786, dashboard: 8787, workers: 9000, libraries: 32768-60999, jupyter: 8888}
   schedulerArgs: []
   workerArgs: []
   config: {}
+  env: {}
   tls: true
+jupyter: {enabled: true}
 credentials:
   renewal: 1
 limits: {idle: null, hourlyCost: null, maxAge: null}
@@ -77,6 +84,7 @@ Sorted_Containers==2.4.0 \\
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "environment.lock").write_text(LOCK)
     (tmp_path / "charts").mkdir()
+    (tmp_path / "charts/jupyter.lock").write_text(f"jupyterlab==4.5.0 {HASH}\n")
     return tmp_path
 
 
@@ -123,26 +131,34 @@ def test_every_documented_key_round_trips_with_a_value_of_its_own(folder: Path) 
     value = yaml.safe_load("""
 target: machines
 machines: {source: local, workers: 3, schedulerWorks: true}
-workers: {perMachine: 4, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill}
+workers: {perMachine: 4, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill, readHomes: true}
 firewall:
   manage: false
   closeOthers: true
   ssh: [203.0.113.7/32, "2001:db8::/32"]
   open: [{port: 9100, sources: [203.0.113.0/24]}]
   metadata: true
-data: {path: /mnt/shared, machine: worker-3, options: [compression=no, Ciphers=aes128-gcm@openssh.com], delete: true}
-environment: {lock: other.lock, python: "3.12", source: wheelhouse}
+data:
+  path: /mnt/shared
+  machine: worker-3
+  options: [compression=no, Ciphers=aes128-gcm@openssh.com]
+  delete: true
+  buckets: []
+environment: {lock: other.lock, python: "3.13", system: [], source: wheelhouse}
 dask:
-  ports: {scheduler: 18786, dashboard: 18787, workers: 19000}
+  ports: {scheduler: 18786, dashboard: 18787, workers: 19000, libraries: 40000-50000, jupyter: 18888}
   schedulerArgs: [--idle-timeout, 1 hour]
   workerArgs: ["--resources=GPU=2 MEM=3", --no-dashboard]
   config: {distributed: {scheduler: {work-stealing: false}}}
+  env: {HTTPS_PROXY: "http://10.2.0.1:3128"}
   tls: false
+jupyter: {enabled: false}
 credentials: {renewal: 2}
 limits: {idle: 30m, hourlyCost: null, maxAge: null}
 prices: {}
 moves: [scheduler, data]
 """)
+    value["environment"]["authority"] = tls_identities("trial", ["client"])["client"]["ca.crt"]
     (folder / "other.lock").write_text(LOCK)
     parsed = settings.parse(value, folder)
     assert parsed.model_dump(by_alias=True, mode="json") == value
@@ -202,7 +218,7 @@ def test_an_unknown_key_is_rejected_with_the_most_similar_one(folder: Path, plac
 
 
 def test_an_unknown_key_without_a_similar_one_lists_all_keys(folder: Path) -> None:
-    assert one(folder, data__zzz=1).endswith("; the keys here are path, machine, options, delete")
+    assert one(folder, data__zzz=1).endswith("; the keys here are path, machine, options, delete, buckets")
 
 
 def test_a_misspelled_key_is_not_reported_as_missing(folder: Path) -> None:
@@ -216,7 +232,11 @@ def test_a_misspelled_key_is_not_reported_as_missing(folder: Path) -> None:
         ("machines.workers", "two", '"two" is not a whole number; write e.g. 2'),
         ("machines.workers", True, "true is not a whole number; write e.g. 2"),
         ("machines", [], "[] is not a mapping; the keys here are source, workers, schedulerWorks"),
-        ("workers", None, "an empty value is not a mapping; the keys here are perMachine, threads, memoryLimit, spill"),
+        (
+            "workers",
+            None,
+            "an empty value is not a mapping; the keys here are perMachine, threads, memoryLimit, spill, readHomes",
+        ),
         ("workers.threads", 1.5, "1.5 is not a whole number; write e.g. 2"),
         ("workers.memoryLimit", 2048, '2048 is not a string; write e.g. "2 GiB"'),
         ("workers.spill", 5, '5 is not a string; write e.g. "/var/lib/daskstack/spill"'),
@@ -371,10 +391,40 @@ def test_the_shared_directory_stays_off_the_spill(folder: Path) -> None:
     assert not problems(folder, workers__spill="/mnt/disk", data__path="/mnt/disk2")
 
 
+def test_local_machines_have_the_pythons_of_debian_releases(folder: Path) -> None:
+    text = one(folder, environment__python="3.12")
+    assert text == "environment.python: 3.12 is not possible with local machines; write one of 3.11, 3.13"
+    assert not problems(folder, environment__python="3.13")
+
+
 def test_local_machines_have_no_index(folder: Path) -> None:
     text = one(folder, environment__source="index")
     assert text.startswith("environment.source: index is not possible with local machines")
     assert text.endswith("write wheelhouse")
+    text = one(folder, environment__system=["libgl1"])
+    assert text.startswith("environment.system: is not possible with local machines")
+
+
+@pytest.mark.parametrize("ports", ["all", "60000-50000", "22-80", "50000", "40000-70000"])
+def test_a_range_of_ports_for_libraries_that_cannot_work_is_refused(folder: Path, ports: str) -> None:
+    assert "write e.g. 32768-60999" in one(folder, dask__ports={"libraries": ports})
+
+
+@pytest.mark.parametrize("text", ["é", "\0", 5, "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----"])
+def test_an_authority_is_a_certificate(folder: Path, text: str) -> None:
+    assert one(folder, environment__authority=text).startswith("environment.authority: is not a certificate in PEM")
+
+
+def test_an_authority_has_no_private_key(folder: Path) -> None:
+    identity = tls_identities("trial", ["client"])["client"]
+    text = one(folder, environment__authority=identity["tls.crt"] + identity["tls.key"])
+    assert text.startswith("environment.authority: is not") and text.endswith("without a private key")
+    assert not problems(folder, environment__authority=identity["ca.crt"] * 2)
+
+
+@pytest.mark.parametrize("name", ["lib gl1", "-y", "libgl1;reboot", ""])
+def test_a_system_package_is_a_single_name(folder: Path, name: str) -> None:
+    assert "is not the name of a Debian or Red Hat package" in " ".join(problems(folder, environment__system=[name]))
 
 
 # Existing machines.
@@ -552,7 +602,12 @@ def test_an_invalid_address_is_rejected(folder: Path, address: str) -> None:
     assert "is neither an address nor a host name" in one(folder, existing(hosts__0__address=address))
 
 
-@pytest.mark.parametrize("user", ["", "a b", "$(id)", "-l", "dask"])
+@pytest.mark.parametrize("user", ["admin", r"CORP\jane doe", "jane@corp.example"])
+def test_a_user_may_be_of_a_directory(folder: Path, user: str) -> None:
+    assert not problems(folder, existing(hosts__0__user=user))
+
+
+@pytest.mark.parametrize("user", ["", " a", "a ", r"a\\b", "a\\", 'a"b', "$(id)", "-l", "dask"])
 def test_a_user_that_cannot_log_in_is_refused(folder: Path, user: str) -> None:
     assert one(folder, existing(hosts__0__user=user)).startswith("machines.hosts[0].user: ")
 
@@ -852,6 +907,35 @@ def test_dask_config_cannot_undo_what_the_cluster_sets(
     assert text.endswith(f"{place}: is set by this program; use {remedy}")
 
 
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (
+            {"distributed.worker.memory.spill": 0.9},
+            "distributed.worker.memory.spill: has no effect with dots in its name; write"
+            " distributed: {worker: {memory: {spill: ...}}}",
+        ),
+        (
+            {"distributed": {"wroker": {}}},
+            "distributed.wroker: is not a key of Dask's configuration; did you mean worker?",
+        ),
+        (
+            {"distributed": {"worker": {"memory": {"spil": 1}}}},
+            "memory.spil: is not a key of Dask's configuration; did you",
+        ),
+    ],
+)
+def test_dask_config_that_dask_would_ignore_is_rejected(folder: Path, config: dict[str, Any], problem: str) -> None:
+    assert problem in one(folder, dask__config=config)
+
+
+def test_dask_config_of_other_packages_and_versions_is_accepted(folder: Path) -> None:
+    memory = {"max_spill": "5 GB", "a-key-of-another-version": 1}
+    logging = {"distributed.worker": "debug"}
+    config = {"distributed": {"worker": {"memory": memory}}, "logging": logging, "jobqueue": {"slurm": {"cores": 1}}}
+    assert not problems(folder, dask__config=config)
+
+
 @pytest.mark.parametrize("part", ["scheduler", "worker"])
 def test_dashboards_get_no_routes_that_act_on_the_cluster(folder: Path, part: str) -> None:
     routes = ["distributed.http.scheduler.api"]
@@ -949,9 +1033,9 @@ def test_mistakes_in_all_hosts_are_not_reported_as_an_empty_list(folder: Path) -
 
 def test_a_suggested_remedy_is_valid(folder: Path) -> None:
     assert one(folder, data__path="/srv/x/../../etc").endswith("write e.g. /srv/daskdata")
-    assert "-o environment.lock " in one(folder, environment__lock="environment.in")
+    assert one(folder, environment__lock="environment.in").endswith("and write environment.lock")
     in_folder = Path(settings.__file__).parents[1] / "locks" / "team.lock"
-    with pytest.raises(lock.LockError, match=r"-o locks/team\.lock "):
+    with pytest.raises(lock.LockError, match=r"daskstack lock locks/team\.in --python 3\.11`"):
         lock.read(in_folder, "3.11")
 
 
@@ -989,7 +1073,7 @@ def test_an_unreadable_lock_is_rejected_with_the_command_that_creates_it(folder:
     for name in ("missing.lock", ".", "null\0byte"):
         text = one(folder, environment__lock=name)
         assert text.startswith("environment.lock: ") and "cannot be read" in text
-        assert "uv pip compile" in text and "--python-version 3.11" in text
+        assert "daskstack lock" in text and "--python 3.11" in text
     (folder / "environment.lock").write_bytes(b"\xff\xfe\x00")
     assert "is not a text file" in one(folder)
 
@@ -1036,22 +1120,21 @@ def test_a_package_is_pinned_once_for_a_python(folder: Path) -> None:
 
 
 def test_a_universal_lock_is_for_its_python_and_newer(folder: Path) -> None:
-    text = one(folder, environment__python="3.10")
-    assert text.startswith("environment.python: environment.lock supports Python 3.11 and newer, not 3.10")
+    *_, text = problems(folder, environment__python="3.10")
+    assert "environment.python: environment.lock supports Python 3.11 and newer, not 3.10" in text
     assert not problems(folder, environment__python="3.13")
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.12"])
-def test_any_other_lock_supports_only_its_python(folder: Path, python: str) -> None:
+def test_any_other_lock_supports_only_its_python(folder: Path) -> None:
     write_lock(folder, LOCK.replace("--universal --python-version 3.11", "--python-version=3.11.2"))
-    assert "supports only Python 3.11" in one(folder, environment__python=python)
+    assert "supports only Python 3.11" in one(folder, environment__python="3.13")
     assert not problems(folder)
 
 
 @pytest.mark.parametrize("name", ["dask", "distributed"])
 def test_a_python_for_which_the_lock_has_no_dask_is_refused(folder: Path, name: str) -> None:
     write_lock(folder, LOCK.replace(f"{name}==2026.8.0", f"{name}==2026.8.0 ; python_version < '3.13'"))
-    assert not problems(folder, environment__python="3.12")
+    assert not problems(folder, environment__python="3.11")
     text = one(folder, environment__python="3.13")
     assert text.startswith(f"environment.python: environment.lock excludes {name} for Python 3.13")
 
@@ -1060,8 +1143,8 @@ def test_all_problems_of_a_lock_are_reported_together(folder: Path) -> None:
     text = LOCK.replace("distributed==2026.8.0", "distributed==2026.7.1").replace("dask==", "numpy==2.4.6\ndask==")
     write_lock(folder, text)
     found = problems(folder, environment__python="3.10")
-    assert len(found) == 3
-    assert sum("environment.python" in line for line in found) == 1
+    assert len(found) == 4
+    assert sum("environment.python" in line for line in found) == 2
 
 
 def test_a_lock_lists_its_packages_for_one_python_on_linux(folder: Path) -> None:
@@ -1078,6 +1161,11 @@ def test_a_lock_lists_its_packages_for_one_python_on_linux(folder: Path) -> None
     assert lock.read(path, "3.12").packages["bokeh"] == "3.10.2"
 
 
+def test_a_lock_knows_which_packages_its_input_file_names(folder: Path) -> None:
+    write_lock(folder, LOCK + "    # via\n    #   -r environment.in\n    #   dask\n")
+    assert lock.read(folder / "environment.lock", "3.11").inputs == ("bokeh", "sorted-containers")
+
+
 def test_requirements_of_a_lock_have_all_hashes_and_no_markers(folder: Path) -> None:
     assert lock.read(folder / "environment.lock", "3.11").requirements == (
         f"bokeh==3.9.2 {HASH} {HASH}",
@@ -1085,6 +1173,21 @@ def test_requirements_of_a_lock_have_all_hashes_and_no_markers(folder: Path) -> 
         f"distributed==2026.8.0 {HASH}",
         f"Sorted_Containers==2.4.0 {HASH}",
     )
+
+
+@pytest.mark.parametrize("content", [None, b"changed"])
+def test_a_wheel_that_is_missing_or_differs_from_the_lock_is_reported(folder: Path, content: bytes | None) -> None:
+    wheel = folder / "environment.wheels" / "own-1-py3-none-any.whl"
+    wheel.parent.mkdir()
+    wheel.write_bytes(b"as locked")
+    own = hashlib.sha256(b"as locked").hexdigest()
+    pinned = f"own==1 --hash=sha256:{own}\n    # from environment.wheels/{wheel.name}\n"
+    write_lock(folder, LOCK + "\n" + pinned)
+    assert lock.read(folder / "environment.lock", "3.11").wheels == (wheel,)
+    wheel.unlink() if content is None else wheel.write_bytes(content)
+    text = one(folder)
+    assert f"environment.lock needs environment.wheels/{wheel.name} as it was when it was locked" in text
+    assert "daskstack lock environment.in" in text
 
 
 def test_a_lock_with_a_byte_order_mark_reads_the_same(folder: Path) -> None:

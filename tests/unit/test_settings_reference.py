@@ -51,6 +51,11 @@ def test_shipped_stack_files_refer_to_the_schema_and_match_it(path: Path) -> Non
     jsonschema.Draft202012Validator(json.loads(reference.schema())).validate(yaml.safe_load(path.read_text()))
 
 
+def test_only_stack_dev_ships_with_a_salt() -> None:
+    """The first `up` writes a salt into the stack's file."""
+    assert [path.name for path in STACK_FILES if "encryptionsalt" in path.read_text()] == ["Pulumi.dev.yaml"]
+
+
 def test_the_schema_rejects_a_misspelled_setting_and_an_invalid_value() -> None:
     check = jsonschema.Draft202012Validator(json.loads(reference.schema()))
     right = yaml.safe_load((PROJECT / "Pulumi.dev.yaml").read_text())

@@ -46,6 +46,8 @@ def holder() -> Iterator[tuple[subprocess.Popen, Path]]:
         {"host": 'a" -oProxyCommand="id'},
         {"host": "-oProxyCommand=id"},
         {"user": "admin\nProxyCommand id"},
+        {"user": 'admin" x'},
+        {"user": "admin\\"},
         {"host_key": "ssh-ed25519 AAAA\n* ssh-ed25519 BBBB"},
     ],
 )
@@ -60,6 +62,14 @@ def test_ssh_gets_an_address_with_an_interface_unchanged() -> None:
         [*command, machine] = command
         said = subprocess.run([*command, "-G", machine], capture_output=True, text=True, check=True).stdout
     assert "\nhostname fe80::1%eth0\n" in said
+
+
+@pytest.mark.parametrize("user", [r"CORP\jane doe", "jane@corp.example", "CORP+jane", "Jane.Doe", "4711"])
+def test_ssh_gets_a_user_of_a_directory_unchanged(user: str) -> None:
+    with ssh.command(CONNECTION | {"user": user}) as command:
+        [*command, machine] = command
+        said = subprocess.run([*command, "-G", machine], capture_output=True, text=True, check=True).stdout
+    assert f"\nuser {user}\n" in f"\n{said}"
 
 
 def test_a_key_is_readable_only_by_its_user_and_deleted_after_use(place: Path) -> None:
@@ -142,3 +152,15 @@ def test_a_private_runtime_folder_keeps_keys_off_the_disk(tmp_path_factory: pyte
     found = private_folder.place({"XDG_RUNTIME_DIR": str(runtime)})
     assert found == runtime / "daskstack"
     assert found.stat().st_mode & 0o777 == 0o700
+
+
+def test_only_a_lost_connection_is_worth_another_attempt() -> None:
+    assert ssh.lost(255, "kex_exchange_identification: Connection closed by remote host")
+    assert ssh.lost(255)
+    assert not ssh.lost(1)
+    for refusal in (
+        "admin@h: Permission denied (publickey).",
+        "Host key verification failed.",
+        "Too many authentication failures",
+    ):
+        assert not ssh.lost(255, refusal)

@@ -9,16 +9,17 @@ from pulumi_command import local
 
 from components.google_cloud import SCOPE, Home, require
 from components.machines.client_keys import ssh_identity
-from components.machines.dask_options import cluster_ports
+from components.machines.dask_options import dask_ports, library_ports
 from components.machines.step import Host
 from daskstack.client_output import Google
-from settings import ComputeSource, MachinesTarget
+from settings import ComputeSource, MachinesTarget, cost
 from settings.common import seconds
 from settings.compute import IAP, Instance, WorkerInstance
 
 APIS = ("compute", "iam")
 USER = "admin"  # Google's guest agent creates it on the machine, with sudo
 DATA = "dask-data"  # the disk's name on the machine
+SSD = "/dev/disk/by-id/google-local-nvme-ssd-{}"  # Google's images create these links
 WAIT = 600  # seconds until a machine must have booted
 ALLOW, DENY = 1000, 1001  # priorities of our firewall rules; smaller numbers win
 SPOT_GRACE = 20  # seconds; Google stops a spot machine 30 seconds after its notice
@@ -37,7 +38,7 @@ class ComputeMachines(ComponentResource):
     It owns the machines, their addresses, firewall rules and service accounts, and, unless `network` names one, the
     network. The data disk stays after `destroy` unless `data.delete` is set, because it has the user's files. APIs stay
     enabled, because other stacks in the project may use them. A network or disk that the settings name is used and left
-    alone.
+    alone, and so are buckets, to which it only gives the machines access.
 
     Names in Google Cloud come from `stack`, so two of these components in one project need different values of it.
     """
@@ -54,7 +55,9 @@ class ComputeMachines(ComponentResource):
         super().__init__("dask:index:ComputeMachines", name, {}, opts)
         assert isinstance(settings.machines, ComputeSource)
         self.name, self.settings, self.machines = name, settings, settings.machines
-        self.home = Home(self, stack, self.machines.project, self.machines.region, APIS)
+        buckets = settings.data.buckets
+        apis = (*APIS, *(["storage"] if buckets else []))
+        self.home = Home(self, stack, self.machines.project, self.machines.region, apis)
         self.labels = {**self.machines.labels, **self.home.labels}
         self.login = Stash(
             f"{name}-login",
@@ -67,6 +70,8 @@ class ComputeMachines(ComponentResource):
         # Firewall rules recognize the scheduler's machine by its own account. Tags are weaker: users with the right to
         # set tags could open any machine.
         self.door_account = self.home.account("door-account", "Door", self.machines.roles, prefix="door-")
+        members = {"account": self.account.member, "door-account": self.door_account.member}
+        self.home.open_buckets(buckets, members)
         self.rules = self._rules()
         self.before = [*self.way_out, *self.rules]
         self.disk = self._data_disk()
@@ -78,8 +83,9 @@ class ComputeMachines(ComponentResource):
         self.register_outputs({"network": self.network})
 
     def _network(self) -> None:
-        given, project, region = self.machines.network, self.machines.project, self.machines.region
+        given, region = self.machines.network, self.machines.region
         if given:
+            project = given.project or self.machines.project
             self.network_id: Input[str] = f"projects/{project}/global/networks/{given.name}"
             self.subnetwork_id: Input[str] = f"projects/{project}/regions/{region}/subnetworks/{given.subnetwork}"
             self.way_out: list[pulumi.Resource] = []
@@ -107,6 +113,7 @@ class ComputeMachines(ComponentResource):
         connection = {**connection, "host_key": self._ready(name, instance, connection)}
         self.door = self.door or connection
         holds = name == self.settings.data.machine
+        ssds = kind.local_ssds if isinstance(kind, WorkerInstance) else 0
         return Host(
             name=name,
             address=inside.address,
@@ -114,10 +121,11 @@ class ComputeMachines(ComponentResource):
             connection=connection,
             deleted_with=instance,
             guarded=True,
-            metadata=bool(self.machines.roles),
+            metadata=bool(self.machines.roles or self.settings.data.buckets),
             grace=SPOT_GRACE if isinstance(kind, WorkerInstance) and kind.spot else Host.grace,
             disk=f"/dev/disk/by-id/google-{DATA}" if holds else "",
             disk_size=self.machines.data_disk.size if holds else 0,
+            ssds=tuple(SSD.format(number) for number in range(ssds)),
         )
 
     def _rules(self) -> list[gcp.compute.Firewall]:
@@ -127,6 +135,8 @@ class ComputeMachines(ComponentResource):
         last one denies everything that the first two do not allow.
         """
         accounts = [self.door_account.email, self.account.email]
+        given = self.machines.network
+        ports = f"22 {dask_ports(self.settings)} {library_ports(self.settings)}".split()
 
         def rule(name: str, **arguments: Any) -> gcp.compute.Firewall:
             return gcp.compute.Firewall(
@@ -135,7 +145,8 @@ class ComputeMachines(ComponentResource):
                 description=self.home.description,
                 network=self.network_id,
                 opts=self.home.child,
-                project=self.home.project,
+                # The rules of a Shared VPC belong to its host project.
+                project=given.project if given and given.project else self.home.project,
                 **arguments,
             )
 
@@ -152,10 +163,7 @@ class ComputeMachines(ComponentResource):
                 priority=ALLOW,
                 source_service_accounts=accounts,
                 target_service_accounts=accounts,
-                allows=[
-                    {"protocol": "tcp", "ports": ["22", *cluster_ports(self.settings).split()]},
-                    {"protocol": "icmp"},
-                ],
+                allows=[{"protocol": "tcp", "ports": ports}, {"protocol": "icmp"}],
             ),
             rule(
                 "others-closed",
@@ -201,6 +209,7 @@ class ComputeMachines(ComponentResource):
         self, name: str, kind: Instance, inside: gcp.compute.Address, outside: gcp.compute.Address | None
     ) -> gcp.compute.Instance:
         accelerators = kind.accelerators if isinstance(kind, WorkerInstance) else None
+        ssds = kind.local_ssds if isinstance(kind, WorkerInstance) else 0
         account = self.door_account if name == self.machines.scheduler_name else self.account
         return gcp.compute.Instance(
             f"{self.name}-{name}",
@@ -212,13 +221,14 @@ class ComputeMachines(ComponentResource):
                 "initialize_params": {
                     "image": self.machines.image,
                     "size": kind.disk,
-                    "type": "pd-balanced",
+                    "type": cost.disk_type(kind.machine),
                     "labels": self.labels,
                 }
             },
             attached_disks=(
                 [{"source": self.disk, "device_name": DATA}] if name == self.settings.data.machine else None
             ),
+            scratch_disks=[{"interface": "NVME"}] * ssds or None,
             network_interfaces=[
                 {
                     "subnetwork": self.subnetwork_id,
@@ -248,6 +258,8 @@ class ComputeMachines(ComponentResource):
                 parent=self,
                 depends_on=self.rules,  # a machine never runs without them
                 delete_before_replace=True,  # the replacement has the same name and address
+                # The plugin cannot stop a machine with local SSDs: its request does not say that Google may erase them.
+                replace_on_changes=["machineType", "shieldedInstanceConfig"] if ssds else [],
                 custom_timeouts=CustomTimeouts(create="10m", delete="10m"),
             ),
         )

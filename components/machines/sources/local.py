@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, Stash, log
 from pulumi.runtime import is_dry_run
@@ -23,6 +24,8 @@ class LocalMachinesArgs(TypedDict):
     """The stack's name. Each stack has its own folder and network."""
     names: list[str]
     """The names of the machines, the scheduler's first."""
+    release: NotRequired[str]
+    """The Debian release of new machines, such as "trixie"; Debian 12 by default."""
 
 
 class LocalMachines(ComponentResource):
@@ -45,6 +48,12 @@ class LocalMachines(ComponentResource):
             )
         super().__init__("dask:index:LocalMachines", name, {}, opts)
         folder = data_folder() / "machines" / args["stack"]
+        release = args.get("release", "bookworm")
+        if other := [name for name in args["names"] if (runs := installed_release(folder / name)) and runs != release]:
+            raise RunError(
+                f"environment.python has changed, but {', '.join(other)} would have to be created again with another"
+                " Debian release: copy the files that you need from the shared directory, then run `destroy` and `up`"
+            )
         # A restart of this computer ends machines and network. It also changes this id, so the next `up` starts them.
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         before = folder / "boot"  # network.sh writes it
@@ -62,7 +71,8 @@ class LocalMachines(ComponentResource):
             input=Output.secret(ssh_identity()),
             opts=ResourceOptions(parent=self, ignore_changes=["input"]),
         )
-        image = self._command(f"{name}-image", "image.sh", {"CACHE": str(cache_folder())}, undo=False)
+        cache: dict[str, Input[str]] = {"CACHE": str(cache_folder()), "RELEASE": release}
+        image = self._command(f"{name}-image", "image.sh", cache, undo=False)
         network = self._command(
             f"{name}-network",
             "network.sh",
@@ -135,6 +145,15 @@ def started(machine: Path) -> str:
     except FileNotFoundError:
         pass
     return secrets.token_hex(4)
+
+
+def installed_release(machine: Path) -> str | None:
+    """The Debian release of an existing machine, or None."""
+    try:
+        known = Path((machine / "image").read_text().strip(), "etc/os-release").read_text()
+    except FileNotFoundError:
+        return None
+    return re.findall(r"^VERSION_CODENAME=(\w+)$", known, re.MULTILINE)[0]
 
 
 def unable() -> str | None:

@@ -1,6 +1,19 @@
 # What sshd allows the cluster's user and the tunnels of clients.
 # shellcheck shell=bash
 
+# accepts USER: the machine's own AllowUsers, AllowGroups and AuthenticationMethods would reject the user, and USER has a
+# group with the same name.
+accepts() {
+  cat <<CONF
+AllowUsers $1
+    AllowGroups $1
+    PubkeyAuthentication yes
+    PubkeyAcceptedAlgorithms ssh-ed25519-cert-v01@openssh.com
+    CASignatureAlgorithms ssh-ed25519
+    AuthenticationMethods publickey
+CONF
+}
+
 sshd_config() {
   cat <<CONF
 HostCertificate $SSH/host-cert.pub
@@ -8,6 +21,7 @@ HostCertificate $SSH/host-cert.pub
 MaxStartups 100:30:300
 # Only for this user: a certificate must not allow logins as anyone else.
 Match User $CLUSTER_USER
+    $(accepts $CLUSTER_USER)
     TrustedUserCAKeys $SSH/user-authority.pub
     RevokedKeys $SSH/revoked
     AuthorizedKeysFile none
@@ -27,6 +41,7 @@ CONF
   [ -z "$TUNNEL" ] || cat <<CONF
 # Clients can open tunnels to Dask, but no sessions.
 Match User $TUNNEL_USER
+    $(accepts $TUNNEL_USER)
     TrustedUserCAKeys $SSH/user-authority.pub
     RevokedKeys $SSH/revoked
     AuthorizedKeysFile none
@@ -35,6 +50,7 @@ Match User $TUNNEL_USER
     AuthorizedKeysCommand none
     GSSAPIAuthentication no
     HostbasedAuthentication no
+    DisableForwarding no
     AllowTcpForwarding local
     PermitOpen $TUNNEL
     PermitListen none
@@ -50,12 +66,41 @@ Match all
 CONF
 }
 
+# verify_rules USER RULE...: for each rule, sshd uses the first that it finds, and another can precede ours.
+verify_rules() {
+  local user=$1 rules rule
+  rules=$(sshd -T -C "user=$user,host=$(hostname),addr=$ADDRESS")
+  shift
+  for rule; do
+    grep -qixF "$rule" <<<"$rules" ||
+      fatal "another rule of sshd precedes ours for the user $user: '$(grep -i "^${rule%% *} " <<<"$rules")' instead of" \
+        "'$rule'; in /etc/ssh/sshd_config and in the files before $SSHD, except $user from it or move it to their end"
+  done
+}
+
+# reach SECONDS ADDRESS MACHINE: wait until the cluster's user can log in at ADDRESS.
+reach() {
+  local end=$((SECONDS + $1)) said
+  until said=$(within=15 as_cluster_user $SSH/ssh "$2" true 2>&1); do
+    [ "$SECONDS" -lt "$end" ] ||
+      fatal "user $CLUSTER_USER cannot log in to $3 after $1 s; try: sudo -u $CLUSTER_USER ssh $2\
+${said:+$'\n'"ssh: "${said##*$'\n'}}$([ "$2" != "$ADDRESS" ] || what_sshd_said)"
+    sleep 0.5
+  done
+}
+
+what_sshd_said() {
+  journalctl --sync || true
+  { journalctl -q -o cat --since=-30s -t sshd -t sshd-session || true; } | grep -F "$CLUSTER_USER" |
+    grep -vE '^(Connection|Disconnected|Received)' | tail -n 2 | sed "s/^/\nsshd: /" || true
+}
+
 tunnel_user_is_ours() { [ "$(getent passwd $TUNNEL_USER | cut -d: -f6)" = $TUNNEL_HOME ]; }
 
 tunnel_user() {
   if ! id $TUNNEL_USER >/dev/null 2>&1; then
     useradd --system --user-group --no-create-home --home-dir $TUNNEL_HOME --shell /usr/sbin/nologin \
-      --comment "Tunnels to Dask" $TUNNEL_USER
+      --password '*' --comment "Tunnels to Dask" $TUNNEL_USER
   elif ! tunnel_user_is_ours; then
     fatal "user '$TUNNEL_USER' already exists and does not belong to this cluster; rename it or use another machine"
   fi

@@ -24,8 +24,8 @@ WantedBy=multi-user.target
 UNIT
 }
 
-# The mount's options set owner and mode of all files, because user IDs differ between machines, and everyone who can
-# use the directory can use every file. Attributes are not cached, so that machines see each other's changes at once.
+# The mount's options set the group of all files, because IDs differ between machines; MOUNT_PROGRAM lets its members use
+# every file. Attributes are not cached, so that machines see each other's changes at once.
 mount_unit() {
   cat <<UNIT
 [Unit]
@@ -36,10 +36,10 @@ Wants=network-online.target $WATCH_UNIT
 StartLimitIntervalSec=0
 
 [Mount]
-What=$CLUSTER_USER@$DATA_ADDRESS:$DISK
+What=$MOUNT_PROGRAM#$CLUSTER_USER@$DATA_ADDRESS:$DISK
 Where=$DATA_PATH
-Type=fuse.sshfs
-Options=_netdev,ssh_command=$ETC/ssh/ssh,reconnect,allow_other,default_permissions,uid=$(id -u $CLUSTER_USER),gid=$(id -g $CLUSTER_USER),umask=007,dir_cache=no,attr_timeout=0,entry_timeout=0$OPTIONS
+Type=fuse3
+Options=_netdev,ssh_command=$ETC/ssh/ssh,reconnect,uid=$(id -u $CLUSTER_USER),gid=$(id -g $CLUSTER_USER),dir_cache=no,attr_timeout=0,entry_timeout=0$OPTIONS
 TimeoutSec=20
 LazyUnmount=yes
 UNIT

@@ -2,12 +2,14 @@
 # shellcheck shell=bash
 
 inside_zone() {
-  local source port
+  local source port open
   echo '<?xml version="1.0" encoding="utf-8"?>'
   echo '<zone>'
   echo '  <short>Dask cluster</short>'
   for source in $NETWORK; do echo "  <source address=\"$source\"/>"; done
-  for port in $SSH_PORT $PORTS; do echo "  <port port=\"$port\" protocol=\"tcp\"/>"; done
+  for port in $CLUSTER_PORTS; do echo "  <port port=\"$port\" protocol=\"tcp\"/>"; done
+  # Their sources may be in the cluster's network, whose packets reach no other zone.
+  for open in $OPEN; do rule "${open%%=*}" "${open#*=}"; done
   echo '</zone>'
 }
 
@@ -54,7 +56,7 @@ verify() {
   # On a busy machine, firewalld is active before it answers.
   wait_for 20 "firewalld to answer; see journalctl -u firewalld" firewall-cmd --state
   zones=$(firewall-cmd --list-all-zones)
-  want=$(for port in $SSH_PORT $PORTS; do echo "$port/tcp"; done | sort)
+  want=$(for port in $CLUSTER_PORTS; do echo "$port/tcp"; done | sort)
   have=$(sed -n "/^$INSIDE (active)/,/^$/s/^  ports: //p" <<<"$zones" | tr ' ' '\n' | sort)
   [ "$want" = "$have" ] ||
     fatal "firewalld opened the ports '${have//$'\n'/ }' to the cluster instead of '${want//$'\n'/ }'; see journalctl -u firewalld"

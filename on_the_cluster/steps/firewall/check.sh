@@ -1,6 +1,22 @@
 # Checks that fail before the step changes anything, if the change would lock someone out.
 # shellcheck shell=bash
 
+refuse() {
+  local found
+  found=$(other_firewalls)
+  [ -z "$found" ] || fatal "another firewall is active:
+$found
+turn it off, $UNMANAGED"
+  check_ssh_access
+  if is_applied; then return; fi
+  if ! running || [ "$(default_zone)" != $OUTSIDE ]; then
+    if running; then check_firewalld; fi
+    check_services
+  fi
+  [ "$(systemctl is-enabled firewalld 2>/dev/null)" != masked ] ||
+    fatal "firewalld is masked; unmask it (systemctl unmask firewalld), $UNMANAGED"
+}
+
 check_ssh_access() {
   local address port
   read -r address _ _ port <<<"$(connection)"

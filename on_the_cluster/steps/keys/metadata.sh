@@ -4,7 +4,7 @@
 GUARD=dask-metadata
 TABLE=daskstack
 
-# Use a separate table, which survives a reload of firewalld. On Google Cloud, the metadata server is also the DNS
+# The notebook server's user has the cluster's group. Use a separate table, which survives a reload of firewalld. On Google Cloud, the metadata server is also the DNS
 # server.
 metadata_rules() {
   cat <<RULES
@@ -13,9 +13,13 @@ delete table inet $TABLE
 table inet $TABLE {
   chain output {
     type filter hook output priority filter; policy accept;
-    meta skuid $CLUSTER_USER ip daddr 169.254.169.254 meta l4proto { tcp, udp } th dport 53 accept
-    meta skuid $CLUSTER_USER ip daddr 169.254.169.254 reject with icmpx type admin-prohibited
-    meta skuid $CLUSTER_USER ip6 daddr { fd00:ec2::254, fd20:ce::254 } reject with icmpx type admin-prohibited
+    meta skuid $CLUSTER_USER jump tasks
+    meta skgid $CLUSTER_USER jump tasks
+  }
+  chain tasks {
+    ip daddr 169.254.169.254 meta l4proto { tcp, udp } th dport 53 accept
+    ip daddr 169.254.169.254 reject with icmpx type admin-prohibited
+    ip6 daddr { fd00:ec2::254, fd20:ce::254 } reject with icmpx type admin-prohibited
   }
 }
 RULES
@@ -24,7 +28,7 @@ RULES
 metadata_unit() {
   cat <<UNIT
 [Unit]
-Description=Blocks Dask tasks from the cloud's metadata server
+Description=Blocks Dask tasks and notebooks from the cloud's metadata server
 After=nftables.service
 Before=network-pre.target
 Wants=network-pre.target
@@ -37,12 +41,12 @@ ExecStart=$(command -v nft) -f $ETC/metadata.nft
 [Install]
 WantedBy=multi-user.target
 # Dask does not start without the rule.
-RequiredBy=dask-scheduler.service dask-worker@.service
+RequiredBy=dask-scheduler.service dask-worker@.service dask-jupyter.service
 UNIT
 }
 
 block_metadata() {
-  need nft nftables
+  need nft
   metadata_rules | put $ETC/metadata.nft 0644 root:root
   metadata_unit | put $UNITS/$GUARD.service 0644 root:root
   systemctl daemon-reload

@@ -1,4 +1,4 @@
-"""APIs, service accounts and IAM members of a project."""
+"""APIs, service accounts, and IAM members of projects and buckets."""
 
 from gcp import checks
 from gcp.kinds import Kind, State, fingerprint, number
@@ -22,6 +22,14 @@ ACCOUNTS = {
         named="",
         checks={"role": checks.ROLE, "member": checks.MEMBER, "project": checks.PROJECT},
         fixed=("project", "role", "member", "condition"),
+        filled={"etag": lambda state: fingerprint(state.identity)},
+        joins=True,
+    ),
+    "storage/bucketIAMMember:BucketIAMMember": Kind(
+        "b/{bucket}/{role}/{member}",
+        named="",
+        checks={"role": checks.ROLE, "member": checks.MEMBER},
+        fixed=("bucket", "role", "member", "condition"),
         filled={"etag": lambda state: fingerprint(state.identity)},
         joins=True,
     ),

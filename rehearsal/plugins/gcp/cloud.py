@@ -84,7 +84,8 @@ class Cloud:
         return iter(sorted(found, key=lambda pair: pair[1].get("made", 0)))
 
     def _path(self, identity: str) -> Path:
-        if not identity or any(part in ("", ".", "..") for part in identity.split("/")):
+        # Only IAM members contain a double slash: principal://iam.googleapis.com/...
+        if not identity or any(part in ("", ".", "..") for part in identity.replace("://", "/").split("/")):
             raise CommandError(f"{identity!r} is not a resource ID")
         return self._folder / f"{identity}.json"
 

@@ -47,6 +47,8 @@ async def before_update(identity: str, old: Record, new: Record) -> str:
         raise CommandError(not_done("changing attachedDisks of a running machine (stop it first)"))
     wanted = new["inputs"].get("desiredStatus") or now
     if now == "RUNNING" and (wanted == "TERMINATED" or stops(VM, found)):
+        if old["inputs"].get("scratchDisks"):  # the official plugin does not say what becomes of their data
+            raise CommandError("VM has a Local SSD attached but an undefined value for `discard-local-ssd`")
         await compute("stop", identity)
     return wanted
 

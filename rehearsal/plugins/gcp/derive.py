@@ -32,6 +32,7 @@ RESOURCES = [
     "projects/iAMMember:IAMMember",
     "projects/service:Service",
     "serviceaccount/account:Account",
+    "storage/bucketIAMMember:BucketIAMMember",
 ]
 PRIMITIVE = re.compile(r"_builtins\.(\w+)")
 PRIMITIVES = {"str", "int", "float", "bool"}
@@ -78,7 +79,7 @@ def derived() -> str:
     for token in RESOURCES:
         module, name = token.split("/")[0], token.split(":")[1]
         file = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", token.split("/")[1].split(":")[0]).lower()
-        file = {"i_ammember": "iam_member"}.get(file, file)
+        file = {"i_ammember": "iam_member", "bucket_iammember": "bucket_iam_member"}.get(file, file)
         classes = sources(package / module / "_inputs.py") | sources(package / module / f"{file}.py")
         resources[token] = add(f"{name}Args", classes, types, said)
     share(said)

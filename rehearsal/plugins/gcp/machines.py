@@ -127,6 +127,7 @@ MACHINES = {
             "bootDisk.initializeParams.size": between(10),
             "desiredStatus": one_of("RUNNING", "TERMINATED", "SUSPENDED"),
             "networkInterfaces[].accessConfigs[].networkTier": one_of("PREMIUM", "STANDARD"),
+            "scratchDisks[].interface": one_of("SCSI", "NVME"),
             "scheduling.instanceTerminationAction": one_of("STOP", "DELETE"),
             "serviceAccount.email": checks.EMAIL,
         },

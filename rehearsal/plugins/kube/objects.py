@@ -52,6 +52,9 @@ KINDS = {
     ),
     "rbac.authorization.k8s.io/v1:Role": Kind("roles.rbac.authorization.k8s.io"),
     "rbac.authorization.k8s.io/v1:RoleBinding": Kind("rolebindings.rbac.authorization.k8s.io", fixed=("roleRef",)),
+    "storage.k8s.io/v1:StorageClass": Kind(
+        "storageclasses.storage.k8s.io", namespaced=False, fixed=("provisioner", "parameters")
+    ),
 }
 
 

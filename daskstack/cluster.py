@@ -1,0 +1,88 @@
+"""A stack as one of Dask's cluster managers."""
+
+import asyncio
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+from distributed.core import Status, rpc
+from distributed.deploy import Cluster
+from distributed.objects import SchedulerInfo
+
+from daskstack import connection, shared_directory
+
+PAUSE = 1  # seconds between attempts to reach the scheduler again
+
+
+class StackCluster(Cluster):
+    """The cluster of a stack, for code that expects a `Cluster` of Dask: `with StackCluster("dev") as cluster:`.
+
+    Closing it leaves the stack running; `pulumi up` changes the number of workers. If an idle cluster has stopped its
+    workers, they start again, unless `wakes` is false. Raises what `daskstack.connect` raises.
+    """
+
+    _supports_scaling = False
+
+    def __init__(self, stack: str = "dev", *, wakes: bool = True, asynchronous: bool = False, **kwargs):
+        self._facts = connection.facts_of(stack)
+        self._wakes = wakes
+        self._tunnels = contextlib.ExitStack()
+        self.scheduler_comm: rpc
+        self.security = connection.security(self._facts)
+        super().__init__(asynchronous=asynchronous, name=stack, **kwargs)
+        if not self.called_from_running_loop:
+            self._loop_runner.start()
+            self.sync(self._start)
+
+    def __await__(self) -> Generator[Any, None, "StackCluster"]:
+        async def started() -> StackCluster:
+            if self.status == Status.created:
+                await self._start()
+            return self
+
+        return started().__await__()
+
+    async def _start(self) -> None:
+        with connection.scheduler_of(self.name):
+            connection.wake_workers(self._facts, self._wakes)
+            self.way = self._tunnels.enter_context(connection.way_to_dask(self._facts))
+            try:
+                arguments = self.security.get_connection_args("client") if self.security else {}
+                self.scheduler_comm = rpc(connection.local_address(self._facts, self.way), connection_args=arguments)
+                await super()._start()
+            except BaseException:
+                await self._close()
+                raise
+        connection.tell_xgboost(str(self.scheduler_info["address"]))
+        shared_directory.use(self.name)
+
+    async def _watch_worker_status(self, comm: Any) -> None:
+        while self.status not in (Status.closing, Status.closed):
+            await super()._watch_worker_status(comm)
+            if self.status == Status.running:
+                self._log(f"stack {self.name}: the connection to the scheduler is lost; trying again")
+            while self.status == Status.running:
+                try:
+                    comm = await self.scheduler_comm.live_comm()
+                    await comm.write({"op": "subscribe_worker_status"})
+                    self.scheduler_info = SchedulerInfo(await comm.read())
+                    self._watch_worker_status_comm = comm
+                    self._log(f"stack {self.name}: connected again")
+                    break
+                except OSError:
+                    await asyncio.sleep(PAUSE)
+
+    async def _close(self) -> None:
+        try:
+            await super()._close()
+        finally:
+            self._tunnels.close()
+
+    @property
+    def dashboard_link(self) -> str:
+        """The dashboard's URL on this computer. It works while the cluster object is open."""
+        return connection.local_dashboard(self._facts, self.way)
+
+    def get_client(self) -> connection.Client:
+        """A client that connects again if the connection breaks."""
+        return connection.Client(self._facts, cluster=self, asynchronous=self.asynchronous)
