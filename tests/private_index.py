@@ -2,13 +2,15 @@
 
 WHEELS is a folder, or the URL of a page with links to wheels. PEM is a file with the server's certificate and key.
 PROXY is the ADDRESS:PORT of a proxy that connects to the index alone, whichever host a client asks for. Needs only
-Python's standard library, because it also runs in a pod.
+Python's standard library, because it also runs in a pod. The password comes from the environment: tests look for it
+in all command lines, among them those of tests that run at the same time.
 """
 
 import base64
 import http.server
 import os
 import re
+import secrets
 import selectors
 import socket
 import ssl
@@ -19,7 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PASSWORD = "sesame-for-the-index"
+PASSWORD = os.environ.get("INDEX_PASSWORD") or f"sesame-{secrets.token_hex(8)}"
 HOST = "index.example"  # known to nobody but the proxy
 
 
@@ -92,7 +94,11 @@ def serve(wheels: str, pem: str, index: str, proxy: str = "") -> None:
 def running(wheels: os.PathLike, pem: os.PathLike, address: str) -> Iterator[str]:
     """Runs the index and the proxy at this address, and yields the proxy's URL."""
     places = [f"{address}:8443", f"{address}:3128"]
-    process = subprocess.Popen([sys.executable, __file__, f"{wheels}/", pem, *places], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, __file__, f"{wheels}/", pem, *places],
+        env={**os.environ, "INDEX_PASSWORD": PASSWORD},
+        stderr=subprocess.DEVNULL,
+    )
     try:
         yield f"http://{places[1]}"
     finally:

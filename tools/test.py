@@ -111,11 +111,17 @@ class Result:
     """The outcome of the tests of one pytest, or of all."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    unmet: list[str] = field(default_factory=list)
     slowest: list[tuple[float, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __add__(self, other: "Result") -> "Result":
-        return Result(self.counts + other.counts, self.slowest + other.slowest, self.skipped + other.skipped)
+        return Result(
+            self.counts + other.counts,
+            self.unmet + other.unmet,
+            self.slowest + other.slowest,
+            self.skipped + other.skipped,
+        )
 
     def __str__(self) -> str:
         """The counts in the form of pytest's summary."""
@@ -139,11 +145,14 @@ def read(name: str, report: Path, status: int) -> Result:
         for case in ElementTree.parse(report).iter("testcase"):
             test, word = f"{case.get('file') or name}::{case.get('name')}", outcome(case)
             result.counts[word] += 1
+            if word in ("error", "failed"):
+                result.unmet.append(f"{word}: {test}")
             result.slowest.append((float(case.get("time") or 0), test))
             if (skipped := case.find("skipped")) is not None:
                 result.skipped.append((test, skipped.get("message") or ""))
     if status and not result.counts["failed"] and not result.counts["error"]:
         result.counts["error"] += 1
+        result.unmet.append(f"error: {name} ended with status {status}")
     return result
 
 
@@ -225,10 +234,11 @@ class Queue:
         run.remove()
 
     def summary(self) -> str:
-        """The slowest tests, the skipped ones, and a last line like that of pytest."""
+        """The slowest tests, the skipped ones, those that failed, and a last line like that of pytest."""
         lines = ["slowest tests:"]
         lines += [f"{seconds:8.1f} s  {name}" for seconds, name in sorted(self.result.slowest, reverse=True)[:10]]
         lines += [f"not proven here: {name}: {reason}" for name, reason in sorted(self.result.skipped)]
+        lines += sorted(self.result.unmet)
         took = time.monotonic() - self.start
         long = f" ({int(took) // 3600}:{int(took) // 60 % 60:02}:{int(took) % 60:02})" if took >= 60 else ""
         words = f"{'interrupted, ' if self.interrupted else ''}{self.result} in {took:.2f}s{long}"

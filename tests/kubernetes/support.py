@@ -36,7 +36,7 @@ for place in sys.argv[1:]:
 
 def pod(name: str, *command: str, security: dict | None = None, labels: dict | None = None, **spec) -> dict:
     container = {"name": "main", "image": IMAGE, "command": list(command), "securityContext": security or {}}
-    container |= {key: spec.pop(key) for key in ("ports", "volumeMounts", "readinessProbe") if key in spec}
+    container |= {key: spec.pop(key) for key in ("env", "ports", "volumeMounts", "readinessProbe") if key in spec}
     metadata = {"name": name, "labels": {"app": name, **(labels or {})}}
     spec = {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 0, **spec}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

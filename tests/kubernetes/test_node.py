@@ -239,8 +239,9 @@ def test_pods_install_from_an_index_with_a_password_and_a_certificate_of_its_own
     program += ["/etc/index/pem", "0.0.0.0:8000"]
     mounts = [{"name": "index", "mountPath": "/etc/index"}]
     volumes = [{"name": "index", "configMap": {"name": "index"}}]
+    environ = [{"name": "INDEX_PASSWORD", "value": private_index.PASSWORD}]
     kubernetes.apply(
-        pod("private", "python", "-c", *program, volumeMounts=mounts, volumes=volumes),
+        pod("private", "python", "-c", *program, volumeMounts=mounts, volumes=volumes, env=environ),
         service("private", "private", ports=[{"port": 443, "targetPort": 8000}]),
     )
     kubernetes.ready("default", "private")

@@ -94,7 +94,9 @@ def test_a_run_sums_up_all_files_and_shows_failures(top: Path) -> None:
         r"^slowest tests:\n +[1-9]\d*\.\d s  tests/unit/test_some\.py::test_passes$", said, re.MULTILINE
     ), said
     assert "\nnot proven here: tests/unit/test_some.py::test_is_skipped: no such disk\n" in said
-    last = said.splitlines()[-1]
+    *_, died, failed, last = said.splitlines()
+    assert re.fullmatch(r"error: tests/machines/test_dies\.py ended with status -?\d+", died)
+    assert re.fullmatch(r"failed: tests/engine/test_fails\.py::\w+", failed)
     assert re.fullmatch(r"=+ 1 failed, 2 passed, 1 skipped, 1 error in [\d.]+s( \(0:\d\d:\d\d\))? =+", last)
     assert os.listdir(top / "tmp") == []
 
