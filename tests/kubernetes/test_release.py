@@ -653,9 +653,12 @@ def test_new_workers_start_while_the_package_index_is_down(changed: Stack) -> No
 
 
 def test_workers_spill_to_a_volume_of_their_own(changed: Stack) -> None:
-    claims = json.loads(changed.kubectl("get", "persistentvolumeclaims", "--output", "json"))["items"]
-    [spill] = [each for each in claims if each["metadata"]["name"].endswith("-dask-spill")]
-    volume = changed.cluster.directory / "volumes" / spill["spec"]["volumeName"]
+    def spills() -> list[dict[str, Any]]:
+        claims = json.loads(changed.kubectl("get", "persistentvolumeclaims", "--output", "json"))["items"]
+        return [each for each in claims if each["metadata"]["name"].endswith("-dask-spill")]
+
+    until(lambda: len(spills()) == 1, 300)  # a worker that an earlier test replaced keeps its own while it retires
+    volume = changed.cluster.directory / "volumes" / spills()[0]["spec"]["volumeName"]
     assert [path.name for path in volume.iterdir()] == ["dask-scratch-space"]
 
 
