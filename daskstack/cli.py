@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from daskstack import cluster_commands, engine, shared_directory, stack_commands
+from daskstack import access_file, cluster_commands, engine, people, shared_directory, stack_commands
+from daskstack.access_file import AccessError
 from daskstack.printable import printable
 from daskstack.shared_directory import DataError
 from daskstack.status_and_logs import RemoteError
@@ -22,7 +23,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (engine.EngineError, TunnelError, RemoteError, DataError) as error:
+        except (engine.EngineError, AccessError, TunnelError, RemoteError, DataError) as error:
             sys.exit(f"error: {printable(str(error))}")
         except stack_commands.Failed as error:
             sys.exit(error.status)
@@ -35,18 +36,30 @@ def main() -> None:
     """Build, use and remove Dask clusters. Each cluster is a stack; its settings are in Pulumi.NAME.yaml."""
 
 
-stack = click.option(
-    "--stack", "-s", default="dev", envvar="STACK", show_default=True, show_envvar=True, metavar="NAME",
-    help="The stack to work on.",
-)  # fmt: skip
+def stack_option(explanation: str, **options: Any) -> Callable:
+    return click.option(
+        "--stack", "-s", default="dev", envvar="STACK", show_default=True, show_envvar=True, metavar="NAME",
+        help=explanation, **options,
+    )  # fmt: skip
+
+
+def owned(context: click.Context, option: click.Parameter, value: str) -> str:
+    access_file.refuse(value)
+    return value
+
+
+stack = stack_option("The stack to work on.", callback=owned)
+stack_or_file = stack_option("The stack, or an access file.")
 yes = click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation. Stack dev never asks.")
 
 
-def command(*options: Callable, **settings: Any) -> Callable[[Callable], click.Command]:
+def command(
+    *options: Callable, of: click.Group = main, stack: Callable = stack, **settings: Any
+) -> Callable[[Callable], click.Command]:
     def made(function: Callable) -> click.Command:
         for option in (*reversed(options), stack):
             function = option(function)
-        return main.command(**settings)(function)
+        return of.command(**settings)(function)
 
     return made
 
@@ -72,9 +85,9 @@ def preflight(stack: str) -> None:
     stack_commands.preflight(stack)
 
 
-@command()
+@command(stack=stack_or_file)
 def status(stack: str) -> None:
-    """List the workers with their memory and CPU."""
+    """List the workers and the people who are connected."""
     cluster_commands.status(stack)
 
 
@@ -93,13 +106,15 @@ def logs(stack: str, machine: str | None) -> None:
     cluster_commands.logs(stack, machine)
 
 
-@command()
+@command(stack=stack_or_file)
 def dashboard(stack: str) -> None:
     """Open Dask's dashboard until Ctrl-C."""
     cluster_commands.dashboard(stack)
 
 
-@command(click.option("--password", is_flag=True, help="Print the notebook server's password instead."))
+@command(
+    click.option("--password", is_flag=True, help="Print the notebook server's password instead."), stack=stack_or_file
+)
 def jupyter(stack: str, password: bool) -> None:
     """Open the notebook server until Ctrl-C."""
     cluster_commands.jupyter(stack, password)
@@ -161,6 +176,43 @@ def mount(stack: str, folder: str) -> None:
     Needs sshfs on this computer.
     """
     shared_directory.mount(stack, folder)
+
+
+@main.group()
+def access() -> None:
+    """Give people access to the cluster, or take it back."""
+
+
+person = click.argument("name", metavar="PERSON")
+output = click.option("--output", "-o", metavar="FILE", help="The access file; by default PERSON.json in this folder.")
+
+
+@command(person, output, of=access)
+def add(stack: str, name: str, output: str | None) -> None:
+    """Give a person access.
+
+    Writes a file with keys for that person alone, with which `connect`, `status`, `dashboard` and
+    `jupyter` work. For stacks on machines.
+    """
+    people.add(stack, name, output)
+
+
+@command(of=access, name="list")
+def list_people(stack: str) -> None:
+    """List the people who have access."""
+    people.show(stack)
+
+
+@command(person, of=access)
+def revoke(stack: str, name: str) -> None:
+    """End a person's access and open connections."""
+    people.revoke(stack, name)
+
+
+@command(person, output, of=access)
+def renew(stack: str, name: str, output: str | None) -> None:
+    """Replace a person's keys and file; the former ones stop working."""
+    people.renew(stack, name, output)
 
 
 @command(yes)

@@ -9,7 +9,7 @@ from distributed.core import Status, rpc
 from distributed.deploy import Cluster
 from distributed.objects import SchedulerInfo
 
-from daskstack import connection, shared_directory
+from daskstack import access_file, connection, shared_directory
 
 PAUSE = 1  # seconds between attempts to reach the scheduler again
 
@@ -25,11 +25,12 @@ class StackCluster(Cluster):
 
     def __init__(self, stack: str = "dev", *, wakes: bool = True, asynchronous: bool = False, **kwargs):
         self._facts = connection.facts_of(stack)
+        self._stack = stack  # Dask gives all managers of a cluster the name of the first
         self._wakes = wakes
         self._tunnels = contextlib.ExitStack()
         self.scheduler_comm: rpc
         self.security = connection.security(self._facts)
-        super().__init__(asynchronous=asynchronous, name=stack, **kwargs)
+        super().__init__(asynchronous=asynchronous, name=access_file.stack_name(stack), **kwargs)
         if not self.called_from_running_loop:
             self._loop_runner.start()
             self.sync(self._start)
@@ -43,7 +44,7 @@ class StackCluster(Cluster):
         return started().__await__()
 
     async def _start(self) -> None:
-        with connection.scheduler_of(self.name):
+        with connection.scheduler_of(self._stack):
             connection.wake_workers(self._facts, self._wakes)
             self.way = self._tunnels.enter_context(connection.way_to_dask(self._facts))
             try:
@@ -54,7 +55,7 @@ class StackCluster(Cluster):
                 await self._close()
                 raise
         connection.tell_xgboost(str(self.scheduler_info["address"]))
-        shared_directory.use(self.name)
+        shared_directory.use(self._stack)
 
     async def _watch_worker_status(self, comm: Any) -> None:
         while self.status not in (Status.closing, Status.closed):

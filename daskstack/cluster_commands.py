@@ -10,7 +10,7 @@ import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
-from daskstack import engine, kubectl, ssh, status_and_logs
+from daskstack import access_file, engine, kubectl, ssh, status_and_logs
 from daskstack.client_output import KubernetesClient, MachinesClient
 from daskstack.printable import printable
 from daskstack.route import wake, way_to
@@ -43,12 +43,21 @@ def summary(stack: str) -> None:
 
 def status(stack: str) -> None:
     """Prints the workers as the scheduler reports them. The report is JSON, never a pickle."""
-    outputs = engine.cluster(stack)
-    workers = status_and_logs.status(outputs).workers
-    print(f"{'scheduler':<12} {outputs['scheduler']}, {len(workers)} workers")
-    for worker in sorted(workers, key=lambda worker: worker.name):
+    file = access_file.find(stack)
+    if file:
+        client = access_file.read(file).client
+        found = status_and_logs.status_through(client)
+    else:
+        outputs = engine.cluster(stack)
+        client, found = outputs["client"], status_and_logs.status(outputs)
+    print(f"{'scheduler':<12} {client.scheduler}, {len(found.workers)} workers")
+    for worker in sorted(found.workers, key=lambda worker: worker.name):
         load = f"{worker.used / 2**30:.1f} of {worker.limit / 2**30:.1f} GiB, {worker.cpu:.0f} % CPU"
         print(printable(f"{worker.name:<12} {worker.status}, {worker.threads} threads, {load}"))
+    for each in sorted(found.people, key=lambda person: person.name):
+        name = "you" if each.name == "client" else each.name
+        work = f"tasks: {each.running} running, {each.waiting} waiting"
+        print(printable(f"{name:<12} connections: {each.connections}, {work}"))
 
 
 def check(stack: str) -> None:
@@ -134,25 +143,32 @@ def known(stack: str, outputs: dict[str, Any], machine: str) -> str:
 
 def dashboard(stack: str) -> None:
     """Keeps a local port to the dashboard open in the browser until Ctrl-C."""
-    client = engine.cluster(stack)["client"]
+    client = facts(stack)
     host, _, path = client.dashboard.removeprefix("http://").partition("/")
     keep_open(client, f"the dashboard of {stack}", host, path)
 
 
 def jupyter(stack: str, password: bool = False) -> None:
     """Keeps a local port to the notebook server open until Ctrl-C, or prints its password."""
-    outputs = engine.cluster(stack)
-    client = outputs["client"]
+    client = facts(stack)
     if not client.jupyter:
         raise engine.EngineError(f"stack {stack} has no notebook server")
     if password:
-        print(outputs["jupyterPassword"])
+        access_file.refuse(stack)
+        print(engine.outputs(stack)["jupyterPassword"])
         return
     if woken := wake(client):
         print(asleep(woken), file=sys.stderr)
     # Do not print the password unasked: terminals keep their output, and others may see the screen.
-    print(f"password: {COMMAND} jupyter --password --stack {stack}")
+    asks = "ask the stack's owner" if access_file.find(stack) else f"{COMMAND} jupyter --password --stack {stack}"
+    print(f"password: {asks}")
     keep_open(client, f"the notebook server of {stack}", client.jupyter, "lab")
+
+
+def facts(stack: str) -> MachinesClient | KubernetesClient:
+    """What reaches the cluster: from an access file, or from the stack's outputs."""
+    file = access_file.find(stack)
+    return access_file.read(file).client if file else engine.cluster(stack)["client"]
 
 
 def keep_open(client: MachinesClient | KubernetesClient, what: str, target: str, path: str) -> None:

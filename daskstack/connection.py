@@ -20,7 +20,7 @@ from distributed.comm.core import FatalCommClosedError
 from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
-from daskstack import engine, shared_directory
+from daskstack import access_file, engine, shared_directory
 from daskstack.client_output import KubernetesClient, MachinesClient
 from daskstack.route import wake, way_to
 from daskstack.tunnel import TunnelError, Way
@@ -130,10 +130,14 @@ def tell_xgboost(scheduler: str) -> None:
 def connect(stack: str = "dev", *, wakes: bool = True, code: str | Path | None = None, **kwargs) -> Client:
     """A client of a stack's cluster. If an idle cluster has stopped its workers, they start again.
 
+    `stack` is the name of one of the project's stacks, the path of an access file, or the name NAME of the access file
+    ~/.config/daskstack/NAME.json.
+
     With `wakes=False` they stay stopped. With `code`, the scheduler and all workers can import the modules in this
     folder; modules that change are sent again before the next computation. `kwargs` are those of `distributed.Client`.
 
-    Raises `engine.EngineError` if the stack does not exist, `VersionError` if this Python differs from the cluster's
+    Raises `engine.EngineError` if the stack does not exist, `AccessError` if others can read the access file or it is
+    not one, `VersionError` if this Python differs from the cluster's
     environment, `TunnelError` if no tunnel opens, `ConnectionError` if the scheduler does not answer, and `ValueError`
     if `code` is not a folder of modules.
     """
@@ -150,11 +154,16 @@ def connect(stack: str = "dev", *, wakes: bool = True, code: str | Path | None =
 
 def facts_of(stack: str) -> MachinesClient | KubernetesClient:
     """What a client has to know. Raises VersionError if tasks of this Python would fail in the cluster."""
-    facts = engine.cluster(stack)["client"]
+    file = access_file.find(stack)
+    facts = access_file.read(file).client if file else engine.cluster(stack)["client"]
     if different := differences(facts.python, facts.packages):
+        command = f"daskstack sync --stack {stack}"
+        if file:  # `sync` needs the project
+            packages = [f"{name}=={facts.packages[name]}" for name in MATTERS if name in facts.packages]
+            command = f"pip install {' '.join(packages)}"
         raise VersionError(
-            f"this Python differs from the cluster's in {', '.join(different)}. Install the cluster's packages into its"
-            f" environment: {sys.executable} -m daskstack sync --stack {stack}"
+            f"this Python differs from the cluster's in {', '.join(different)}. Install the cluster's packages into an"
+            f" environment with Python {facts.python}: {sys.executable} -m {command}"
         )
     return facts
 
@@ -168,6 +177,8 @@ def scheduler_of(stack: str) -> Generator[None]:
         raise
     except OSError as error:
         text = f"the scheduler of stack {stack} does not answer ({error or type(error).__name__})"
+        if access_file.find(stack):
+            raise ConnectionError(f"{text}: ask the stack's owner to look at its status and logs") from error
         raise ConnectionError(f"{text}: look at `make status STACK={stack}` and `make logs STACK={stack}`") from error
 
 

@@ -49,6 +49,11 @@ def data_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return _folder(environ, "XDG_DATA_HOME", ".local/share")
 
 
+def config_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder in which users keep access files."""
+    return _folder(environ, "XDG_CONFIG_HOME", ".config")
+
+
 def engine(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The `pulumi` to run: the one on PATH if it is new enough, else the one that we downloaded or built, else None."""
     ambient = shutil.which("pulumi", path=callers_path(environ))

@@ -14,7 +14,7 @@ from typing import Any
 
 import fsspec
 
-from daskstack import engine, private_folder, ssh
+from daskstack import access_file, engine, private_folder, ssh
 from daskstack.client_output import KubernetesClient
 from daskstack.kubectl import kubectl
 
@@ -67,6 +67,7 @@ class Host:
 @contextmanager
 def host(stack: str) -> Generator[Host]:
     """The host of a stack's shared directory, whose commands can be started inside the context."""
+    access_file.refuse(stack)
     outputs = engine.cluster(stack)
     client, directory = outputs["client"], outputs.get("data")
     if not directory:

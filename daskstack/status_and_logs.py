@@ -5,9 +5,11 @@ and are printed without control characters.
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,13 +19,21 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from daskstack import kubectl, ssh
-from daskstack.client_output import Connection, KubernetesClient
+from daskstack import kubectl, report_status, ssh
+from daskstack.client_output import Connection, KubernetesClient, MachinesClient
+from daskstack.route import way_to
 
 REPORT_STATUS = Path(__file__).with_name("report_status.py")
 WAIT = 90  # seconds for an answer
 SIZE = 4 << 20  # bytes of an answer
 LINES = 40  # of a log
+
+# A program of its own, because `ask` limits the time and the size of its output.
+READ_URL = """
+import sys, urllib.request as url
+with url.build_opener(url.ProxyHandler({})).open(sys.argv[1], timeout=60) as answer:
+    sys.stdout.buffer.write(answer.read())
+"""
 
 # Does the same as `in_environment` in the steps. With -I, Python imports modules only from the environment.
 AS_DASK = (
@@ -49,12 +59,24 @@ class Worker(BaseModel):
     cpu: float = Field(ge=0, lt=1e9)
 
 
+class Person(BaseModel):
+    """Who has connections to the scheduler, and unfinished tasks there. The owner's name is `client`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str = Field(max_length=100)
+    connections: int = Field(ge=0, lt=1e6)
+    running: int = Field(ge=0, lt=1e9)
+    waiting: int = Field(ge=0, lt=1e9)
+
+
 class Status(BaseModel):
     """The output of `report_status.py`."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     workers: list[Worker] = Field(max_length=10_000)
+    people: list[Person] = Field(default_factory=list, max_length=10_000)
 
 
 def status(outputs: Mapping[str, Any]) -> Status:
@@ -68,9 +90,23 @@ def status(outputs: Mapping[str, Any]) -> Status:
             said = ask([*command, *pod, "--", "python", "-I", "-", address], program)
     else:
         machine = outputs["admin"]["machines"][client.head]
-        with ssh.command(machine) as command:
-            said = ask([*command, f"{_as_root(machine)}{AS_DASK} python -I - {scheduler}"], program)
+        said = ask_machine(machine, f"{AS_DASK} python -I - {scheduler} --people", program)
     return parse_status(said)
+
+
+def status_through(client: MachinesClient) -> Status:
+    """The same without a login: from the dashboard."""
+    if not client.scheduler.startswith("tls://"):
+        raise RemoteError("without TLS, only the stack's owner can read its status; look at the dashboard instead")
+    with way_to(client, [urlsplit(client.dashboard).netloc]) as way:
+        url = f"http://127.0.0.1:{way.ports[0]}/json/status.json"
+        said = ask([sys.executable, "-I", "-c", READ_URL, url])
+    try:
+        found = json.loads(said)
+        workers, people = report_status.workers(found), report_status.people(found["people"])
+        return parse_status(json.dumps({"workers": workers, "people": people}))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise RemoteError(f"the dashboard did not answer as expected: {said[-300:]}") from None
 
 
 def parse_status(said: str) -> Status:
@@ -88,9 +124,13 @@ def parse_status(said: str) -> Status:
 
 def journal(machine: Connection) -> str:
     """The last lines of Dask's services on a machine."""
-    with ssh.command(machine) as command:
-        show = f"journalctl -u 'dask-*' -n {LINES} --no-pager -o short-iso"
-        return ask([*command, f"{_as_root(machine)}timeout 60 {show}"])
+    return ask_machine(machine, f"timeout 60 journalctl -u 'dask-*' -n {LINES} --no-pager -o short-iso")
+
+
+def ask_machine(machine: Connection, command: str, program: str = "") -> str:
+    """The output of a command that runs as root on a machine; `program` is its standard input."""
+    with ssh.command(machine) as login:
+        return ask([*login, f"{'' if machine['user'] == 'root' else 'sudo -n '}{command}"], program)
 
 
 def pod_logs(client: KubernetesClient, component: str | None) -> str:
@@ -162,7 +202,3 @@ def ask(
         last = text[-2000:].strip() or "it printed nothing"
         raise RemoteError(f"`{command[0]}` ended with status {process.returncode}: {last}")
     return text
-
-
-def _as_root(machine: Connection) -> str:
-    return "" if machine["user"] == "root" else "sudo -n "

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import select
 import socket
 import subprocess
@@ -39,7 +40,7 @@ def tunnel(connection: Connection, targets: Sequence[str], restarts: bool = Fals
 
     The ports are open inside the context. Nothing is sent to them before ssh reports that it listens there: any user
     of this computer could take a port before ssh does. With `restarts`, a tunnel that ends is opened again on the same
-    ports, as long as no other program has taken them; meanwhile there is a fault.
+    ports, as long as no other program has taken them and sshd accepts the key; meanwhile there is a fault.
     """
     opened = Tunnel(connection, targets)
     try:
@@ -97,8 +98,8 @@ class Tunnel:
         said = _read(self._said)
         if not self._ended():
             # A stopped scheduler refuses connections, too, and may start again; sshd's rules stay.
-            return ssh.explained(said) if "administratively prohibited" in said else ""
-        return f"the SSH tunnel has ended: {ssh.explained(said) or 'ssh said nothing'}"
+            return _explained(said) if "administratively prohibited" in said else ""
+        return f"the SSH tunnel has ended: {_explained(said) or 'ssh said nothing'}"
 
     def keep(self) -> None:
         """From now on, ssh starts again whenever it ends."""
@@ -112,7 +113,9 @@ class Tunnel:
                 return
             print(f"{self.fault()}; trying again", file=sys.stderr)
             while self._ended():
-                if self._closing.wait(PAUSE) or "Address already in use" in _read(self._said):
+                if self._closing.wait(PAUSE) or re.search(
+                    "Address already in use|Permission denied", _read(self._said)
+                ):
                     return
                 with contextlib.suppress(TunnelError):
                     self._start()
@@ -147,13 +150,20 @@ def _wait(process: subprocess.Popen, said: IO[bytes]) -> None:
         raise TunnelError(f"the SSH tunnel did not open within {WAIT} s")
     if not process.stdout.read(1):
         _end(process)
-        raise TunnelError(f"the SSH tunnel did not open: {ssh.explained(_read(said))}")
+        raise TunnelError(f"the SSH tunnel did not open: {_explained(_read(said))}")
 
 
 def _read(said: IO[bytes]) -> str:
     """The last lines. ssh may still be writing at the file's position, which this does not move."""
     size = os.fstat(said.fileno()).st_size
     return os.pread(said.fileno(), LOG, max(0, size - LOG)).decode(errors="replace").strip()
+
+
+def _explained(said: str) -> str:
+    text = ssh.explained(said)
+    if "Permission denied" not in text:
+        return text
+    return f"{text}; an access file may have expired, or access was revoked: ask the stack's owner for a new file"
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -15,8 +15,8 @@ from pulumi_command import local
 from components.jupyter_password import jupyter_config, jupyter_login
 from components.kubernetes import chart_values
 from components.kubernetes.tls import tls_identities
-from components.machines.client_keys import notice
 from daskstack import client_output, kubeconfig
+from daskstack.client_keys import notice
 from daskstack.engine import PROJECT, digest
 from settings import lock
 from settings.common import JUPYTER_LOCK, LIBRARY_PORTS

@@ -10,15 +10,16 @@ from datetime import date
 
 from pulumi import Input, Output, Resource, ResourceOptions, Stash, log
 
-from components.machines.client_keys import client_identity, notice
 from components.machines.machine import Cluster, Machine, Variables
-from components.machines.step import Step
+from components.machines.step import ON_THE_CLUSTER, Step
+from daskstack.client_keys import client_identity, notice
 from settings import MachinesTarget
 
 TUNNEL_USER = "dask-tunnel"  # steps/credentials.sh creates it
 # How long a machine's certificates are valid. Machines renew them after a third of that time, so a cluster that sleeps
 # for two months still starts. A shorter time adds no protection: machines fetch revocations every five minutes.
 DAYS = "90"
+ACCESS = ON_THE_CLUSTER / "access.py"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def _make_keys(cluster: Cluster, stack: str, network: Input[str]) -> tuple[dict[
 
     head = cluster.head
     keys = {head.host.name: make_keys(head)}
-    variables = {"CLUSTER": stack, "NETWORK": network, "DAYS": DAYS, "RENEWAL": renewal}
+    known = {"CLUSTER": stack, "NETWORK": network, "DAYS": DAYS, "RENEWAL": renewal}
+    variables = {**known, "ACCESS": ACCESS.read_text()}
     authority = head.step("authority", variables)
     for name, machine in cluster.machines.items():
         if machine is not head:

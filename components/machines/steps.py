@@ -23,6 +23,7 @@ RETIRED = ON_THE_CLUSTER / "stay_retired.py"
 DASKDATA = PROJECT / "daskstack/daskdata.py"
 MOUNT = ON_THE_CLUSTER / "mount_data.py"
 RELOAD = ON_THE_CLUSTER / "reload_tls.py"
+PEOPLE = ON_THE_CLUSTER / "people.py"
 DRAIN = PROJECT / "charts/dask/files/drain.py"  # the chart's pods run it too
 
 
@@ -211,6 +212,7 @@ def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> No
             "SCHEDULER_ARGS": dask_options.quoted(scheduler_args),
             "WORKER_ARGS": dask_options.quoted(worker_args),
             "RELOAD": RELOAD.read_text() if settings.dask.tls else "",
+            "PEOPLE": PEOPLE.read_text() if settings.dask.tls and machine is cluster.head else "",
             "DRAIN": DRAIN.read_text(),
             "RETIRED": RETIRED.read_text(),
             "GRACE": str(machine.host.grace),

@@ -4,6 +4,7 @@
 #   NETWORK   networks or addresses from which machines may use their SSH certificates, separated by spaces
 #   DAYS      validity of a machine's certificates; the authority renews them after a third of this time
 #   RENEWAL   a new value creates new keys in addition to the current ones
+#   ACCESS    the Python program with which `daskstack access` admits people
 # New keys stay in `next` until every machine trusts them as well. Then the step `renewal` makes them sign. Machines
 # trust the former keys until the step `members` ends that, after every machine has received its new certificates. The
 # bundles contain all of these public keys. Certificates are backdated by one day, because clocks can differ.
@@ -11,12 +12,14 @@
 AUTHORITY=$ETC/authority
 PUBLISHED=$ETC/published
 PROGRAM=$OPT/authority
+ACCESS_PROGRAM=$OPT/access.py
 UNIT=/etc/systemd/system/dask-authority
 CLIENT_DAYS=365 # the client's certificates are not renewed automatically
 
 # The program that steps and the timer run as root:
 #   authority admit NAME FOLDER   sign the keys in FOLDER for machine NAME, and publish its bundle
 #   authority revoke NAME         revoke everything signed for NAME
+#   authority outdate NAME        revoke those keys of NAME that were replaced
 #   authority settle MINUTES      revoke keys that were replaced at least MINUTES ago, and renew; with 0, machines also
 #                                 stop trusting the authority's former keys
 #   authority advance             start to sign with the next keys
@@ -25,7 +28,7 @@ program() {
   echo '#!/bin/bash'
   echo 'set -euo pipefail'
   declare -p AUTHORITY PUBLISHED CLUSTER_USER DAYS CLIENT_DAYS SOURCES
-  declare -f sign_ssh sign_tls day tls_config sign revocations revoke_tls retire admit revoke settle advance due renew publish commands
+  declare -f sign_ssh sign_tls day tls_config sign revocations revoke_tls retire admit discard revoke outdate settle advance due renew publish commands
   # shellcheck disable=SC2016
   echo 'commands "$@"'
 }
@@ -66,15 +69,22 @@ admit() {
   publish "$name"
 }
 
-settle() {
+# discard FIND-EXPRESSION: revoke and forget these replaced keys.
+discard() {
   local old serial
-  find replaced -mindepth 1 -maxdepth 1 ! -newermt "$1 minutes ago" | while read -r old; do
+  find replaced -mindepth 1 -maxdepth 1 "$@" | while read -r old; do
     retire "$old"
     if [ -e "$old/serials" ]; then
       while read -r serial; do revoke_tls 4 "$serial"; done <"$old/serials"
     fi
     rm -rf "$old"
   done
+}
+
+outdate() { discard -name "$1.*"; }
+
+settle() {
+  discard ! -newermt "$1 minutes ago"
   if [ "$1" = 0 ] && [ -d former ]; then
     touch unpublished
     rm -rf former
@@ -97,10 +107,11 @@ advance() {
 }
 
 revoke() {
+  outdate "$1"
   [ -d "machines/$1" ] || return 0
   retire "machines/$1"
   revoke_tls 6 "/CN=$1"
-  rm -rf "machines/$1" "replaced/$1".* "${PUBLISHED:?}/$1"
+  rm -rf "machines/$1" "${PUBLISHED:?}/$1"
 }
 
 due() {
@@ -189,6 +200,7 @@ main() {
     return
   fi
   need openssl
+  need python3
   install -d -m 0755 $ETC $OPT $PUBLISHED
   install -d -m 0700 $AUTHORITY $AUTHORITY/machines $AUTHORITY/replaced
   touch $AUTHORITY/revoked
@@ -200,6 +212,7 @@ main() {
   fi
   echo "$RENEWAL" >$AUTHORITY/renewal
   program | put $PROGRAM 0755 root:root
+  printf '%s' "$ACCESS" | put $ACCESS_PROGRAM 0755 root:root
   service | put $UNIT.service 0644 root:root
   timer | put $UNIT.timer 0644 root:root
   systemctl daemon-reload
@@ -237,7 +250,7 @@ undo() {
     systemctl -q stop dask-authority.service
   fi
   # If the authority moved to another machine, its list of members stayed here.
-  drop $UNIT.timer $UNIT.service $PROGRAM $ETC/members
+  drop $UNIT.timer $UNIT.service $PROGRAM $ACCESS_PROGRAM $ETC/members
   rm -rf $AUTHORITY $PUBLISHED
   systemctl daemon-reload
   tidy

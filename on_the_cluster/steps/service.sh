@@ -18,6 +18,7 @@
 #   GRACE           seconds that workers have to hand over results when they or this machine stop
 #   WORKED          the scheduler's Python preload that records when it last worked; empty: none
 #   RELOAD          the Python preload that loads new certificates while Dask runs; empty without TLS
+#   PEOPLE          the scheduler's Python preload that knows the people behind connections; empty without TLS
 #   CREDENTIALS     changes when the authority's machine is replaced
 #   FIREWALL        yes: Dask runs only while firewalld runs
 #   AUTHORITY_ADDRESS  address of the machine that holds the lock for restarts of workers; empty on that machine
@@ -28,6 +29,7 @@ DASK=$OPT/environment/bin/dask
 DRAIN_PROGRAM=$OPT/drain.py
 RECORD=$OPT/worked.py
 RELOADER=$OPT/reload_tls.py
+PEOPLE_PRELOAD=$OPT/people.py
 RETIRED_PROGRAM=$OPT/stay_retired.py
 PYTHON_PROGRAM=$OPT/bin/python
 # One line per spill folder in use: SPILL, and the topmost folder that was created for it, or -.
@@ -71,7 +73,8 @@ UNIT
 
 scheduler_unit() {
   unit "Dask scheduler" "ExecStart=$DASK scheduler --host $ADDRESS --port $SCHEDULER_PORT \
---dashboard-address $ADDRESS:$DASHBOARD_PORT ${RELOAD:+--preload $RELOADER }${WORKED:+--preload $RECORD }$SCHEDULER_ARGS"
+--dashboard-address $ADDRESS:$DASHBOARD_PORT ${RELOAD:+--preload $RELOADER }\
+${PEOPLE:+--preload $PEOPLE_PRELOAD }${WORKED:+--preload $RECORD }$SCHEDULER_ARGS"
 }
 
 worker_unit() {
@@ -112,7 +115,7 @@ stop_workers_from() {
 
 stop_scheduler() {
   [ ! -e $UNITS/dask-scheduler.service ] || systemctl -q disable --now dask-scheduler
-  drop $UNITS/dask-scheduler.service $RECORD $PYTHON_PROGRAM
+  drop $UNITS/dask-scheduler.service $RECORD $PEOPLE_PRELOAD $PYTHON_PROGRAM
   rmdir $OPT/bin 2>/dev/null || true
 }
 
@@ -212,6 +215,12 @@ run_scheduler() {
     files+=("$RECORD")
   else
     drop $RECORD
+  fi
+  if [ -n "$PEOPLE" ]; then
+    printf '%s' "$PEOPLE" | put $PEOPLE_PRELOAD 0644 root:root
+    files+=("$PEOPLE_PRELOAD")
+  else
+    drop $PEOPLE_PRELOAD
   fi
   install -d -m 0755 $OPT/bin
   python_program | put $PYTHON_PROGRAM 0755 root:root

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.machines.client_keys import ssh_identity
 from components.machines.machine import STATES
+from daskstack.client_keys import ssh_identity
 from rehearsal.machines import CommandError
 from settings import HOST_KEY
 from tests.checkout import Checkout

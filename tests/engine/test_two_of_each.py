@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from components.machines.client_keys import ssh_identity
+from daskstack.client_keys import ssh_identity
 from daskstack.engine import PROJECT
 from rehearsal.environment import environment as rehearsal_environment
 from settings import HOST_KEY

@@ -7,12 +7,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import distributed
 import pytest
 
 import daskstack
+from daskstack import access_file
 from rehearsal.machines import Machine, until
+from tests import access
 from tests.checkout import Checkout
 from tests.tls import accepts
 from tests.work import Work, tasks
@@ -269,9 +272,7 @@ def test_a_powered_off_worker_hands_over_its_data_and_its_replacement_gets_all_s
     work.check_progress()
 
 
-def test_renewing_credentials_rejects_old_keys_but_keeps_processes_and_data(
-    checkout: Checkout,
-) -> None:
+def test_renewing_credentials_rejects_old_keys_but_keeps_processes_and_data(checkout: Checkout, tmp_path: Path) -> None:
     def processes() -> list[str]:
         show = "systemctl show -p MainPID 'dask-scheduler*' 'dask-worker*'; pgrep -u dask -f environment/bin"
         return [machine.ssh(show).stdout for machine in checkout.machines().values()]
@@ -281,6 +282,7 @@ def test_renewing_credentials_rejects_old_keys_but_keeps_processes_and_data(
         return tls["cert"], tls["key"]
 
     numbers, _ = tasks()
+    [file] = access.give(checkout, tmp_path, "heidi")
     with daskstack.connect("dev") as former:
         parts = former.map(numbers, range(8), pure=False)
         sums = [sum(part) for part in former.gather(parts)]
@@ -307,5 +309,14 @@ def test_renewing_credentials_rejects_old_keys_but_keeps_processes_and_data(
             copies = client.map(sorted, client.get_dataset("parts"), pure=False)  # from worker to worker
             client.replicate(copies)
             assert [sum(part) for part in client.gather(copies)] == pytest.approx(sums)
+        assert access.command(checkout, "list").startswith(
+            "heidi        has keys from before a renewal: run `daskstack"
+        )
+        heidi = access_file.read(file).client.tls
+        assert not accepts(doors[0], heidi.certificate, heidi.key)
+        access.command(checkout, "renew", "heidi", "--output", str(file))
+        with daskstack.connect(str(file)) as client:
+            assert client.submit(sum, [1, 2]).result(60) == 3
+        access.command(checkout, "revoke", "heidi")
     until(lambda: processes() == before)  # short-lived monitoring processes have exited by then
     checkout.keep()

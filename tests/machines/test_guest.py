@@ -13,7 +13,7 @@ import pytest
 
 from components.machines import dask_options
 from components.machines.step import script
-from components.machines.steps import CHECK, DRAIN, RELOAD, RETIRED
+from components.machines.steps import CHECK, DRAIN, PEOPLE, RELOAD, RETIRED
 from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack
 from settings import MachinesTarget, lock
@@ -202,6 +202,7 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "DATA_PATH": path, "HOMES": "no", "CONFIG": dask_options.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no",
         "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
         "DRAIN": DRAIN.read_text(), "RETIRED": RETIRED.read_text(), "RELOAD": RELOAD.read_text(),
+        "PEOPLE": PEOPLE.read_text() if at_head else "",
         "GRACE": "20", "WORKED": "", "CREDENTIALS": "1",
         "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
     }  # fmt: skip

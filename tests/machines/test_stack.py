@@ -31,11 +31,12 @@ import pytest
 
 import daskstack
 from components.machines.step import script
-from daskstack import cluster_commands, connection, engine, private_folder, ssh
+from daskstack import access_file, cluster_commands, connection, engine, private_folder, ssh
 from daskstack.route import way_to
 from on_the_cluster import check
 from rehearsal.machines import Machine, run, until
 from settings import lock
+from tests import access
 from tests.checkout import Checkout
 from tests.notebooks import log_in, page, run_cell
 from tests.outside import Outside
@@ -404,9 +405,15 @@ def test_the_login_user_runs_scripts_on_the_scheduler_without_lending_tasks_its_
     assert ours != theirs
 
 
-def test_a_clients_credentials_open_dask_and_nothing_else(checkout: Checkout, machines: Mapping[str, Machine]) -> None:
+@pytest.mark.parametrize("whose", ["owner", "person"])
+def test_a_clients_credentials_open_dask_and_nothing_else(
+    checkout: Checkout, machines: Mapping[str, Machine], whose: str, tmp_path: Path
+) -> None:
     outputs = engine.cluster("dev")
     facts = outputs["client"]
+    if whose == "person":
+        facts = access_file.read(*access.give(checkout, tmp_path, "grace")).client
+        assert facts.tunnel["private_key"] != outputs["client"].tunnel["private_key"]
     assert facts.tunnel["private_key"] not in [each["private_key"] for each in outputs["admin"]["machines"].values()]
     door, address = facts.tunnel, machines["scheduler"].address
 
@@ -430,6 +437,8 @@ def test_a_clients_credentials_open_dask_and_nothing_else(checkout: Checkout, ma
         for user in ("root", "admin", "dask", *([] if name == "scheduler" else ["dask-tunnel"])):
             connection = {**door, "host": machine.address, "host_key": machine.host_key, "user": user}
             assert "Permission denied" in refused(words=["true"])
+    if whose == "person":
+        access.command(checkout, "revoke", "grace")
 
 
 def test_hardened_units_do_not_restrict_ordinary_tasks(checkout: Checkout, machines: Mapping[str, Machine]) -> None:

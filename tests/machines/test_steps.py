@@ -18,7 +18,7 @@ import pytest
 from cryptography import x509
 
 from components.machines import dask_options
-from components.machines.credentials import DAYS
+from components.machines.credentials import ACCESS, DAYS
 from components.machines.step import script
 from components.machines.steps import DASKDATA, MOUNT
 from on_this_computer import send_environment
@@ -68,7 +68,8 @@ class Pair:
         return self.step(machine, "keys", NAME=machine.name, METADATA="no", RENEWAL=self.renewal)
 
     def authority(self) -> None:
-        self.step(self.head, "authority", CLUSTER="tests", NETWORK=self.network, DAYS=DAYS, RENEWAL=self.renewal)
+        known = {"CLUSTER": "tests", "NETWORK": self.network, "DAYS": DAYS, "RENEWAL": self.renewal}
+        self.step(self.head, "authority", **known, ACCESS=ACCESS.read_text())
 
     def credentials(self, machine: Machine) -> None:
         self.keys(self.head)

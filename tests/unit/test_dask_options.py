@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from components.machines import dask_options
-from components.machines.client_keys import notice
 from components.machines.sources.local import installed_release, numbered
 from components.machines.step import script
+from daskstack.client_keys import notice
 from settings import MachinesTarget, parse
 
 ROOT = Path(__file__).parents[2]

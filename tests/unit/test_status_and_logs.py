@@ -1,5 +1,6 @@
 """Answers of a cluster are never more than text: they are parsed strictly and printed without control characters."""
 
+import contextlib
 import json
 import pickle
 import subprocess
@@ -13,6 +14,8 @@ from distributed import LocalCluster
 from daskstack import engine, status_and_logs
 from daskstack.printable import printable
 from daskstack.status_and_logs import RemoteError, ask, parse_status
+from daskstack.tunnel import Way
+from tests.client_outputs import machines_client
 
 WORKER = {"name": "worker-1-1", "status": "running", "threads": 2, "used": 1e9, "limit": 2**31, "cpu": 3.5}
 
@@ -85,6 +88,16 @@ def test_the_report_of_a_real_scheduler_is_valid() -> None:
         command = [sys.executable, "-I", "-", cluster.scheduler_address]
         [worker] = parse_status(ask(command, status_and_logs.REPORT_STATUS.read_text())).workers
     assert (worker.name, worker.status) == ("0", "running")
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "[]", "{}", '{"workers": {"a": 1}, "people": {}}', "[" * 100_000, "null", "no JSON"]
+)
+def test_a_dashboard_that_answers_something_else_is_an_error(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_and_logs, "way_to", lambda *_: contextlib.nullcontext(Way([1], lambda: "")))
+    monkeypatch.setattr(status_and_logs, "ask", lambda *_: answer)
+    with pytest.raises(RemoteError, match="the dashboard did not answer as expected"):
+        status_and_logs.status_through(machines_client())
 
 
 def test_an_unreachable_scheduler_is_named() -> None:

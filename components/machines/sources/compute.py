@@ -8,9 +8,9 @@ from pulumi import ComponentResource, CustomTimeouts, Input, Output, ResourceOpt
 from pulumi_command import local
 
 from components.google_cloud import SCOPE, Home, require
-from components.machines.client_keys import ssh_identity
 from components.machines.dask_options import dask_ports, library_ports
 from components.machines.step import Host
+from daskstack.client_keys import ssh_identity
 from daskstack.client_output import Google
 from settings import ComputeSource, MachinesTarget, cost
 from settings.common import seconds

@@ -12,8 +12,8 @@ from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError, 
 from pulumi.runtime import is_dry_run
 from pulumi_command import local
 
-from components.machines.client_keys import ssh_identity
 from components.machines.step import Host
+from daskstack.client_keys import ssh_identity
 from daskstack.engine import cache_folder, data_folder
 
 FIRST_NUMBER = 10  # the host part of the scheduler's address; worker-1 has the next

@@ -62,6 +62,8 @@ Match User $TUNNEL_USER
     PermitUserRC no
     MaxSessions 0
     ForceCommand /bin/false
+    # Access that is revoked ends tunnels, which it finds by this log.
+    LogLevel INFO
 Match all
 CONF
 }

@@ -1,4 +1,7 @@
-"""The user's keys. The first `up` creates them. They stay in the state, encrypted, and never reach a machine."""
+"""Keys of clients. Private ones never reach a machine.
+
+The stack's own stay in its state, encrypted; those of people are in their access files.
+"""
 
 from datetime import date, timedelta
 
