@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from daskstack import access_file, cluster_commands, engine, people, shared_directory, stack_commands
+from daskstack import access_file, cluster_commands, engine, job_commands, people, shared_directory, stack_commands
 from daskstack.access_file import AccessError
+from daskstack.jobs import JobError
 from daskstack.printable import printable
 from daskstack.shared_directory import DataError
 from daskstack.status_and_logs import RemoteError
@@ -23,7 +24,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (engine.EngineError, AccessError, TunnelError, RemoteError, DataError) as error:
+        except (engine.EngineError, AccessError, TunnelError, RemoteError, DataError, JobError) as error:
             sys.exit(f"error: {printable(str(error))}")
         except stack_commands.Failed as error:
             sys.exit(error.status)
@@ -213,6 +214,52 @@ def revoke(stack: str, name: str) -> None:
 def renew(stack: str, name: str, output: str | None) -> None:
     """Replace a person's keys and file; the former ones stop working."""
     people.renew(stack, name, output)
+
+
+@command(
+    click.option("--detach", is_flag=True, help="Return at once."),
+    click.argument("script"),
+    click.argument("arguments", nargs=-1, type=click.UNPROCESSED),
+    context_settings={"allow_interspersed_args": False},  # options after SCRIPT belong to it
+)
+def run(stack: str, detach: bool, script: str, arguments: tuple[str, ...]) -> None:
+    """Run SCRIPT next to the scheduler, and print its output.
+
+    It goes on without this computer. Its folder's modules can be imported there and on the workers; a
+    bare Client() connects to the cluster. Put options of daskstack before SCRIPT.
+    """
+    sys.exit(job_commands.run(stack, script, arguments, detach))
+
+
+@main.group("jobs", invoke_without_command=True)
+@stack
+@click.pass_context
+def jobs_group(context: click.Context, stack: str) -> None:
+    """List jobs, print one's output, wait for one or stop it."""
+    context.default_map = {name: {"stack": stack} for name in jobs_group.commands}
+    if context.invoked_subcommand is None:
+        job_commands.show(stack)
+
+
+number = click.argument("number", type=click.IntRange(1))
+
+
+@command(number, of=jobs_group, name="logs")
+def job_logs(stack: str, number: int) -> None:
+    """Print a job's output until it has ended. The exit status is the job's."""
+    sys.exit(job_commands.follow(stack, number))
+
+
+@command(number, of=jobs_group, name="wait")
+def job_wait(stack: str, number: int) -> None:
+    """Wait until a job has ended. The exit status is the job's."""
+    sys.exit(job_commands.follow(stack, number, quiet=True))
+
+
+@command(number, of=jobs_group, name="stop")
+def job_stop(stack: str, number: int) -> None:
+    """Stop a job."""
+    job_commands.stop(stack, number)
 
 
 @command(yes)

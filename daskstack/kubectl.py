@@ -45,24 +45,26 @@ def kubectl(cluster: KubernetesAccess) -> Generator[list[str]]:
 def wake(cluster: KubernetesAccess, namespace: str) -> int:
     """Starts the workers that an idle cluster has stopped. Returns their number, without waiting for them."""
     with kubectl(cluster) as command:
-
-        def run(*words: str) -> str:
-            words = ("--namespace", namespace, *words)
-            try:
-                done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=ANSWER)
-            except subprocess.TimeoutExpired:
-                raise TunnelError(f"`kubectl {' '.join(words)}` did not answer within {ANSWER} s") from None
-            if done.returncode:
-                raise TunnelError(f"`kubectl {' '.join(words)}` failed: {done.stderr.strip()}")
-            return done.stdout
-
+        command += ["--namespace", namespace]
         woken = 0
-        for each in json.loads(run("get", "deployments", "--selector", "release=dask", "--output", "json"))["items"]:
+        found = answer(command, "get", "deployments", "--selector", "release=dask", "--output", "json")
+        for each in json.loads(found)["items"]:
             wanted = int(each["metadata"].get("annotations", {}).get("dask/replicas", 0))
             if wanted and not each["spec"]["replicas"]:
-                run("scale", f"deployment/{each['metadata']['name']}", f"--replicas={wanted}")
+                answer(command, "scale", f"deployment/{each['metadata']['name']}", f"--replicas={wanted}")
                 woken += wanted
         return woken
+
+
+def answer(command: Sequence[str], *words: str, given: str = "") -> str:
+    """What kubectl prints. `given` is its standard input. Raises TunnelError if it fails or takes too long."""
+    try:
+        done = subprocess.run([*command, *words], input=given, capture_output=True, text=True, timeout=ANSWER)
+    except subprocess.TimeoutExpired:
+        raise TunnelError(f"`kubectl {' '.join(words)}` did not answer within {ANSWER} s") from None
+    if done.returncode:
+        raise TunnelError(f"`kubectl {' '.join(words)}` failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 @contextlib.contextmanager

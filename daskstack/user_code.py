@@ -35,12 +35,7 @@ class Code:
         self._looked = time.monotonic()
         if found == self._shipped:
             return
-        if (size := sum(bytes for _, bytes in found.values())) > LIMIT:
-            raise ValueError(
-                f"the modules in {self.folder} have {size / 2**20:.0f} MB, the limit is {LIMIT >> 20} MB; put data into"
-                " the shared directory, and add packages to environment.in"
-            )
-        for plugin in plugins(self._archive(list(found))):
+        for plugin in plugins(self.archive()):
             client.register_plugin(plugin)
         self._shipped = found
 
@@ -57,10 +52,17 @@ class Code:
                 if name.endswith(".py") or (package and not name.startswith(".")):
                     yield here / name, (here / name).stat()
 
-    def _archive(self, files: list[Path]) -> bytes:
+    def archive(self) -> bytes:
+        """The modules as a ZIP archive. Raises ValueError if they are larger than LIMIT."""
+        files = list(self._files())
+        if (size := sum(stat.st_size for _, stat in files)) > LIMIT:
+            raise ValueError(
+                f"the modules in {self.folder} have {size / 2**20:.0f} MB, the limit is {LIMIT >> 20} MB; put data into"
+                " the shared directory, and add packages to environment.in"
+            )
         with io.BytesIO() as buffer:
             with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-                for path in files:
+                for path, _ in files:
                     archive.write(path, path.relative_to(self.folder))
             return buffer.getvalue()
 

@@ -25,7 +25,8 @@ class Record:
         if workers - self.workers:  # a new worker gets the full idle time
             self.worked = now
         elif workers:  # without workers, waiting tasks do not keep the cluster awake
-            self.worked = max(self.worked, self.scheduler.idle_since or now)
+            jobs = any("-daskstack-job-" in client for client in self.scheduler.clients)
+            self.worked = now if jobs else max(self.worked, self.scheduler.idle_since or now)
         self.workers = workers
         here = urlsplit(self.scheduler.address).hostname
         others = sum(worker.host != here for worker in self.scheduler.workers.values())

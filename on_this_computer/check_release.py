@@ -50,7 +50,9 @@ class Cluster:
         return done.stdout
 
     def all(self, kinds: str) -> list[dict[str, Any]]:
-        return json.loads(self.run("get", kinds, "--selector", f"release={self.release}", "--output", "json"))["items"]
+        """The objects of the release, without those of the user's jobs."""
+        selector = f"release={self.release},component!=job"
+        return json.loads(self.run("get", kinds, "--selector", selector, "--output", "json"))["items"]
 
 
 def main() -> None:

@@ -41,7 +41,9 @@ LONGEST = (
 FOLDERS = ("machines", "kubernetes", "engine")
 # Files with the same session fixtures, if creating these twice takes longer than running the files one after another.
 TOGETHER = {
-    "machines, stack dev": tuple(f"machines/test_{name}.py" for name in ("access", "change", "failure", "stack")),
+    "machines, stack dev": tuple(
+        f"machines/test_{name}.py" for name in ("access", "change", "failure", "jobs", "stack")
+    ),
     "kubernetes, one node": tuple(f"kubernetes/test_{name}.py" for name in ("chart", "node", "release")),
 }
 

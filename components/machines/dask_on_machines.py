@@ -98,6 +98,7 @@ class DaskOnMachines(ComponentResource):
         login = jupyter_login(name, args.get("password"), self)
         if jupyter:
             steps.jupyter(cluster, jupyter, installs, secrets, login["hash"])
+        steps.jobs(cluster, self.scheduler)
         steps.idle(cluster)
         members = steps.members(cluster, self.scheduler, client.signed)
         table = steps.check(cluster, self.scheduler, locked, members)

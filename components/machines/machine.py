@@ -12,7 +12,7 @@ from settings import MachinesTarget
 
 # All steps that a machine with `gone: true` may have had. Its certificates are not among them: they were signed on the
 # scheduler's machine, which revokes them.
-STATES = ("firewall", "keys", "authority", "credentials", "data", "environment", "service", "jupyter")
+STATES = ("firewall", "keys", "authority", "credentials", "data", "environment", "service", "jupyter", "jobs")
 
 Variables = Mapping[str, Input[str]]
 

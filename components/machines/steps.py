@@ -24,6 +24,9 @@ DASKDATA = PROJECT / "daskstack/daskdata.py"
 MOUNT = ON_THE_CLUSTER / "mount_data.py"
 RELOAD = ON_THE_CLUSTER / "reload_tls.py"
 PEOPLE = ON_THE_CLUSTER / "people.py"
+JOBS = ON_THE_CLUSTER / "jobs.py"
+RUN_JOB = ON_THE_CLUSTER / "run_job.py"
+USER_CODE = PROJECT / "daskstack/user_code.py"
 DRAIN = PROJECT / "charts/dask/files/drain.py"  # the chart's pods run it too
 
 
@@ -55,9 +58,9 @@ def preflight(cluster: Cluster, network: Input[str], lock: Lock, uv_env: Input[s
 
 
 def _users(cluster: Cluster, machine: Machine) -> str:
-    """The users that the steps `keys`, `credentials` and `jupyter` create."""
+    """The users that the steps `keys`, `credentials`, `jupyter` and `jobs` create."""
     notebooks = " dask-jupyter" if cluster.settings.jupyter.enabled else ""
-    return f"dask dask-tunnel{notebooks}" if machine is cluster.head else "dask"
+    return f"dask dask-tunnel dask-jobs{notebooks}" if machine is cluster.head else "dask"
 
 
 def firewall(cluster: Cluster, network: Input[str], after: Sequence[Resource]) -> None:
@@ -245,6 +248,22 @@ def jupyter(cluster: Cluster, lock: Lock, installs: Variables, secrets: Input[st
             "TLS": "yes" if settings.dask.tls else "no",
             "RENEWAL": str(settings.credentials.renewal),
             "SECRET_ENV": secrets,
+        },
+    )
+
+
+def jobs(cluster: Cluster, scheduler: Output[str]) -> None:
+    settings = cluster.settings
+    cluster.head.step(
+        "jobs",
+        {
+            "JOBS": JOBS.read_text(),
+            "RUN_JOB": RUN_JOB.read_text(),
+            "USER_CODE": USER_CODE.read_text(),
+            "SCHEDULER": scheduler,
+            "DATA_PATH": settings.data.path,
+            "HOMES": "yes" if settings.workers.read_homes else "no",
+            "TLS": "yes" if settings.dask.tls else "no",
         },
     )
 

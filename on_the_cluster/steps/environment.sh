@@ -145,9 +145,11 @@ stop_affected_services() {
   if [ "$SOURCE" != archive ] && has_python; then
     changing=$(changing_packages $OWN/environment.lock)
     [ -n "$changing" ] || return 0
+    refuse_running_jobs
     # shellcheck disable=SC2086 # split into names
     if [ -n "$scheduler" ] && ! scheduler_is_unaffected $changing; then stopped+=("$scheduler"); fi
   elif [ -n "$scheduler" ]; then
+    refuse_running_jobs
     stopped+=("$scheduler")
   fi
   if [ ${#workers[@]} -gt 0 ]; then
@@ -158,6 +160,13 @@ stop_affected_services() {
 }
 
 stopped=()
+
+refuse_running_jobs() {
+  local jobs
+  mapfile -t jobs < <(services 'job@*')
+  [ ${#jobs[@]} -eq 0 ] || fatal "this change replaces packages that jobs use; wait for ${jobs[*]#*@} (daskstack jobs" \
+    "wait NUMBER), or stop them (daskstack jobs stop NUMBER), then run up again"
+}
 
 # scheduler_is_unaffected PACKAGE...: whether the scheduler has loaded no module of these packages.
 scheduler_is_unaffected() {

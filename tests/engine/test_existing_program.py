@@ -62,7 +62,7 @@ def test_a_preview_shows_every_machine_without_connecting(
         prefix = f"dask-{machine}-"
         states = {name.removeprefix(prefix) for name in steps if name.startswith(prefix)}
         # STATES omits certificates: the authority's machine signs and revokes them.
-        assert states - {"certificates"} | {"authority", "jupyter"} == set(STATES)
+        assert states - {"certificates"} | {"authority", "jupyter", "jobs"} == set(STATES)
     assert "machines-gate-host-key" in found
     assert "\nSSH_PORT=2222\n" in found["dask-head-firewall"]["inputs"]["stdin"]
 

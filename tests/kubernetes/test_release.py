@@ -627,6 +627,40 @@ def test_this_computer_reaches_the_shared_directory(changed: Stack, tmp_path: Pa
     changed.kubectl("exec", "deploy/dask-scheduler", "--", "sh", "-c", "! [ -e /srv/daskdata/copied ]")
 
 
+def test_a_job_runs_in_a_pod_of_its_own_until_it_ends_or_is_stopped(changed: Stack, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def square(number): return number ** 2\n")
+    script = """if True:
+        import os, sys, time
+        import mine
+        from distributed import Client
+
+        with Client() as client:
+            print(sum(client.gather(client.map(mine.square, range(10), pure=False))), flush=True)
+        print(os.path.isdir(os.environ["DASKSTACK_DATA"]), flush=True)
+        time.sleep(float(sys.argv[1]))
+        sys.exit(7)
+    """
+    (tmp_path / "job.py").write_text(script)
+
+    here: dict[str, Any] = {"cwd": tmp_path, "env": changed.environ | {"STACK": STACK}, "text": True}
+    program = str(PROJECT / ".venv/bin/daskstack")
+
+    def said(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, *words], **here, capture_output=True, timeout=600)
+
+    done = said("run", "job.py", "0")
+    assert (done.returncode, done.stdout) == (7, "285\nTrue\n"), done.stderr
+    assert done.stderr == "job 1 has started\njob 1 has failed\n"
+    assert said("run", "--detach", "job.py", "3600").returncode == 0
+    with subprocess.Popen([program, "jobs", "logs", "2"], **here, stdout=subprocess.PIPE) as log:
+        assert log.stdout.readline() == "285\n", "the output of a job that is still running"
+        assert said("jobs", "stop", "2").returncode == 0
+        assert log.stdout.read() == "True\n"
+    assert log.returncode == 143
+    assert re.findall(r"^ +(\d)  (\w+) ", said("jobs").stdout, re.MULTILINE) == [("1", "failed"), ("2", "stopped")]
+    assert "there is no job 3" in said("jobs", "logs", "3").stderr
+
+
 def test_pods_install_wheels_that_no_index_has(changed: Stack) -> None:
     program = "import importlib.metadata; print(importlib.metadata.version('mypackage'))"
     for kind in ("scheduler", "worker", "jupyter"):

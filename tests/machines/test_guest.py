@@ -13,9 +13,9 @@ import pytest
 
 from components.machines import dask_options
 from components.machines.step import script
-from components.machines.steps import CHECK, DRAIN, PEOPLE, RELOAD, RETIRED
+from components.machines.steps import CHECK, DRAIN, JOBS, PEOPLE, RELOAD, RETIRED, RUN_JOB, USER_CODE
 from on_this_computer import send_environment
-from rehearsal.machines import Machine, Stack
+from rehearsal.machines import Machine, Stack, until
 from settings import MachinesTarget, lock
 from tests.machines.snapshots import changes, snapshot
 from tests.machines.test_steps import DEVICE, Disk, Pair, blank_disk
@@ -105,6 +105,7 @@ BROKEN = {
     "data": ("systemctl", "start*.automount"),
     "environment": ("env", "*pip?sync*"),
     "service": ("systemctl", "*enable*dask-scheduler|start*dask-worker*"),
+    "jobs": ("systemctl", "daemon-reload"),
     "idle": ("systemctl", "*start?dask-idle*"),
 }
 
@@ -112,8 +113,34 @@ BROKEN = {
 SAME = ("firewall", "keys", "environment")  # on every machine; the first failure is enough
 # Steps that can be undone alone. Not certificates: their undo revokes the machine's certificates.
 ALONE = (*BROKEN, "members")
-UNDONE = ("check", "members", "idle", "service", "environment", "data", "credentials", "authority", "keys", "firewall")
+UNDONE = (
+    "check",
+    "members",
+    "idle",
+    "jobs",
+    "service",
+    "environment",
+    "data",
+    "credentials",
+    "authority",
+    "keys",
+    "firewall",
+)
 
+
+# A job that begins and does not end.
+START = r"""
+cd /opt/daskstack
+environment/bin/python - <<END | environment/bin/python -I jobs/jobs.py start
+import io, sys, zipfile
+script = "import time; print('began', flush=True); time.sleep(3600)"
+with io.BytesIO() as buffer:
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("waits.py", script)
+    sys.stdout.buffer.write(b'["waits.py"]\n' + buffer.getvalue())
+END
+"""
+OUTPUT = "cat /var/lib/daskstack/jobs/1/output"
 
 # Units that restarted, and processes that were replaced.
 RUNNING = """
@@ -169,6 +196,11 @@ class Guest(Pair):
         scheduler = f"tls://{self.head.address}:8786"
         variables = {"DRAIN": DRAIN.read_text(), "SCHEDULER": scheduler, "MEMBERS": "guest-hand-1", "RENEWAL": "1"}
         self.step(self.head, "members", **variables)
+
+    def jobs(self, path: str) -> None:
+        variables = {"JOBS": JOBS.read_text(), "RUN_JOB": RUN_JOB.read_text(), "USER_CODE": USER_CODE.read_text()}
+        variables |= {"SCHEDULER": f"tls://{self.head.address}:8786", "DATA_PATH": path, "HOMES": "no", "TLS": "yes"}
+        self.step(self.head, "jobs", **variables)
 
     def check(self, path: str) -> None:
         expect = {
@@ -256,6 +288,7 @@ def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: 
         guest.environment(machine)
         guest.service(machine, "/scratch", "/data/dask")
         guest.step(machine, "idle", LIMIT="86400", ADDRESS="" if machine is guest.head else guest.head.address)
+    guest.jobs("/data/dask")
     guest.members()
     guest.check("/data/dask")
     assert guest.left == {}
@@ -270,6 +303,8 @@ def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: 
     twice = everything()
     assert [once[name] ^ twice[name] for name in once] == [set(), set()], "a second run changes something"
 
+    guest.head.run(START)
+    until(lambda: guest.head.run(OUTPUT).stdout == "began\n")
     guest.hand.ssh("sudo -u dask sh -c 'echo kept >/data/dask/kept'")
     assert guest.hand.ssh("sudo ls -A /scratch/daskstack").stdout
 
@@ -281,6 +316,7 @@ def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: 
     for machine in machines:
         assert machine.ssh("sudo cat /data/thesis.txt").stdout == "alice's\n"
     guest.hand.ssh("rm /data/dask/kept")
+    until(lambda: guest.head.run(OUTPUT).stdout == "began\nbegan\n")  # a job starts again after a reboot
 
     ssd.attach(guest.hand)
     guest.service(guest.hand, "/scratch/former", "/data/dask", DEVICE)
@@ -296,18 +332,7 @@ def test_undo_restores_machines_after_failures_changes_and_hostile_tasks(guest: 
         machine.run(PLANTED, {"ADDRESS": machine.address})
     for machine in (guest.hand, guest.head):
         machine.run(STORM)
-        for state in (
-            "check",
-            "members",
-            "idle",
-            "service",
-            "environment",
-            "data",
-            "credentials",
-            "authority",
-            "keys",
-            "firewall",
-        ):
+        for state in UNDONE:
             if (machine.name, state) in guest.variables:
                 guest.undo(machine, state)
         if machine is guest.head:

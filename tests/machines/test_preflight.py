@@ -105,7 +105,7 @@ def planted(lan: Stack) -> Iterator[tuple[list[Machine], list[dict[str, object]]
         machine.run(FAULTS[machine.name][0].replace("HEAD", head.address))
     given = [described(machine, lan.network, head.address) for machine in machines]
     given[0]["connection"]["user"] = JANE
-    given[2]["variables"]["USERS"] = "dask dask-tunnel dask-jupyter"
+    given[2]["variables"]["USERS"] = "dask dask-tunnel dask-jobs dask-jupyter"
     given[3]["variables"]["SOURCE"] = "index"
     yield machines, given
     lan.remove(*FAULTS)

@@ -82,7 +82,11 @@ def test_a_second_up_changes_nothing_and_opens_no_ssh_session(
 def test_dask_does_not_start_without_the_rule_that_blocks_the_metadata_server(
     machines: Mapping[str, Machine],
 ) -> None:
-    for machine, unit in (("scheduler", "dask-scheduler"), ("worker-1", "dask-worker@1")):
+    for machine, unit in (
+        ("scheduler", "dask-scheduler"),
+        ("scheduler", "dask-job@1"),
+        ("worker-1", "dask-worker@1"),
+    ):
         shown = machines[machine].run(f"systemctl show --value -p Requires {unit}").stdout
         assert "dask-metadata.service" in shown.split()
 

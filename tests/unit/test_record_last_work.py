@@ -33,13 +33,23 @@ def test_the_time_of_the_last_work_is_the_files_modification_time(
 ) -> None:
     """Started 100 seconds ago; seconds are counted back from now."""
     now = time.time()
-    scheduler = SimpleNamespace(address="tls://10.0.0.1:8786", workers=workers(*after), idle_since=None)
+    scheduler = SimpleNamespace(address="tls://10.0.0.1:8786", workers=workers(*after), clients=["Client-1"])
     scheduler.idle_since = None if idle_for is None else now - idle_for
     record = MODULE["Record"](scheduler, tmp_path / "worked")
     record.workers, record.worked = set(workers(*before)), now - 100
     record.write()
     assert now - (tmp_path / "worked").stat().st_mtime == pytest.approx(recorded, abs=2)
     assert os.listdir(tmp_path) == ["worked"]
+
+
+def test_the_cluster_works_while_a_job_runs(tmp_path: Path) -> None:
+    client, now = "Client-daskstack-job-3-5b1b7cf4", time.time()
+    there = SimpleNamespace(address="tls://10.0.0.1:8786", workers=workers("10.0.0.2"), clients=[client])
+    there.idle_since = now - 50
+    record = MODULE["Record"](there, tmp_path / "worked")
+    record.workers, record.worked = set(there.workers), now - 100
+    record.write()
+    assert now - (tmp_path / "worked").stat().st_mtime == pytest.approx(0, abs=2)
 
 
 def test_workers_on_the_schedulers_own_machine_are_not_counted(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ class Watch:
         now, workers = time.time(), set(self.scheduler.workers)
         if workers != self.workers:  # new workers get the full time
             self.workers, self.changed = workers, now
-        since = max(self.scheduler.idle_since or now, self.changed)
+        jobs = any("-daskstack-job-" in client for client in self.scheduler.clients)
+        since = now if jobs else max(self.scheduler.idle_since or now, self.changed)
         if not workers or now - since < self.limit:
             return
         logger.info("Scaling the workers to zero after %g s without work", self.limit)

@@ -2,7 +2,7 @@
 A pod template, from a dict:
   root, component, values (the component's), tls (name of its Secret), container (command, ports and so on, YAML),
   env, volumes, mounts (lists), jupyter (if set, Jupyter's lock is installed as well),
-  account (a ServiceAccount with permissions, unless the values name another)
+  account (a ServiceAccount with permissions, unless the values name another), restartPolicy
 */}}
 {{- define "dask.pod" -}}
 {{- $root := .root -}}
@@ -52,6 +52,9 @@ spec:
   serviceAccountName: {{ $account | default $full }}
   automountServiceAccountToken: {{ not (empty $account) }}
   enableServiceLinks: false
+  {{- with .restartPolicy }}
+  restartPolicy: {{ . }}
+  {{- end }}
   {{- with $root.Values.podSecurityContext }}
   securityContext:
     {{- toYaml . | nindent 4 }}

@@ -4,8 +4,8 @@
 GUARD=dask-metadata
 TABLE=daskstack
 
-# The notebook server's user has the cluster's group. Use a separate table, which survives a reload of firewalld. On Google Cloud, the metadata server is also the DNS
-# server.
+# The users of notebooks and jobs have the cluster's group. Use a separate table, which survives a reload of firewalld.
+# On Google Cloud, the metadata server is also the DNS server.
 metadata_rules() {
   cat <<RULES
 table inet $TABLE
@@ -28,7 +28,7 @@ RULES
 metadata_unit() {
   cat <<UNIT
 [Unit]
-Description=Blocks Dask tasks and notebooks from the cloud's metadata server
+Description=Blocks Dask tasks, notebooks and jobs from the cloud's metadata server
 After=nftables.service
 Before=network-pre.target
 Wants=network-pre.target
@@ -41,7 +41,7 @@ ExecStart=$(command -v nft) -f $ETC/metadata.nft
 [Install]
 WantedBy=multi-user.target
 # Dask does not start without the rule.
-RequiredBy=dask-scheduler.service dask-worker@.service dask-jupyter.service
+RequiredBy=dask-scheduler.service dask-worker@.service dask-jupyter.service dask-job@.service
 UNIT
 }
 
