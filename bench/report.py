@@ -25,6 +25,7 @@ TITLES = {
     "g": "Dask in Kubernetes: `up` against helm by hand",
     "h": "A GKE stack in rehearsal: `up` against its phases by hand",
     "i": "Rehearsed Compute Engine machines: `up` against local machines",
+    "j": "To the first result: `StackCluster` against a plain client over a tunnel made by hand",
 }
 
 
