@@ -36,6 +36,24 @@ def status(stack: str) -> None:
     cluster_commands.status(stack)
 
 
+@command(
+    click.argument("number", type=click.IntRange(min=0), required=False),
+    click.option("--adapt", "adapts", is_flag=True, help="Let the scheduler change the number with the work."),
+    click.option("--minimum", type=click.IntRange(min=0), help="With --adapt: not the stack's own minimum."),
+    click.option("--maximum", type=click.IntRange(min=0), help="With --adapt: not the stack's own maximum."),
+)
+def scale(stack: str, number: int | None, adapts: bool, minimum: int | None, maximum: int | None) -> None:
+    """Change the number of workers, within the stack's bounds.
+
+    Without NUMBER and --adapt, print it. Workers that stop first hand over their results.
+    """
+    if adapts and number is not None:
+        raise click.UsageError("write either NUMBER or --adapt")
+    if not adapts and (minimum is not None or maximum is not None):
+        raise click.UsageError("--minimum and --maximum need --adapt")
+    cluster_commands.scale(stack, number, adapts, minimum, maximum)
+
+
 @command()
 def check(stack: str) -> None:
     """Run the check of the last `up` again."""

@@ -8,6 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
+# The remedy of a user who scales a stack that sets no bounds.
+NO_BOUNDS = (
+    "stack {stack} has a fixed number of workers; to scale it, set workers.min or workers.max in Pulumi.{stack}.yaml,"
+    " for example workers: {{min: 1}}, and run up"
+)
+
 
 class Connection(TypedDict):
     """A machine that OpenSSH can reach. The keys have the names that Pulumi's `remote.ConnectionArgs` gives them."""
@@ -77,6 +83,9 @@ class Client:
     """The lock file of the cluster's environment, relative to the project."""
     sleeps: bool
     """Whether the workers stop after a time without work (`limits.idle`)."""
+    bounds: list[int] | None = None
+    """The smallest and the largest number of workers, between which clients scale. None: only `up` changes the number.
+    """
     jupyter: str | None = None
     """The notebook server's Service and port, such as "dask-jupyter:80". None: there is no notebook server."""
 

@@ -10,6 +10,7 @@ from distributed.deploy import Cluster
 from distributed.objects import SchedulerInfo
 
 from daskstack import access_file, connection, shared_directory
+from daskstack.client_output import NO_BOUNDS
 
 PAUSE = 1  # seconds between attempts to reach the scheduler again
 
@@ -17,15 +18,15 @@ PAUSE = 1  # seconds between attempts to reach the scheduler again
 class StackCluster(Cluster):
     """The cluster of a stack, for code that expects a `Cluster` of Dask: `with StackCluster("dev") as cluster:`.
 
-    Closing it leaves the stack running; `pulumi up` changes the number of workers. If an idle cluster has stopped its
-    workers, they start again, unless `wakes` is false. Raises what `daskstack.connect` raises.
+    Closing it leaves the stack running. If the stack sets bounds for the number of workers, `scale` and `adapt` change
+    the number; otherwise `pulumi up` does. If an idle cluster has stopped its workers, they start again, unless `wakes`
+    is false. Raises what `daskstack.connect` raises.
     """
-
-    _supports_scaling = False
 
     def __init__(self, stack: str = "dev", *, wakes: bool = True, asynchronous: bool = False, **kwargs):
         self._facts = connection.facts_of(stack)
         self._stack = stack  # Dask gives all managers of a cluster the name of the first
+        self._supports_scaling = self._facts.bounds is not None
         self._wakes = wakes
         self._tunnels = contextlib.ExitStack()
         self.scheduler_comm: rpc
@@ -70,8 +71,37 @@ class StackCluster(Cluster):
                     self._watch_worker_status_comm = comm
                     self._log(f"stack {self.name}: connected again")
                     break
-                except OSError:
+                except (OSError, ValueError):  # ValueError: the stream ended before the TLS handshake
                     await asyncio.sleep(PAUSE)
+
+    def scale(self, n: int) -> Any:
+        """Lets this many workers run, and ends adapting. With `asynchronous=True`, returns an awaitable.
+
+        Workers that stop first hand over their results. Raises ValueError if `n` is outside of the stack's bounds, and
+        NotImplementedError if the stack has none.
+        """
+        return self._ask("workers_scale", number=n)
+
+    def adapt(self, *, minimum: int | None = None, maximum: int | None = None) -> Any:  # ty: ignore[incompatible-method-override]
+        """Lets the scheduler change the number of workers with the work, also after this object is closed.
+
+        By default between the stack's bounds. Raises what `scale` raises.
+        """
+        return self._ask("workers_adapt", minimum=minimum, maximum=maximum)
+
+    def _ask(self, what: str, **arguments: int | None) -> Any:
+        if not self._supports_scaling:
+            raise NotImplementedError(NO_BOUNDS.format(stack=self._stack))
+
+        async def asked() -> None:
+            await getattr(self.scheduler_comm, what)(**arguments)
+
+        # Code for other clusters does not always await.
+        return asyncio.ensure_future(asked()) if self.asynchronous else self.sync(asked)
+
+    def _scaling_status(self) -> str:
+        most = f" of at most {self._facts.bounds[1]}" if self._facts.bounds else ""
+        return f"<p>Workers: {len(self.scheduler_info['workers'])}{most}</p>"
 
     async def _close(self) -> None:
         try:

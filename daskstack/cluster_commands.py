@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from daskstack import access_file, engine, kubectl, ssh, status_and_logs
-from daskstack.client_output import KubernetesClient, MachinesClient
+from daskstack.client_output import NO_BOUNDS, KubernetesClient, MachinesClient
 from daskstack.printable import printable
 from daskstack.route import wake, way_to
 from daskstack.status_and_logs import RemoteError
@@ -50,7 +50,8 @@ def status(stack: str) -> None:
     else:
         outputs = engine.cluster(stack)
         client, found = outputs["client"], status_and_logs.status(outputs)
-    print(f"{'scheduler':<12} {client.scheduler}, {len(found.workers)} workers")
+    most = f" of at most {client.bounds[1]}" if client.bounds else ""
+    print(printable(f"{'scheduler':<12} {client.scheduler}, {len(found.workers)} workers{most}"))
     for worker in sorted(found.workers, key=lambda worker: worker.name):
         load = f"{worker.used / 2**30:.1f} of {worker.limit / 2**30:.1f} GiB, {worker.cpu:.0f} % CPU"
         print(printable(f"{worker.name:<12} {worker.status}, {worker.threads} threads, {load}"))
@@ -58,6 +59,24 @@ def status(stack: str) -> None:
         name = "you" if each.name == "client" else each.name
         work = f"tasks: {each.running} running, {each.waiting} waiting"
         print(printable(f"{name:<12} connections: {each.connections}, {work}"))
+
+
+def scale(stack: str, number: int | None, adapts: bool, minimum: int | None, maximum: int | None) -> None:
+    """Changes the number of workers, or prints it."""
+    outputs = engine.cluster(stack)
+    client = outputs["client"]
+    if not client.bounds:
+        raise engine.EngineError(NO_BOUNDS.format(stack=stack))
+    if woken := wake(client):
+        print(asleep(woken), file=sys.stderr)
+    if adapts:
+        state = status_and_logs.scale(outputs, "workers_adapt", minimum=minimum, maximum=maximum)
+    elif number is not None:
+        state = status_and_logs.scale(outputs, "workers_scale", number=number)
+    else:
+        state = status_and_logs.scale(outputs, "workers_scaling")
+    mode = "adapts from {} to {}".format(*state.adaptive) if state.adaptive else "stays until the next scale"
+    print(f"{'workers':<12} {state.number}; the number {mode}; the stack allows {state.min} to {state.max}")
 
 
 def check(stack: str) -> None:

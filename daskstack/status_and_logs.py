@@ -7,6 +7,7 @@ and are printed without control characters.
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,9 +25,11 @@ from daskstack.client_output import Connection, KubernetesClient, MachinesClient
 from daskstack.route import way_to
 
 REPORT_STATUS = Path(__file__).with_name("report_status.py")
+SCALE_WORKERS = Path(__file__).with_name("scale_workers.py")
 WAIT = 90  # seconds for an answer
 SIZE = 4 << 20  # bytes of an answer
 LINES = 40  # of a log
+Report = TypeVar("Report", bound=BaseModel)
 
 # A program of its own, because `ask` limits the time and the size of its output.
 READ_URL = """
@@ -79,19 +82,42 @@ class Status(BaseModel):
     people: list[Person] = Field(default_factory=list, max_length=10_000)
 
 
+class Scaling(BaseModel):
+    """The output of `scale_workers.py`: the number of workers, and the bounds of the stack and of adapting."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    number: int = Field(0, ge=0, lt=1e6)
+    min: int = Field(0, ge=0, lt=1e6)
+    max: int = Field(0, ge=0, lt=1e6)
+    adaptive: list[int] | None = Field(None, min_length=2, max_length=2)
+    error: str = Field("", max_length=1000)
+
+
 def status(outputs: Mapping[str, Any]) -> Status:
     """The status of the workers. Takes a stack's outputs. Raises RemoteError if the answer is not a status report."""
-    client = outputs["client"]
-    program, scheduler = REPORT_STATUS.read_text(), client.scheduler
+    people = [] if isinstance(outputs["client"], KubernetesClient) else ["--people"]
+    return parse_status(_ask_scheduler(outputs, REPORT_STATUS, *people))
+
+
+def scale(outputs: Mapping[str, Any], handler: str, **arguments: int | None) -> Scaling:
+    """Calls a handler of `elastic.py`. Takes a stack's outputs. Raises RemoteError if the scheduler refuses."""
+    answer = _parse(Scaling, _ask_scheduler(outputs, SCALE_WORKERS, handler, json.dumps(arguments)))
+    if answer.error:
+        raise RemoteError(answer.error)
+    return answer
+
+
+def _ask_scheduler(outputs: Mapping[str, Any], program: Path, *arguments: str) -> str:
+    """The output of a program that runs next to the scheduler. Its first argument is the scheduler's address."""
+    client, text = outputs["client"], program.read_text()
     if isinstance(client, KubernetesClient):
-        address = f"{urlsplit(scheduler).scheme}://127.0.0.1:8786"
+        address = f"{urlsplit(client.scheduler).scheme}://127.0.0.1:8786"
         with kubectl.kubectl(client.kubernetes) as command:
             pod = ["--namespace", client.namespace, "exec", "--stdin", "deployment/dask-scheduler"]
-            said = ask([*command, *pod, "--", "python", "-I", "-", address], program)
-    else:
-        machine = outputs["admin"]["machines"][client.head]
-        said = ask_machine(machine, f"{AS_DASK} python -I - {scheduler} --people", program)
-    return parse_status(said)
+            return ask([*command, *pod, "--", "python", "-I", "-", address, *arguments], text)
+    words = shlex.join([client.scheduler, *arguments])
+    return ask_machine(outputs["admin"]["machines"][client.head], f"{AS_DASK} python -I - {words}", text)
 
 
 def status_through(client: MachinesClient) -> Status:
@@ -111,8 +137,12 @@ def status_through(client: MachinesClient) -> Status:
 
 def parse_status(said: str) -> Status:
     """The report in the last line of an answer."""
+    return _parse(Status, said)
+
+
+def _parse(model: type[Report], said: str) -> Report:
     try:
-        return Status.model_validate_json(said.strip().rpartition("\n")[2])
+        return model.model_validate_json(said.strip().rpartition("\n")[2])
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"

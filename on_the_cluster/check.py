@@ -1,11 +1,13 @@
 """Checks that a cluster works; runs on one of its machines, in its environment, with its credentials.
 
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
-`packages` (name to version), `imports` (names of those to import), and if the cluster has them, `libraries` (range of
-ports on which libraries talk among workers) and `data` (path of the shared directory). `hosts` is "pods" in Kubernetes.
+`packages` (name to version), `imports` (names of those to import), and if the cluster has them, `bounds` (of the number
+of workers, which the running cluster sets), `libraries` (range of ports on which libraries talk among workers) and
+`data` (path of the shared directory). `hosts` is "pods" in Kubernetes.
 Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -21,6 +23,7 @@ from urllib.parse import urlsplit
 from distributed import Client
 
 WAIT = 90  # seconds for workers to register
+HOLD = 240  # seconds for which the scheduler stops no worker; the check ends before
 
 
 class Failure(Exception):
@@ -54,17 +57,27 @@ def read(path, deadline):
             time.sleep(0.1)
 
 
-def check_workers(client, expected):
-    """A summary, and the addresses of running workers; workers that are being retired do not count."""
+def check_workers(client, expected, least=None, most=None):
+    """A summary, and the addresses of running workers; workers that are being retired do not count.
+
+    With bounds, `least` of the expected workers suffice, and `most` can run.
+    """
+    bound = f" of at most {most}" if least else ""
     expected = expected if isinstance(expected, int) else set(expected)
     deadline = time.time() + WAIT
     while True:
         workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
         running = {address: worker for address, worker in workers.items() if worker["status"] == "running"}
         names = {worker["name"] for worker in running.values()}
-        if (len(names) if isinstance(expected, int) else names) == expected:
+        if least:
+            complete = names <= expected and len(names) >= least
+        else:
+            complete = (len(names) if isinstance(expected, int) else names) == expected
+        if complete:
             threads = sum(worker["nthreads"] for worker in running.values())
-            return f"{len(names)} running, {threads} threads", list(running)
+            return f"{len(names)} running{bound}, {threads} threads", list(running)
+        if time.time() > deadline and least and names <= expected:
+            raise Failure(f"workers after {WAIT} s: {len(names)}, expected {least}")
         if time.time() > deadline and isinstance(expected, int):
             raise Failure(f"workers after {WAIT} s: {len(names)}, expected {expected}")
         if time.time() > deadline:
@@ -276,10 +289,19 @@ def main(expect):
         print(f"{name:<12} {seen}")
 
 
+def hold(client, seconds):
+    """Keep the scheduler from stopping workers, and let it start one if there is none."""
+    return client.sync(client.scheduler.workers_hold, seconds=seconds)
+
+
 def check_cluster(expect):
     hosts = expect.get("hosts", "machines")
-    with Client(expect["address"], timeout=30) as client:
-        found, workers = check_workers(client, expect["workers"])
+    with Client(expect["address"], timeout=30) as client, contextlib.ExitStack() as stack:
+        least = most = None
+        if expect.get("bounds"):
+            stack.callback(hold, client, 0)
+            least, most = max(hold(client, HOLD)["number"], 1), expect["bounds"][1]
+        found, workers = check_workers(client, expect["workers"], least, most)
         table = [
             ("workers", found),
             ("environment", check_versions(client, workers, expect["python"], expect["packages"])),

@@ -70,6 +70,13 @@ class Workers(Section):
 
     per_machine: int = Field(1, ge=1, le=64)
     """Number of worker processes per machine."""
+    min: int | None = Field(None, ge=0, examples=[1])
+    """The smallest number of worker processes of the whole stack. With `min` or `max`, the running cluster sets the
+    number within these bounds (`cluster.scale`, `daskstack scale`), and `up` keeps it. The default is 1 if `max` is
+    set. Not available with `machines.source: compute`.
+    """
+    max: int | None = Field(None, ge=1, examples=[8])
+    """The largest number of worker processes of the whole stack; all that its machines provide, if `min` is set."""
     threads: int | None = Field(None, ge=1, examples=[2])
     """Threads per worker process; by default the machine's CPUs divided by `perMachine`."""
     memory_limit: Annotated[str, AfterValidator(valid_memory)] | None = Field(None, examples=["2 GiB"])
@@ -230,9 +237,25 @@ class MachinesTarget(Section):
         data = self.data.model_copy(update={"machine": machine})
         shares = self.machines.source == "local"  # the memory of this computer
         memory = self.workers.memory_limit or (LOCAL_MEMORY if shares else None)
-        workers = self.workers.model_copy(update={"memory_limit": memory})
+        workers = self.workers.model_copy(update={"memory_limit": memory, "min": self.bounds[0], "max": self.bounds[1]})
         environment = self.environment.model_copy(update={"source": source})
         return self.model_copy(update={"data": data, "environment": environment, "workers": workers})
+
+    @property
+    def processes(self) -> int:
+        """The number of worker processes that the machines provide."""
+        names = set(self.machines.machine_names)
+        if not self.machines.scheduler_works:
+            names -= {self.machines.scheduler_name}
+        return len(names) * self.workers.per_machine
+
+    @property
+    def bounds(self) -> tuple[int, int] | tuple[None, None]:
+        """The smallest and the largest number of worker processes that run; None if all of them do."""
+        low, high = self.workers.min, self.workers.max
+        if low is None and high is None:
+            return None, None
+        return 1 if low is None else low, self.processes if high is None else high
 
     def bill(self) -> list[cost.Item]:
         """The cost of machines in Google Cloud, item by item."""
@@ -247,6 +270,8 @@ class MachinesTarget(Section):
         if machine and machine not in names:
             place = ("data", "machine")
             yield Conflict(place, unknown_machine(machine, names))
+
+        yield from _bounds_conflicts(self)
 
         path, spill = self.data.path, self.workers.spill
         if is_below(path, spill) or is_below(spill, path):
@@ -278,6 +303,21 @@ class MachinesTarget(Section):
         yield from lock_conflicts(self.environment, folder)
         if self.jupyter.enabled:
             yield from jupyter_conflicts(self.environment, folder)
+
+
+def _bounds_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
+    low, high = cluster.bounds
+    if low is None or high is None:
+        return
+    place = ("workers", "min" if cluster.workers.max is None else "max")
+    if isinstance(cluster.machines, ComputeSource):
+        text = "is not available with machines.source: compute, where machines do not start and stop with their workers"
+        yield Conflict(place, f"{text}; remove it, and set machines.workers")
+    elif high > cluster.processes:
+        text = f"{high} is more than the {cluster.processes} worker processes that the machines provide"
+        yield Conflict(place, f"{text}; write {cluster.processes} or less, or add machines or workers.perMachine")
+    elif low > high:
+        yield Conflict(("workers", "min"), f"{low} is more than the maximum, {high}; write {high} or less")
 
 
 def _cloud_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:

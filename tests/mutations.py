@@ -299,6 +299,38 @@ DATA = [
         "return DaskData, ()",
         "tests/unit/test_daskdata.py::test_a_pickled_file_system_needs_nothing_but_fsspec",
     ),
+    Mutation(
+        "last-worker-leaves",
+        "The last worker stays until there are neither results nor tasks.",
+        "on_the_cluster/elastic.py",
+        "names = names[:-1]  #",
+        "pass  #",
+        "tests/unit/test_elastic.py::test_the_last_worker_stays_while_it_holds_results",
+    ),
+    Mutation(
+        "number-reset",
+        "A scheduler that restarts keeps the number of workers.",
+        "on_the_cluster/elastic.py",
+        "self.number = whole(number) if number is not None else None",
+        "self.number = None",
+        "tests/unit/test_elastic.py::test_a_restarted_scheduler_keeps_the_number_and_the_workers",
+    ),
+    Mutation(
+        "check-stops-workers",
+        "During the check of `up`, no worker stops.",
+        "on_the_cluster/elastic.py",
+        "return self.clock() < self.held_until",
+        "return False",
+        "tests/unit/test_elastic.py::test_no_worker_stops_during_the_check_or_after_it_was_killed",
+    ),
+    Mutation(
+        "flapping",
+        "While the number of workers adapts, a short pause stops none.",
+        "on_the_cluster/elastic.py",
+        "*(target for _, target in self.targets)",
+        "self.targets[-1][1]",
+        "tests/unit/test_elastic.py::test_work_that_comes_and_goes_does_not_stop_and_start_workers",
+    ),
 ]
 
 TASKS = [
@@ -1188,6 +1220,22 @@ SECRETS = [
 ]
 
 MONEY = [
+    Mutation(
+        "beyond-the-bounds",
+        "No client starts more workers than the stack allows.",
+        "on_the_cluster/elastic.py",
+        'if not state["min"] <= whole(number) <= state["max"]:',
+        "if whole(number) < 0:",
+        "tests/unit/test_elastic.py::test_scaling_keeps_within_the_bounds",
+    ),
+    Mutation(
+        "unlisted-worker-starts",
+        "A worker that the running cluster does not want stays stopped.",
+        "on_the_cluster/stay_retired.py",
+        "while elastic or mark.is_file():",
+        "while mark.is_file():",
+        "tests/unit/test_stay_retired.py::test_a_worker_of_an_elastic_cluster_starts_once_the_cluster_and_the_stack_list_it",
+    ),
     Mutation(
         "hourly-cost-of-all-nodes",
         "A stack that can cost more than `limits.hourlyCost` is rejected.",

@@ -118,6 +118,7 @@ class DaskOnMachines(ComponentResource):
                 jupyter=credentials.notebook_server(settings) if notebooks else None,
                 lock=settings.environment.lock,
                 sleeps=settings.limits.idle is not None,
+                bounds=dask_options.bounds(settings),
                 google=asdict(google) if google else None,
             ).apply(client_output.exported)
         )

@@ -21,6 +21,12 @@ def worker_names(settings: MachinesTarget, machines: Iterable[str]) -> list[str]
     return [f"{machine}-{number + 1}" for machine in machines for number in range(settings.workers.per_machine)]
 
 
+def bounds(settings: MachinesTarget) -> list[int] | None:
+    """The smallest and the largest number of workers that run, or None if all of them do."""
+    workers = settings.workers
+    return None if workers.min is None or workers.max is None else [workers.min, workers.max]
+
+
 def worker_ports(settings: MachinesTarget) -> range:
     """The fixed ports of a machine's worker processes: worker, nanny and dashboard of each."""
     first = settings.dask.ports.workers

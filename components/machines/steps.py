@@ -20,6 +20,7 @@ from settings.lock import Lock
 CHECK = ON_THE_CLUSTER / "check.py"
 WORKED = ON_THE_CLUSTER / "record_last_work.py"
 RETIRED = ON_THE_CLUSTER / "stay_retired.py"
+ELASTIC = ON_THE_CLUSTER / "elastic.py"
 DASKDATA = PROJECT / "daskstack/daskdata.py"
 MOUNT = ON_THE_CLUSTER / "mount_data.py"
 RELOAD = ON_THE_CLUSTER / "reload_tls.py"
@@ -218,6 +219,7 @@ def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> No
             "PEOPLE": PEOPLE.read_text() if settings.dask.tls and machine is cluster.head else "",
             "DRAIN": DRAIN.read_text(),
             "RETIRED": RETIRED.read_text(),
+            "ELASTIC": ELASTIC.read_text() if dask_options.bounds(settings) else "",
             "GRACE": str(machine.host.grace),
             "WORKED": WORKED.read_text() if settings.limits.idle else "",
             "CREDENTIALS": cluster.head.host.identity,
@@ -280,6 +282,7 @@ def members(cluster: Cluster, scheduler: Output[str], client: Step) -> Step:
         "DRAIN": DRAIN.read_text(),
         "SCHEDULER": scheduler,
         "MEMBERS": " ".join(dask_options.worker_names(cluster.settings, cluster.workers)),
+        "BOUNDS": " ".join(map(str, dask_options.bounds(cluster.settings) or [])),
         "RENEWAL": str(cluster.settings.credentials.renewal),
     }
     last = [machine.steps[-1] for machine in cluster.machines.values()]
@@ -292,6 +295,7 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
     expect = {
         "address": scheduler,
         "workers": dask_options.worker_names(settings, cluster.workers),
+        "bounds": dask_options.bounds(settings),
         "python": settings.environment.python,
         "packages": lock.packages,
         "libraries": dask_options.library_ports(settings),

@@ -3,32 +3,43 @@
 #   DRAIN      the Python program that retires workers
 #   SCHEDULER  tls://10.1.0.10:8786
 #   MEMBERS    names of the cluster's workers, separated by spaces
+#   BOUNDS     the smallest and the largest number of them that run (elastic.py); empty: all run
 #   RENEWAL    every machine has the credentials of this renewal, so the former ones are revoked
 # This step runs before machines are removed. Their workers do not return unless they are listed again.
 
 LIST=$ETC/members
+LIMITS=$ETC/bounds
 
 main() {
   if [ "${1:-}" = undo ]; then
-    drop $LIST
+    drop $LIST $LIMITS
     tidy
     return
   fi
-  local list
+  local list before
   list=$(tr ' ' '\n' <<<"$MEMBERS")
-  # On the first run there are no results to hand over.
-  if [ -e $LIST ] && [ "$(<$LIST)" != "$list" ]; then
+  before=$(cat $LIST 2>/dev/null || true)
+  # The scheduler reads the bounds after the list.
+  if [ -n "$BOUNDS" ]; then printf '%s\n' "$BOUNDS" | put $LIMITS 0644 root:root; else drop $LIMITS; fi
+  # The first run has no results to hand over. With bounds, the scheduler first starts others instead of those that leave.
+  # A run that was killed then may have written the list already.
+  [ -z "$BOUNDS" ] || write_list "$list"
+  if [ -n "$before" ] && { [ -n "$BOUNDS" ] || [ "$before" != "$list" ]; }; then
     # shellcheck disable=SC2086 # split into names
-    within=600 in_environment python -c "$DRAIN" "$SCHEDULER" --all-but $MEMBERS ||
+    within=600 in_environment python -c "$DRAIN" "$SCHEDULER" --all-but $MEMBERS || {
+      write_list "$before"
       fatal "cannot remove workers without losing results (the cause is above, or it took more than 600 s);" \
         "release the results in the notebooks that use them, or discard them with client.restart(); then run up again"
+    }
   fi
-  printf '%s\n' "$list" | put $LIST 0644 root:root
+  write_list "$list"
   if compgen -G "$ETC/authority/replaced/*" >/dev/null || [ -d $ETC/authority/former ]; then
     note "renewal $RENEWAL: all machines will reject the former keys within minutes"
     sleep 10 # Dask's processes check for new certificates every 5 s
     $OPT/authority settle 0
   fi
 }
+
+write_list() { printf '%s\n' "$1" | put $LIST 0644 root:root; }
 
 exclusively main "$@" </dev/null

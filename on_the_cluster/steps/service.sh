@@ -15,6 +15,7 @@
 #   SCHEDULER_ARGS, WORKER_ARGS    additional arguments, quoted for systemd
 #   DRAIN           the Python program that retires workers
 #   RETIRED         the Python program that keeps retired workers stopped until the step `members` lists them again
+#   ELASTIC         the scheduler's Python preload that sets the number of workers; empty: all run
 #   GRACE           seconds that workers have to hand over results when they or this machine stop
 #   WORKED          the scheduler's Python preload that records when it last worked; empty: none
 #   RELOAD          the Python preload that loads new certificates while Dask runs; empty without TLS
@@ -31,6 +32,8 @@ RECORD=$OPT/worked.py
 RELOADER=$OPT/reload_tls.py
 PEOPLE_PRELOAD=$OPT/people.py
 RETIRED_PROGRAM=$OPT/stay_retired.py
+ELASTIC_PROGRAM=$OPT/elastic.py
+ELASTIC_FILE=$CLUSTER_HOME/elastic.json
 PYTHON_PROGRAM=$OPT/bin/python
 # One line per spill folder in use: SPILL, and the topmost folder that was created for it, or -.
 SPILLS=$ETC/spill
@@ -74,7 +77,8 @@ UNIT
 scheduler_unit() {
   unit "Dask scheduler" "ExecStart=$DASK scheduler --host $ADDRESS --port $SCHEDULER_PORT \
 --dashboard-address $ADDRESS:$DASHBOARD_PORT ${RELOAD:+--preload $RELOADER }\
-${PEOPLE:+--preload $PEOPLE_PRELOAD }${WORKED:+--preload $RECORD }$SCHEDULER_ARGS"
+${PEOPLE:+--preload $PEOPLE_PRELOAD }${WORKED:+--preload $RECORD }\
+${ELASTIC:+--preload $ELASTIC_PROGRAM }$SCHEDULER_ARGS"
 }
 
 worker_unit() {
@@ -82,7 +86,8 @@ worker_unit() {
   unit "Dask worker %i" "EnvironmentFile=$ETC/worker-%i.env${SSDS:+
 # Not Requires=, which would not try again after a failure.
 ExecStartPre=+systemctl start $SSD_UNIT}
-ExecStartPre=$OPT/environment/bin/python $RETIRED_PROGRAM $NAME-%i $ETC/members $ETC/ssh/ssh ${host%:*}
+ExecStartPre=$OPT/environment/bin/python $RETIRED_PROGRAM $NAME-%i $ETC/members \"${ELASTIC:+$ELASTIC_FILE}\" \
+$ETC/ssh/ssh ${host%:*}
 TimeoutStartSec=infinity
 ExecStart=$DASK worker $SCHEDULER --name $NAME-%i --host $ADDRESS --worker-port \${WORKER_PORT} \
 --nanny-port \${NANNY_PORT} --dashboard-address $ADDRESS:\${DASHBOARD_PORT} --nthreads \${THREADS} \
@@ -115,7 +120,7 @@ stop_workers_from() {
 
 stop_scheduler() {
   [ ! -e $UNITS/dask-scheduler.service ] || systemctl -q disable --now dask-scheduler
-  drop $UNITS/dask-scheduler.service $RECORD $PEOPLE_PRELOAD $PYTHON_PROGRAM
+  drop $UNITS/dask-scheduler.service $RECORD $PEOPLE_PRELOAD $ELASTIC_PROGRAM $PYTHON_PROGRAM
   rmdir $OPT/bin 2>/dev/null || true
 }
 
@@ -222,6 +227,14 @@ run_scheduler() {
   else
     drop $PEOPLE_PRELOAD
   fi
+  if [ -n "$ELASTIC" ]; then
+    printf '%s' "$DRAIN" | put $DRAIN_PROGRAM 0644 root:root
+    printf '%s' "$ELASTIC" | put $ELASTIC_PROGRAM 0644 root:root
+    files+=("$ELASTIC_PROGRAM")
+  else
+    drop $ELASTIC_PROGRAM
+    rm -rf $ELASTIC_FILE
+  fi
   install -d -m 0755 $OPT/bin
   python_program | put $PYTHON_PROGRAM 0755 root:root
   scheduler_unit | put $UNITS/dask-scheduler.service 0644 root:root
@@ -237,6 +250,7 @@ run_workers() {
   printf '%s' "$RETIRED" | put $RETIRED_PROGRAM 0644 root:root
   worker_unit | put $UNITS/dask-worker@.service 0644 root:root
   systemctl daemon-reload
+  stop_waiting_workers
   forget_retired
   stop_workers_from $((WORKERS + 1))
   for ((number = 1; number <= WORKERS; number++)); do
@@ -252,6 +266,13 @@ run_workers() {
   fi
   systemctl -q enable "${workers[@]}"
   start_workers "${workers[@]}"
+}
+
+# Stop the programs that keep workers stopped, so that new ones with the new settings replace them.
+stop_waiting_workers() {
+  local waiting
+  mapfile -t waiting < <(systemctl list-units --plain --no-legend --state=activating 'dask-worker@*' | cut -d ' ' -f 1)
+  [ ${#waiting[@]} -eq 0 ] || systemctl stop "${waiting[@]}"
 }
 
 # Tasks can create files, folders or links with such names, in any number.

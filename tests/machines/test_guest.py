@@ -195,6 +195,7 @@ class Guest(Pair):
     def members(self) -> None:
         scheduler = f"tls://{self.head.address}:8786"
         variables = {"DRAIN": DRAIN.read_text(), "SCHEDULER": scheduler, "MEMBERS": "guest-hand-1", "RENEWAL": "1"}
+        variables["BOUNDS"] = ""
         self.step(self.head, "members", **variables)
 
     def jobs(self, path: str) -> None:
@@ -235,7 +236,7 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
         "DRAIN": DRAIN.read_text(), "RETIRED": RETIRED.read_text(), "RELOAD": RELOAD.read_text(),
         "PEOPLE": PEOPLE.read_text() if at_head else "",
-        "GRACE": "20", "WORKED": "", "CREDENTIALS": "1",
+        "GRACE": "20", "WORKED": "", "ELASTIC": "", "CREDENTIALS": "1",
         "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
     }  # fmt: skip
 

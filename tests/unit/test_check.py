@@ -75,3 +75,15 @@ def test_a_port_that_is_closed_fails_the_check(client: Client, monkeypatch: pyte
     monkeypatch.setattr(check, "listen", lambda *_: port)
     with pytest.raises(check.Failure, match=rf"cannot reach 127.0.0.1 on port {port} .*such as LightGBM, would hang"):
         check.check_ports(client, workers(client), "32768-60999")
+
+
+def test_any_number_of_workers_within_the_bounds_passes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "WAIT", 0.5)
+    [worker] = client.scheduler_info()["workers"].values()
+    found, addresses = check.check_workers(client, [worker["name"], "worker-2-1"], 1, 2)
+    assert found == f"1 running of at most 2, {worker['nthreads']} threads"
+    assert addresses == workers(client)
+    with pytest.raises(check.Failure, match=r"workers after 0.5 s: 1, expected 2$"):
+        check.check_workers(client, [worker["name"], "worker-2-1"], 2, 2)
+    with pytest.raises(check.Failure, match=r"unexpected \["):
+        check.check_workers(client, ["worker-2-1"], 1, 1)

@@ -45,6 +45,16 @@ def test_words_after_the_machine_are_passed_to_its_command(called: list[tuple]) 
     assert called == [("ssh", "gke", "worker-1", ("ls", "-s", "--help")), ("ssh", "dev", None, ())]
 
 
+def test_scale_takes_a_number_or_adapts(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple] = []
+    monkeypatch.setattr(cluster_commands, "scale", lambda *words: calls.append(words))
+    for words in ("3", ""), ("--adapt", "--maximum", "4"), ("-s", "a", "0"):
+        assert run("scale", *filter(None, words)).exit_code == 0
+    assert calls == [("dev", 3, False, None, None), ("dev", None, True, None, 4), ("a", 0, False, None, None)]
+    for words in ("3", "--adapt"), ("--minimum", "1"), ("-1",), ("three",):
+        assert run("scale", *words).exit_code == 2
+
+
 def test_help_describes_every_command_and_option_in_full() -> None:
     listed = run("--help").output.partition("Commands:\n")[2].splitlines()
     assert [line.split()[0] for line in listed] == list(cli.main.commands)

@@ -3,15 +3,16 @@
 import json
 import queue
 import sys
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from daskstack import cluster_commands, engine
+from daskstack import cluster_commands, engine, status_and_logs
 from daskstack.client_output import KubernetesClient, Tls
-from daskstack.status_and_logs import RemoteError
+from daskstack.status_and_logs import RemoteError, Scaling
 
 CLIENT = KubernetesClient(
     scheduler="tls://dask-scheduler:8786", dashboard="http://dask-webui:80/status", python="3.11", packages={},
@@ -99,3 +100,29 @@ def test_ssh_runs_a_shell_in_a_pod(
     assert cluster_commands.shell("mine", machine, words) == 5
     expected = ["--kubeconfig", "/k", "--context", "c", "--namespace", "dask-mine", "exec", "--stdin"]
     assert json.loads(capfd.readouterr().out) == [*expected, f"deployment/dask-{pod}", "--", *run]
+
+
+def test_scaling_a_stack_without_bounds_names_the_setting(state: dict[str, Any]) -> None:
+    with pytest.raises(engine.EngineError, match=r"a fixed number of workers; to scale it, set workers.min or .*mine"):
+        cluster_commands.scale("mine", 3, False, None, None)
+
+
+def test_scale_prints_the_number_and_the_bounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    asked: list[tuple] = []
+
+    def scale(_: object, handler: str, **arguments: int | None) -> Scaling:
+        asked.append((handler, arguments))
+        return Scaling(number=2, min=1, max=6, adaptive=[1, 4] if handler == "workers_adapt" else None)
+
+    monkeypatch.setattr(status_and_logs, "scale", scale)
+    monkeypatch.setattr(engine, "cluster", lambda stack: {"client": replace(CLIENT, bounds=[1, 6])})
+    cluster_commands.scale("mine", 2, False, None, None)
+    cluster_commands.scale("mine", None, True, None, 4)
+    cluster_commands.scale("mine", None, False, None, None)
+    assert asked == [
+        ("workers_scale", {"number": 2}),
+        ("workers_adapt", {"minimum": None, "maximum": 4}),
+        ("workers_scaling", {}),
+    ]
+    fixed = "workers      2; the number stays until the next scale; the stack allows 1 to 6\n"
+    assert capsys.readouterr().out == fixed + fixed.replace("stays until the next scale", "adapts from 1 to 4") + fixed

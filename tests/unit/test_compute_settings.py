@@ -30,6 +30,11 @@ def problem(*arguments: Any, **changed: Any) -> str:
     ("machines", "changed", "words"),
     [
         ({}, {"firewall": {}}, ["firewall.ssh: is empty", "203.0.113.7/32", "machines.iapPort"]),
+        (
+            {},
+            {"workers": {"min": 1}},
+            ["workers.min: is not available with machines.source: compute", "machines.workers"],
+        ),
         ({}, {"firewall": {"ssh": ["0.0.0.0/0"]}}, ["firewall.ssh[0]", "covers the whole internet"]),
         ({}, {"firewall": {"ssh": ["2001:db8::/64"]}}, ["firewall.ssh[0]", "IPv6"]),
         ({"zone": "us-central1"}, {}, ["machines.zone", "not a zone; write e.g. us-central1-a"]),

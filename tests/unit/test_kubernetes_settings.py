@@ -51,6 +51,7 @@ def problem(kubeconfig: Path, **changed: Any) -> str:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"workers": {"replicas": -1}}, "workers.replicas: -1 is too small; write 0 or more"),
     ({"workers": {"replica": 3}}, "workers.replica: unknown key; did you mean replicas?"),
+    ({"workers": {"min": 1}}, "workers.min: unknown key; workers scale within bounds only on machines; write replicas"),
     ({"workers": {"cpu": 0}}, "workers.cpu: 0.0 is not a number of CPUs; write e.g. 1 or 0.5"),
     ({"workers": {"memory": "4"}}, 'workers.memory: "4" is not an amount of memory'),
     ({"jupyter": {"storage": "10"}}, "jupyter.storage: '10' is not the size of a volume; write e.g. 10Gi"),

@@ -23,6 +23,8 @@ target: machines
 machines: {source: local, workers: 2, schedulerWorks: false}
 workers:
   perMachine: 1
+  min: null
+  max: null
   threads: null
   memoryLimit: 2 GiB
   spill: /var/lib/daskstack/spill
@@ -131,7 +133,7 @@ def test_every_documented_key_round_trips_with_a_value_of_its_own(folder: Path) 
     value = yaml.safe_load("""
 target: machines
 machines: {source: local, workers: 3, schedulerWorks: true}
-workers: {perMachine: 4, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill, readHomes: true}
+workers: {perMachine: 4, min: 2, max: 9, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill, readHomes: true}
 firewall:
   manage: false
   closeOthers: true
@@ -235,7 +237,8 @@ def test_a_misspelled_key_is_not_reported_as_missing(folder: Path) -> None:
         (
             "workers",
             None,
-            "an empty value is not a mapping; the keys here are perMachine, threads, memoryLimit, spill, readHomes",
+            "an empty value is not a mapping; the keys here are perMachine, min, max, threads, memoryLimit, spill,"
+            " readHomes",
         ),
         ("workers.threads", 1.5, "1.5 is not a whole number; write e.g. 2"),
         ("workers.memoryLimit", 2048, '2048 is not a string; write e.g. "2 GiB"'),
@@ -379,6 +382,28 @@ def test_data_must_be_on_one_of_the_machines(folder: Path) -> None:
     assert "scheduler, worker-1, worker-2, ..., worker-50" in one(
         folder, machines__workers=50, data__machine="worker-51"
     )
+
+
+@pytest.mark.parametrize(
+    ("workers", "bounds"),
+    [({}, (None, None)), ({"min": 0}, (0, 6)), ({"max": 5}, (1, 5)), ({"min": 2, "max": 4}, (2, 4))],
+)
+def test_one_bound_of_the_number_of_workers_has_the_other_as_its_default(
+    folder: Path, workers: dict[str, int], bounds: tuple[int | None, int | None]
+) -> None:
+    parsed = settings.parse(stack(machines__workers=2, workers={"perMachine": 3, **workers}), folder)
+    assert isinstance(parsed, settings.MachinesTarget)
+    assert (parsed.workers.min, parsed.workers.max) == bounds
+
+
+def test_bounds_of_the_number_of_workers_are_within_what_the_machines_provide(folder: Path) -> None:
+    assert one(folder, workers={"max": 3}) == (
+        "workers.max: 3 is more than the 2 worker processes that the machines provide; write 2 or less, or add machines"
+        " or workers.perMachine"
+    )
+    assert not problems(folder, workers={"max": 3}, machines__schedulerWorks=True)
+    assert one(folder, workers={"min": 3}).startswith("workers.min: 3 is more than the maximum, 2; write 2 or less")
+    assert one(folder, workers={"min": 2, "max": 1}).startswith("workers.min: 2 is more than the maximum, 1")
 
 
 @pytest.mark.parametrize("spill", ["/srv/daskdata", "/srv/daskdata/spill"])

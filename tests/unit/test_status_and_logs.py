@@ -56,6 +56,36 @@ def test_an_answer_that_is_not_a_report_is_rejected(answer: str) -> None:
         parse_status(answer)
 
 
+SCALING = {"number": 3, "min": 1, "max": 8, "adaptive": None}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "[]",
+        pickle.dumps(1).decode("latin1"),
+        json.dumps(SCALING | {"number": "3"}),
+        json.dumps(SCALING | {"number": -1}),
+        json.dumps(SCALING | {"adaptive": [1, 2, 3]}),
+        json.dumps(SCALING | {"more": 1}),
+        json.dumps({"error": 1001 * "a"}),
+    ],
+)
+def test_an_answer_that_does_not_tell_the_scaling_is_rejected(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_and_logs, "_ask_scheduler", lambda *_: answer)
+    with pytest.raises(RemoteError, match="not with a status report"):
+        status_and_logs.scale({}, "workers_scaling")
+
+
+def test_the_schedulers_refusal_to_scale_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_and_logs, "_ask_scheduler", lambda *_: json.dumps(SCALING))
+    assert status_and_logs.scale({}, "workers_scale", number=3).model_dump(exclude={"error"}) == SCALING
+    monkeypatch.setattr(status_and_logs, "_ask_scheduler", lambda *_: json.dumps({"error": "9 workers are outside"}))
+    with pytest.raises(RemoteError, match=r"^9 workers are outside$"):
+        status_and_logs.scale({}, "workers_scale", number=9)
+
+
 def test_no_control_character_reaches_the_terminal() -> None:
     text = "a\x1b]0;title\x07\r\x08\x9b2J\u202eb\n\tc é 漢"
     assert printable(text).replace("\ufffd", "?") == "a?]0;title????2J?b\n\tc é 漢"

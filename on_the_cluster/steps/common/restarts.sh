@@ -15,21 +15,23 @@ lock_restarts() {
       "those of $(hostname) anyway"
 }
 
-# start_workers UNIT...: start the worker units, and wait until each answers.
+# start_workers UNIT...: start the worker units, and wait until each answers. A worker that the cluster does not want now
+# leaves a mark, and stays stopped (stay_retired.py).
 start_workers() {
   local unit
   # --no-block, because tasks can delay a start forever.
   systemctl start --no-block "$@"
   for unit in "$@"; do
     # shellcheck source=/dev/null
-    (source "$ETC/worker-${unit#*@}.env" && wait_for_service "$unit" "$ADDRESS" "$WORKER_PORT")
+    (source "$ETC/worker-${unit#*@}.env" &&
+      wait_for_service "$unit" "$ADDRESS" "$WORKER_PORT" "$CLUSTER_HOME/retired-*-${unit#*@}")
   done
 }
 
-# wait_for_service UNIT ADDRESS PORT
+# wait_for_service UNIT ADDRESS PORT [MARK]: MARK is a pattern of files, one of which ends the wait.
 wait_for_service() {
   local end=$((SECONDS + 60))
-  until (exec 3<>"/dev/tcp/$2/$3") 2>/dev/null; do
+  until compgen -G "${4:-/dev/null/}" >/dev/null || (exec 3<>"/dev/tcp/$2/$3") 2>/dev/null; do
     [ $SECONDS -lt $end ] ||
       fatal "$1 does not answer on port $3 after 60 s: $(journalctl -u "$1" -n 15 --no-pager -o cat)"
     sleep 0.2
