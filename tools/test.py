@@ -34,7 +34,7 @@ CLEANUP = 300  # seconds after Ctrl-C for fixtures to delete what they have crea
 # The files that take longest (14 to 4 minutes on two processors) run first; the others follow in the order of FOLDERS.
 LONGEST = (
     *("machines, stack dev", "kubernetes, one node", "machines/test_rehearsed.py", "kubernetes/test_rehearse.py"),
-    *("machines/test_power_off.py", "machines/test_steps.py", "machines/test_killed_up.py"),
+    *("machines/test_power_off.py", "machines/test_steps.py", "machines/test_scaling.py", "machines/test_killed_up.py"),
     *("machines/test_examples.py", "machines/test_compute_stack.py", "machines/test_guest.py"),
     *("machines/test_existing.py", "machines/test_compute_machines.py"),
 )
