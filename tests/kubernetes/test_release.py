@@ -129,6 +129,9 @@ class Stack(Rehearsal):
                 self.run("stack", "select", "--create")
                 self.run("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", token)
             self.printed = self.up()
+            # Tests expect as many pods as there are replicas, but replaced workers can still be retiring.
+            leaving = ("get", "pods", "--output=jsonpath={.items[*].metadata.deletionTimestamp}")
+            until(lambda: not self.kubectl(*leaving), 300)
             self.applied = wanted
         return self.printed
 
