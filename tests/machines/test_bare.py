@@ -123,7 +123,7 @@ def test_steps_install_the_packages_they_need(bare: Bare, disk: Disk, house: Pat
         UV_ENV="", CERTIFICATES="",
     )  # fmt: skip
     assert bare.installed == {
-        ("keys", "nftables"), ("keys", "openssl"), ("data", "e2fsprogs"), ("data", "sshfs"), ("data", "python3"),
+        ("keys", "nftables"), ("keys", "openssl"), ("authority", "python3"), ("data", "e2fsprogs"), ("data", "sshfs"),
     }  # fmt: skip
     assert (
         bare.head.ssh("cd / && /opt/daskstack/environment/bin/python -c 'import tiny; print(tiny.value)'").stdout
