@@ -96,8 +96,8 @@ class Client(distributed.Client):
                 raise TunnelError(fault)
             try:
                 # Dask sets no time limit for a scheduler's first message. It waits for three messages in total.
-                attempt = super()._ensure_connected(timeout=timeout)
-                await asyncio.wait_for(attempt, 3 * (self._attempt or limit))
+                single = self._attempt or limit
+                await asyncio.wait_for(super()._ensure_connected(timeout=single), 3 * single)
                 tell_xgboost(self._scheduler_identity["address"])
                 return
             except (FatalCommClosedError, ValueError) as error:
