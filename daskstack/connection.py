@@ -137,9 +137,8 @@ def connect(stack: str = "dev", *, wakes: bool = True, code: str | Path | None =
     folder; modules that change are sent again before the next computation. `kwargs` are those of `distributed.Client`.
 
     Raises `engine.EngineError` if the stack does not exist, `AccessError` if others can read the access file or it is
-    not one, `VersionError` if this Python differs from the cluster's
-    environment, `TunnelError` if no tunnel opens, `ConnectionError` if the scheduler does not answer, and `ValueError`
-    if `code` is not a folder of modules.
+    not one, `VersionError` if this Python differs from the cluster's environment, `TunnelError` if no tunnel opens,
+    `ConnectionError` if the scheduler does not answer, and `ValueError` if `code` is not a folder of modules.
     """
     modules = Code(code) if code is not None else None
     if modules and kwargs.get("asynchronous"):
