@@ -1,11 +1,13 @@
-"""Computations on stack dev: one that proves that it works, and one that detects recomputed results."""
+"""Computations on stack dev, one of which detects recomputed results, and the tunnels of its clients."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import distributed
+import psutil
 import pytest
 
 import daskstack
@@ -41,6 +43,16 @@ def tasks() -> tuple[Callable, Callable]:
         return sum(part) + more
 
     return numbers, total
+
+
+def tunnels() -> set[psutil.Process]:
+    """The running tunnels of this process that forward ports."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if child.name() == "ssh" and "-N" in child.cmdline():
+                found.add(child)
+    return found
 
 
 @dataclass

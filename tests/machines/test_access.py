@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 
 import daskstack
@@ -20,7 +19,7 @@ from rehearsal.machines import Machine, run, until
 from tests import access
 from tests.checkout import Checkout
 from tests.tls import accepts
-from tests.work import Work
+from tests.work import Work, tunnels
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -49,6 +48,7 @@ def test_a_revoked_person_is_cut_off_while_computing_and_the_others_work_on(
     checkout: Checkout, machines: Mapping[str, Machine], tmp_path: Path
 ) -> None:
     files = access.give(checkout, tmp_path, "alice", "bob", "carol")
+    before = tunnels()
     alice, bob, carol = working = [Work(daskstack.connect(str(file))) for file in files]
     try:
         for each in working:
@@ -59,8 +59,8 @@ def test_a_revoked_person_is_cut_off_while_computing_and_the_others_work_on(
         assert listed.count("SSH connections: 1\n") == 3
 
         services = service_pids(machines)
-        tunnels = [each for each in psutil.Process().children() if each.name() == "ssh"]
-        assert len(tunnels) == 3
+        opened = tunnels() - before
+        assert len(opened) == 3
         ids = [each.client.id for each in (alice, bob)]
         assert access.command(checkout, "revoke", "carol") == "carol has no access any more; SSH connections ended: 1\n"
         until(lambda: carol.client.status != "running")
@@ -68,7 +68,7 @@ def test_a_revoked_person_is_cut_off_while_computing_and_the_others_work_on(
         for each in (alice, bob):
             each.check_progress()
             assert each.client.status == "running" and each.client._way.fault() == ""
-        assert [each.is_running() for each in tunnels].count(False) == 1, "hers alone"
+        assert [each.is_running() for each in opened].count(False) == 1, "hers alone"
         clients = alice.client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.clients))
         assert set(clients) >= set(ids) and carol.client.id not in clients
         assert service_pids(machines) == services

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import functools
 import inspect
 import json
@@ -41,7 +40,7 @@ from tests.checkout import Checkout
 from tests.notebooks import log_in, page, run_cell
 from tests.outside import Outside
 from tests.tls import accepts, imitated
-from tests.work import wait_until_working
+from tests.work import tunnels, wait_until_working
 
 NAMES = ("scheduler", "worker-1", "worker-2")
 pytestmark = pytest.mark.timeout(1800)
@@ -159,16 +158,13 @@ def test_steps_are_sent_on_standard_input(checkout: Checkout) -> None:
 
 
 def test_connect_returns_a_client_and_leaves_no_files_or_processes(checkout: Checkout) -> None:
-    def tunnels() -> list[psutil.Process]:
-        return [child for child in psutil.Process().children() if child.name() == "ssh"]
-
     keys, before = set(private_folder.place().iterdir()), tunnels()
     with daskstack.connect("dev") as client:
         assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
         assert client.dashboard_link.startswith("http://127.0.0.1:")
         assert urllib.request.urlopen(client.dashboard_link, timeout=60).status == 200
-        assert len(tunnels()) == len(before) + 1
-    assert tunnels() == before
+        assert len(tunnels() - before) == 1
+    assert not tunnels() - before
     assert set(private_folder.place().iterdir()) == keys
 
 
@@ -313,12 +309,12 @@ def test_the_dashboard_stays_open_until_ctrl_c(checkout: Checkout, tmp_path: Pat
         assert found, said.read_text()
         with urllib.request.urlopen(found[1], timeout=60) as page:
             assert "<title>Dask" in page.read().decode()
-        tunnels = psutil.Process(process.pid).children()
-        assert [tunnel.name() for tunnel in tunnels] == ["ssh"]
+        children = psutil.Process(process.pid).children()
+        assert [each.name() for each in children] == ["ssh"]
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert "Traceback" not in said.read_text()
-        until(lambda: not any(tunnel.is_running() for tunnel in tunnels))
+        until(lambda: not any(each.is_running() for each in children))
     finally:
         process.kill()
         process.wait()
@@ -497,16 +493,6 @@ def test_dask_does_not_start_without_the_firewall_and_survives_its_restart(
     finally:
         machine.run("systemctl start firewalld")
     wait_until_working()
-
-
-def tunnels() -> set[psutil.Process]:
-    """The tunnels of this process that forward ports."""
-    found = set()
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # it has ended
-            if child.name() == "ssh" and "-N" in child.cmdline():
-                found.add(child)
-    return found
 
 
 def test_a_client_works_again_after_its_ssh_tunnel_has_ended(checkout: Checkout) -> None:
