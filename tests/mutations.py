@@ -302,15 +302,15 @@ DATA = [
     Mutation(
         "last-worker-leaves",
         "The last worker stays until there are neither results nor tasks.",
-        "on_the_cluster/elastic.py",
-        "names = names[:-1]  #",
-        "pass  #",
+        "charts/dask/files/scaling.py",
+        "return names[:-1]",
+        "return names",
         "tests/unit/test_elastic.py::test_the_last_worker_stays_while_it_holds_results",
     ),
     Mutation(
         "number-reset",
         "A scheduler that restarts keeps the number of workers.",
-        "on_the_cluster/elastic.py",
+        "charts/dask/files/scaling.py",
         "self.number = whole(number) if number is not None else None",
         "self.number = None",
         "tests/unit/test_elastic.py::test_a_restarted_scheduler_keeps_the_number_and_the_workers",
@@ -318,7 +318,7 @@ DATA = [
     Mutation(
         "check-stops-workers",
         "During the check of `up`, no worker stops.",
-        "on_the_cluster/elastic.py",
+        "charts/dask/files/scaling.py",
         "return self.clock() < self.held_until",
         "return False",
         "tests/unit/test_elastic.py::test_no_worker_stops_during_the_check_or_after_it_was_killed",
@@ -326,7 +326,7 @@ DATA = [
     Mutation(
         "flapping",
         "While the number of workers adapts, a short pause stops none.",
-        "on_the_cluster/elastic.py",
+        "charts/dask/files/scaling.py",
         "*(target for _, target in self.targets)",
         "self.targets[-1][1]",
         "tests/unit/test_elastic.py::test_work_that_comes_and_goes_does_not_stop_and_start_workers",
@@ -1223,7 +1223,7 @@ MONEY = [
     Mutation(
         "beyond-the-bounds",
         "No client starts more workers than the stack allows.",
-        "on_the_cluster/elastic.py",
+        "charts/dask/files/scaling.py",
         'if not state["min"] <= whole(number) <= state["max"]:',
         "if whole(number) < 0:",
         "tests/unit/test_elastic.py::test_scaling_keeps_within_the_bounds",

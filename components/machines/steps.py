@@ -28,7 +28,8 @@ PEOPLE = ON_THE_CLUSTER / "people.py"
 JOBS = ON_THE_CLUSTER / "jobs.py"
 RUN_JOB = ON_THE_CLUSTER / "run_job.py"
 USER_CODE = PROJECT / "daskstack/user_code.py"
-DRAIN = PROJECT / "charts/dask/files/drain.py"  # the chart's pods run it too
+# The chart's pods run these too.
+DRAIN, SCALING = (PROJECT / "charts/dask/files" / name for name in ("drain.py", "scaling.py"))
 
 
 def preflight(cluster: Cluster, network: Input[str], lock: Lock, uv_env: Input[str]) -> local.Command:
@@ -220,6 +221,7 @@ def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> No
             "DRAIN": DRAIN.read_text(),
             "RETIRED": RETIRED.read_text(),
             "ELASTIC": ELASTIC.read_text() if dask_options.bounds(settings) else "",
+            "SCALING": SCALING.read_text() if dask_options.bounds(settings) else "",
             "GRACE": str(machine.host.grace),
             "WORKED": WORKED.read_text() if settings.limits.idle else "",
             "CREDENTIALS": cluster.head.host.identity,

@@ -15,7 +15,7 @@
 #   SCHEDULER_ARGS, WORKER_ARGS    additional arguments, quoted for systemd
 #   DRAIN           the Python program that retires workers
 #   RETIRED         the Python program that keeps retired workers stopped until the step `members` lists them again
-#   ELASTIC         the scheduler's Python preload that sets the number of workers; empty: all run
+#   ELASTIC, SCALING   the scheduler's Python preload that sets the number of workers, and its module; empty: all run
 #   GRACE           seconds that workers have to hand over results when they or this machine stop
 #   WORKED          the scheduler's Python preload that records when it last worked; empty: none
 #   RELOAD          the Python preload that loads new certificates while Dask runs; empty without TLS
@@ -33,6 +33,7 @@ RELOADER=$OPT/reload_tls.py
 PEOPLE_PRELOAD=$OPT/people.py
 RETIRED_PROGRAM=$OPT/stay_retired.py
 ELASTIC_PROGRAM=$OPT/elastic.py
+SCALING_MODULE=$OPT/scaling.py
 ELASTIC_FILE=$CLUSTER_HOME/elastic.json
 PYTHON_PROGRAM=$OPT/bin/python
 # One line per spill folder in use: SPILL, and the topmost folder that was created for it, or -.
@@ -120,7 +121,7 @@ stop_workers_from() {
 
 stop_scheduler() {
   [ ! -e $UNITS/dask-scheduler.service ] || systemctl -q disable --now dask-scheduler
-  drop $UNITS/dask-scheduler.service $RECORD $PEOPLE_PRELOAD $ELASTIC_PROGRAM $PYTHON_PROGRAM
+  drop $UNITS/dask-scheduler.service $RECORD $PEOPLE_PRELOAD $ELASTIC_PROGRAM $SCALING_MODULE $PYTHON_PROGRAM
   rmdir $OPT/bin 2>/dev/null || true
 }
 
@@ -230,9 +231,10 @@ run_scheduler() {
   if [ -n "$ELASTIC" ]; then
     printf '%s' "$DRAIN" | put $DRAIN_PROGRAM 0644 root:root
     printf '%s' "$ELASTIC" | put $ELASTIC_PROGRAM 0644 root:root
-    files+=("$ELASTIC_PROGRAM")
+    printf '%s' "$SCALING" | put $SCALING_MODULE 0644 root:root
+    files+=("$ELASTIC_PROGRAM" "$SCALING_MODULE")
   else
-    drop $ELASTIC_PROGRAM
+    drop $ELASTIC_PROGRAM $SCALING_MODULE
     rm -rf $ELASTIC_FILE
   fi
   install -d -m 0755 $OPT/bin

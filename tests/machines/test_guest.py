@@ -236,7 +236,7 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
         "DRAIN": DRAIN.read_text(), "RETIRED": RETIRED.read_text(), "RELOAD": RELOAD.read_text(),
         "PEOPLE": PEOPLE.read_text() if at_head else "",
-        "GRACE": "20", "WORKED": "", "ELASTIC": "", "CREDENTIALS": "1",
+        "GRACE": "20", "WORKED": "", "ELASTIC": "", "SCALING": "", "CREDENTIALS": "1",
         "AUTHORITY_ADDRESS": "" if at_head else pair.head.address,
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ UNITS = {
     "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787", "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "",
     "MEMORY": "", "SPILL": "/var/lib/daskstack/spill", "SSDS": "", "DATA_PATH": "/srv/daskdata", "CONFIG": "{}",
     "GRACE": "80", "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": "", "RETIRED": "", "RELOAD": "",
-    "PEOPLE": "", "WORKED": "", "ELASTIC": "", "CREDENTIALS": "",
+    "PEOPLE": "", "WORKED": "", "ELASTIC": "", "SCALING": "", "CREDENTIALS": "",
     "AUTHORITY_ADDRESS": "", "FIREWALL": "yes", "LIMIT": "60", "SECRET_ENV": "", "METADATA": "no", "HOMES": "no",
 }  # fmt: skip
 

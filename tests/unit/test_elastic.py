@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import runpy
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
@@ -22,9 +21,18 @@ from daskstack.status_and_logs import SCALE_WORKERS, ask
 from daskstack.tunnel import Way
 from tests.client_outputs import machines_client
 
-MODULE: dict[str, Any] = runpy.run_path(str(PROJECT / "on_the_cluster/elastic.py"))
-STEADY, ABSENT, REFUSED = (MODULE[name] for name in ("STEADY", "ABSENT", "REFUSED"))
-MODULE["Elastic"].leave.__globals__["DRAIN"] = PROJECT / "charts/dask/files/drain.py"
+
+def load(path: str) -> dict[str, Any]:
+    """The names of a program that finds others in its folder, as on the cluster."""
+    file = PROJECT / path
+    module: dict[str, Any] = {"__name__": file.stem, "__file__": str(PROJECT / "charts/dask/files" / file.name)}
+    exec(compile(file.read_text(), path, "exec"), module)
+    return module
+
+
+MODULE = load("on_the_cluster/elastic.py")
+SCALING = MODULE["Elastic"].drain.__globals__
+ABSENT, STEADY, REFUSED = MODULE["ABSENT"], SCALING["STEADY"], SCALING["REFUSED"]
 MEMBERS = [f"worker-{machine}-{number}" for machine in (1, 2) for number in (1, 2, 3)]
 
 
@@ -306,7 +314,7 @@ async def test_clients_and_the_command_line_scale_through_the_schedulers_handler
 ) -> None:
     async with machines(tmp_path) as (there, _):
         address = there.scheduler.address
-        monkeypatch.setitem(MODULE["dask_setup"].__globals__, "Elastic", lambda scheduler: there.elastic)
+        monkeypatch.setitem(MODULE, "Elastic", lambda scheduler: there.elastic)
         MODULE["dask_setup"](there.scheduler)
         there.scheduler.elastic_callback.stop()
         port = int(address.rpartition(":")[2])
@@ -383,8 +391,7 @@ async def test_a_worker_with_an_actor_stays(tmp_path: Path) -> None:
 async def test_a_worker_whose_results_nobody_can_take_stays_and_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    globals_ = MODULE["Elastic"].leave.__globals__
-    monkeypatch.setitem(globals_, "WITHIN", 4)
+    monkeypatch.setitem(SCALING, "WITHIN", 4)
     async with machines(tmp_path) as (there, client):
         there.elastic.scale(2)
         await there.become(2)
@@ -400,7 +407,7 @@ async def test_a_worker_whose_results_nobody_can_take_stays_and_is_asked_again(
         assert holder.name in there.elastic.listed
         assert not there.elastic.can_leave(there.scheduler.workers[holder.address], there.elastic.clock())
         assert await client.gather(part) == before
-        monkeypatch.setitem(globals_, "REFUSED", 0)
+        monkeypatch.setitem(SCALING, "REFUSED", 0)
         full.memory_manager.memory_pause_fraction = 1.0
         await until(lambda: len(there.scheduler.running) == 2)
         there.elastic.scale(1)
@@ -416,7 +423,7 @@ class Counter:
 async def test_adapting_starts_a_worker_for_work_and_stops_it_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MODULE["Elastic"].adapted.__globals__, "STEADY", 2)
+    monkeypatch.setitem(SCALING, "STEADY", 2)
     async with machines(tmp_path) as (there, client):
         there.elastic.adapt()
         assert await client.submit(sum, [1, 2]) == 3
