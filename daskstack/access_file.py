@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from daskstack import client_output, engine, project
-from daskstack.client_output import MachinesClient
+from daskstack.client_output import KubernetesClient, MachinesClient
 
 SIZE = 1 << 20  # bytes of a file
 
@@ -56,6 +56,12 @@ def stack_name(name: str) -> str:
     """The name that the owner gave to the stack which `name` means."""
     path = find(name)
     return read(path).stack if path else name
+
+
+def client(name: str) -> MachinesClient | KubernetesClient:
+    """What reaches the cluster: from an access file, or from the outputs of one of the project's stacks."""
+    path = find(name)
+    return read(path).client if path else engine.cluster(name)["client"]
 
 
 def read(path: Path) -> Access:

@@ -1,11 +1,12 @@
 """The commands: `daskstack COMMAND`, or `dask stack COMMAND`."""
 
 import sys
+from typing import Any
 
 import click
 
 from daskstack import cluster_commands, engine, job_commands, people, shared_directory, stack_commands
-from daskstack.command_line import command, main, stack, stack_or_file, yes
+from daskstack.command_line import Moment, Period, command, main, stack_or_file, yes
 from daskstack.printable import printable
 
 
@@ -180,21 +181,25 @@ def renew(stack: str, name: str, output: str | None) -> None:
 
 @command(
     click.option("--detach", is_flag=True, help="Return at once."),
+    click.option("--at", type=Moment(), help="Start then: HH:MM or YYYY-MM-DD HH:MM, in your time zone."),
+    click.option("--every", type=Period(), help="Run again after this time until it is stopped, e.g. 30m, 12h or 7d."),
+    click.option("--report", is_flag=True, help="Keep Dask's performance report in the shared directory."),
     click.argument("script"),
     click.argument("arguments", nargs=-1, type=click.UNPROCESSED),
     context_settings={"allow_interspersed_args": False},  # options after SCRIPT belong to it
+    stack=stack_or_file,
 )
-def run(stack: str, detach: bool, script: str, arguments: tuple[str, ...]) -> None:
+def run(stack: str, detach: bool, script: str, arguments: tuple[str, ...], **plan: Any) -> None:
     """Run SCRIPT next to the scheduler, and print its output.
 
     It goes on without this computer. Its folder's modules can be imported there and on the workers; a
     bare Client() connects to the cluster. Put options of daskstack before SCRIPT.
     """
-    sys.exit(job_commands.run(stack, script, arguments, detach))
+    sys.exit(job_commands.run(stack, script, arguments, detach, **plan))
 
 
 @main.group("jobs", invoke_without_command=True)
-@stack
+@stack_or_file
 @click.pass_context
 def jobs_group(context: click.Context, stack: str) -> None:
     """List jobs, print one's output, wait for one or stop it."""
@@ -206,19 +211,19 @@ def jobs_group(context: click.Context, stack: str) -> None:
 number = click.argument("number", type=click.IntRange(1))
 
 
-@command(number, of=jobs_group, name="logs")
+@command(number, of=jobs_group, name="logs", stack=stack_or_file)
 def job_logs(stack: str, number: int) -> None:
     """Print a job's output until it has ended. The exit status is the job's."""
     sys.exit(job_commands.follow(stack, number))
 
 
-@command(number, of=jobs_group, name="wait")
+@command(number, of=jobs_group, name="wait", stack=stack_or_file)
 def job_wait(stack: str, number: int) -> None:
     """Wait until a job has ended. The exit status is the job's."""
     sys.exit(job_commands.follow(stack, number, quiet=True))
 
 
-@command(number, of=jobs_group, name="stop")
+@command(number, of=jobs_group, name="stop", stack=stack_or_file)
 def job_stop(stack: str, number: int) -> None:
     """Stop a job."""
     job_commands.stop(stack, number)

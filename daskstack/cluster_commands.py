@@ -162,14 +162,14 @@ def known(stack: str, outputs: dict[str, Any], machine: str) -> str:
 
 def dashboard(stack: str) -> None:
     """Keeps a local port to the dashboard open in the browser until Ctrl-C."""
-    client = facts(stack)
+    client = access_file.client(stack)
     host, _, path = client.dashboard.removeprefix("http://").partition("/")
     keep_open(client, f"the dashboard of {stack}", host, path)
 
 
 def jupyter(stack: str, password: bool = False) -> None:
     """Keeps a local port to the notebook server open until Ctrl-C, or prints its password."""
-    client = facts(stack)
+    client = access_file.client(stack)
     if not client.jupyter:
         raise engine.EngineError(f"stack {stack} has no notebook server")
     if password:
@@ -182,12 +182,6 @@ def jupyter(stack: str, password: bool = False) -> None:
     asks = "ask the stack's owner" if access_file.find(stack) else f"{COMMAND} jupyter --password --stack {stack}"
     print(f"password: {asks}")
     keep_open(client, f"the notebook server of {stack}", client.jupyter, "lab")
-
-
-def facts(stack: str) -> MachinesClient | KubernetesClient:
-    """What reaches the cluster: from an access file, or from the stack's outputs."""
-    file = access_file.find(stack)
-    return access_file.read(file).client if file else engine.cluster(stack)["client"]
 
 
 def keep_open(client: MachinesClient | KubernetesClient, what: str, target: str, path: str) -> None:

@@ -1,8 +1,11 @@
 """What all commands of the command line share: errors, options, and the group that they belong to."""
 
+import contextlib
+import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from datetime import datetime, time, timedelta
+from typing import Any, ClassVar
 
 import click
 
@@ -47,6 +50,32 @@ def stack_option(explanation: str, **options: Any) -> Callable:
 def owned(context: click.Context, option: click.Parameter, value: str) -> str:
     access_file.refuse(value)
     return value
+
+
+class Moment(click.ParamType):
+    """A time of day, the next one, or a day and a time, in the computer's time zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        now = datetime.now()
+        with contextlib.suppress(ValueError):
+            hour = time.fromisoformat(value)
+            today = now.replace(hour=hour.hour, minute=hour.minute, second=hour.second, microsecond=0)
+            return today if today > now else today + timedelta(days=1)
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(value)
+        self.fail(f"{value} is not a time; write e.g. 03:00 or '2027-01-31 03:00'", param, ctx)
+
+
+class Period(click.ParamType):
+    name = "period"
+    units: ClassVar = {"m": "minutes", "h": "hours", "d": "days"}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if not (match := re.fullmatch(r"([1-9]\d{0,3})([mhd])", value)):
+            self.fail(f"{value} is not a period; write minutes, hours or days, e.g. 30m, 12h or 7d", param, ctx)
+        return timedelta(**{self.units[match[2]]: int(match[1])})
 
 
 stack = stack_option("The stack to work on.", callback=owned)

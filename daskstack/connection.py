@@ -20,7 +20,7 @@ from distributed.comm.core import FatalCommClosedError
 from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
-from daskstack import access_file, engine, shared_directory
+from daskstack import access_file, shared_directory
 from daskstack.client_output import KubernetesClient, MachinesClient
 from daskstack.route import wake, way_to
 from daskstack.tunnel import TunnelError, Way
@@ -153,11 +153,10 @@ def connect(stack: str = "dev", *, wakes: bool = True, code: str | Path | None =
 
 def facts_of(stack: str) -> MachinesClient | KubernetesClient:
     """What a client has to know. Raises VersionError if tasks of this Python would fail in the cluster."""
-    file = access_file.find(stack)
-    facts = access_file.read(file).client if file else engine.cluster(stack)["client"]
+    facts = access_file.client(stack)
     if different := differences(facts.python, facts.packages):
         command = f"daskstack sync --stack {stack}"
-        if file:  # `sync` needs the project
+        if access_file.find(stack):  # `sync` needs the project
             packages = [f"{name}=={facts.packages[name]}" for name in MATTERS if name in facts.packages]
             command = f"pip install {' '.join(packages)}"
         raise VersionError(

@@ -5,11 +5,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from daskstack import engine, jobs
+from daskstack import jobs
 from daskstack.cluster_commands import asleep
-from daskstack.jobs import Job, JobError
+from daskstack.jobs import Job, JobError, Plan
 from daskstack.printable import printable
 from daskstack.route import wake
 from daskstack.status_and_logs import RemoteError
@@ -17,10 +18,24 @@ from daskstack.status_and_logs import RemoteError
 LATE = 30  # seconds after the end of a job's output for its record
 
 
-def run(stack: str, script: str, arguments: Sequence[str], detach: bool) -> int:
-    """Starts a job. Unless `detach`, prints its output until it has ended, and returns its exit status."""
+def run(
+    stack: str,
+    script: str,
+    arguments: Sequence[str],
+    detach: bool,
+    at: datetime | None,
+    every: timedelta | None,
+    report: bool,
+) -> int:
+    """Starts a job. Unless `detach`, or if it runs later, prints its output until it has ended.
+
+    Returns the exit status, which is the script's if this has waited for it.
+    """
     from daskstack.user_code import Code  # loads Dask
 
+    now = time.time()
+    if at and at.timestamp() < now:
+        raise JobError(f"{at:%Y-%m-%d %H:%M} has passed; write a later time")
     path = Path(script)
     if path.suffix != ".py" or not path.is_file():
         raise JobError(f"{script} is not a Python script on this computer")
@@ -28,11 +43,17 @@ def run(stack: str, script: str, arguments: Sequence[str], detach: bool) -> int:
         archive = Code(path.resolve().parent).archive()
     except ValueError as error:
         raise JobError(str(error)) from None
-    if woken := wake(engine.cluster(stack)["client"]):
+    found = jobs.of(stack)
+    if not at and (woken := wake(found.client)):
         print(asleep(woken), file=sys.stderr)
-    number = jobs.of(stack).start([path.name, *arguments], archive)
-    print(f"job {number} has started", file=sys.stderr)
-    return 0 if detach else follow(stack, number)
+    first = at.timestamp() if at else now if every else None
+    plan = Plan([path.name, *arguments], first, every.total_seconds() if every else None, report)
+    number = found.start(plan, archive)
+    if not at:
+        print(f"job {number} has started", file=sys.stderr)
+        return 0 if detach or every else follow(stack, number)
+    print(f"job {number} starts at {at:%Y-%m-%d %H:%M}", file=sys.stderr)
+    return 0
 
 
 def show(stack: str) -> None:
@@ -40,8 +61,13 @@ def show(stack: str) -> None:
     for job in jobs.of(stack).all():
         seconds = (job.ended or time.time()) - job.started
         took = f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
-        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started))
-        print(printable(f"{job.number:>4}  {job.status:<9}  {began}  {took:>8}  {' '.join(job.words)}"))
+        due = job.next_run()
+        words = [*job.words, f"(next run: {local(due)})"] if due else job.words
+        print(printable(f"{job.number:>4}  {job.status:<9}  {local(job.started)}  {took:>8}  {' '.join(words)}"))
+
+
+def local(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def follow(stack: str, number: int, quiet: bool = False) -> int:

@@ -6,20 +6,19 @@ import json
 import subprocess
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from daskstack import engine, kubectl, ssh, status_and_logs
-from daskstack.client_output import Connection, KubernetesAccess, KubernetesClient
+from daskstack import access_file, kubectl, ssh, status_and_logs
+from daskstack.client_output import KubernetesClient, MachinesClient
 from daskstack.engine import PROJECT
 from daskstack.status_and_logs import RemoteError
 
 # On a machine, these programs are installed; a job in Kubernetes brings them along.
-MANAGER = "/opt/daskstack/environment/bin/python -I /opt/daskstack/jobs/jobs.py"
 RUNNER = PROJECT / "on_the_cluster/run_job.py"
 USER_CODE = Path(__file__).with_name("user_code.py")
 SECRET_LIMIT = 1_000_000  # bytes; Kubernetes rejects larger Secrets than 1 MiB
@@ -38,26 +37,60 @@ class Job(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     number: int = Field(ge=1)
+    person: str = Field("", max_length=40)
+    """Who started it; empty for the stack's owner."""
     words: list[str]
     """The script and its arguments."""
     started: float
+    at: float | None = None
+    """When it runs first, if it has a time."""
+    every: float | None = None
+    """Seconds after which it runs again."""
+    report: bool = False
     status: str = Field(max_length=20)
     """running, succeeded, failed or stopped."""
     ended: float | None
     code: int | None
     """The script's exit status. A script that a signal has ended has 128 and the signal's number."""
 
+    def next_run(self) -> float | None:
+        """When it runs next, if it waits for that or runs again."""
+        now = time.time()
+        if self.ended is not None or self.at is None:
+            return None
+        if self.at > now:
+            return self.at
+        return self.at + ((now - self.at) // self.every + 1) * self.every if self.every else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a new job runs, and when. Times are in seconds since 1970."""
+
+    words: Sequence[str]
+    """The script and its arguments."""
+    at: float | None = None
+    """None: at once."""
+    every: float | None = None
+    """Seconds after which it runs again, until it is stopped. Needs `at`. None: it runs once."""
+    report: bool = False
+    """Whether Dask's performance report of the last run is kept in the shared directory."""
+
 
 @dataclass(frozen=True)
 class MachineJobs:
-    """The jobs on the scheduler's machine, where root's program `on_the_cluster/jobs.py` manages them."""
+    """The jobs on the scheduler's machine, where root's program `on_the_cluster/jobs.py` manages them.
 
-    machine: Connection
+    A session of the tunnels' user reaches that program, which knows who it is by the SSH certificate.
+    """
 
-    def start(self, words: Sequence[str], archive: bytes) -> int:
-        """Starts a script with its arguments and the archive of its folder. Returns the job's number."""
+    client: MachinesClient
+
+    def start(self, plan: Plan, archive: bytes) -> int:
+        """Starts a script. `archive` is its folder. Returns the job's number."""
         with self._manager("start") as command:
-            done = subprocess.run(command, input=json.dumps(words).encode() + b"\n" + archive, capture_output=True)
+            given = json.dumps(asdict(plan)).encode() + b"\n" + archive
+            done = subprocess.run(command, input=given, capture_output=True)
         said = done.stdout.decode(errors="replace").strip().rpartition("\n")[2]
         if done.returncode or not said.isdecimal():
             raise RemoteError(f"the job did not start: {(done.stderr or done.stdout).decode(errors='replace').strip()}")
@@ -82,18 +115,18 @@ class MachineJobs:
 
     @contextlib.contextmanager
     def _manager(self, words: str) -> Generator[list[str]]:
-        with ssh.command(self.machine) as command:
-            yield [*command, f"{'' if self.machine['user'] == 'root' else 'sudo -n '}{MANAGER} {words}"]
+        with ssh.command(self.client.tunnel) as command:
+            yield [*command, words]
 
 
 @dataclass(frozen=True)
 class KubernetesJobs:
     """The jobs of a release, made from the chart's template for them."""
 
-    cluster: KubernetesAccess
-    namespace: str
+    client: KubernetesClient
 
-    def start(self, words: Sequence[str], archive: bytes) -> int:
+    def start(self, plan: Plan, archive: bytes) -> int:
+        """As `MachineJobs.start`."""
         if len(archive) > SECRET_LIMIT * 3 // 4:
             raise JobError(
                 f"the script's folder has {len(archive) / 1e6:.1f} MB as an archive; Kubernetes takes"
@@ -108,10 +141,12 @@ class KubernetesJobs:
         spec: dict[str, Any] = {**template["spec"]["jobTemplate"]["spec"], "suspend": True}
         [volume] = [each for each in spec["template"]["spec"]["volumes"] if each["name"] == "job"]
         volume["secret"]["secretName"] = name
-        annotations = {"dask/words": json.dumps(words)}
+        if plan.report and not shares_a_directory(template):
+            raise JobError("a report is kept in the shared directory, and this stack has none: set data in its file")
+        annotations = {"dask/plan": json.dumps(asdict(plan))}
         job = metadata | {"annotations": annotations, "ownerReferences": [owner(template)]}
         made = self._create({"apiVersion": "batch/v1", "kind": "Job", "metadata": job, "spec": spec})
-        files = {"job": json.dumps({"words": words}).encode(), "code": archive}
+        files = {"job": json.dumps(asdict(plan) | {"number": number}).encode(), "code": archive}
         files |= {"run_job.py": RUNNER.read_bytes(), "user_code.py": USER_CODE.read_bytes()}
         data = {key: base64.b64encode(each).decode() for key, each in files.items()}
         secret = metadata | {"ownerReferences": [owner(made)]}
@@ -138,8 +173,8 @@ class KubernetesJobs:
             if time.monotonic() > deadline:
                 raise RemoteError(f"the pod of job {number} did not start within {START} s")
             time.sleep(1)
-        with kubectl.kubectl(self.cluster) as command:
-            yield [*command, "--namespace", self.namespace, "logs", "--follow", pod, "--container=job"]
+        with kubectl.kubectl(self.client.kubernetes) as command:
+            yield [*command, "--namespace", self.client.namespace, "logs", "--follow", pod, "--container=job"]
 
     def stop(self, number: int) -> None:
         """A running script gets a signal, so that its output stays; a pod that has not started is deleted."""
@@ -173,8 +208,8 @@ class KubernetesJobs:
         return json.loads(self._ask("create", "--filename=-", "--output=json", given=json.dumps(manifest)))
 
     def _ask(self, *words: str, given: str = "") -> str:
-        with kubectl.kubectl(self.cluster) as command:
-            return kubectl.answer([*command, "--namespace", self.namespace], *words, given=given)
+        with kubectl.kubectl(self.client.kubernetes) as command:
+            return kubectl.answer([*command, "--namespace", self.client.namespace], *words, given=given)
 
 
 def owner(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -193,8 +228,8 @@ def described(job: dict[str, Any], codes: Mapping[str, int]) -> Job:
     state = "stopped" if stopped else "running" if not end else "succeeded" if "Complete" in ends else "failed"
     ended = seconds(end["lastTransitionTime"]) if end else time.time() if stopped else None
     return Job(
+        **json.loads(annotations.get("dask/plan", '{"words": []}')),
         number=int(metadata["name"].rpartition("-")[2]),
-        words=json.loads(annotations.get("dask/words", "[]")),
         started=seconds(metadata["creationTimestamp"]),
         status=state,
         ended=ended,
@@ -202,14 +237,21 @@ def described(job: dict[str, Any], codes: Mapping[str, int]) -> Job:
     )
 
 
+def shares_a_directory(template: dict[str, Any]) -> bool:
+    """Whether jobs of this template see the shared directory."""
+    [container] = template["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    return any(each["name"] == "DASKSTACK_DATA" for each in container["env"])
+
+
 def seconds(time_of_kubernetes: str) -> float:
     return datetime.fromisoformat(time_of_kubernetes).timestamp()
 
 
 def of(stack: str) -> MachineJobs | KubernetesJobs:
-    """The jobs of a stack."""
-    outputs = engine.cluster(stack)
-    client = outputs["client"]
-    if isinstance(client, KubernetesClient):
-        return KubernetesJobs(client.kubernetes, client.namespace)
-    return MachineJobs(outputs["admin"]["machines"][client.head])
+    """The jobs of a stack, which an access file can name. Raises JobError if the file does not allow jobs."""
+    client = access_file.client(stack)
+    if isinstance(client, MachinesClient):
+        return MachineJobs(client)
+    if access_file.find(stack):
+        raise JobError("on Kubernetes, only the stack's owner can start and see jobs")
+    return KubernetesJobs(client)

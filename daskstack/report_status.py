@@ -40,11 +40,9 @@ def workers(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def people(counts: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """The people, and the owner as `client`. Other clients are programs on the cluster's machines."""
-    known = {
-        name.removeprefix(PERSON): each for name, each in counts.items() if name == "client" or name.startswith(PERSON)
-    }
-    return [{"name": name, **each} for name, each in known.items()]
+    """The people, the owner as `client`, and jobs. Other clients are programs on the cluster's machines."""
+    shown = [name for name in counts if name == "client" or name.startswith((PERSON, "job "))]
+    return [{"name": name.removeprefix(PERSON), **counts[name]} for name in shown]
 
 
 if __name__ == "__main__":

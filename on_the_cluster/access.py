@@ -89,7 +89,10 @@ def revoke(name):
         raise Refused(unknown(name))
     call(OPT / "authority", "revoke", PERSON + name)
     install()
-    return {"ended": end_tunnels(name)}
+    ended = end_tunnels(name)
+    if (OPT / "jobs").exists():
+        call("/usr/bin/python3", "-I", OPT / "jobs/jobs.py", "revoked", name)
+    return {"ended": ended}
 
 
 def people():

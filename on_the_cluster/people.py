@@ -1,8 +1,9 @@
 """Knows whose connections a scheduler has: a preload of the scheduler, with TLS only.
 
 The names are those of the certificates: person:NAME for a person with an access file, `client` for the stack's owner,
-or a machine's name. The handler `people` counts the connections and tasks of each. If a person's certificate is
-revoked, their open connections close; the revocation list is in the file with the authority's certificate.
+or a machine's name. The handler `people` counts the connections and tasks of each; a job has a name of its own, such as
+"job 3". If a person's certificate is revoked, their open connections close; the revocation list is in the file with the
+authority's certificate.
 
 /json/status.json on the dashboard shows these counts and the workers. (Dask's own identity.json often fails.)
 """
@@ -51,6 +52,9 @@ class People:
         for client, batches in self.scheduler.client_comms.items():
             if batches.comm is not None and client in self.scheduler.clients:
                 name, _ = holder(batches.comm)
+                job = re.search(r"-daskstack-job-(\d+)-", client)
+                if job and not name.startswith(PERSON):
+                    name = f"job {job[1]}"
                 found.setdefault(name, {"connections": 0})["connections"] += 1
                 wanted.setdefault(name, []).extend(self.scheduler.clients[client].wants_what)
         for name, tasks in wanted.items():

@@ -26,6 +26,7 @@ MOUNT = ON_THE_CLUSTER / "mount_data.py"
 RELOAD = ON_THE_CLUSTER / "reload_tls.py"
 PEOPLE = ON_THE_CLUSTER / "people.py"
 JOBS = ON_THE_CLUSTER / "jobs.py"
+JOBS_DOOR = ON_THE_CLUSTER / "jobs_door.py"
 RUN_JOB = ON_THE_CLUSTER / "run_job.py"
 USER_CODE = PROJECT / "daskstack/user_code.py"
 # The chart's pods run these too.
@@ -262,6 +263,7 @@ def jobs(cluster: Cluster, scheduler: Output[str]) -> None:
         "jobs",
         {
             "JOBS": JOBS.read_text(),
+            "DOOR": JOBS_DOOR.read_text(),
             "RUN_JOB": RUN_JOB.read_text(),
             "USER_CODE": USER_CODE.read_text(),
             "SCHEDULER": scheduler,

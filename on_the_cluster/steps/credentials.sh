@@ -73,7 +73,8 @@ main() {
   fi
   verify_rules $CLUSTER_USER "forcecommand $SSH/session"
   [ -z "$TUNNEL" ] ||
-    verify_rules $TUNNEL_USER "disableforwarding no" "allowtcpforwarding local" "permitopen $TUNNEL" "maxsessions 0"
+    verify_rules $TUNNEL_USER "disableforwarding no" "allowtcpforwarding local" "allowstreamlocalforwarding no" \
+      "permitopen $TUNNEL" "exposeauthinfo yes" "forcecommand /usr/bin/python3 -I $OPT/jobs/jobs_door.py"
   [ -n "$TUNNEL" ] || remove_tunnel_user # after a move of the scheduler
   program | put $PROGRAM 0755 root:root
   service | put $UNIT.service 0644 root:root

@@ -161,9 +161,12 @@ stop_affected_services() {
 
 stopped=()
 
+# A job that waits for its time is one process, which has loaded no package.
 refuse_running_jobs() {
-  local jobs
-  mapfile -t jobs < <(services 'job@*')
+  local job jobs=()
+  for job in $(services 'job@*'); do
+    [ "$(systemctl show -P TasksCurrent "$job")" = 1 ] || jobs+=("$job")
+  done
   [ ${#jobs[@]} -eq 0 ] || fatal "this change replaces packages that jobs use; wait for ${jobs[*]#*@} (daskstack jobs" \
     "wait NUMBER), or stop them (daskstack jobs stop NUMBER), then run up again"
 }

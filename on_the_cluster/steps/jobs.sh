@@ -1,6 +1,7 @@
 # State (on the scheduler's machine): root can start jobs here. A job is a script with its modules, which runs next to
 # the scheduler under its own user, and goes on without the user's computer.
 #   JOBS            the Python program that starts, lists and stops jobs
+#   DOOR            the Python program that hands sessions of the tunnels' user to JOBS
 #   RUN_JOB         the Python program that a job's unit runs
 #   USER_CODE       the Python module that makes a job's modules importable on the workers
 #   SCHEDULER       the scheduler's address
@@ -12,7 +13,10 @@
 JOBS_USER=dask-jobs
 JOBS_HOME=$VAR/jobs
 PROGRAMS=$OPT/jobs
-UNIT=/etc/systemd/system/dask-job@.service
+UNITS=/etc/systemd/system
+UNIT=$UNITS/dask-job@.service
+SOCKET=dask-jobs.socket
+SERVER=dask-jobs@.service
 
 is_ours() { [ "$(getent passwd $JOBS_USER | cut -d: -f6)" = $JOBS_HOME ]; }
 
@@ -62,6 +66,39 @@ WantedBy=multi-user.target
 CONF
 }
 
+socket() {
+  cat <<CONF
+[Unit]
+Description=Requests for jobs of the Dask cluster
+
+[Socket]
+ListenSequentialPacket=/run/dask-jobs.sock
+SocketUser=dask-tunnel
+SocketMode=0600
+Accept=yes
+MaxConnections=200
+
+[Install]
+WantedBy=sockets.target
+CONF
+}
+
+server() {
+  cat <<CONF
+[Unit]
+Description=A request for jobs of the Dask cluster
+CollectMode=inactive-or-failed
+
+[Service]
+ExecStart=$OPT/environment/bin/python -I $PROGRAMS/jobs.py serve
+StandardInput=socket
+StandardOutput=journal
+StandardError=journal
+ProtectHome=yes
+PrivateTmp=yes
+CONF
+}
+
 main() {
   if [ "${1:-}" = undo ]; then
     undo
@@ -70,14 +107,22 @@ main() {
   jobs_user
   install -d -m 0755 $OPT $PROGRAMS $PROGRAMS/daskstack
   printf '%s' "$JOBS" | put $PROGRAMS/jobs.py 0644 root:root
+  printf '%s' "$DOOR" | put $PROGRAMS/jobs_door.py 0644 root:root
   printf '%s' "$RUN_JOB" | put $PROGRAMS/run_job.py 0644 root:root
   printf '%s' "$USER_CODE" | put $PROGRAMS/daskstack/user_code.py 0644 root:root
   unit | put $UNIT 0644 root:root
+  server | put $UNITS/$SERVER 0644 root:root
+  changed=no
+  socket | put $UNITS/$SOCKET 0644 root:root
   systemctl daemon-reload
+  if [ $changed = yes ]; then systemctl restart $SOCKET; fi
+  systemctl -q enable --now $SOCKET
 }
 
 undo() {
   local link
+  [ ! -e $UNITS/$SOCKET ] || systemctl -q disable --now $SOCKET
+  drop $UNITS/$SOCKET $UNITS/$SERVER
   for link in /etc/systemd/system/multi-user.target.wants/dask-job@*.service; do
     [ -L "$link" ] || continue
     rm -f "$link"

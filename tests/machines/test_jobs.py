@@ -3,12 +3,14 @@
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
 from rehearsal.machines import Machine, until
+from tests import access
 from tests.checkout import Checkout
 
 SUMS = """
@@ -51,21 +53,24 @@ if __name__ == "__main__":
 """
 
 
+@dataclass
 class Jobs:
     """The commands for jobs, in the checkout of stack dev."""
 
-    def __init__(self, checkout: Checkout, folder: Path) -> None:
-        self.checkout, self.folder = checkout, folder
+    checkout: Checkout
+    folder: Path
+    stack: str = "dev"
 
     def command(self, *words: str) -> CompletedProcess[str]:
         command = [self.checkout.folder / ".venv/bin/daskstack", *words]
-        return subprocess.run(command, cwd=self.folder, env=self.checkout.environ, capture_output=True, text=True)
+        environ = self.checkout.environ | {"STACK": self.stack}
+        return subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True)
 
-    def start(self, script: str, *arguments: str) -> str:
+    def start(self, *words: str) -> str:
         """The job's number."""
-        done = self.command("run", "--detach", script, *arguments)
+        done = self.command("run", "--detach", *words)
         assert done.returncode == 0, done.stderr
-        return re.fullmatch(r"job (\d+) has started\n", done.stderr)[1]
+        return re.fullmatch(r"job (\d+) (has started|starts at .*)\n", done.stderr)[1]
 
     def status(self, number: str) -> str:
         return re.search(rf"^ *{number}  (\w+)", self.command("jobs").stdout, re.MULTILINE)[1]
@@ -134,12 +139,74 @@ def test_a_job_survives_restarts_of_the_scheduler_and_repeats_no_finished_step(
     assert len(steps) <= 6 + kills, "at most one step was repeated for each restart"
 
 
+def test_a_person_manages_their_own_jobs_until_access_is_revoked(
+    jobs: Jobs, checkout: Checkout, machines: Mapping[str, Machine], tmp_path: Path
+) -> None:
+    alice, bob = (replace(jobs, stack=str(file)) for file in access.give(checkout, tmp_path, "alice", "bob"))
+    try:
+        done = alice.command("run", "sums.py", "0")
+        assert (done.returncode, done.stdout) == (0, "dask-jobs 285\n4\n"), done.stderr
+        number = alice.start("waits.py")
+        for words in (("jobs", "logs", number), ("jobs", "stop", number)):
+            refused = bob.command(*words)
+            assert refused.returncode == 1
+            assert f"job {number} is not yours" in refused.stderr
+        assert bob.status(number) == jobs.status(number) == "running"
+        until(lambda: re.search(rf"^job {number} +connections: [1-9]", jobs.command("status").stdout, re.MULTILINE))
+        his = bob.start("waits.py")
+        connect = "import socket as s; s.socket(s.AF_UNIX, s.SOCK_SEQPACKET).connect('/run/dask-jobs.sock')"
+        task = machines["scheduler"].ssh(f'sudo -u dask python3 -c "{connect}"', check=False)
+        assert "PermissionError" in task.stderr, "tasks manage no jobs"
+
+        access.command(checkout, "revoke", "alice")
+        assert jobs.status(number) == "stopped"
+        assert bob.status(his) == "running"
+        assert "Permission denied" in alice.command("run", "sums.py", "0").stderr
+        assert bob.command("jobs", "stop", his).returncode == 0
+    finally:
+        for person in ("alice", "bob"):
+            access.command(checkout, "revoke", person)
+        machines["worker-1"].ssh("sudo rm -f /srv/daskdata/of-a-job")
+
+
+def test_a_job_that_waits_for_its_time_is_listed_and_keeps_the_report_of_its_last_run(
+    jobs: Jobs, machines: Mapping[str, Machine]
+) -> None:
+    number = jobs.start("--every", "1d", "--report", "sums.py", "0")
+    later = jobs.start("--at", "2099-01-01 03:00", "waits.py")
+    scheduler = machines["scheduler"]
+    output = f"sudo cat /var/lib/daskstack/jobs/{number}/output"
+    until(lambda: "the next one is due at" in scheduler.ssh(output).stdout, 120)
+    ended = f"the report is daskdata://reports/job-{number}.html\nthe run has ended with status 0;"
+    assert ended in scheduler.ssh(output).stdout
+    page = scheduler.ssh(f"sudo cat /srv/daskdata/reports/job-{number}.html; sudo rm -r /srv/daskdata/reports").stdout
+    assert "<title>Dask Performance Report</title>" in page
+    listed = jobs.command("jobs").stdout
+    assert re.search(rf"^ *{number}  running .* sums\.py 0 \(next run: 20..-..-.. ..:..\)$", listed, re.MULTILINE)
+    assert re.search(rf"^ *{later}  running .* waits\.py \(next run: 2099-01-01 03:00\)$", listed, re.MULTILINE)
+    for each in (number, later):
+        assert scheduler.ssh(f"systemctl show -P TasksCurrent dask-job@{each}").stdout == "1\n", (
+            "up may replace packages"
+        )
+        assert jobs.command("jobs", "stop", each).returncode == 0
+        assert jobs.status(each) == "stopped"
+    machines["worker-1"].ssh("sudo rm /srv/daskdata/of-a-job")
+
+
 def test_wrong_commands_say_what_is_wrong(jobs: Jobs) -> None:
     for words, text in {
+        ("run", "--at", "2020-01-01", "sums.py"): "error: 2020-01-01 00:00 has passed; write a later time\n",
+        ("run", "--at", "noon", "sums.py"): "noon is not a time; write e.g. 03:00 or '2027-01-31 03:00'\n",
+        (
+            "run",
+            "--every",
+            "day",
+            "sums.py",
+        ): "day is not a period; write minutes, hours or days, e.g. 30m, 12h or 7d\n",
         ("run", "none.py"): "error: none.py is not a Python script on this computer\n",
         ("jobs", "logs", "4711"): "there is no job 4711\n",
         ("jobs", "stop", "4711"): "there is no job 4711\n",
     }.items():
         done = jobs.command(*words)
-        assert done.returncode == 1
+        assert done.returncode in (1, 2)
         assert text in done.stderr

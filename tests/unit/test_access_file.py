@@ -105,7 +105,8 @@ def commands(group: click.Group, *above: str) -> dict[tuple[str, ...], click.Com
     return found
 
 
-FOR_PEOPLE = {("status",), ("dashboard",), ("jupyter",)}
+FOR_PEOPLE = {("status",), ("dashboard",), ("jupyter",), ("run",)}
+FOR_PEOPLE |= {("jobs", each) for each in ("logs", "wait", "stop")}
 
 
 @pytest.mark.parametrize("words", commands(cli.main).keys() - FOR_PEOPLE, ids=" ".join)

@@ -2,8 +2,12 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +15,11 @@ import pytest
 
 import daskstack.jobs
 from daskstack import status_and_logs
+from daskstack.engine import PROJECT
+from daskstack.jobs import Plan
 from daskstack.status_and_logs import RemoteError
-from on_the_cluster import jobs
+from on_the_cluster import jobs, run_job
+from tests.client_outputs import CONNECTION
 
 Start = Callable[..., int]
 
@@ -34,12 +41,13 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def start(asked: list[str], capsys: pytest.CaptureFixture[str]) -> Start:
-    def started(*words: str) -> int:
+    def started(*words: str, person: str = "") -> int:
         with io.BytesIO() as buffer:
             with zipfile.ZipFile(buffer, "w") as archive:
                 archive.writestr(words[0], "print('begun')")
                 archive.writestr("package/module.py", "")
-            jobs.start(io.BytesIO(json.dumps(words).encode() + b"\n" + buffer.getvalue()))
+            plan = json.dumps(asdict(Plan(words)))
+            jobs.start(person, io.BytesIO(plan.encode() + b"\n" + buffer.getvalue()))
         return int(capsys.readouterr().out)
 
     return started
@@ -102,14 +110,138 @@ def test_only_the_oldest_jobs_that_have_ended_are_deleted(start: Start, monkeypa
 def test_an_unknown_job_is_named(start: Start, number: str) -> None:
     start("train.py")
     with pytest.raises(SystemExit, match=f"there is no job {number}"):
-        jobs.main("stop", number)
+        jobs.answer("", ["stop", number], None)
+
+
+@pytest.mark.parametrize("words", [[], ["id"], ["start", "1"], ["ended", "1"], ["output"], ["revoked", "alice"]])
+def test_a_login_for_tunnels_makes_no_other_requests(start: Start, words: list[str]) -> None:
+    start("train.py")
+    with pytest.raises(SystemExit, match="only daskstack uses this login"):
+        jobs.answer("", words, None)
+
+
+@pytest.mark.parametrize("wanted", ["output", "stop"])
+def test_a_job_obeys_the_person_who_started_it_and_the_owner(
+    start: Start, capsys: pytest.CaptureFixture[str], wanted: str
+) -> None:
+    number = start("train.py", person="alice")
+    jobs.answer("bob", ["list"], None)
+    assert [job["person"] for job in json.loads(capsys.readouterr().out)] == ["alice"]
+    with pytest.raises(SystemExit, match=f"job {number} is not yours"):
+        jobs.answer("bob", [wanted, str(number)], None)
+    assert jobs.record(number)["ended"] is None
+    for person in ("alice", ""):
+        number = start("train.py", person="alice")
+        jobs.answer(person, ["stop", str(number)], None)
+        assert jobs.record(number)["status"] == "stopped"
+
+
+def test_the_jobs_of_a_person_without_access_are_stopped(start: Start) -> None:
+    people = ["alice", "bob", "alice", ""]
+    numbers = [start("train.py", person=person) for person in people]
+    jobs.main("revoked", "alice")
+    stopped = [jobs.record(number)["status"] == "stopped" for number in numbers]
+    assert stopped == [person == "alice" for person in people]
+
+
+def test_a_person_is_known_by_the_certificate_of_the_login(tmp_path: Path) -> None:
+    def login(name: str) -> str:
+        for file in tmp_path.iterdir():
+            file.unlink()
+        for key in ("authority", "own"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key], check=True)
+        sign = ["ssh-keygen", "-q", "-s", tmp_path / "authority", "-n", "dask-tunnel", "-I", name, tmp_path / "own.pub"]
+        subprocess.run(sign, check=True)
+        return "publickey " + " ".join((tmp_path / "own-cert.pub").read_text().split()[:2]) + "\n"
+
+    assert jobs.holder(login("person:alice")) == "alice"
+    assert jobs.holder(login("client")) == ""
+    with pytest.raises(SystemExit, match="worker-1 is not a person"):
+        jobs.holder(login("worker-1"))
+    with pytest.raises(ValueError, match="not enough values"):
+        jobs.holder("publickey ssh-ed25519 AAAA")
+
+
+@pytest.mark.parametrize("part", ["archive", "files"])
+def test_a_folder_that_is_too_large_starts_no_job(asked: list[str], monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setattr(jobs, "SIZE", 10_000)
+    kind = zipfile.ZIP_STORED if part == "archive" else zipfile.ZIP_DEFLATED
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w", kind) as archive:
+            archive.writestr("train.py", "#" * 10_001)
+        given = json.dumps(asdict(Plan(["train.py"]))).encode() + b"\n" + buffer.getvalue()
+    assert (len(given) > 10_000) == (part == "archive")
+    with pytest.raises(SystemExit, match="more than 0 MB"):
+        jobs.start("", io.BytesIO(given))
+    assert jobs.numbers() == []
+
+
+DAY = 86400
+
+
+@pytest.mark.parametrize(
+    ("at", "every", "now", "due"),
+    [
+        (1000, None, 500, 1000),
+        (1000, None, 5000, 1000),  # the machine was off
+        (1000, DAY, 500, 1000),
+        (1000, DAY, 1005, 1000),
+        (1000, DAY, 1000 + 10 * DAY + 60, 1000 + 10 * DAY),  # missed during a reboot
+        (1000, DAY, 1000 + 10 * DAY + 7200, 1000 + 11 * DAY),
+    ],
+)
+def test_a_job_runs_at_its_time_and_soon_after_a_reboot(at: int, every: int | None, now: int, due: int) -> None:
+    assert run_job.first(at, every, now) == due
+
+
+def test_a_run_that_takes_too_long_does_not_delay_later_ones() -> None:
+    assert run_job.following(1000, 60, 1000) == 1060
+    assert run_job.following(1000, 60, 1130) == 1180
+
+
+@pytest.mark.parametrize("wanted", [signal.SIGTERM, None])
+def test_a_job_runs_again_and_again_until_it_is_stopped(wanted: signal.Signals | None) -> None:
+    every = 0.3 if wanted else None
+    program = f"""
+import signal, sys, time
+from on_the_cluster import run_job
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+sys.argv = ["-c", "print('ran', flush=True)"]
+run_job.schedule({{"at": time.time(), "every": {every}}})
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(5 if wanted else 1)]
+        assert lines[::2] == ["ran\n"] * len(lines[::2])
+        assert all("the run has ended with status 0" in line for line in lines[1::2])
+        if wanted:
+            process.send_signal(wanted)
+        assert process.wait(60) == (143 if wanted else 0)
+
+
+@pytest.mark.parametrize(
+    ("at", "every", "ended", "due"),
+    [
+        (None, None, None, None),
+        (10**10, None, None, 10**10),
+        (10**10, None, 5.0, None),
+        (1000, None, None, None),  # it is running
+        (10**10, 60, None, 10**10),
+    ],
+)
+def test_the_next_run_is_shown(at: float | None, every: float | None, ended: float | None, due: float | None) -> None:
+    job = daskstack.jobs.Job(
+        number=1, words=["x"], started=1.0, status="running", at=at, every=every, ended=ended, code=None
+    )
+    assert job.next_run() == due
 
 
 @pytest.mark.parametrize("said", ["", "no JSON", '[{"number": 1}]', '[{"number": "1"}]'])
 def test_an_answer_that_is_no_list_of_jobs_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setattr(status_and_logs, "ask", lambda _: said)
     with pytest.raises(RemoteError, match="not with jobs"):
-        daskstack.jobs.MachineJobs({"host": "h", "user": "u", "host_key": "ssh-ed25519 AAAA"}).all()
+        daskstack.jobs.MachineJobs(SimpleNamespace(tunnel=CONNECTION)).all()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +260,9 @@ def test_a_job_of_kubernetes_is_described(
 ) -> None:
     time = "2026-01-01T00:00:05Z"
     metadata = {"name": "dask-job-3", "creationTimestamp": "2026-01-01T00:00:00Z"}
-    metadata["annotations"] = {"dask/words": '["train.py"]'} | ({"dask/stopped": "yes"} if stopped else {})
+    metadata["annotations"] = {"dask/plan": json.dumps(asdict(Plan(["train.py"])))} | (
+        {"dask/stopped": "yes"} if stopped else {}
+    )
     conditions = [{"type": condition, "status": "True", "lastTransitionTime": time}] if condition else []
     spec = {"suspend": suspended}
     codes = {} if code is None else {"dask-job-3": code}

@@ -39,7 +39,7 @@ Match User $CLUSTER_USER
 Match all
 CONF
   [ -z "$TUNNEL" ] || cat <<CONF
-# Clients can open tunnels to Dask, but no sessions.
+# Clients can open tunnels to Dask. Their sessions can only manage jobs.
 Match User $TUNNEL_USER
     $(accepts $TUNNEL_USER)
     TrustedUserCAKeys $SSH/user-authority.pub
@@ -60,8 +60,8 @@ Match User $TUNNEL_USER
     PermitTunnel no
     PermitTTY no
     PermitUserRC no
-    MaxSessions 0
-    ForceCommand /bin/false
+    ExposeAuthInfo yes
+    ForceCommand /usr/bin/python3 -I $OPT/jobs/jobs_door.py
     # Access that is revoked ends tunnels, which it finds by this log.
     LogLevel INFO
 Match all
@@ -101,11 +101,13 @@ tunnel_user_is_ours() { [ "$(getent passwd $TUNNEL_USER | cut -d: -f6)" = $TUNNE
 
 tunnel_user() {
   if ! id $TUNNEL_USER >/dev/null 2>&1; then
-    useradd --system --user-group --no-create-home --home-dir $TUNNEL_HOME --shell /usr/sbin/nologin \
-      --password '*' --comment "Tunnels to Dask" $TUNNEL_USER
+    useradd --system --user-group --no-create-home --home-dir $TUNNEL_HOME --shell /bin/sh --password '*' \
+      --comment "Tunnels to Dask" $TUNNEL_USER
   elif ! tunnel_user_is_ours; then
     fatal "user '$TUNNEL_USER' already exists and does not belong to this cluster; rename it or use another machine"
   fi
+  # sshd runs ForceCommand with the shell.
+  [ "$(getent passwd $TUNNEL_USER | cut -d: -f7)" = /bin/sh ] || usermod --shell /bin/sh $TUNNEL_USER
 }
 
 remove_tunnel_user() {
