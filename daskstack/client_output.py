@@ -98,7 +98,7 @@ class MachinesClient(Client):
     head: str
     """The name of the scheduler's machine."""
     tunnel: Connection
-    """A login that can open tunnels to the scheduler and the dashboard, but no session."""
+    """A login that can open tunnels to the scheduler and the dashboard and manage jobs, but opens no shell."""
     google: Google | None = None
     """None: the machines are not in Google Cloud."""
 

@@ -27,7 +27,7 @@ class ClientCredentials:
     tls: Output[dict]
     """The arguments of `client_output.Tls`."""
     tunnel: Output[dict]
-    """A `client_output.Connection` to the scheduler's machine that opens tunnels and no session."""
+    """A `client_output.Connection` to the scheduler's machine that opens tunnels, manages jobs and opens no shell."""
     signed: Step
     """The step that signs both."""
 
