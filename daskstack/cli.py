@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from daskstack import cluster_commands, engine, job_commands, people, shared_directory, stack_commands
-from daskstack.command_line import Moment, Period, command, main, stack_or_file, yes
+from daskstack.command_line import Moment, Period, as_json, command, main, stack_or_file, yes
 from daskstack.printable import printable
 
 
@@ -31,10 +31,10 @@ def preflight(stack: str) -> None:
     stack_commands.preflight(stack)
 
 
-@command(stack=stack_or_file)
-def status(stack: str) -> None:
-    """List the workers and the people who are connected."""
-    cluster_commands.status(stack)
+@command(as_json, stack=stack_or_file)
+def status(stack: str, as_json: bool) -> None:
+    """List the workers, and the people and jobs that are connected."""
+    cluster_commands.status(stack, as_json)
 
 
 @command(
@@ -200,12 +200,13 @@ def run(stack: str, detach: bool, script: str, arguments: tuple[str, ...], **pla
 
 @main.group("jobs", invoke_without_command=True)
 @stack_or_file
+@as_json
 @click.pass_context
-def jobs_group(context: click.Context, stack: str) -> None:
+def jobs_group(context: click.Context, stack: str, as_json: bool) -> None:
     """List jobs, print one's output, wait for one or stop it."""
     context.default_map = {name: {"stack": stack} for name in jobs_group.commands}
     if context.invoked_subcommand is None:
-        job_commands.show(stack)
+        job_commands.show(stack, as_json)
 
 
 number = click.argument("number", type=click.IntRange(1))

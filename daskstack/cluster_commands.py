@@ -41,7 +41,7 @@ def summary(stack: str) -> None:
     print(f"{'remove':<12} {COMMAND} destroy{option}")
 
 
-def status(stack: str) -> None:
+def status(stack: str, as_json: bool = False) -> None:
     """Prints the workers as the scheduler reports them. The report is JSON, never a pickle."""
     file = access_file.find(stack)
     if file:
@@ -50,6 +50,10 @@ def status(stack: str) -> None:
     else:
         outputs = engine.cluster(stack)
         client, found = outputs["client"], status_and_logs.status(outputs)
+    if as_json:
+        known = {"stack": access_file.stack_name(stack), "scheduler": client.scheduler, "bounds": client.bounds}
+        print(json.dumps(known | found.model_dump(), indent=2))
+        return
     most = f" of at most {client.bounds[1]}" if client.bounds else ""
     print(printable(f"{'scheduler':<12} {client.scheduler}, {len(found.workers)} workers{most}"))
     for worker in sorted(found.workers, key=lambda worker: worker.name):

@@ -80,6 +80,7 @@ class Period(click.ParamType):
 
 stack = stack_option("The stack to work on.", callback=owned)
 stack_or_file = stack_option("The stack, or an access file.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 yes = click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation. Stack dev never asks.")
 
 

@@ -1,5 +1,6 @@
 """The commands for jobs."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -56,9 +57,13 @@ def run(
     return 0
 
 
-def show(stack: str) -> None:
-    """Prints a line for each job."""
-    for job in jobs.of(stack).all():
+def show(stack: str, as_json: bool) -> None:
+    """Prints a line for each job, or a JSON list."""
+    found = jobs.of(stack).all()
+    if as_json:
+        print(json.dumps([job.model_dump() for job in found], indent=2))
+        return
+    for job in found:
         seconds = (job.ended or time.time()) - job.started
         took = f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
         due = job.next_run()

@@ -55,7 +55,7 @@ class DaskOnMachines(ComponentResource):
     check: Output[str]
     """The table that the check printed."""
     client: Output[dict]
-    """A `client_output.MachinesClient`, secret. It gives access to Dask and jobs alone, and opens no shell on a machine."""
+    """A `client_output.MachinesClient`, secret. It gives access to Dask and jobs, and opens no shell."""
     password: Output[str]
     """The password of the notebook server, secret."""
     admin: Output[dict]

@@ -1,5 +1,6 @@
 """Jobs on stack dev: scripts that run next to the scheduler and go on without this computer."""
 
+import json
 import re
 import subprocess
 from collections.abc import Mapping
@@ -152,6 +153,8 @@ def test_a_person_manages_their_own_jobs_until_access_is_revoked(
             assert refused.returncode == 1
             assert f"job {number} is not yours" in refused.stderr
         assert bob.status(number) == jobs.status(number) == "running"
+        [listed] = [each for each in json.loads(bob.command("jobs", "--json").stdout) if each["number"] == int(number)]
+        assert (listed["person"], listed["words"]) == ("alice", ["waits.py"])
         until(lambda: re.search(rf"^job {number} +connections: [1-9]", jobs.command("status").stdout, re.MULTILINE))
         his = bob.start("waits.py")
         connect = "import socket as s; s.socket(s.AF_UNIX, s.SOCK_SEQPACKET).connect('/run/dask-jobs.sock')"

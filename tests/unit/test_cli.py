@@ -65,7 +65,7 @@ def test_help_describes_every_command_and_option_in_full() -> None:
 
 
 def test_an_error_is_one_line_without_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(stack: str) -> None:
+    def fail(*_: object) -> None:
         raise engine.EngineError("no such\x1b stack")
 
     monkeypatch.setattr(cluster_commands, "status", fail)

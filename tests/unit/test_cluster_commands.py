@@ -41,6 +41,18 @@ def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return inputs
 
 
+def test_the_status_is_also_available_as_json(
+    state: dict[str, Any], monkeypatch, capsys: pytest.CaptureFixture
+) -> None:
+    worker = {"name": "w", "status": "running", "threads": 2, "used": 1.0, "limit": 2.0, "cpu": 3.0}
+    person = {"name": "alice", "connections": 1, "running": 0, "waiting": 5}
+    report = status_and_logs.Status.model_validate({"workers": [worker], "people": [person]})
+    monkeypatch.setattr(status_and_logs, "status", lambda outputs: report)
+    cluster_commands.status("mine", as_json=True)
+    known = {"stack": "mine", "scheduler": CLIENT.scheduler, "bounds": None}
+    assert json.loads(capsys.readouterr().out) == known | {"workers": [worker], "people": [person]}
+
+
 def test_jupyter_fails_if_there_is_no_notebook_server(state: dict[str, Any]) -> None:
     with pytest.raises(engine.EngineError, match="stack mine has no notebook server"):
         cluster_commands.jupyter("mine")
