@@ -183,6 +183,9 @@ def renew(stack: str, name: str, output: str | None) -> None:
     click.option("--detach", is_flag=True, help="Return at once."),
     click.option("--at", type=Moment(), help="Start then: HH:MM or YYYY-MM-DD HH:MM, in your time zone."),
     click.option("--every", type=Period(), help="Run again after this time until it is stopped, e.g. 30m, 12h or 7d."),
+    click.option(
+        "--workers", type=click.IntRange(min=0), help="Run with so many workers, then return to the number before."
+    ),
     click.option("--report", is_flag=True, help="Keep Dask's performance report in the shared directory."),
     click.argument("script"),
     click.argument("arguments", nargs=-1, type=click.UNPROCESSED),

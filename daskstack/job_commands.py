@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from daskstack import jobs
+from daskstack import access_file, jobs
+from daskstack.client_output import NO_BOUNDS
 from daskstack.cluster_commands import asleep
 from daskstack.jobs import Job, JobError, Plan
 from daskstack.printable import printable
@@ -26,6 +27,7 @@ def run(
     detach: bool,
     at: datetime | None,
     every: timedelta | None,
+    workers: int | None,
     report: bool,
 ) -> int:
     """Starts a job. Unless `detach`, or if it runs later, prints its output until it has ended.
@@ -45,10 +47,15 @@ def run(
     except ValueError as error:
         raise JobError(str(error)) from None
     found = jobs.of(stack)
+    bounds = found.client.bounds
+    if workers is not None and not bounds:
+        raise JobError(NO_BOUNDS.format(stack=access_file.stack_name(stack)))
+    if workers is not None and bounds and not bounds[0] <= workers <= bounds[1]:
+        raise JobError(f"{workers} workers are outside of the stack's bounds, {bounds[0]} to {bounds[1]}")
     if not at and (woken := wake(found.client)):
         print(asleep(woken), file=sys.stderr)
     first = at.timestamp() if at else now if every else None
-    plan = Plan([path.name, *arguments], first, every.total_seconds() if every else None, report)
+    plan = Plan([path.name, *arguments], first, every.total_seconds() if every else None, workers, report)
     number = found.start(plan, archive)
     if not at:
         print(f"job {number} has started", file=sys.stderr)

@@ -46,6 +46,7 @@ class Job(BaseModel):
     """When it runs first, if it has a time."""
     every: float | None = None
     """Seconds after which it runs again."""
+    workers: int | None = None
     report: bool = False
     status: str = Field(max_length=20)
     """running, succeeded, failed or stopped."""
@@ -73,6 +74,8 @@ class Plan:
     """None: at once."""
     every: float | None = None
     """Seconds after which it runs again, until it is stopped. Needs `at`. None: it runs once."""
+    workers: int | None = None
+    """How many workers the cluster has while the script runs. None: as many as there are."""
     report: bool = False
     """Whether Dask's performance report of the last run is kept in the shared directory."""
 

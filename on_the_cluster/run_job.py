@@ -6,6 +6,7 @@ The folder CREDENTIALS_DIRECTORY has the file `job`, a JSON object:
     words    the script and its arguments
     at       when it runs, in seconds since 1970; null: at once
     every    seconds after which it runs again, until the job is stopped; null: it runs once
+    workers  how many workers the cluster has while the script runs; null: as many as there are
     report   whether Dask's performance report of the last run is kept in the shared directory
 
 In Kubernetes, the folder also has the script's folder as a ZIP archive, `code`; on a machine, the working directory is
@@ -102,12 +103,40 @@ def run(job):
     # Its tracebacks about lost connections would fill the job's output.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     modules = archive()
-    for _ in range(ATTEMPTS):
-        status, lost = attempt(job, modules)
-        if not lost:
-            break
-        print("the scheduler has restarted: the job starts again", flush=True)
+    with scaled(job["workers"]):
+        for _ in range(ATTEMPTS):
+            status, lost = attempt(job, modules)
+            if not lost:
+                break
+            print("the scheduler has restarted: the job starts again", flush=True)
     return reported(status)
+
+
+@contextlib.contextmanager
+def scaled(number):
+    """Inside the context, the cluster has this number of workers. Afterwards it has the former one.
+
+    It keeps a number that someone has set meanwhile.
+    """
+    if number is None:
+        yield
+        return
+    with connect() as client:
+        try:
+            before = client.sync(client.scheduler.workers_scaling)
+            client.sync(client.scheduler.workers_scale, number=number)
+        except ValueError as error:
+            sys.exit(str(error))
+    try:
+        yield
+    finally:
+        with connect() as client:
+            now = client.sync(client.scheduler.workers_scaling)
+            if (now["number"], now["adaptive"]) == (number, None) and before["adaptive"]:
+                least, most = before["adaptive"]
+                client.sync(client.scheduler.workers_adapt, minimum=least, maximum=most)
+            elif (now["number"], now["adaptive"]) == (number, None):
+                client.sync(client.scheduler.workers_scale, number=before["number"])
 
 
 def reported(status):

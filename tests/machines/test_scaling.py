@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import daskstack
 from daskstack import cluster_commands
 from daskstack.status_and_logs import RemoteError
-from rehearsal.machines import until
+from rehearsal.machines import run, until
 from tests.checkout import Checkout, stack_dev
 from tests.machines.test_change import pids, touched
 from tests.work import Work
@@ -93,6 +94,29 @@ def test_nothing_is_lost_or_repeated_while_the_number_of_workers_changes_at_rand
         work.check_progress()
         assert work.client.gather(parts) == before
     until(lambda: units(elastic) == (6 - number) * ["activating"] + number * ["active"])
+
+
+def test_a_job_has_its_own_number_of_workers_and_leaves_the_former_one(
+    elastic: Checkout, cluster: daskstack.StackCluster, tmp_path: Path
+) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from distributed import Client\n"
+        "if __name__ == '__main__':\n"
+        "    with Client() as client:\n"
+        "        client.wait_for_workers(4, timeout=120)\n"
+        "        print(len(client.run(len, '')))\n"
+    )
+
+    def job(number: int) -> subprocess.CompletedProcess[str]:
+        words = [".venv/bin/daskstack", "run", "--workers", str(number), str(script)]
+        return run(words, cwd=elastic.folder, env=elastic.environ, seconds=300, check=False)
+
+    done = job(4)
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+    with cluster.get_client() as client:
+        until(lambda: client.sync(client.scheduler.workers_scaling)["number"] == 2)
+    assert "7 workers are outside of the stack's bounds, 2 to 6" in job(7).stderr
 
 
 def test_up_and_a_restarted_scheduler_keep_the_number_within_new_bounds(
