@@ -240,12 +240,12 @@ def changed_key(reinstalled_machine: set[str], office: Office) -> str:
     machine, keys = office.machines["spare"], "/etc/ssh/ssh_host_ed25519_key{,.pub}"
     machine.run(
         f"mkdir /root/kept && mv {keys} /root/kept && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key\n"
-        "systemctl reload ssh"
+        "systemctl restart ssh"
     )
     try:
         return office.up(succeeds=False, credentials={"renewal": 2})
     finally:
-        back = "mv /root/kept/* /etc/ssh && rmdir /root/kept && systemctl reload ssh"
+        back = "mv /root/kept/* /etc/ssh && rmdir /root/kept && systemctl restart ssh"
         as_root("nsenter", "--target", str(machine.pid), "--all", "bash", "-c", back)
 
 

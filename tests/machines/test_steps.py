@@ -172,7 +172,7 @@ def test_a_rule_that_keeps_the_cluster_user_out_is_named(mesh: Pair) -> None:
     mesh.hand.run(
         f"rm {own}; cp {access} /root; cp /etc/pam.d/sshd /root; echo '-:dask:ALL' >>{access}\n"
         # Without this option, dask is also the group, which admin may have joined.
-        "echo 'account required pam_access.so nodefgroup' >>/etc/pam.d/sshd; systemctl reload ssh"
+        "echo 'account required pam_access.so nodefgroup' >>/etc/pam.d/sshd; systemctl restart ssh"
     )
     late = mesh.hand.run(step, check=False)
     mesh.hand.run(f"mv /root/access.conf {access}; mv /root/sshd /etc/pam.d/sshd")
