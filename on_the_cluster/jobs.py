@@ -3,6 +3,7 @@
     jobs.py serve          systemd runs this for a connection of jobs_door.py, which hands over a request
     jobs.py ended N        systemd runs this when a job's unit has ended
     jobs.py revoked NAME   stops the jobs of a person whose access ends
+    jobs.py busy           prints the numbers of the jobs that use packages now
 
 The requests:
 
@@ -198,6 +199,19 @@ def revoked(person):
             stop(number)
 
 
+def busy():
+    """Jobs that wait for their time do not count: they are one process each, which has loaded no package."""
+    for job in map(record, numbers()):
+        if job["ended"] is None and not (job.get("at") is not None and is_alone(unit(job["number"]))):
+            print(job["number"])
+
+
+def is_alone(service):
+    """Whether the main process of the service has no children."""
+    main = systemctl("show", "--value", "--property=MainPID", service).stdout.strip()
+    return main != "0" and subprocess.run(["pgrep", "--parent", main], stdout=subprocess.DEVNULL).returncode == 1
+
+
 def main(command, *words):
     if command == "serve":
         serve()
@@ -205,6 +219,8 @@ def main(command, *words):
         ended(known(words[0]))
     elif command == "revoked":
         revoked(words[0])
+    elif command == "busy":
+        busy()
 
 
 if __name__ == "__main__":

@@ -161,13 +161,11 @@ stop_affected_services() {
 
 stopped=()
 
-# A job that waits for its time is one process, which has loaded no package.
 refuse_running_jobs() {
-  local job jobs=()
-  for job in $(services 'job@*'); do
-    [ "$(systemctl show -P TasksCurrent "$job")" = 1 ] || jobs+=("$job")
-  done
-  [ ${#jobs[@]} -eq 0 ] || fatal "this change replaces packages that jobs use; wait for ${jobs[*]#*@} (daskstack jobs" \
+  local program=$OPT/jobs/jobs.py jobs
+  [ -e "$program" ] || return 0
+  mapfile -t jobs < <(/usr/bin/python3 -I "$program" busy)
+  [ ${#jobs[@]} -eq 0 ] || fatal "this change replaces packages that jobs use; wait for ${jobs[*]} (daskstack jobs" \
     "wait NUMBER), or stop them (daskstack jobs stop NUMBER), then run up again"
 }
 

@@ -75,6 +75,7 @@ Description=Requests for jobs of the Dask cluster
 ListenSequentialPacket=/run/dask-jobs.sock
 SocketUser=dask-tunnel
 SocketMode=0600
+RemoveOnStop=yes
 Accept=yes
 MaxConnections=200
 

@@ -1,5 +1,6 @@
 """The program that starts jobs on the scheduler's machine, without systemd."""
 
+import contextlib
 import io
 import json
 import signal
@@ -11,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 import daskstack.jobs
@@ -19,6 +21,7 @@ from daskstack.engine import PROJECT
 from daskstack.jobs import Plan
 from daskstack.status_and_logs import RemoteError
 from on_the_cluster import jobs, run_job
+from rehearsal.machines import until
 from tests.client_outputs import CONNECTION
 
 Start = Callable[..., int]
@@ -41,12 +44,12 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def start(asked: list[str], capsys: pytest.CaptureFixture[str]) -> Start:
-    def started(*words: str, person: str = "") -> int:
+    def started(*words: str, person: str = "", at: float | None = None) -> int:
         with io.BytesIO() as buffer:
             with zipfile.ZipFile(buffer, "w") as archive:
                 archive.writestr(words[0], "print('begun')")
                 archive.writestr("package/module.py", "")
-            plan = json.dumps(asdict(Plan(words)))
+            plan = json.dumps(asdict(Plan(words, at)))
             jobs.start(person, io.BytesIO(plan.encode() + b"\n" + buffer.getvalue()))
         return int(capsys.readouterr().out)
 
@@ -142,6 +145,25 @@ def test_the_jobs_of_a_person_without_access_are_stopped(start: Start) -> None:
     jobs.main("revoked", "alice")
     stopped = [jobs.record(number)["status"] == "stopped" for number in numbers]
     assert stopped == [person == "alice" for person in people]
+
+
+def test_a_job_that_only_waits_for_its_time_does_not_use_packages(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = {1: "sleep 60", 2: "sleep 60 & wait", 3: "sleep 60"}
+    with contextlib.ExitStack() as stack:
+        pids = {}
+        for number, program in programs.items():
+            assert start("train.py", at=None if number == 3 else 1.0) == number
+            shell = subprocess.Popen(["bash", "-c", f"{program}; true" if number == 2 else f"exec {program}"])
+            stack.callback(shell.wait)
+            stack.callback(shell.kill)
+            pids[jobs.unit(number)] = shell.pid
+        until(lambda: psutil.Process(pids[jobs.unit(2)]).children())
+        stack.callback(psutil.Process(pids[jobs.unit(2)]).children()[0].kill)
+        monkeypatch.setattr(jobs, "systemctl", lambda *words: SimpleNamespace(stdout=f"{pids[words[-1]]}\n"))
+        jobs.main("busy")
+    assert capsys.readouterr().out.split() == ["2", "3"], "job 2 has a script, and job 3 runs at once"
 
 
 def test_a_person_is_known_by_the_certificate_of_the_login(tmp_path: Path) -> None:
