@@ -187,10 +187,13 @@ def test_a_job_that_waits_for_its_time_is_listed_and_keeps_the_report_of_its_las
     listed = jobs.command("jobs").stdout
     assert re.search(rf"^ *{number}  running .* sums\.py 0 \(next run: 20..-..-.. ..:..\)$", listed, re.MULTILINE)
     assert re.search(rf"^ *{later}  running .* waits\.py \(next run: 2099-01-01 03:00\)$", listed, re.MULTILINE)
-    for each in (number, later):
-        assert scheduler.ssh(f"systemctl show -P TasksCurrent dask-job@{each}").stdout == "1\n", (
-            "up may replace packages"
-        )
+    busy = "sudo python3 -I /opt/daskstack/jobs/jobs.py busy"
+    assert not {number, later} & set(scheduler.ssh(busy).stdout.split()), (
+        "they do not keep `up` from replacing packages"
+    )
+    running = jobs.start("waits.py")
+    assert running in scheduler.ssh(busy).stdout.split()
+    for each in (number, later, running):
         assert jobs.command("jobs", "stop", each).returncode == 0
         assert jobs.status(each) == "stopped"
     machines["worker-1"].ssh("sudo rm /srv/daskdata/of-a-job")
