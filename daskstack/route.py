@@ -14,7 +14,8 @@ def wake(client: MachinesClient | KubernetesClient) -> int:
         return 0
     if isinstance(client, KubernetesClient):
         return kubectl.wake(client.kubernetes, client.namespace)
-    return wake_machines.wake(client.google, client.tunnel, client.head) if client.google else 0
+    least = client.bounds[0] if client.bounds else None
+    return wake_machines.wake(client.google, client.tunnel, client.head, least) if client.google else 0
 
 
 def way_to(

@@ -12,11 +12,12 @@ WAIT = 180  # seconds until a machine must answer after its start
 OFF = ("TERMINATED", "STOPPED")
 
 
-def wake(google: Google, door: Connection, head: str) -> int:
+def wake(google: Google, door: Connection, head: str, least: int | None = None) -> int:
     """Starts the machines that are off, waits until `door` answers, and returns the number of workers among them.
 
-    `head` is the name of the scheduler's machine. If gcloud is missing, or fails while `door` answers, this
-    starts no machine and returns 0; `make up` starts them too.
+    `head` is the name of the scheduler's machine. With `least`, the smallest number of workers, that machine alone is
+    started, and starts the others that the cluster needs; then `least` is returned. If gcloud is missing, or fails
+    while `door` answers, this starts no machine and returns 0; `make up` starts them too.
     """
 
     def answers() -> bool:
@@ -30,7 +31,7 @@ def wake(google: Google, door: Connection, head: str) -> int:
         if answers():
             return 0
         raise
-    asleep = [machine for machine, status in states.items() if status in OFF]
+    asleep = [name for name, status in states.items() if status in OFF and (least is None or name == head)]
     if not asleep:
         return 0
     gcloud(google, "start", *asleep)
@@ -39,7 +40,7 @@ def wake(google: Google, door: Connection, head: str) -> int:
         if time.monotonic() > deadline:
             raise TunnelError(f"{', '.join(asleep)} started, but {door['host']} did not answer within {WAIT} s")
         time.sleep(1)
-    return len(set(asleep) - {head})
+    return len(set(asleep) - {head}) if least is None else least
 
 
 def statuses(google: Google) -> dict[str, str]:

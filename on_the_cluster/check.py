@@ -3,7 +3,7 @@
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
 `packages` (name to version), `imports` (names of those to import), and if the cluster has them, `bounds` (of the number
 of workers, which the running cluster sets), `libraries` (range of ports on which libraries talk among workers) and
-`data` (path of the shared directory). `hosts` is "pods" in Kubernetes.
+`data` (path of the shared directory), `boot` (seconds for workers' machines to boot). `hosts` is "pods" in Kubernetes.
 Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 
@@ -57,14 +57,15 @@ def read(path, deadline):
             time.sleep(0.1)
 
 
-def check_workers(client, expected, least=None, most=None):
+def check_workers(client, expected, least=None, most=None, boot=0):
     """A summary, and the addresses of running workers; workers that are being retired do not count.
 
     With bounds, `least` of the expected workers suffice, and `most` can run.
     """
     bound = f" of at most {most}" if least else ""
     expected = expected if isinstance(expected, int) else set(expected)
-    deadline = time.time() + WAIT
+    wait = WAIT + boot
+    deadline = time.time() + wait
     while True:
         workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
         running = {address: worker for address, worker in workers.items() if worker["status"] == "running"}
@@ -77,12 +78,12 @@ def check_workers(client, expected, least=None, most=None):
             threads = sum(worker["nthreads"] for worker in running.values())
             return f"{len(names)} running{bound}, {threads} threads", list(running)
         if time.time() > deadline and least and names <= expected:
-            raise Failure(f"workers after {WAIT} s: {len(names)}, expected {least}")
+            raise Failure(f"workers after {wait} s: {len(names)}, expected {least}")
         if time.time() > deadline and isinstance(expected, int):
-            raise Failure(f"workers after {WAIT} s: {len(names)}, expected {expected}")
+            raise Failure(f"workers after {wait} s: {len(names)}, expected {expected}")
         if time.time() > deadline:
             missing, others = sorted(expected - names), sorted(names - expected)
-            raise Failure(f"workers after {WAIT} s: missing {missing or 'none'}, unexpected {others or 'none'}")
+            raise Failure(f"workers after {wait} s: missing {missing or 'none'}, unexpected {others or 'none'}")
         time.sleep(0.2)
 
 
@@ -297,11 +298,11 @@ def hold(client, seconds):
 def check_cluster(expect):
     hosts = expect.get("hosts", "machines")
     with Client(expect["address"], timeout=30) as client, contextlib.ExitStack() as stack:
-        least = most = None
+        least, most, boot = None, None, expect.get("boot", 0)
         if expect.get("bounds"):
             stack.callback(hold, client, 0)
-            least, most = max(hold(client, HOLD)["number"], 1), expect["bounds"][1]
-        found, workers = check_workers(client, expect["workers"], least, most)
+            least, most = max(hold(client, HOLD + boot)["number"], 1), expect["bounds"][1]
+        found, workers = check_workers(client, expect["workers"], least, most, boot)
         table = [
             ("workers", found),
             ("environment", check_versions(client, workers, expect["python"], expect["packages"])),

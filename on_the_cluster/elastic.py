@@ -22,7 +22,8 @@ from tornado.ioloop import PeriodicCallback
 INTERVAL = 1  # seconds
 ABSENT = 60  # seconds for a worker to join, or to return, before another one replaces it
 
-ETC = Path("/etc/daskstack")  # `members`: the stack's workers; `bounds`: their smallest and largest number
+# `members`: the stack's workers; `bounds`: their smallest and largest number and, if it is not ABSENT, the time to join
+ETC = Path("/etc/daskstack")
 SCALING = runpy.run_path(str(Path(__file__).with_name("scaling.py")))
 logger = logging.getLogger("dask.elastic")
 
@@ -31,7 +32,7 @@ class Elastic(SCALING["Number"]):
     def __init__(self, scheduler, etc=ETC, file=None, clock=time.monotonic):
         super().__init__(scheduler, clock)
         self.etc, self.file = etc, file or Path.home() / "elastic.json"
-        self.members = []
+        self.members, self.absent = [], ABSENT
         # The workers that run or are to start, and when each was seen last.
         self.listed = {}
         self.failed, self.saved, self.tasks = {}, "", set()
@@ -66,13 +67,13 @@ class Elastic(SCALING["Number"]):
             stuck = {name for name in present if name not in self.listed and name not in self.leaving}
             if stuck:
                 self.retire(stuck)
-        self.save()
+        self.save({machine(name) for name in (*present, *self.listed, *self.leaving)})
 
     def replace(self, now):
         """Takes workers that do not join off the list if there are others."""
-        absent = [name for name, seen in self.listed.items() if now - seen > ABSENT]
+        absent = [name for name, seen in self.listed.items() if now - seen > self.absent]
         for name in absent[: len(self.spare())]:
-            logger.warning("Worker %s did not join within %s s; starting another one", name, ABSENT)
+            logger.warning("Worker %s did not join within %s s; starting another one", name, self.absent)
             self.failed[name] = now
             del self.listed[name]
 
@@ -132,8 +133,9 @@ class Elastic(SCALING["Number"]):
     def read(self):
         # `up` writes the bounds before the list.
         self.members = (read(self.etc / "members") or "").split()
-        bounds = read(self.etc / "bounds")
-        self.bounds = [int(each) for each in bounds.split()] if bounds and self.members else None
+        numbers = [int(each) for each in (read(self.etc / "bounds") or "").split()]
+        self.bounds = numbers[:2] if numbers and self.members else None
+        self.absent = numbers[2] if numbers[2:] else ABSENT
 
     def load(self):
         """Continues where the scheduler was before it restarted. Tasks can write to the file."""
@@ -145,9 +147,12 @@ class Elastic(SCALING["Number"]):
             logger.warning("%s is damaged (%s); scaling starts at the smallest number", self.file, error)
             self.number, self.adaptive, self.listed = None, None, {}
 
-    def save(self):
+    def save(self, machines):
+        """Also names, for power.py, the machines on which workers run, start or hand over their results."""
         known = {**self.state(), "workers": sorted(self.listed)}
-        text = json.dumps(known, indent=0)  # stay_retired.py looks for lines
+        # stay_retired.py looks for lines with a name in quotes, which this space prevents.
+        known["machines"] = " ".join(["", *sorted(machines)])
+        text = json.dumps(known, indent=0)
         if text == self.saved and self.file.is_file():
             return
         new = self.file.with_suffix(".new")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 IAP = "35.235.240.0/20"  # source addresses of Google's Identity-Aware Proxy
 
+POWER_PORTS = range(22001, 22241)  # of 127.0.0.1 on the scheduler's machine, one for each worker's machine
+
 Zone = Annotated[str, matching(r"[a-z]+-[a-z]+[0-9]+-[a-z]", "a zone; write e.g. us-central1-a")]
 Image = Annotated[
     str, matching(rf"({NAME}/)?{NAME}|projects/.+", "an image with its project; write e.g. debian-cloud/debian-12")
@@ -56,7 +58,7 @@ class WorkerInstance(Instance):
     """Size of the boot disk in GB."""
     spot: bool = False
     """Use spot machines. They are cheaper, but Google can stop them with 30 seconds' notice. Workers use this time to
-    hand over their results. The next `up` starts the machines again.
+    hand over their results. The next `up` starts the machines again; with `workers.min` or `workers.max`, the cluster.
     """
     accelerators: Accelerators | None = Field(None, examples=[{"type": "nvidia-tesla-t4"}])
     """GPUs of each worker machine. They require an image with drivers; Debian's image has none."""
@@ -167,14 +169,21 @@ class ComputeSource(Numbered):
             text = f"{self.cidr} has room for {max(usable, 0)} machines, not {needed}; write a larger range"
             yield Conflict(place, text)
 
-    def bill(self, limits: Limits, prices: Mapping[str, float]) -> list[cost.Item]:
-        """The cost, item by item. Disks cost money even while their machines are stopped."""
+    def bill(
+        self, limits: Limits, prices: Mapping[str, float], bounds: tuple[int, int] | tuple[None, None]
+    ) -> list[cost.Item]:
+        """The cost, item by item. Disks cost money even while their machines are stopped.
+
+        With `bounds`, the largest number of workers works, and the smallest is idle. Tasks can start all machines.
+        """
         others = cost.others(prices, self.region)
         kept = 0 if limits.idle else 1
+        # The cluster spreads its workers over the machines.
+        low, high = (self.workers if bound is None else min(bound, self.workers) for bound in bounds)
         items = [
             *cost.pool("the scheduler", self.scheduler, 1, kept, prices, self.region, disks=1),
             *cost.pool(
-                "workers", self.worker, self.workers, kept * self.workers, prices, self.region, disks=self.workers
+                "workers", self.worker, high, kept * low, prices, self.region, disks=self.workers, most=self.workers
             ),
         ]
         if not self.data_disk.name:

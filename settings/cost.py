@@ -235,12 +235,12 @@ def pool(
     known = others(own, region)
     disk = kind.disk * known.get(disk_type(kind.machine), math.nan) / HOURS
 
-    def item(name: str, each: float | None, idle: int = idle) -> Item:
+    def item(name: str, each: float | None, idle: int = idle, up: int = up) -> Item:
         return Item(name, *(None if each is None else count * each for count in (up, idle, most or up)))
 
     yield item(f"{up} {kind.machine}{' spot' if spot else ''} for {name}", price)
     of = "" if disk_type(kind.machine) == "pd-balanced" else f" of {disk_type(kind.machine)}"
-    yield item(f"their disks, {kind.disk} GB{of} each", disk, idle if disks is None else disks)
+    yield item(f"their disks, {kind.disk} GB{of} each", disk, idle if disks is None else disks, max(up, disks or 0))
     if accelerators := getattr(kind, "accelerators", None):
         each = own.get(accelerators.type)
         if each is None and (listed := prices()["accelerators"].get(accelerators.type)):

@@ -29,7 +29,7 @@ from settings.common import (
     valid_memory,
     world_conflicts,
 )
-from settings.compute import ComputeSource, MachineLimits, compute_conflicts
+from settings.compute import POWER_PORTS, ComputeSource, MachineLimits, compute_conflicts
 from settings.dask_arguments import MACHINES_ARGUMENTS, MACHINES_CONFIG, config_conflicts, valid_argument
 from settings.existing import ExistingSource, existing_conflicts, unknown_machine
 from settings.folders import NO_DATA, NO_SPILL, is_below, valid_folder, valid_mount_option
@@ -73,7 +73,7 @@ class Workers(Section):
     min: int | None = Field(None, ge=0, examples=[1])
     """The smallest number of worker processes of the whole stack. With `min` or `max`, the running cluster sets the
     number within these bounds (`cluster.scale`, `daskstack scale`), and `up` keeps it. The default is 1 if `max` is
-    set. Not available with `machines.source: compute`.
+    set. On Google Cloud, machines start and stop with their workers; one that is off costs only its disk.
     """
     max: int | None = Field(None, ge=1, examples=[8])
     """The largest number of worker processes of the whole stack; all that its machines provide, if `min` is set."""
@@ -259,7 +259,9 @@ class MachinesTarget(Section):
 
     def bill(self) -> list[cost.Item]:
         """The cost of machines in Google Cloud, item by item."""
-        return self.machines.bill(self.limits, self.prices) if isinstance(self.machines, ComputeSource) else []
+        if not isinstance(self.machines, ComputeSource):
+            return []
+        return self.machines.bill(self.limits, self.prices, self.bounds)
 
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Settings that contradict each other or the lock."""
@@ -310,10 +312,11 @@ def _bounds_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     if low is None or high is None:
         return
     place = ("workers", "min" if cluster.workers.max is None else "max")
-    if isinstance(cluster.machines, ComputeSource):
-        text = "is not available with machines.source: compute, where machines do not start and stop with their workers"
-        yield Conflict(place, f"{text}; remove it, and set machines.workers")
-    elif high > cluster.processes:
+    holder = cluster.data.machine or cluster.machines.scheduler_name
+    if isinstance(cluster.machines, ComputeSource) and holder != cluster.machines.scheduler_name:
+        text = f"{holder} stops with its workers if workers.min or workers.max is set; write scheduler, or remove them"
+        yield Conflict(("data", "machine"), text)
+    if high > cluster.processes:
         text = f"{high} is more than the {cluster.processes} worker processes that the machines provide"
         yield Conflict(place, f"{text}; write {cluster.processes} or less, or add machines or workers.perMachine")
     elif low > high:
@@ -363,6 +366,8 @@ def _port_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     ]
     if cluster.jupyter.enabled:
         taken.append((("dask", "ports", "jupyter"), range(ports.jupyter, ports.jupyter + 1)))
+    if isinstance(cluster.machines, ComputeSource) and cluster.bounds[1] is not None:
+        taken.insert(0, (("machines", "workers"), POWER_PORTS[: cluster.machines.workers]))
     if isinstance(cluster.machines, ExistingSource) and cluster.machines.cluster_ssh_port != 22:
         ssh = cluster.machines.cluster_ssh_port
         place = ("machines", "sshPort") if cluster.machines.ssh_port else ("machines", "hosts", 0, "port")

@@ -670,6 +670,18 @@ COMPUTER = [
 
 DOORS = [
     Mutation(
+        "role-in-the-project",
+        "With bounds, the scheduler's account can start and stop only the workers' machines.",
+        "components/machines/sources/compute.py",
+        "        gcp.compute.InstanceIAMMember(",
+        "        gcp.projects.IAMMember(\n"
+        '            f"{name}-all", role=role.name, member=self.door_account.member, project=self.home.project\n'
+        "        )\n"
+        "        gcp.compute.InstanceIAMMember(",
+        "tests/engine/test_compute_program.py::"
+        "test_with_bounds_the_schedulers_account_can_start_and_stop_the_workers_machines_and_nothing_else",
+    ),
+    Mutation(
         "whole-world",
         "The entire internet is rejected as a source.",
         "settings/common.py",
@@ -1227,6 +1239,14 @@ MONEY = [
         'if not state["min"] <= whole(number) <= state["max"]:',
         "if whole(number) < 0:",
         "tests/unit/test_elastic.py::test_scaling_keeps_within_the_bounds",
+    ),
+    Mutation(
+        "unneeded-machines-run",
+        "In Google Cloud, machines that the running cluster does not need stop.",
+        "on_the_cluster/power.py",
+        'elif status == "RUNNING" and runs is False and name not in self.stopping:',
+        'elif status == "RUNNING" and runs and name not in self.stopping:',
+        "tests/unit/test_power.py::test_machines_that_the_cluster_does_not_need_stop_and_those_that_it_needs_start",
     ),
     Mutation(
         "unlisted-worker-starts",

@@ -79,6 +79,7 @@ class Rehearsal:
         path = self.environ["PATH"].removeprefix(stand_ins + os.pathsep)
         self.environ |= {
             "DASKSTACK_REHEARSAL": str(self.folder),
+            "GOOGLE_COMPUTE_CUSTOM_ENDPOINT": "http://199.36.153.8/compute/v1/",  # see rehearsal/google
             "GOOGLE_OAUTH_ACCESS_TOKEN": "rehearsal",
             "PATH": f"{stand_ins}{os.pathsep}{path}",
         }
@@ -247,6 +248,12 @@ def awake(client: MachinesClient | KubernetesClient, phase: Phases) -> None:
 
 def refuse_mistakes(settings: dict[str, Any]) -> None:
     """Rejects wrong settings before anything starts, except kubeconfig and firewall, which a rehearsal replaces."""
+    bounds = {"min", "max"} & (settings.get("workers") or {}).keys()
+    if settings.get("target") == "machines" and bounds:
+        raise RuntimeError(
+            "a rehearsal cannot start and stop machines with their workers: rehearse a copy of the stack file without"
+            f" workers.{' and workers.'.join(sorted(bounds))}"
+        )
     try:
         parse(settings, PROJECT)
     except SettingsError as error:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import NotRequired, TypedDict
 
-from pulumi import ComponentResource, Input, Output, ResourceOptions
+from pulumi import ComponentResource, Input, Output, Resource, ResourceOptions
 
 from components.jupyter_password import jupyter_login
 from components.machines import credentials, dask_options, moves, steps
 from components.machines.machine import Cluster
-from components.machines.step import Host
+from components.machines.step import Host, Step
 from daskstack import client_output
 from daskstack.engine import PROJECT
 from daskstack.printable import printable
@@ -84,9 +84,12 @@ class DaskOnMachines(ComponentResource):
 
         # On every machine the steps run in this order.
         # Machines that this stack creates are as we need them.
-        asked = []
+        asked: list[Step | Resource] = []
         if isinstance(settings.machines, ExistingSource):
             asked = [steps.preflight(cluster, network, locked, exports)]
+        google = args.get("google")
+        if google and dask_options.bounds(settings):
+            asked.append(steps.power(cluster, google))
         steps.firewall(cluster, network, asked)
         client = credentials.issue(cluster, args["stack"], network)
         steps.data(cluster)
@@ -103,7 +106,6 @@ class DaskOnMachines(ComponentResource):
         members = steps.members(cluster, self.scheduler, client.signed)
         table = steps.check(cluster, self.scheduler, locked, members)
 
-        google = args.get("google")
         self.check = table.apply(printable)  # tasks can forge it
         self.client = Output.secret(
             Output.all(
@@ -123,7 +125,8 @@ class DaskOnMachines(ComponentResource):
             ).apply(client_output.exported)
         )
         self.password = login["password"]
-        logins = {each: Output.all(**machine.host.connection) for each, machine in cluster.machines.items()}
+        hosts = {each: machine.host for each, machine in cluster.machines.items()}
+        logins = {each: Output.all(**(host.login or host.connection)) for each, host in hosts.items()}
         self.admin = Output.secret(Output.all(machines=Output.all(**logins)))
         self.register_outputs(
             {

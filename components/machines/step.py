@@ -45,6 +45,8 @@ class Host:
     """Seconds that its workers have to hand over their results when it stops. A spot machine has 30 to shut down."""
     metadata: bool = False
     """Tasks may use the machine's cloud account through the metadata server."""
+    login: Mapping[str, Input[Any]] | None = None
+    """The arguments with which people connect, if `connection` starts the machine; None: `connection`."""
     gone: bool = False
     """The machine is lost, and no step runs on it any more."""
 

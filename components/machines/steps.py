@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from collections.abc import Sequence
 
 from pulumi import Input, Output, Resource, ResourceOptions
@@ -13,10 +14,13 @@ from components.jupyter_password import jupyter_config
 from components.machines import dask_options
 from components.machines.machine import Cluster, Machine, Variables
 from components.machines.step import ON_THE_CLUSTER, Step
+from daskstack.client_output import Google
 from daskstack.engine import PROJECT
 from settings.common import seconds
 from settings.lock import Lock
 
+COMPUTE = "https://compute.googleapis.com/compute/v1/"
+BOOT = 300  # seconds for a machine to boot and for its workers to join, as in power.py
 CHECK = ON_THE_CLUSTER / "check.py"
 WORKED = ON_THE_CLUSTER / "record_last_work.py"
 RETIRED = ON_THE_CLUSTER / "stay_retired.py"
@@ -29,6 +33,7 @@ JOBS = ON_THE_CLUSTER / "jobs.py"
 JOBS_DOOR = ON_THE_CLUSTER / "jobs_door.py"
 RUN_JOB = ON_THE_CLUSTER / "run_job.py"
 USER_CODE = PROJECT / "daskstack/user_code.py"
+POWER = ON_THE_CLUSTER / "power.py"
 # The chart's pods run these too.
 DRAIN, SCALING = (PROJECT / "charts/dask/files" / name for name in ("drain.py", "scaling.py"))
 
@@ -66,7 +71,36 @@ def _users(cluster: Cluster, machine: Machine) -> str:
     return f"dask dask-tunnel dask-jobs{notebooks}" if machine is cluster.head else "dask"
 
 
-def firewall(cluster: Cluster, network: Input[str], after: Sequence[Resource]) -> None:
+def power(cluster: Cluster, google: Google) -> Step:
+    """Lets the scheduler's machine start and stop the others. Afterwards, `up` reaches them through that service."""
+    others = {name: machine for name, machine in cluster.machines.items() if machine is not cluster.head}
+    machines = {
+        name: {
+            "instance": google.machines[name],
+            # The service would stop a new machine that is still booting, so it first has to have a host key.
+            "address": Output.all(machine.host.address, machine.host.connection["host_key"]).apply(lambda all: all[0]),
+            "port": machine.host.connection["port"],
+        }
+        for name, machine in others.items()
+    }
+    limit = cluster.settings.limits.idle
+    told = {
+        "api": os.environ.get("GOOGLE_COMPUTE_CUSTOM_ENDPOINT", COMPUTE),  # Pulumi's plugin uses this variable, too
+        "project": google.project,
+        "zone": google.zone,
+        "idle": seconds(limit) if limit else None,
+        "machines": machines,
+    }
+    ports = [machine.host.connection["port"] for machine in others.values()]
+    variables = {
+        "POWER": POWER.read_text(),
+        "MACHINES": Output.json_dumps(told),
+        "PORT": Output.all(*ports).apply(lambda known: str(int(max(known)))),
+    }
+    return cluster.on_head("power", variables, [])
+
+
+def firewall(cluster: Cluster, network: Input[str], after: Sequence[Step | Resource]) -> None:
     for machine in cluster.machines.values():
         step = machine.step("firewall", _firewall(cluster, machine, network), after=after)
         if cluster.settings.firewall.manage:
@@ -140,7 +174,7 @@ def _source(cluster: Cluster, lock: Lock) -> str:
 
 
 def environment(
-    cluster: Cluster, lock: Lock, jupyter: Lock | None, uv_env: Input[str], after: Sequence[Resource]
+    cluster: Cluster, lock: Lock, jupyter: Lock | None, uv_env: Input[str], after: Sequence[Step | Resource]
 ) -> dict[str, Input[str]]:
     """Returns the step's variables that concern uv and Python, for other steps that install packages."""
     settings, head = cluster.settings.environment, cluster.head
@@ -160,7 +194,11 @@ def environment(
         },
         add_previous_output_in_env=False,
         logging=local.Logging.STDERR,
-        opts=ResourceOptions(parent=head, deleted_with=head.host.deleted_with, depends_on=after),
+        opts=ResourceOptions(
+            parent=head,
+            deleted_with=head.host.deleted_with,
+            depends_on=[each.command if isinstance(each, Step) else each for each in after],
+        ),
     )
     uv = files.stdout.apply(json.loads)
 
@@ -282,24 +320,31 @@ def idle(cluster: Cluster) -> None:
 
 def members(cluster: Cluster, scheduler: Output[str], client: Step) -> Step:
     """Retires the workers that are no longer in the settings, before Pulumi undoes the steps of their machines."""
+    numbers = [*(dask_options.bounds(cluster.settings) or []), *([BOOT] if boots(cluster) else [])]
     variables = {
         "DRAIN": DRAIN.read_text(),
         "SCHEDULER": scheduler,
         "MEMBERS": " ".join(dask_options.worker_names(cluster.settings, cluster.workers)),
-        "BOUNDS": " ".join(map(str, dask_options.bounds(cluster.settings) or [])),
+        "BOUNDS": " ".join(map(str, numbers)),
         "RENEWAL": str(cluster.settings.credentials.renewal),
     }
     last = [machine.steps[-1] for machine in cluster.machines.values()]
     return cluster.on_head("members", variables, [*last, client])
 
 
+def boots(cluster: Cluster) -> bool:
+    """Whether machines start and stop with their workers."""
+    return any(machine.host.login for machine in cluster.machines.values())
+
+
 def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -> Output[str]:
     """Runs a Dask job on all workers, again whenever a step has run again. Returns the table of the results."""
-    settings = cluster.settings
+    settings, boot = cluster.settings, BOOT if boots(cluster) else 0
     expect = {
         "address": scheduler,
         "workers": dask_options.worker_names(settings, cluster.workers),
         "bounds": dask_options.bounds(settings),
+        "boot": boot,
         "python": settings.environment.python,
         "packages": lock.packages,
         "libraries": dask_options.library_ports(settings),
@@ -308,6 +353,7 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
     }
     variables = {
         "CHECK": CHECK.read_text(),
+        "BOOT": str(boot or ""),
         "EXPECT": Output.json_dumps(expect),
         "NOTEBOOK": json.dumps({"imports": lock.inputs}) if settings.jupyter.enabled and lock.inputs else "",
         "CONFIRMS": Output.all(*(step.fingerprint for step in cluster.steps)).apply(" ".join),

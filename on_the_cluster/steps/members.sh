@@ -3,7 +3,8 @@
 #   DRAIN      the Python program that retires workers
 #   SCHEDULER  tls://10.1.0.10:8786
 #   MEMBERS    names of the cluster's workers, separated by spaces
-#   BOUNDS     the smallest and the largest number of them that run (elastic.py); empty: all run
+#   BOUNDS     the smallest and the largest number of them that run and, if their machines stop with them, the seconds
+#              to start one (elastic.py); empty: all run
 #   RENEWAL    every machine has the credentials of this renewal, so the former ones are revoked
 # This step runs before machines are removed. Their workers do not return unless they are listed again.
 

@@ -42,7 +42,7 @@ table ip vpc {{
         type filter hook input priority filter; policy drop;
         ct state established,related accept
         ip protocol icmp accept
-        iifname $machines tcp dport 80 accept
+        iifname $machines tcp dport {{ 80, 8001, 8002 }} accept
     }}
     chain egress {{
         {egress}

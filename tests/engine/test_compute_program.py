@@ -51,6 +51,11 @@ def changed(stack: Previews) -> dict[str, dict[str, Any]]:
     )
 
 
+@pytest.fixture(scope="module")
+def bounded(stack: Previews) -> dict[str, dict[str, Any]]:
+    return stack.resources(workers={"min": 1})
+
+
 def instances(planned: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [planned[name] for name in MACHINES]
 
@@ -128,6 +133,37 @@ def test_the_machines_account_has_only_the_configured_roles(shipped: dict, chang
     assert given == 2 * ["roles/storage.objectViewer"]
     assert shipped["machines-account"]["accountId"] == "dask-vms"
     assert shipped["machines-door-account"]["accountId"] == "door-dask-vms"
+
+
+def test_without_bounds_no_account_can_start_or_stop_machines(shipped: dict, changed: dict) -> None:
+    for found in (shipped, changed):
+        assert not [name for name in found if name.endswith("-power")]
+        assert not [each for each in found.values() if "instanceName" in each or "permissions" in each]
+
+
+def test_with_bounds_the_schedulers_account_can_start_and_stop_the_workers_machines_and_nothing_else(
+    bounded: dict, shipped: dict
+) -> None:
+    role = bounded["machines-power"]["inputs"]
+    assert role["permissions"] == ["compute.instances.get", "compute.instances.start", "compute.instances.stop"]
+    granted = of_kind(bounded, "InstanceIAMMember")
+    assert {name: (each["instanceName"], each["zone"]) for name, each in granted.items()} == {
+        f"machines-worker-{number}-power": (f"dask-vms-worker-{number}", "us-central1-a") for number in (1, 2)
+    }
+    for name in granted:
+        needs = bounded[name]["propertyDependencies"]
+        assert {urn.split("::")[-1] for urn in needs["member"]} == {"machines-door-account"}
+        assert {urn.split("::")[-1] for urn in needs["role"]} == {"machines-power"}
+    assert not of_kind(bounded, "IAMMember")
+    assert bounded.keys() - shipped.keys() == {"machines-power", "machines-power-id", *granted, "dask-power"}
+
+
+def test_with_bounds_up_starts_no_workers_machine_but_for_its_steps(bounded: dict) -> None:
+    planned = inputs(bounded)
+    assert [each.get("desiredStatus") for each in instances(planned)] == ["RUNNING", None, None]
+    for number in (1, 2):
+        needed = {urn.split("::")[-1] for urn in bounded[f"dask-worker-{number}-firewall"]["dependencies"]}
+        assert "dask-power" in needed, "the service that starts the machine"
 
 
 def test_both_accounts_get_the_smallest_role_on_each_bucket_and_on_no_other(shipped: dict, changed: dict) -> None:

@@ -228,17 +228,18 @@ add table ip google
 add chain ip google prerouting {{ type nat hook prerouting priority dstnat; }}
 add rule ip google prerouting ip daddr {metadata} tcp dport 80 redirect to :8001
 add rule ip google prerouting ip daddr {storage} tcp dport 80 redirect to :8002
-insert rule ip vpc input tcp dport {{ 8001, 8002 }} accept
 """
 
 
 @contextmanager
-def storage(stack: Stack, *buckets: str) -> Iterator[None]:
-    """A Cloud Storage with these buckets and a metadata server in the machines' network."""
+def google(stack: Stack, *buckets: str) -> Iterator[None]:
+    """A metadata server and Google's API, with these buckets, in the machines' network."""
     inside = [*SUDO, "nsenter", f"--net=/run/netns/{stack.bridge}"]
     rules = SERVICES.format(metadata=METADATA, storage=STORAGE)
     run([*inside, "nft", "-f", "-"], seconds=60, stdin=rules)
-    server = subprocess.Popen([*inside, google_program(), stack.folder / "gcp", ":8001", ":8002", *buckets])
+    variables = [f"{name}={value}" for name, value in stack.environ.items() if name.startswith("DASKSTACK_REHEARSAL")]
+    program = ["env", *variables, google_program(), stack.folder / "gcp", ":8001", ":8002"]
+    server = subprocess.Popen([*inside, *program, *buckets])
     try:
         yield
     finally:
@@ -274,7 +275,7 @@ def bucket_tasks() -> tuple[Callable[[str], str], Callable[[str, str], str]]:
 
 def test_tasks_read_and_write_only_the_buckets_that_the_stack_grants(stack: Stack) -> None:
     read, write = bucket_tasks()
-    with storage(stack, "readable", "writable", "secret"), Client(stack.client()) as dask:
+    with google(stack, "readable", "writable", "secret"), Client(stack.client()) as dask:
         dask.wait_for_workers(2, timeout=300)
 
         def on_each(function: Callable[..., str], *words: str) -> list[str]:
@@ -309,6 +310,90 @@ def test_workers_spill_to_local_ssds_which_a_power_off_empties(stack: Stack) -> 
             assert "left" not in found
             stack.gcloud("simulate-maintenance-event", "worker-1")
             stack.gcloud("start", "worker-1")
+
+
+def ask_google() -> Callable[[str, str], str]:
+    """A function that asks Google's API for something with the account of its machine, and returns the answer."""
+
+    def ask(method: str, what: str) -> str:
+        import json
+        from urllib import error, request
+
+        server = f"http://{METADATA}/computeMetadata/v1/instance/service-accounts/default/token"
+        token = json.load(request.urlopen(request.Request(server, headers={"Metadata-Flavor": "Google"})))
+        headers = {"Authorization": f"Bearer {token['access_token']}"}
+        place = f"http://{STORAGE}/compute/v1/projects/my-project/zones/us-central1-a/instances/dask-vms-{what}"
+        try:
+            return request.urlopen(request.Request(place, headers=headers, method=method)).read().decode()
+        except error.HTTPError as refusal:
+            return f"{refusal.code} {refusal.read().decode()}"
+
+    return ask
+
+
+def test_machines_start_and_stop_with_their_workers_without_losing_results(stack: Stack) -> None:
+    def random_bytes(_: int) -> bytes:  # a repeated task has another result
+        import os
+
+        return os.urandom(100_000)
+
+    stack.stands = False
+    told = SETTINGS["config"][KEY] | {"workers": {"min": 0}}
+    with google(stack):
+        stack.start({"config": {KEY: told}})
+        stack.up("--refresh")
+        with Client(stack.client()) as dask:
+
+            def scale(number: int) -> None:
+                dask.sync(dask.scheduler.workers_scale, number=number)
+
+            scale(2)
+            dask.wait_for_workers(2, timeout=300)
+            parts = dask.map(random_bytes, range(20), pure=False)
+            before = dask.gather(parts)
+
+            scale(1)
+            until(lambda: "TERMINATED" in statuses(stack).values(), 300)
+            assert dask.gather(parts) == before
+            [worker] = dask.scheduler_info()["workers"].values()
+            on = worker["name"].rpartition("-")[0]
+            off = {"worker-1": "worker-2", "worker-2": "worker-1"}[on]
+            assert statuses(stack) == {"scheduler": "RUNNING", on: "RUNNING", off: "TERMINATED"}
+
+            # `up` starts the machine on which it has something to do, and keeps the number.
+            assert touched(stack) == set(), "nothing has changed"
+            assert statuses(stack)[off] == "TERMINATED"
+            stack.start({"config": {KEY: told | {"limits": {"idle": "40m"}}}})
+            steps = {f"dask-{machine}-idle" for machine in ("scheduler", on, off)}
+            assert touched(stack) == steps | {"dask-power", "dask-check"}
+            until(lambda: statuses(stack)[off] == "TERMINATED", 300)
+            assert dask.gather(parts) == before
+            assert len(dask.nthreads()) == 1
+
+            # Its last worker's results are lost with the machine, which starts again.
+            stack.gcloud("simulate-maintenance-event", on)
+            until(lambda: statuses(stack)[on] == "RUNNING", 300)
+            dask.wait_for_workers(1, timeout=300)
+            scale(2)
+            dask.wait_for_workers(2, timeout=300)
+
+            # The accounts of the machines can do nothing else.
+            ask = ask_google()
+            assert '"status":"RUNNING"' in dask.run_on_scheduler(ask, "GET", "worker-1")
+            for method, what in (("GET", "scheduler"), ("POST", "scheduler/stop")):
+                assert dask.run_on_scheduler(ask, method, what).startswith("403 ")
+            for method, what in (("GET", "worker-1"), ("POST", "worker-1/stop")):
+                assert dask.submit(ask, method, what, pure=False).result(timeout=60).startswith("403 ")
+
+
+def statuses(stack: Stack) -> dict[str, str]:
+    return wake_machines.statuses(stack.client().google)
+
+
+def touched(stack: Stack) -> set[str]:
+    """The commands that `up` runs."""
+    printed = stack.pulumi("up", "--yes", "--skip-preview", "--refresh", stdout=subprocess.PIPE, text=True).stdout
+    return set(re.findall(r"command:\w+:Command (\S+) (?:creat|updat|delet)", printed))
 
 
 @contextmanager
@@ -346,6 +431,7 @@ def test_a_cluster_is_reachable_through_iap_alone_and_destroyed_without_a_delete
 
     stack.gcloud("delete", "worker-2")
     stack.destroy()
+    assert [*stack.cloud.records("projects/iAMCustomRole:IAMCustomRole")] == [], "bounds need it, and are gone"
     assert cloud_leftovers.report("vms", "my-project") == "nothing of stack vms is left in project my-project"
     # The disk does not belong to the stack.
     assert [as_root("debugfs", "-R", f"cat /{name}", str(stack.disk)).stdout for name in ("before", "last")] == [

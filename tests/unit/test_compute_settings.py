@@ -32,8 +32,14 @@ def problem(*arguments: Any, **changed: Any) -> str:
         ({}, {"firewall": {}}, ["firewall.ssh: is empty", "203.0.113.7/32", "machines.iapPort"]),
         (
             {},
-            {"workers": {"min": 1}},
-            ["workers.min: is not available with machines.source: compute", "machines.workers"],
+            {"workers": {"min": 1}, "data": {"machine": "worker-1"}},
+            ["data.machine: worker-1 stops with its workers if workers.min", "write scheduler, or remove them"],
+        ),
+        ({}, {"workers": {"max": 3}}, ["workers.max: 3 is more than the 2 worker processes", "add machines"]),
+        (
+            {},
+            {"workers": {"min": 0}, "dask": {"ports": {"jupyter": 22002}}},
+            ["dask.ports.jupyter: 22002 is already used by machines.workers; write another port"],
         ),
         ({}, {"firewall": {"ssh": ["0.0.0.0/0"]}}, ["firewall.ssh[0]", "covers the whole internet"]),
         ({}, {"firewall": {"ssh": ["2001:db8::/64"]}}, ["firewall.ssh[0]", "IPv6"]),
@@ -177,6 +183,11 @@ KEPT = (
     [
         (stack(), *2 * [E2 + 2 * WORKER + 2 * 50 * GB + KEPT + 0.005 + 3 * 0.0014]),
         (
+            stack({"workers": 10}, workers={"min": 1, "max": 4}),
+            E2 + 4 * WORKER + 10 * 50 * GB + KEPT + 0.005 + 11 * 0.0014,
+            E2 + WORKER + 10 * 50 * GB + KEPT + 0.005 + 11 * 0.0014,
+        ),
+        (
             stack({"worker": {"spot": True}, "workers": 10}, limits={"idle": "1h"}),
             E2 + 10 * 0.6 * WORKER + 10 * 50 * GB + KEPT + 0.005 + 11 * 0.0014,
             10 * 50 * GB + KEPT,
@@ -199,7 +210,7 @@ KEPT = (
             130 * GB,
         ),
     ],
-    ids=["plain", "spot", "given"],
+    ids=["plain", "bounds", "spot", "given"],
 )
 def test_the_cost_matches_a_manual_calculation(found: settings.MachinesTarget, up: float, idle: float) -> None:
     assert cost.total(found.bill()) == pytest.approx((up, idle))

@@ -176,6 +176,36 @@ def test_a_worker_that_does_not_join_is_replaced_and_a_wanted_one_returns(tmp_pa
     assert room.pass_time() == 6
 
 
+def test_workers_whose_machines_must_boot_get_the_time_that_the_bounds_name(tmp_path: Path) -> None:
+    room = Room(tmp_path, "1 6 300")
+    room.dead.add("worker-1-1")
+    room.pass_time(298)
+    assert room.listed() == ["worker-1-1"]
+    room.pass_time(5)
+    assert "worker-1-1" not in room.listed()
+
+
+def test_the_file_names_the_machines_of_workers_that_run_start_or_hand_over_their_results(tmp_path: Path) -> None:
+    def machines() -> str:
+        return json.loads((tmp_path / "elastic.json").read_text())["machines"]
+
+    room = Room(tmp_path, "0 6")
+    room.dead.add("worker-1-1")
+    room.elastic.scale(1)
+    assert machines() == " worker-1"
+    room.dead.clear()
+    room.pass_time()
+    room.elastic.scale(0)
+    assert machines() == " worker-1", "its results are not handed over yet"
+    room.elastic.leaving.clear()
+    room.elastic.scheduler.workers["worker-1-1"].status = Status.closing_gracefully
+    room.elastic.tick()
+    assert machines() == " worker-1", "its process has not ended"
+    room.pass_time()
+    assert machines() == ""
+    assert '"worker-1"' not in (tmp_path / "elastic.json").read_text()
+
+
 def test_a_worker_that_restarts_is_neither_replaced_nor_counted_as_new(tmp_path: Path) -> None:
     room = Room(tmp_path)
     room.elastic.scale(3)

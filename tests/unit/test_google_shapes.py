@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from daskstack import wake_machines
+from daskstack.client_output import Google
 from daskstack.engine import PROJECT
+from tests.client_outputs import CONNECTION
 from tests.google_json import SHAPES, kind_of, wrong
 from tests.unit.test_cloud_leftovers import OTHERS, OURS
 from tests.unit.test_gcp_inputs import CONFIG, RIGHT
@@ -116,6 +118,23 @@ def test_make_leftovers_reads_documented_fields_of_googles_answers() -> None:
     assert read == LEFT.keys()
     for name, (group, kind) in LEFT.items():
         assert kind_of(group, name) == kind
+
+
+@pytest.mark.parametrize(
+    ("least", "started", "workers"), [(None, ["head", "w-2"], 1), (0, ["head"], 0), (3, ["head"], 3)]
+)
+def test_waking_a_stack_with_bounds_starts_the_schedulers_machine_alone(
+    least: int | None, started: list[str], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    states = {"head": "TERMINATED", "w-1": "RUNNING", "w-2": "TERMINATED"}
+    monkeypatch.setattr(wake_machines.shutil, "which", lambda _: "gcloud")
+    monkeypatch.setattr(wake_machines, "statuses", lambda _: states)
+    monkeypatch.setattr(wake_machines, "gcloud", lambda _, *words: asked.append(words))
+    monkeypatch.setattr(wake_machines, "opens", lambda *_: True)
+    google = Google(project="p", zone="z", machines={name: f"dask-{name}" for name in states})
+    assert wake_machines.wake(google, CONNECTION, "head", least) == workers
+    assert asked == [("start", *started)]
 
 
 def test_the_states_of_a_machine_that_wake_starts_are_googles() -> None:

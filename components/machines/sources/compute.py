@@ -1,5 +1,6 @@
 """Machines in Google Cloud's Compute Engine, with their own network and service accounts."""
 
+import secrets
 from typing import Any, TypedDict
 
 import pulumi
@@ -14,7 +15,7 @@ from daskstack.client_keys import ssh_identity
 from daskstack.client_output import Google
 from settings import ComputeSource, MachinesTarget, cost
 from settings.common import seconds
-from settings.compute import IAP, Instance, WorkerInstance
+from settings.compute import IAP, POWER_PORTS, Instance, WorkerInstance
 
 APIS = ("compute", "iam")
 USER = "admin"  # Google's guest agent creates it on the machine, with sudo
@@ -55,6 +56,7 @@ class ComputeMachines(ComponentResource):
         super().__init__("dask:index:ComputeMachines", name, {}, opts)
         assert isinstance(settings.machines, ComputeSource)
         self.name, self.settings, self.machines = name, settings, settings.machines
+        self.machines_stop = settings.workers.min is not None  # with their workers
         buckets = settings.data.buckets
         apis = (*APIS, *(["storage"] if buckets else []))
         self.home = Home(self, stack, self.machines.project, self.machines.region, apis)
@@ -76,6 +78,7 @@ class ComputeMachines(ComponentResource):
         self.before = [*self.way_out, *self.rules]
         self.disk = self._data_disk()
         self.door: dict[str, Input[Any]] = {}
+        self.role = self._role() if self.machines_stop else None
         self.hosts = [self._host(machine) for machine in self.machines.machine_names]
         self.network = self.machines.cidr
         machines = {machine: f"{self.home.name}-{machine}" for machine in self.machines.machine_names}
@@ -112,6 +115,11 @@ class ComputeMachines(ComponentResource):
             connection |= {"host": "127.0.0.1", "port": self.machines.iap_port}
         connection = {**connection, "host_key": self._ready(name, instance, connection)}
         self.door = self.door or connection
+        login = None
+        if self.role and not first:
+            self._allow_power(name, instance, self.role)
+            login, port = connection, POWER_PORTS[self.machines.worker_names.index(name)]
+            connection = {**connection, "host": "127.0.0.1", "port": port}  # power.py, on the scheduler's machine
         holds = name == self.settings.data.machine
         ssds = kind.local_ssds if isinstance(kind, WorkerInstance) else 0
         return Host(
@@ -119,6 +127,7 @@ class ComputeMachines(ComponentResource):
             address=inside.address,
             identity=instance.instance_id,
             connection=connection,
+            login=login,
             deleted_with=instance,
             guarded=True,
             metadata=bool(self.machines.roles or self.settings.data.buckets),
@@ -252,7 +261,8 @@ class ComputeMachines(ComponentResource):
             },
             guest_accelerators=([{"type": accelerators.type, "count": accelerators.count}] if accelerators else None),
             scheduling=scheduling(kind, self.settings.limits.max_age),
-            desired_status="RUNNING",  # after an idle shutdown, a refresh notices it and `up` starts the machine
+            # After an idle shutdown, a refresh notices it and `up` starts the machine.
+            desired_status=None if self.role and name != self.machines.scheduler_name else "RUNNING",
             allow_stopping_for_update=True,
             opts=ResourceOptions(
                 parent=self,
@@ -262,6 +272,36 @@ class ComputeMachines(ComponentResource):
                 replace_on_changes=["machineType", "shieldedInstanceConfig"] if ssds else [],
                 custom_timeouts=CustomTimeouts(create="10m", delete="10m"),
             ),
+        )
+
+    def _role(self) -> gcp.projects.IAMCustomRole:
+        """What the scheduler's machine may do with the workers' machines."""
+        # Google reserves the name of a deleted role for weeks.
+        part = Stash(
+            f"{self.name}-power-id",
+            input=secrets.token_hex(4),
+            opts=ResourceOptions(parent=self, ignore_changes=["input"]),
+        ).output
+        return gcp.projects.IAMCustomRole(
+            f"{self.name}-power",
+            role_id=Output.format("{}_{}", self.home.name.replace("-", "_"), part),
+            title=f"Start and stop machines of Dask stack {self.home.stack}",
+            description=self.home.description,
+            permissions=[f"compute.instances.{action}" for action in ("get", "start", "stop")],
+            project=self.home.project,
+            opts=self.home.first,
+        )
+
+    def _allow_power(self, name: str, instance: gcp.compute.Instance, role: gcp.projects.IAMCustomRole) -> None:
+        """On this machine alone: in the project, the role would reach the machines of others."""
+        gcp.compute.InstanceIAMMember(
+            f"{self.name}-{name}-power",
+            instance_name=instance.name,
+            role=role.name,
+            member=self.door_account.member,
+            project=self.home.project,
+            zone=self.machines.zone,
+            opts=ResourceOptions(parent=self, deleted_with=instance),
         )
 
     def _ready(self, name: str, instance: gcp.compute.Instance, connection: dict[str, Input[Any]]) -> Output[str]:

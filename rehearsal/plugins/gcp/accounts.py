@@ -1,7 +1,7 @@
 """APIs, service accounts, and IAM members of projects and buckets."""
 
 from gcp import checks
-from gcp.kinds import Kind, State, fingerprint, number
+from gcp.kinds import INSTANCE, Kind, Link, State, always, fingerprint, number
 
 
 def email(state: State) -> str:
@@ -23,6 +23,23 @@ ACCOUNTS = {
         checks={"role": checks.ROLE, "member": checks.MEMBER, "project": checks.PROJECT},
         fixed=("project", "role", "member", "condition"),
         filled={"etag": lambda state: fingerprint(state.identity)},
+        joins=True,
+    ),
+    "projects/iAMCustomRole:IAMCustomRole": Kind(
+        "projects/{project}/roles/{roleId}",
+        named="roleId",
+        longest=64,
+        checks={"roleId": checks.ROLE_ID, "project": checks.PROJECT},
+        fixed=("project", "roleId"),
+        filled={"name": lambda state: state.identity, "deleted": always(False)},
+    ),
+    "compute/instanceIAMMember:InstanceIAMMember": Kind(
+        f"{INSTANCE.format('{instanceName}', project='{project}', zone='{zone}')}/{{role}}/{{member}}",
+        named="",
+        checks={"role": checks.ROLE, "member": checks.MEMBER, "project": checks.PROJECT, "zone": checks.ZONE},
+        fixed=("project", "zone", "instanceName", "role", "member", "condition"),
+        filled={"etag": lambda state: fingerprint(state.identity)},
+        links={"instanceName": Link(INSTANCE, part=True)},
         joins=True,
     ),
     "storage/bucketIAMMember:BucketIAMMember": Kind(

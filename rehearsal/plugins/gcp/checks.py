@@ -307,6 +307,7 @@ ROLE = matching(
     r"(roles|(projects|organizations)/[^/]+/roles)/[A-Za-z0-9_.]+",
     "a role, such as roles/viewer or projects/my-project/roles/mine",
 )
+ROLE_ID = matching(r"[a-zA-Z0-9_.]{3,64}", "3 to 64 letters, digits, _ and .")
 MEMBER = matching(
     r"(allUsers|allAuthenticatedUsers|[a-zA-Z]+:\S+)",
     "a member, such as serviceAccount:name@my-project.iam.gserviceaccount.com",

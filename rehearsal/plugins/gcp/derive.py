@@ -23,12 +23,14 @@ RESOURCES = [
     "compute/disk:Disk",
     "compute/firewall:Firewall",
     "compute/instance:Instance",
+    "compute/instanceIAMMember:InstanceIAMMember",
     "compute/network:Network",
     "compute/router:Router",
     "compute/routerNat:RouterNat",
     "compute/subnetwork:Subnetwork",
     "container/cluster:Cluster",
     "container/nodePool:NodePool",
+    "projects/iAMCustomRole:IAMCustomRole",
     "projects/iAMMember:IAMMember",
     "projects/service:Service",
     "serviceaccount/account:Account",
@@ -79,7 +81,7 @@ def derived() -> str:
     for token in RESOURCES:
         module, name = token.split("/")[0], token.split(":")[1]
         file = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", token.split("/")[1].split(":")[0]).lower()
-        file = {"i_ammember": "iam_member", "bucket_iammember": "bucket_iam_member"}.get(file, file)
+        file = re.sub("(^i_am|iam)(?=member|custom)", "iam_", file)
         classes = sources(package / module / "_inputs.py") | sources(package / module / f"{file}.py")
         resources[token] = add(f"{name}Args", classes, types, said)
     share(said)
