@@ -64,6 +64,8 @@ if isinstance(cluster, settings.KubernetesTarget):
     )
     if cluster.data.size:
         pulumi.export("data", cluster.data.path)
+    if dask.authority is not None:
+        pulumi.export("authority", dask.authority)
 else:
     from components.machines.dask_on_machines import DaskOnMachines
     from components.machines.sources.existing import ExistingMachines

@@ -26,7 +26,7 @@ class Access:
 
     person: str
     stack: str
-    client: MachinesClient
+    client: MachinesClient | KubernetesClient
 
 
 def find(name: str) -> Path | None:
@@ -75,8 +75,10 @@ def read(path: Path) -> Access:
         for part in (access, access.client, access.client.tls):
             if wrong := [each.name for each in fields(part) if each.type is str and not _is_text(part, each.name)]:
                 raise ValueError(f"{', '.join(wrong)} must be text")
-        if not isinstance(access.client, MachinesClient):
-            raise ValueError("it is for a stack on Kubernetes")
+        if isinstance(access.client, KubernetesClient):
+            text = access.client.kubernetes["kubeconfig"]
+            if not isinstance(text, str) or "\n" not in text:
+                raise ValueError("it contains no kubeconfig")
     except OSError as error:
         raise AccessError(f"the access file {path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

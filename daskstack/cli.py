@@ -151,14 +151,21 @@ person = click.argument("name", metavar="PERSON")
 output = click.option("--output", "-o", metavar="FILE", help="The access file; by default PERSON.json in this folder.")
 
 
-@command(person, output, of=access)
-def add(stack: str, name: str, output: str | None) -> None:
+@command(
+    person,
+    output,
+    click.option(
+        "--google", metavar="EMAIL", help="In Kubernetes: no token in the file, but this Google user's login."
+    ),
+    of=access,
+)
+def add(stack: str, name: str, output: str | None, google: str | None) -> None:
     """Give a person access.
 
     Writes a file with keys for that person alone, with which `connect`, `status`, `dashboard` and
-    `jupyter` work. For stacks on machines.
+    `jupyter` work.
     """
-    people.add(stack, name, output)
+    people.add(stack, name, output, google)
 
 
 @command(of=access, name="list")

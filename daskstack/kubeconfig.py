@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+# How kubectl logs in to GKE as a Google user: the `exec` of a kubeconfig's user.
+GOOGLE_LOGIN: dict[str, Any] = {
+    "apiVersion": "client.authentication.k8s.io/v1beta1",
+    "command": "gke-gcloud-auth-plugin",
+    "interactiveMode": "Never",
+    "provideClusterInfo": True,
+    "installHint": "https://cloud.google.com/kubernetes-engine/docs/how-to/cluster-access-for-kubectl",
+}
+
 
 class KubeconfigError(ValueError):
     """No file has the context, or it needs several files. The message contains the remedy."""

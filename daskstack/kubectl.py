@@ -18,6 +18,8 @@ from daskstack.tunnel import TunnelError, Way
 WAIT = 30  # seconds for a port-forward to open
 ANSWER = 60  # seconds for kubectl
 PAUSE = 1  # seconds before a port-forward restarts
+REFUSED = r"\(Unauthorized\)|\(Forbidden\)"  # what kubectl says if credentials or rights are missing
+REFUSALS = 30  # one after the other; an API server that has just started refuses at first
 
 
 @contextlib.contextmanager
@@ -114,10 +116,16 @@ class Forwarder:
         )
 
     def _keep(self) -> None:
+        refused = 0
         while True:
             self._process.wait()
-            if self._here and "unable to listen" in (said := _read(self._complained)):
+            said = _read(self._complained)
+            if self._here and "unable to listen" in said:
                 self.fault = f"another program has taken port {self._here} of the port-forward: {said}"
+                return
+            refused = refused + 1 if re.search(REFUSED, said) else 0
+            if refused == (REFUSALS if self._here else 1):
+                self.fault = f"Kubernetes refuses the port-forward; an access file may have been revoked: {said}"
                 return
             if self._closing.wait(PAUSE):
                 return
@@ -127,6 +135,8 @@ class Forwarder:
         """The port, once kubectl listens there. Raises TunnelError with kubectl's output after WAIT seconds."""
         deadline = time.monotonic() + WAIT
         while not (match := re.search(r"^Forwarding from 127\.0\.0\.1:(\d+) ", _read(self._said), re.MULTILINE)):
+            if self.fault:
+                raise TunnelError(self.fault)
             if time.monotonic() > deadline:
                 raise TunnelError(f"the port-forward did not open within {WAIT} s: {_read(self._complained)}")
             time.sleep(0.1)

@@ -1,7 +1,7 @@
-"""Sets the number of a cluster's workers: python scale_workers.py ADDRESS HANDLER ARGUMENTS
+"""Sets the number of a cluster's workers, or revokes keys of people: python scale_workers.py ADDRESS HANDLER ARGUMENTS
 
-HANDLER is one of `on_the_cluster/elastic.py`, ARGUMENTS are JSON. Prints the answer, or the error, as JSON. Like
-report_status.py, it runs on the scheduler's machine, because Dask unpickles a scheduler's answers.
+HANDLER is one of the preloads elastic.py and people.py, ARGUMENTS are JSON. Prints the answer, or the error, as JSON.
+Like report_status.py, it runs on the scheduler's machine, because Dask unpickles a scheduler's answers.
 """
 
 import json

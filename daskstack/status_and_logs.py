@@ -82,6 +82,14 @@ class Status(BaseModel):
     people: list[Person] = Field(default_factory=list, max_length=10_000)
 
 
+class Revoked(BaseModel):
+    """The answer of `people.py`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    ended: int = Field(ge=0, lt=1e6)
+
+
 class Scaling(BaseModel):
     """The output of `scale_workers.py`: the number of workers, and the bounds of the stack and of adapting."""
 
@@ -96,7 +104,8 @@ class Scaling(BaseModel):
 
 def status(outputs: Mapping[str, Any]) -> Status:
     """The status of the workers. Takes a stack's outputs. Raises RemoteError if the answer is not a status report."""
-    people = [] if isinstance(outputs["client"], KubernetesClient) else ["--people"]
+    # A stack in Kubernetes without an authority for people has a scheduler that does not know them.
+    people = [] if isinstance(outputs["client"], KubernetesClient) and not outputs.get("authority") else ["--people"]
     return parse_status(_ask_scheduler(outputs, REPORT_STATUS, *people))
 
 
@@ -106,6 +115,12 @@ def scale(outputs: Mapping[str, Any], handler: str, **arguments: int | None) -> 
     if answer.error:
         raise RemoteError(answer.error)
     return answer
+
+
+def revoke(outputs: Mapping[str, Any], serials: Sequence[str]) -> int:
+    """Makes `people.py` close the connections of these certificates; returns how many. Takes a stack's outputs."""
+    arguments = json.dumps({"serials": serials})
+    return _parse(Revoked, _ask_scheduler(outputs, SCALE_WORKERS, "people_revoke", arguments)).ended
 
 
 def _ask_scheduler(outputs: Mapping[str, Any], program: Path, *arguments: str) -> str:
@@ -120,7 +135,7 @@ def _ask_scheduler(outputs: Mapping[str, Any], program: Path, *arguments: str) -
     return ask_machine(outputs["admin"]["machines"][client.head], f"{AS_DASK} python -I - {words}", text)
 
 
-def status_through(client: MachinesClient) -> Status:
+def status_through(client: MachinesClient | KubernetesClient) -> Status:
     """The same without a login: from the dashboard."""
     if not client.scheduler.startswith("tls://"):
         raise RemoteError("without TLS, only the stack's owner can read its status; look at the dashboard instead")

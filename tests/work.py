@@ -57,9 +57,14 @@ def tunnels() -> set[psutil.Process]:
 
 @dataclass
 class Work:
-    """Data on the workers, and an endless computation on it."""
+    """Data on the workers, and an endless computation on it.
+
+    If there are several at once, make all with `starts=False` and then start them: the workers of a small cluster would
+    be too busy with the first ones to ever make the data of the last.
+    """
 
     client: distributed.Client
+    starts: bool = True
     rounds: int = 0
     wrong: list[object] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -69,7 +74,8 @@ class Work:
         self.parts = self.client.map(numbers, range(12), pure=False)
         self.sums = [sum(part) for part in self.client.gather(self.parts)]
         self.thread = threading.Thread(target=self.run)
-        self.thread.start()
+        if self.starts:
+            self.thread.start()
 
     def run(self) -> None:
         while not self.ended.is_set():

@@ -11,6 +11,7 @@ from pulumi import ComponentResource, CustomTimeouts, Input, InvokeOutputOptions
 
 from components.gke.node_pools import DATA_CLASS, SYSTEM, TAINT, WORKERS, label
 from components.google_cloud import SCOPE, Home, require
+from daskstack.kubeconfig import GOOGLE_LOGIN
 from settings import cost
 from settings.buckets import MEMBER, Bucket
 from settings.gke import GivenNetwork, GkeSource, Pool, WorkerPool
@@ -18,13 +19,6 @@ from settings.gke import GivenNetwork, GkeSource, Pool, WorkerPool
 APIS = ("compute", "container", "iam")
 # Nodes write logs and metrics, and need no other right.
 ROLES = ("roles/container.defaultNodeServiceAccount",)
-EXEC: dict[str, Any] = {
-    "apiVersion": "client.authentication.k8s.io/v1beta1",
-    "command": "gke-gcloud-auth-plugin",
-    "interactiveMode": "Never",
-    "provideClusterInfo": True,
-    "installHint": "https://cloud.google.com/kubernetes-engine/docs/how-to/cluster-access-for-kubectl",
-}
 
 
 class GkeClusterArgs(TypedDict):
@@ -285,8 +279,9 @@ def missing() -> Iterator[str]:
     """Programs that are missing on this computer, each with its remedy."""
     if not shutil.which("kubectl"):
         yield "kubectl: run `gcloud components install kubectl`, or see https://kubernetes.io/docs/tasks/tools"
-    if not shutil.which(EXEC["command"]):
-        yield f"{EXEC['command']}: run `gcloud components install {EXEC['command']}`, or see {EXEC['installHint']}"
+    plugin, hint = GOOGLE_LOGIN["command"], GOOGLE_LOGIN["installHint"]
+    if not shutil.which(plugin):
+        yield f"{plugin}: run `gcloud components install {plugin}`, or see {hint}"
 
 
 def kubeconfig(name: str, cluster: gcp.container.Cluster) -> Output[str]:
@@ -300,7 +295,7 @@ def kubeconfig(name: str, cluster: gcp.container.Cluster) -> Output[str]:
             "current-context": name,
             "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
             "clusters": [{"name": name, "cluster": server}],
-            "users": [{"name": name, "user": {"exec": EXEC}}],
+            "users": [{"name": name, "user": {"exec": GOOGLE_LOGIN}}],
         }
         return yaml.safe_dump(content)
 

@@ -14,7 +14,7 @@ from pulumi_command import local
 
 from components.jupyter_password import jupyter_config, jupyter_login
 from components.kubernetes import chart_values
-from components.kubernetes.tls import tls_identities
+from components.kubernetes.tls import people_authority, tls_identities
 from daskstack import client_output, kubeconfig
 from daskstack.client_keys import notice
 from daskstack.engine import PROJECT, digest
@@ -78,6 +78,8 @@ class DaskOnKubernetes(ComponentResource):
     """The table that the check printed."""
     client: Output[dict]
     """A `client_output.KubernetesClient`, secret."""
+    authority: Output[dict] | None
+    """The authority that signs the certificates of people, secret: `people_authority`. None without TLS."""
 
     def __init__(self, name: str, args: DaskOnKubernetesArgs, opts: ResourceOptions | None = None):
         super().__init__("dask:index:DaskOnKubernetes", name, {}, opts)
@@ -102,6 +104,11 @@ class DaskOnKubernetes(ComponentResource):
         self.read: list[Resource] = []
         self._make_namespace()
         identities = self._identities()
+        self.authority = None
+        if settings.chart == "own" and settings.dask.tls:
+            # A new release has no list of revoked certificates, so it needs another authority.
+            renewal = f"{self.namespace}-{settings.credentials.renewal}"
+            self.authority = self._stash(f"people-{renewal}", people_authority(self.stack))
         jupyter = jupyter_login(name, args.get("password"), self)
         release = self._release(identities, jupyter)
         self.check = self._check(release)
@@ -132,6 +139,7 @@ class DaskOnKubernetes(ComponentResource):
                 "password": self.password,
                 "check": self.check,
                 "client": self.client,
+                "authority": self.authority,
             }
         )
 
@@ -229,6 +237,7 @@ class DaskOnKubernetes(ComponentResource):
         secret_env = self._secret("env", self.secret_env) if self.secret_env else ""
         # Nobody can guess a short secret from this hash, because TLS keys are part of it too.
         secrets = [settings.credentials.renewal, identities, jupyter, *([self.secret_env] if self.secret_env else [])]
+        secrets += [] if self.authority is None else [self.authority]
         restart = Output.unsecret(Output.all(*secrets).apply(sha256))
         if settings.chart == "official":
             hashed = jupyter.apply(lambda known: official_hash(known["password"], known["salt"]))
@@ -255,8 +264,10 @@ class DaskOnKubernetes(ComponentResource):
         self, identities: Output[dict], jupyter: Output[dict], secret_env: str, restart: Output[str]
     ) -> dict:
         settings = self.settings
-        tls = settings.dask.tls
-        secrets = {part: self._secret(f"tls-{part}", identities[part]) if tls else "" for part in PARTS}
+        secrets = dict.fromkeys(PARTS, "")
+        if self.authority is not None:
+            trusts = {"scheduler": Output.all(identities["scheduler"], self.authority).apply(with_people)}
+            secrets = {part: self._secret(f"tls-{part}", trusts.get(part, identities[part])) for part in PARTS}
         password = ""
         if settings.jupyter.enabled:
             config = jupyter.apply(lambda known: {"jupyter_server_config.json": jupyter_config(known["hash"])})
@@ -315,6 +326,12 @@ def official_hash(password: str, salt: str) -> str:
 
 def sha256(known: object) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def with_people(known: list[dict[str, str]]) -> dict[str, str]:
+    """The scheduler's identity, with which it also accepts people; workers do not."""
+    identity, authority = known
+    return identity | {"ca.crt": identity["ca.crt"] + authority["certificate"]}
 
 
 def connection_credentials(identity: dict[str, str]) -> dict[str, str]:

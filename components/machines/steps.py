@@ -28,14 +28,13 @@ ELASTIC = ON_THE_CLUSTER / "elastic.py"
 DASKDATA = PROJECT / "daskstack/daskdata.py"
 MOUNT = ON_THE_CLUSTER / "mount_data.py"
 RELOAD = ON_THE_CLUSTER / "reload_tls.py"
-PEOPLE = ON_THE_CLUSTER / "people.py"
 JOBS = ON_THE_CLUSTER / "jobs.py"
 JOBS_DOOR = ON_THE_CLUSTER / "jobs_door.py"
 RUN_JOB = ON_THE_CLUSTER / "run_job.py"
 USER_CODE = PROJECT / "daskstack/user_code.py"
 POWER = ON_THE_CLUSTER / "power.py"
 # The chart's pods run these too.
-DRAIN, SCALING = (PROJECT / "charts/dask/files" / name for name in ("drain.py", "scaling.py"))
+DRAIN, PEOPLE, SCALING = (PROJECT / "charts/dask/files" / f"{name}.py" for name in ("drain", "people", "scaling"))
 
 
 def preflight(cluster: Cluster, network: Input[str], lock: Lock, uv_env: Input[str]) -> local.Command:

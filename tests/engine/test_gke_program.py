@@ -74,7 +74,7 @@ def test_a_preview_without_a_cluster_shows_every_resource(shipped: dict) -> None
 
 def test_private_keys_and_passwords_are_encrypted(shipped: dict) -> None:
     assert "PRIVATE KEY" not in json.dumps(shipped)
-    for name in ("dask-tls-1", "dask-jupyter"):
+    for name in ("dask-tls-1", "dask-people-dask-kubernetes-1", "dask-jupyter"):
         assert shipped[name]["inputs"]["input"] == "[secret]"
 
 

@@ -3,6 +3,7 @@
 Needs root, or sudo without a password.
 """
 
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -10,22 +11,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.kubernetes.release import TOKEN, Stack, exposed
 from tests.kubernetes.support import Cluster
 
-# Fixtures of test_release.py. Those in one tuple leave the stack in the same state, which takes a minute to reach.
+# Fixtures that change the stack. Those in one tuple leave the stack in the same state, which takes a minute to reach.
 STATES = (("to_change", "changed"), ("built",), ("learning",), ("asleep",))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one state run together, whatever the random order is."""
+    """Tests of one state run together, whatever the random order is. Tests that need no stack run before it exists."""
     places: dict[object, int] = {}
 
-    def place(item: pytest.Item) -> tuple[int, int]:
+    def place(item: pytest.Item) -> tuple[bool, int, int]:
+        needs = "stack" in item.fixturenames
         for fixtures in STATES:
             for number, each in enumerate(fixtures):
                 if each in item.fixturenames:
-                    return places.setdefault((item.path, fixtures), len(places)), number
-        return places.setdefault(item.nodeid, len(places)), 0
+                    return needs, places.setdefault(fixtures, len(places)), number
+        return needs, places.setdefault(item.nodeid, len(places)), 0
 
     items.sort(key=place)
 
@@ -41,3 +44,19 @@ def kubernetes() -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.down()
+
+
+@pytest.fixture(scope="session")
+def stack(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{kubernetes.programs}{os.pathsep}{os.environ['PATH']}")
+        stack = Stack(tmp_path_factory.mktemp("trial"), kubernetes)
+        yield stack
+        stack.destroyed()
+
+
+@pytest.fixture
+def built(stack: Stack) -> Stack:
+    """The stack with two workers, Jupyter, a secret variable, and a load balancer."""
+    stack.has(exposed(stack), TOKEN)
+    return stack

@@ -259,6 +259,19 @@ def test_only_a_scheduler_that_scales_workers_gets_a_token_with_no_other_permiss
     ]
 
 
+def test_a_scheduler_with_tls_knows_people_and_the_list_of_revoked_ones() -> None:
+    def knows(name: str, **given: Any) -> tuple[bool, bool]:
+        pod = of_kind("Deployment", rendered(**given))[f"dask-{name}"]["template"]["spec"]
+        main = pod["containers"][0]
+        listed = {"name": "revoked", "configMap": {"name": "dask-revoked", "optional": True}} in pod["volumes"]
+        mounted = {"name": "revoked", "mountPath": "/etc/dask-revoked", "readOnly": True} in main["volumeMounts"]
+        return "--preload /etc/dask/people.py" in " ".join(main["command"]), listed and mounted
+
+    assert knows("scheduler", **SECURE) == (True, True)
+    assert knows("worker", **SECURE) == (False, False)
+    assert not knows("scheduler")[0], "without TLS nobody has a name"
+
+
 def test_a_load_balancer_admits_only_its_source_networks_and_preserves_client_addresses() -> None:
     networks = ["203.0.113.0/24"]
     made = rendered(scheduler={"serviceType": "LoadBalancer", "sourceRanges": networks})

@@ -5,7 +5,6 @@ Each test requests the settings that it needs (`Stack.has`): `up` runs only if t
 
 import asyncio
 import base64
-import copy
 import hashlib
 import json
 import os
@@ -33,11 +32,11 @@ from tornado.websocket import websocket_connect
 
 from components.kubernetes import chart_values
 from components.kubernetes.tls import tls_identities
-from daskstack import client_output, connection, status_and_logs
+from daskstack import connection, status_and_logs
 from daskstack.engine import PROJECT, engine
 from daskstack.route import wake, way_to
 from on_this_computer.send_environment import sha256
-from rehearsal.kubernetes import components, images, network, objects
+from rehearsal.kubernetes import components, network, objects
 from rehearsal.machines import SUDO
 from rehearsal.programs import google_program
 from settings.buckets import MEMBER, Bucket
@@ -45,30 +44,15 @@ from settings.chart import CHARTS
 from settings.kubernetes import WHEELS_LIMIT
 from tests.examples import PRINTS
 from tests.kubernetes.chart import rendered
-from tests.kubernetes.support import FORBIDDEN, RESTRICTED, Cluster, pod, server, until
+from tests.kubernetes.release import SMALL, SPACE, STACK, TOKEN, Stack, exposed
+from tests.kubernetes.support import FORBIDDEN, RESTRICTED, pod, server, until
 from tests.notebooks import log_in
 from tests.tls import accepts
 from tests.wheels import wheel
 from tests.work import Work
-from tools.rehearse import KEY, Rehearsal
 
 pytestmark = pytest.mark.timeout(1200)  # more than `up` may take, so that its output is shown
 
-SMALL = {"cpu": 0.2, "memory": "1 GiB"}
-SETTINGS = {
-    "target": "kubernetes",
-    "cluster": {"source": "existing"},
-    "workers": {"replicas": 2, **SMALL},
-    "scheduler": SMALL,
-    "jupyter": {**SMALL, "storage": "1Gi"},
-    "data": {"size": "1Gi", "className": objects.SHARED, "delete": True},
-    "wait": 500,
-    # Pods install nothing when they start, unless a test needs it.
-    "image": images.INSTALLED,
-}
-STACK = "kubernetes"  # one that has a stack file, which is not changed
-SPACE = f"dask-{STACK}"
-TOKEN = "swordfish's $HOME"
 PASSWORD = "correct horse battery staple"
 PROVIDER = "PasswordIdentityProvider"
 METADATA, STORAGE = "169.254.169.254", "199.36.153.8"  # as in Google's networks
@@ -82,99 +66,6 @@ ASLEEP = {
     "limits": {"idle": "1h"},
     "dask": {"env": {"HTTPS_PROXY": "http://127.0.0.1:9"}},
 }
-
-
-class Stack(Rehearsal):
-    """A stack on the session's Kubernetes."""
-
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
-        super().__init__(STACK, folder)
-        self.cluster = cluster
-        self.printed = ""
-        self.applied: object = None
-        self.change({})
-
-    def change(self, settings: dict[str, Any], **config: str) -> None:
-        """Writes the settings for the next command; these values replace those of SETTINGS."""
-        whole = copy.deepcopy(SETTINGS) | copy.deepcopy(settings)
-        self.set({"config": {KEY: whole, **config}}, str(self.cluster.kubeconfig), "rehearsal")
-
-    def run(self, *words: str, succeeds: bool = True) -> str:
-        """Runs `pulumi` and returns its output."""
-        if words[0] in ("up", "destroy"):
-            self.applied = None
-        with (self.folder / "printed.log").open("w+") as log:  # also if the run is killed at the time limit
-            try:
-                self.pulumi(*words, stdout=log, stderr=subprocess.STDOUT, text=True, timeout=900)
-                ended = True
-            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                ended = False
-                assert isinstance(error, subprocess.CalledProcessError), printed(log, error)
-            assert ended == succeeds, printed(log)
-            return printed(log)
-
-    def up(self, succeeds: bool = True) -> str:
-        self.run("stack", "select", "--create")
-        return self.run("up", "--yes", "--skip-preview", succeeds=succeeds)
-
-    def has(self, settings: dict[str, Any], token: str = "", **config: str) -> str:
-        """Brings the stack to these settings, unless it has them; returns the output of the `up` that applied them.
-
-        `token` is a secret variable TOKEN.
-        """
-        wanted = (copy.deepcopy(settings), token, config, self.project)
-        if self.applied != wanted:
-            self.change(settings, **config)
-            if token:
-                self.run("stack", "select", "--create")
-                self.run("config", "set", "--secret", "--path", "dask:secretEnv.TOKEN", token)
-            self.printed = self.up()
-            # Tests expect as many pods as there are replicas, but replaced workers can still be retiring.
-            leaving = ("get", "pods", "--output=jsonpath={.items[*].metadata.deletionTimestamp}")
-            until(lambda: not self.kubectl(*leaving), 300)
-            self.applied = wanted
-        return self.printed
-
-    def destroyed(self) -> str:
-        self.run("stack", "select", "--create")
-        return self.run("destroy", "--yes", "--skip-preview")
-
-    def outputs(self) -> dict[str, Any]:
-        known = json.loads(self.run("stack", "output", "--json", "--show-secrets"))
-        return known | {"client": client_output.parse(known["client"])}
-
-    def connect(self) -> connection.Client:
-        return connection.Client(self.outputs()["client"])
-
-    def kubectl(self, *words: str) -> str:
-        return self.cluster.kubectl("--namespace", SPACE, *words)
-
-
-def printed(log: Any, error: Exception | None = None) -> str:
-    log.seek(0)
-    return log.read() + (str(error) if error else "")
-
-
-@pytest.fixture(scope="module")
-def stack(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{kubernetes.programs}{os.pathsep}{os.environ['PATH']}")
-        stack = Stack(tmp_path_factory.mktemp("trial"), kubernetes)
-        yield stack
-        stack.destroyed()
-
-
-def exposed(stack: Stack) -> dict[str, Any]:
-    """A load balancer that admits only this computer."""
-    here, *_ = network.addresses(stack.cluster.directory)
-    return {"expose": {"scheduler": {"sources": [f"{here}/32"]}}}
-
-
-@pytest.fixture
-def built(stack: Stack) -> Stack:
-    """The stack with two workers, Jupyter, a secret variable, and a load balancer."""
-    stack.has(exposed(stack), TOKEN)
-    return stack
 
 
 def test_up_ends_with_the_table_of_the_check(built: Stack) -> None:
@@ -270,7 +161,7 @@ def test_secrets_are_only_in_kubernetes_secrets_and_encrypted_state(built: Stack
     assert outputs["client"].tls.key in keys.values() and known["dask-env TOKEN"] == TOKEN
     words = [outputs["jupyterPassword"], TOKEN, "swordfish", hashlib.sha256(TOKEN.encode()).hexdigest()]
     words += [json.loads(known["dask-jupyter-password jupyter_server_config.json"])[PROVIDER]["hashed_password"]]
-    words += [line for text in keys.values() for line in text.splitlines()[1:-1]]
+    words += [line for text in (*keys.values(), outputs["authority"]["key"]) for line in text.splitlines()[1:-1]]
     kinds = "configmaps,pods,deployments,replicasets,jobs,events"
     seen = built.printed + built.run("stack", "export") + built.kubectl("get", kinds, "--output", "json")
     assert not [word for word in words if word in seen]

@@ -49,8 +49,10 @@ def test_a_revoked_person_is_cut_off_while_computing_and_the_others_work_on(
 ) -> None:
     files = access.give(checkout, tmp_path, "alice", "bob", "carol")
     before = tunnels()
-    alice, bob, carol = working = [Work(daskstack.connect(str(file))) for file in files]
+    alice, bob, carol = working = [Work(daskstack.connect(str(file)), starts=False) for file in files]
     try:
+        for each in working:
+            each.thread.start()
         for each in working:
             each.check_progress()
         until(lambda: busy(checkout) == {"alice", "bob", "carol"})

@@ -14,9 +14,13 @@ from click.testing import CliRunner
 
 from daskstack import access_file, cli, connection, engine, sftp
 from daskstack.access_file import Access, AccessError
+from daskstack.client_output import KubernetesClient, MachinesClient
 from tests.client_outputs import kubernetes_client, machines_client
 
 ALICE = Access(person="alice", stack="vms", client=machines_client(packages={"dask": "1.2.3"}, python="3.11"))
+
+
+IN_KUBERNETES = kubernetes_client(kubernetes={"kubeconfig": '{\n"kind": "Config"\n}'})
 
 
 @pytest.fixture
@@ -26,9 +30,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_is_read_as_it_was_written_and_only_its_user_can_read_it(file: Path) -> None:
+@pytest.mark.parametrize("client", [ALICE.client, IN_KUBERNETES])
+def test_a_file_is_read_as_it_was_written_and_only_its_user_can_read_it(
+    file: Path, client: MachinesClient | KubernetesClient
+) -> None:
+    access_file.write(file, replace(ALICE, client=client))
     assert file.stat().st_mode & 0o777 == 0o600
-    assert access_file.read(file) == ALICE
+    assert access_file.read(file) == replace(ALICE, client=client)
     assert os.listdir(file.parent) == [file.name]
 
 
@@ -58,6 +66,8 @@ def without_tls() -> dict[str, Any]:
         json.dumps(asdict(ALICE) | {"more": ""}),
         json.dumps(asdict(ALICE) | {"client": asdict(machines_client(scheduler=1))}),
         json.dumps(asdict(ALICE) | {"client": asdict(kubernetes_client())}),
+        json.dumps(asdict(ALICE) | {"client": asdict(kubernetes_client(kubernetes={"kubeconfig": ["\n"]}))}),
+        json.dumps(asdict(ALICE) | {"client": asdict(kubernetes_client(kubernetes={}))}),
         "\xff",
     ],
 )

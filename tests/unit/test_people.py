@@ -12,7 +12,7 @@ from daskstack import access_file, engine, people, status_and_logs
 from daskstack.access_file import AccessError
 from daskstack.client_output import Tls
 from daskstack.status_and_logs import RemoteError
-from tests.client_outputs import kubernetes_client, machines_client
+from tests.client_outputs import machines_client
 
 BASTION = {
     "host": "b",
@@ -77,6 +77,12 @@ def test_a_new_access_file_has_keys_of_its_own_and_none_of_the_owners(machine: M
     assert sent.keys() == {"request", "sshPublic"} and "PRIVATE" not in machine.asked[0][1]
 
 
+def test_only_kubernetes_knows_google_users(machine: Machine, tmp_path: Path) -> None:
+    with pytest.raises(AccessError, match="--google is only for stacks in Kubernetes"):
+        people.add("vms", "alice", None, google="alice@example.com")
+    assert machine.asked == [] and os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["", "-a", "a b", "a/b", "a;b", "ä", "a.b", "person:a", "a\n", "a" * 41, "../a"])
 def test_a_wrong_name_is_refused_before_anything_changes(machine: Machine, tmp_path: Path, name: str) -> None:
     for command in (people.add, people.renew):
@@ -134,13 +140,6 @@ def test_a_stack_that_an_older_version_built_is_named(machine: Machine, monkeypa
     monkeypatch.setattr(status_and_logs, "ask_machine", ask)
     with pytest.raises(AccessError, match="an older version of daskstack built the stack: run `make up` first"):
         people.show("vms")
-
-
-def test_kubernetes_has_no_personal_access(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "cluster", lambda stack: {"client": kubernetes_client()})
-    for command in (lambda: people.add("k", "a", None), lambda: people.revoke("k", "a"), lambda: people.show("k")):
-        with pytest.raises(AccessError, match="stack k is on Kubernetes"):
-            command()
 
 
 def test_the_list_says_what_to_do(machine: Machine, capsys: pytest.CaptureFixture) -> None:

@@ -21,10 +21,11 @@ from distributed.security import Security
 from daskstack import report_status, status_and_logs
 from daskstack.tunnel import Way
 from tests.client_outputs import machines_client
+from tests.tls import accepts
 
-CLUSTER = Path(__file__).parents[2] / "on_the_cluster"
-MODULE: dict[str, Any] = runpy.run_path(str(CLUSTER / "people.py"))
-RELOAD: dict[str, Any] = runpy.run_path(str(CLUSTER / "reload_tls.py"))
+PROJECT = Path(__file__).parents[2]
+MODULE: dict[str, Any] = runpy.run_path(str(PROJECT / "charts/dask/files/people.py"))
+RELOAD: dict[str, Any] = runpy.run_path(str(PROJECT / "on_the_cluster/reload_tls.py"))
 NOW = datetime.now(UTC)
 
 
@@ -133,6 +134,48 @@ async def test_unfinished_tasks_are_counted_for_each_person_and_revoked_people_a
         finally:
             for each in (alice, again, bob, owner, machine):
                 await each._close(fast=True)
+
+
+async def test_in_kubernetes_revoked_people_are_cut_off_at_once_and_a_new_scheduler_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "revoked"
+    folder.mkdir()
+    monkeypatch.setitem(MODULE["People"].revoke.__globals__, "REVOKED", folder)
+    authority = Authority(tmp_path / "authority.pem")
+    own = authority.security("scheduler")
+    people = {name: authority.security(name) for name in ("person:alice", "person:bob", "person:carol", "client")}
+
+    def serial(name: str) -> str:
+        return f"{authority.signed[name].serial_number:x}"
+
+    async def accepted(address: str, name: str) -> bool:
+        files = [authority.file.with_name(f"{name}-{part}") for part in ("cert", "key")]
+        return await asyncio.to_thread(accepts, address, *(each.read_text() for each in files))
+
+    async with Scheduler(protocol="tls", security=own, dashboard=False, dashboard_address=":0") as scheduler:
+        MODULE["dask_setup"](scheduler)
+        clients = {
+            name: await Client(scheduler.address, security=security, asynchronous=True, timeout=30)
+            for name, security in people.items()
+        }
+        try:
+            answer = await clients["client"].scheduler.people_revoke(serials=[serial("person:bob")])
+            assert answer["ended"] >= 1
+            assert scheduler.people.count().keys() == {"person:alice", "person:carol", "client"}
+            assert not await accepted(scheduler.address, "person:bob")
+            assert await accepted(scheduler.address, "person:alice")
+            (folder / "..data").touch()  # Kubernetes' own
+            (folder / serial("person:carol")).touch()
+            await until(lambda: scheduler.people.count().keys() == {"person:alice", "client"})
+            assert clients["person:alice"].status == clients["client"].status == "running"
+        finally:
+            for each in clients.values():
+                await each._close(fast=True)
+    async with Scheduler(protocol="tls", security=own, dashboard=False, dashboard_address=":0") as scheduler:
+        MODULE["dask_setup"](scheduler)
+        assert not await accepted(scheduler.address, "person:carol")
+        assert await accepted(scheduler.address, "person:alice")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
