@@ -2,8 +2,9 @@
 
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
 `packages` (name to version), `imports` (names of those to import), and if the cluster has them, `bounds` (of the number
-of workers, which the running cluster sets), `libraries` (range of ports on which libraries talk among workers) and
-`data` (path of the shared directory), `boot` (seconds for workers' machines to boot). `hosts` is "pods" in Kubernetes.
+of workers, which the running cluster sets; `workers` are the most that can run), `libraries` (range of ports on which
+libraries talk among workers), `data` (path of the shared directory) and `boot` (seconds for workers' machines or nodes
+to boot). `hosts` is "pods" in Kubernetes.
 Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 
@@ -70,14 +71,15 @@ def check_workers(client, expected, least=None, most=None, boot=0):
         workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
         running = {address: worker for address, worker in workers.items() if worker["status"] == "running"}
         names = {worker["name"] for worker in running.values()}
+        known = len(names) <= expected if isinstance(expected, int) else names <= expected
         if least:
-            complete = names <= expected and len(names) >= least
+            complete = known and len(names) >= least
         else:
             complete = (len(names) if isinstance(expected, int) else names) == expected
         if complete:
             threads = sum(worker["nthreads"] for worker in running.values())
             return f"{len(names)} running{bound}, {threads} threads", list(running)
-        if time.time() > deadline and least and names <= expected:
+        if time.time() > deadline and least and known:
             raise Failure(f"workers after {wait} s: {len(names)}, expected {least}")
         if time.time() > deadline and isinstance(expected, int):
             raise Failure(f"workers after {wait} s: {len(names)}, expected {expected}")

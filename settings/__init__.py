@@ -18,7 +18,6 @@ from settings.existing import HOST_KEY, Bastion, ExistingSource, Host
 from settings.gke import GkeSource
 from settings.kubernetes import KubernetesTarget
 from settings.machines import LOCAL_RELEASES, LocalSource, MachinesTarget
-from settings.pods import KubernetesWorkers
 
 __all__ = [
     "HOST_KEY", "LOCAL_RELEASES", "Bastion", "ComputeSource", "ExistingSource", "GkeSource", "Host",
@@ -130,8 +129,6 @@ def _explain(error: Mapping[str, Any]) -> tuple[Place, str, Any]:
         remedy = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(keys)}"
         if secret := _SECRETS.get(str(place[-1])):
             nearest, remedy = [], f"set it as a secret: {secret}"
-        if section is KubernetesWorkers and place[-1] in ("min", "max"):
-            nearest, remedy = ["replicas"], "workers scale within bounds only on machines; write replicas"
         return place, f"unknown key; {remedy}", "".join(nearest)
 
     right = field.examples[0] if field.examples else field.default

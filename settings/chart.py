@@ -60,6 +60,8 @@ def official_conflicts(cluster: "KubernetesTarget", folder: Path) -> Iterator[Co
         yield unsupported(("workers", "spill"), "a folder for spilled data")
     if cluster.limits.idle:
         yield unsupported(("limits", "idle"), "scaling to zero")
+    if cluster.workers.bounds:
+        yield unsupported(("workers", "max"), "bounds of the number of workers")
     if cluster.egress:
         yield unsupported(("egress",), "network policies")
     if cluster.dask.ports.libraries:
@@ -86,6 +88,7 @@ RESERVED_VALUES = {
     r"tls|restart|secretEnv|environment\.(lock|uv|wheels)|jupyter\.(lock|passwordSecret)": "remove it",
     r"config": "use dask.config",
     r"idleTimeout": "use limits.idle",
+    r"bounds\.\w+": "use workers.min and workers.max",
     r"(full)?nameOverride|(scheduler|webUI|worker|jupyter)\.(name|servicePort)": "remove it",
     r"scheduler\.(enabled|replicas)": "remove it",
     r"(worker|additional_worker_groups\.\d+)\.custom_scheduler_url": "remove it",

@@ -83,7 +83,7 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
         place = ("cluster", "workers", "maxNodes")
         text = (
             f"{cluster.max_worker_nodes} nodes have no room for {cluster.replicas} workers, which need {cluster.nodes}"
-            f" nodes; write at least {cluster.nodes}, or fewer workers.replicas"
+            f" nodes; write at least {cluster.nodes}, or fewer workers"
         )
         yield Conflict(place, text)
     yield from _range_conflicts(cluster)

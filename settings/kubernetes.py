@@ -177,7 +177,9 @@ class KubernetesTarget(Section):
 
     @property
     def replicas(self) -> int:
-        """The number of workers in all groups."""
+        """The number of workers in all groups; the largest one, if the running cluster sets it."""
+        if self.workers.bounds:
+            return self.workers.bounds[1]
         groups = self.values.get("additional_worker_groups") or []
         # By default, a group has as many replicas as the main one.
         return self.workers.replicas + sum(group.get("replicas", self.workers.replicas) for group in groups)
@@ -229,6 +231,7 @@ class KubernetesTarget(Section):
             yield Conflict(place, text)
         yield from _bucket_conflicts(self)
         yield from _data_conflicts(self)
+        yield from _bounds_conflicts(self, self.values if not values else {})
         if self.dask.ports.libraries and any(re.match("--(worker|nanny)-port", word) for word in self.dask.worker_args):
             place = ("dask", "ports", "libraries")
             yield Conflict(
@@ -314,6 +317,30 @@ def _bucket_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
     if not cluster.cluster.hardening.workload_identity:
         yield Conflict(place, "requires Workload Identity; remove cluster.hardening.workloadIdentity: false")
     yield from bucket_conflicts(cluster.data.buckets)
+
+
+def _bounds_conflicts(cluster: KubernetesTarget, values: dict[str, Any]) -> Iterator[Conflict]:
+    """Bounds of the number of workers that contradict each other or the chart's `values`."""
+    workers = cluster.workers
+    if not workers.bounds:
+        if workers.min is not None:
+            yield Conflict(("workers", "max"), "is missing; write the largest number of workers, or remove workers.min")
+        return
+    low, high = workers.bounds
+    if low > high:
+        yield Conflict(("workers", "min"), f"{low} is more than the maximum, {high}; write {high} or less")
+    if "replicas" in workers.model_fields_set:
+        text = "the running cluster sets the number of workers within workers.min and workers.max; remove it"
+        yield Conflict(("workers", "replicas"), text)
+    own = values.get("worker") or {}
+    given: dict[Place, bool] = {
+        ("additional_worker_groups",): bool(values.get("additional_worker_groups")),
+        ("worker", "readinessProbe"): "readinessProbe" in own,
+        ("worker", "image", "dask_worker"): (own.get("image") or {}).get("dask_worker", "dask worker") != "dask worker",
+    }
+    for place in (place for place, found in given.items() if found):
+        text = "is not available with workers.min and workers.max; remove it, or set workers.replicas instead of them"
+        yield Conflict(("values", *place), text)
 
 
 def _data_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:

@@ -127,12 +127,25 @@ class KubernetesWorkers(Pod):
 
     replicas: int = Field(3, ge=0, le=1000)
     """Number of worker pods. Each runs one worker process."""
+    min: int | None = Field(None, ge=0, le=1000, examples=[1])
+    """The smallest number of worker pods. With `min` and `max`, the running cluster sets the number within these bounds
+    (`cluster.scale`, `daskstack scale`), and `up` keeps it. The default is 1 if `max` is set.
+    """
+    max: int | None = Field(None, ge=1, le=1000, examples=[8])
+    """The largest number of worker pods. Required if `min` is set."""
     threads: int | None = Field(None, ge=1, examples=[2])
     """Threads per worker; by default the number of its CPUs, rounded down, but at least 1."""
     spill: Spill = Spill()
     """Each worker's folder for data that does not fit into memory."""
     grace_period: int = Field(120, ge=30, le=3600)
     """The time in seconds that a stopping worker has to hand over its tasks and results."""
+
+    @property
+    def bounds(self) -> list[int] | None:
+        """The smallest and the largest number of workers, or None if `replicas` is the number."""
+        if self.max is None:
+            return None
+        return [1 if self.min is None else self.min, self.max]
 
     @property
     def threads_per_worker(self) -> int:

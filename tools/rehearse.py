@@ -196,7 +196,10 @@ def in_kubernetes(rehearsal: Rehearsal, config: dict[str, Any], phase: Phases) -
     if settings.get("chart") == "official":
         return
     pods = settings.setdefault("workers", {})
-    pods["replicas"] = pods.get("replicas", 3) + 1
+    if "max" in pods:
+        pods["max"] += 1
+    else:
+        pods["replicas"] = pods.get("replicas", 3) + 1
     settings["limits"] = {"idle": f"{IDLE}s"}
     with phase(f"one worker added, idle after {IDLE} s"):
         rehearsal.start(config)

@@ -44,7 +44,9 @@ TOGETHER = {
     "machines, stack dev": tuple(
         f"machines/test_{name}.py" for name in ("access", "change", "failure", "jobs", "stack")
     ),
-    "kubernetes, one node": tuple(f"kubernetes/test_{name}.py" for name in ("access", "chart", "node", "release")),
+    "kubernetes, one node": tuple(
+        f"kubernetes/test_{name}.py" for name in ("access", "chart", "node", "release", "scaling")
+    ),
 }
 
 

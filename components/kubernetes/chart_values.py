@@ -84,6 +84,7 @@ def own(
             "keep": not settings.data.delete,
             "module": DASKDATA.read_text() if settings.data.size else "",
         },
+        "bounds": dict(zip(("min", "max"), settings.workers.bounds or (None, None), strict=True)),
         "idleTimeout": seconds(settings.limits.idle) if settings.limits.idle else None,
         "scheduler": {
             **_pod(settings.scheduler),

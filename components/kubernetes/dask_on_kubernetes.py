@@ -27,6 +27,7 @@ UV = PROJECT / "tools" / "uv.txt"
 CHECK = PROJECT / "on_the_cluster" / "check.py"
 OFFICIAL = "2024.1.1"  # the newest version of the official chart
 NAME = "dask"  # of the Helm release; the names of its objects begin with it
+BOOT = 210  # seconds for a node of the check's worker to boot, if none runs
 PARTS = ("scheduler", "worker", "client")
 # The rights that containers in the namespace do not get (Kubernetes' Pod Security Standards).
 RESTRICTED = {
@@ -126,6 +127,7 @@ class DaskOnKubernetes(ComponentResource):
                 dashboard=self.dashboard,
                 jupyter=f"{NAME}-jupyter:80" if settings.jupyter.enabled else None,
                 sleeps=settings.limits.idle is not None,
+                bounds=settings.workers.bounds,
                 tls=identities.apply(lambda known: connection_credentials(known["client"])),
                 python=settings.environment.python,
                 packages=self.lock.packages,
@@ -280,10 +282,11 @@ class DaskOnKubernetes(ComponentResource):
 
     def _check(self, release: kubernetes.helm.v3.Release) -> Output[str]:
         settings = self.settings
-        libraries = settings.dask.ports.libraries
+        libraries, bounds = settings.dask.ports.libraries, settings.workers.bounds
         expect = {
             "address": self.address,
-            "workers": settings.workers.replicas,
+            "workers": settings.replicas if bounds else settings.workers.replicas,
+            **({"bounds": bounds, "boot": BOOT} if bounds else {}),
             "python": settings.environment.python,
             "packages": self.lock.packages,
             "imports": self.lock.inputs,
@@ -314,7 +317,7 @@ def namespace(settings: KubernetesTarget, stack: str) -> str:
 
 def service_accounts(settings: KubernetesTarget) -> list[str]:
     """The names of the pods' ServiceAccounts with our own chart."""
-    scheduler = f"{NAME}-scheduler" if settings.limits.idle else NAME
+    scheduler = f"{NAME}-scheduler" if settings.limits.idle or settings.workers.bounds else NAME
     names = {settings.scheduler.service_account or scheduler, settings.workers.service_account or NAME}
     return sorted(names | ({settings.jupyter.service_account or NAME} if settings.jupyter.enabled else set()))
 

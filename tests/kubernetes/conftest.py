@@ -15,7 +15,7 @@ from tests.kubernetes.release import TOKEN, Stack, exposed
 from tests.kubernetes.support import Cluster
 
 # Fixtures that change the stack. Those in one tuple leave the stack in the same state, which takes a minute to reach.
-STATES = (("to_change", "changed"), ("built",), ("learning",), ("asleep",))
+STATES = (("to_change", "changed"), ("built",), ("learning",), ("asleep",), ("kept",))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

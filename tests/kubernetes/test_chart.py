@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import ipaddress
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,8 @@ def test_the_chart_passes_helm_lint() -> None:
     [
         ({"worker": {"replicaCount": 3}}, "'replicaCount' not allowed"),
         ({"jupyter": {"enabled": True}}, "jupyter.passwordSecret is missing"),
+        ({"bounds": {"max": 8}}, "bounds.max is set, but bounds.min is not; write both"),
+        ({"bounds": {"min": 0, "max": 8}, "additional_worker_groups": [{"name": "gpu"}]}, "bounds excludes additional"),
         ({"webUI": {"serviceType": "LoadBalancer"}}, "webUI.serviceType is LoadBalancer, but sourceRanges is empty"),
     ],
 )
@@ -246,17 +249,29 @@ def test_only_a_scheduler_that_scales_workers_gets_a_token_with_no_other_permiss
     assert not any(
         each["template"]["spec"]["automountServiceAccountToken"] for each in of_kind("Deployment", rendered()).values()
     )
-    roles = [each for each in rendered(idleTimeout=60) if each["kind"] in ("Role", "ClusterRole")]
-    assert [role["rules"] for role in roles] == [
-        [
-            {
-                "apiGroups": ["apps"],
-                "resources": ["deployments/scale"],
-                "resourceNames": ["dask-worker"],
-                "verbs": ["patch"],
-            }
+
+    def rule(group: str, kind: str, name: str, *verbs: str) -> dict[str, list[str]]:
+        return {"apiGroups": [group], "resources": [kind], "resourceNames": [name], "verbs": list(verbs)}
+
+    for given in ({"idleTimeout": 60}, {"bounds": {"min": 0, "max": 8}}):
+        roles = [each for each in rendered(**given) if each["kind"] in ("Role", "ClusterRole")]
+        assert [role["rules"] for role in roles] == [
+            [
+                rule("apps", "deployments", "dask-worker", "get"),
+                rule("apps", "deployments/scale", "dask-worker", "patch"),
+                rule("", "configmaps", "dask-scaling", "get", "patch"),
+            ]
         ]
-    ]
+
+
+def test_bounds_reach_the_scheduler_without_a_change_of_its_pod() -> None:
+    made = rendered(bounds={"min": 0, "max": 8})
+    assert of_kind("Deployment", made)["dask-worker"]["replicas"] == 0
+    [config] = [each for each in made if each["metadata"]["name"] == "dask-scaling"]
+    settings = {"bounds": [0, 8], "deployments": ["dask-worker"], "idle": None}
+    assert json.loads(config["data"]["settings"]) == settings
+    other = rendered(bounds={"min": 1, "max": 9})
+    assert of_kind("Deployment", made)["dask-scheduler"] == of_kind("Deployment", other)["dask-scheduler"]
 
 
 def test_a_scheduler_with_tls_knows_people_and_the_list_of_revoked_ones() -> None:

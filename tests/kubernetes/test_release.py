@@ -600,19 +600,21 @@ def test_a_stack_without_jupyter_has_no_jupyter_objects(asleep: Stack) -> None:
 
 
 def test_idle_workers_stop_and_start_again_when_a_client_connects(asleep: Stack) -> None:
-    def hurry(dask_scheduler):
-        """Sets a short idle limit and returns the former one."""
-        watch = dask_scheduler.idle_watch.callback.__self__
-        before, watch.limit = watch.limit, 3
-        return before
+    def limit(seconds: int) -> int:
+        """Sets another idle limit, and returns the former one."""
+        config = ("configmap", "dask-scaling")
+        found = json.loads(json.loads(asleep.kubectl("get", *config, "--output", "json"))["data"]["settings"])
+        data = {"data": {"settings": json.dumps({**found, "idle": seconds})}}
+        asleep.kubectl("patch", *config, "--type=merge", "--patch", json.dumps(data))
+        return found["idle"]
 
-    with asleep.connect() as client:
-        assert client.run_on_scheduler(hurry) == 3600
+    assert limit(3) == 3600
     workers = ("get", "pods", "--selector", "component=worker", "--output", "name")
     until(lambda: not asleep.kubectl(*workers), 300)
     applied = asleep.applied
     assert re.search(r"Resources:\n +\d+ unchanged\n", asleep.up())
     assert not asleep.kubectl(*workers), "an `up` that changes nothing woke them"
+    limit(3600)
     asleep.applied = applied
     facts = asleep.outputs()["client"]
     assert wake(facts) == 1

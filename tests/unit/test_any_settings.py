@@ -111,7 +111,7 @@ GKE = some(
     cluster=some(
         workers=some(**POOL, accelerators=[None, {"type": "nvidia-tesla-t4", "count": 2}], spot=[True, False])
     ),
-    workers=some(replicas=[1, 3, 12], cpu=[0.5, 3], memory=["1 GiB", "9 GiB"]),
+    workers=some(replicas=[1, 3, 12], min=[0, 5], max=[4, 12], cpu=[0.5, 3], memory=["1 GiB", "9 GiB"]),
     limits=some(hourlyCost=[0.9, 2, 4, 9], idle=["30m"]),
     expose=some(scheduler=EXPOSED, dashboard=EXPOSED, jupyter=EXPOSED),
     dask=some(tls=[True, False], env=[{"A": "b"}, {ENCRYPTION: "False"}], config=[{"a": 1}, {"default-scheme": "tcp"}]),

@@ -87,3 +87,6 @@ def test_any_number_of_workers_within_the_bounds_passes(client: Client, monkeypa
         check.check_workers(client, [worker["name"], "worker-2-1"], 2, 2)
     with pytest.raises(check.Failure, match=r"unexpected \["):
         check.check_workers(client, ["worker-2-1"], 1, 1)
+    assert check.check_workers(client, 2, 1, 2)[0] == found, "pods have no fixed names"
+    with pytest.raises(check.Failure, match=r"workers after 0.5 s: 1, expected 2$"):
+        check.check_workers(client, 2, 2, 2)

@@ -45,6 +45,11 @@ GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
             SPOT_IDLE,
         ),
         (
+            stack({"workers": {"spot": True}}, workers={"min": 0, "max": 12, "cpu": 3}, limits={"idle": "1h"}),
+            SPOT,
+            SPOT_IDLE,
+        ),
+        (
             stack(
                 {
                     "network": GIVEN,
@@ -63,7 +68,7 @@ GIVEN = {"name": "n", "subnetwork": "s", "pods": "p", "services": "v"}
             GPU_IDLE,
         ),
     ],
-    ids=["plain", "spot", "gpu"],
+    ids=["plain", "spot", "the largest number", "gpu"],
 )
 def test_the_cost_matches_a_manual_calculation(found: settings.KubernetesTarget, up: float, idle: float) -> None:
     assert cost.total(found.bill()) == pytest.approx((up, idle))

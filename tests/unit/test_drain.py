@@ -2,12 +2,14 @@
 
 import asyncio
 import runpy
+from pathlib import Path
 
 import distributed
 
 from daskstack.engine import PROJECT
 
-leave = runpy.run_path(str(PROJECT / "charts/dask/files/drain.py"))["leave"]
+MODULE = runpy.run_path(str(PROJECT / "charts/dask/files/drain.py"))
+leave = MODULE["leave"]
 
 
 class Counter:
@@ -34,3 +36,21 @@ async def test_a_worker_that_could_not_retire_works_again_however_late_it_answer
         else:
             raise AssertionError(f"it is {worker.status}, to the scheduler {cluster.scheduler.workers[worker.address]}")
         assert await actor.more() == 1
+
+
+async def test_a_worker_that_is_starting_when_its_pod_stops_joins_first(tmp_path: Path) -> None:
+    """Else it would ignore the signal to stop, or have results that it does not hand over."""
+    status = tmp_path / "status"
+    status.write_text("Name:\tdask\nSigCgt:\t0000000100000002\n")
+    waiting = asyncio.ensure_future(asyncio.to_thread(MODULE["wait_for_signal_handler"], status))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    status.write_text("Name:\tdask\nSigCgt:\t0000000100004002\n")
+    await asyncio.wait_for(waiting, 20)
+    async with distributed.Scheduler(host="127.0.0.1", port=0, dashboard_address=":0") as scheduler:
+        waiting = asyncio.ensure_future(MODULE["joined"]("late", 60, scheduler))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        async with distributed.Worker(scheduler.address, name="late"):
+            await asyncio.wait_for(waiting, 20)
+        await MODULE["joined"]("never", 0.1, scheduler)

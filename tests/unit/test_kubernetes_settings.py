@@ -51,7 +51,25 @@ def problem(kubeconfig: Path, **changed: Any) -> str:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"workers": {"replicas": -1}}, "workers.replicas: -1 is too small; write 0 or more"),
     ({"workers": {"replica": 3}}, "workers.replica: unknown key; did you mean replicas?"),
-    ({"workers": {"min": 1}}, "workers.min: unknown key; workers scale within bounds only on machines; write replicas"),
+    ({"workers": {"min": 1}}, "workers.max: is missing; write the largest number of workers, or remove workers.min"),
+    ({"workers": {"min": 3, "max": 2}}, "workers.min: 3 is more than the maximum, 2; write 2 or less"),
+    (
+        {"workers": {"max": 2, "replicas": 2}},
+        "workers.replicas: the running cluster sets the number of workers within workers.min and workers.max",
+    ),
+    (
+        {"workers": {"max": 2}, "values": {"additional_worker_groups": [{"name": "gpu"}]}},
+        "values.additional_worker_groups: is not available with workers.min and workers.max; remove it, or set",
+    ),
+    (
+        {"workers": {"max": 2}, "values": {"worker": {"readinessProbe": {"periodSeconds": 60}}}},
+        "values.worker.readinessProbe: is not available with workers.min and workers.max",
+    ),
+    (
+        {"workers": {"max": 2}, "values": {"worker": {"image": {"dask_worker": "dask cuda worker"}}}},
+        "values.worker.image.dask_worker: is not available with workers.min and workers.max",
+    ),
+    ({"values": {"bounds": {"max": 2}}}, "values.bounds.max: is set by this program; use workers.min and workers.max"),
     ({"workers": {"cpu": 0}}, "workers.cpu: 0.0 is not a number of CPUs; write e.g. 1 or 0.5"),
     ({"workers": {"memory": "4"}}, 'workers.memory: "4" is not an amount of memory'),
     ({"jupyter": {"storage": "10"}}, "jupyter.storage: '10' is not the size of a volume; write e.g. 10Gi"),
@@ -452,6 +470,7 @@ def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Pat
     [
         ({"environment": {}}, "environment.lock: pins dask 2026"),
         ({"dask": {"tls": True}}, "dask.tls: the official chart does not support TLS; remove it, or write chart: own"),
+        ({"workers": {"max": 4}}, "workers.max: the official chart does not support bounds of the number of workers;"),
         (
             {"expose": {"jupyter": {"sources": ["10.1.0.0/24"], "internal": True}}},
             "expose.jupyter: the official chart does not support source",

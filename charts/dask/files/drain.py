@@ -1,6 +1,7 @@
 """Retires workers without losing results. Runs in the cluster's environment with its credentials.
 
     drain.py SCHEDULER [--within SECONDS] NAME...    retire these workers, which are about to be stopped
+    drain.py SCHEDULER --pod NAME                    the same in a worker's container, even if the worker is starting
     drain.py SCHEDULER --all-but NAME...             retire all other workers permanently
     drain.py SCHEDULER --until-idle SECONDS          wait for running tasks before the scheduler is stopped
 
@@ -10,6 +11,7 @@ The program fails if results cannot be moved.
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 import threading
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 WITHIN = 80  # seconds; after a quarter of them, other workers repeat the tasks that are still running
 GONE = 60  # seconds without any worker after which none is expected to return
 QUIET = 5  # seconds after the last task for a client to fetch its result or to submit more work
+JOINING = 20  # seconds for a starting worker to join
 ALONE = 15  # seconds to wait for another worker, because a machine may be restarting its own
 
 
@@ -75,6 +78,23 @@ async def idle(seconds, dask_scheduler):
     return True
 
 
+async def joined(name, seconds, dask_scheduler):
+    """Runs in the scheduler. Waits for a worker with this name, or gives up."""
+    start = time.monotonic()
+    while all(worker.name != name for worker in dask_scheduler.workers.values()) and time.monotonic() - start < seconds:
+        await asyncio.sleep(0.2)
+
+
+def wait_for_signal_handler(process="/proc/1/status"):
+    """Process 1 of a container ignores SIGTERM until it has a handler. It would run, and work, until it is killed."""
+    while True:
+        lines = Path(process).read_text().splitlines()
+        [caught] = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.1)
+
+
 def hand_back(scheduler, worker, begun):
     """Reschedule the worker's waiting tasks. Otherwise they count as suspects for its death when it stops."""
     for task in list(worker.processing):
@@ -101,8 +121,12 @@ def stay_away(dask_worker):
 def main():
     address, *names = sys.argv[1:]
     permanently, within = names[0] == "--all-but", WITHIN
+    pod = names[0] == "--pod"
     if names[0] == "--within":
         _, within, *names = names
+    elif pod:
+        del names[0]
+        wait_for_signal_handler()
     where = (urlsplit(address).hostname, urlsplit(address).port)
     try:
         # If all machines power off, the scheduler may be gone already. Fail at once, because Dask would retry for long.
@@ -116,6 +140,8 @@ def main():
                 if not client.run_on_scheduler(idle, float(names[1])):
                     sys.exit("tasks are still running")
                 return
+            if pod:
+                client.run_on_scheduler(joined, names[0], JOINING)
             ready, kept = client.run_on_scheduler(leave, names[permanently:], permanently, float(within))
             if permanently and ready:
                 # Remove them from the scheduler as well, because shuffles place results on every worker that it knows.

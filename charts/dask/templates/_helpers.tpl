@@ -51,6 +51,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/* Whether the scheduler scales the workers. */}}
+{{- define "dask.scales" -}}
+{{- if or .Values.bounds.max .Values.idleTimeout }}yes{{ end -}}
+{{- end -}}
+
 {{/* The Dask configuration of all pods of the release. */}}
 {{- define "dask.config" -}}
 {{- $config := deepCopy .Values.config -}}

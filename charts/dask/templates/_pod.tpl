@@ -43,7 +43,7 @@ metadata:
     {{- include "dask.selector" (list $root .component) | nindent 4 }}
   annotations:
     checksum/environment: {{ list $environment (ternary $root.Values.jupyter.lock "" (hasKey . "jupyter")) $files | toJson | sha256sum }}
-    checksum/config: {{ list (include "dask.config" $root) $root.Values.data.module ($root.Files.Get "files/drain.py") (ternary (list ($root.Files.Get "files/scale_to_zero.py") ($root.Files.Get "files/people.py")) list (eq .component "scheduler")) | toJson | sha256sum }}
+    checksum/config: {{ list (include "dask.config" $root) $root.Values.data.module ($root.Files.Get "files/drain.py") (ternary (list ($root.Files.Get "files/scaling.py") ($root.Files.Get "files/scale_pods.py") ($root.Files.Get "files/people.py")) list (eq .component "scheduler")) | toJson | sha256sum }}
     checksum/restart: {{ $root.Values.restart | sha256sum }}
     {{- with $values.annotations }}
     {{- toYaml . | nindent 4 }}

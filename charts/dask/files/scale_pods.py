@@ -1,0 +1,231 @@
+"""Scales the workers' Deployments: a preload of the scheduler's pod.
+
+The ConfigMap $SCALING holds two JSON texts: `settings`, which the chart writes, and `state`, which this program writes
+for a scheduler that restarts. The settings are `deployments` (their names; the main one comes first), `bounds` of the
+main one's number of workers, and `idle`, the seconds without work after which all Deployments are scaled to zero. The
+next client scales each idle Deployment back to the number in its annotation `dask/replicas`.
+
+Workers that are to stop first hand over their results. Then they stop their HTTP server, so their pods are not ready
+any more. Of a Deployment's pods, Kubernetes deletes those first that are not ready. So the scheduler's account needs no
+permission for pods: with one to change them, tasks could run code as any account in the namespace.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import runpy
+import ssl
+import time
+import urllib.request
+from pathlib import Path
+
+from distributed.core import Status
+from distributed.protocol.pickle import dumps
+
+INTERVAL = 2  # seconds
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+SCALING = runpy.run_path(str(Path(__file__).with_name("scaling.py")))
+logger = logging.getLogger("dask.scaling")
+
+
+class Pods(SCALING["Number"]):
+    def __init__(self, scheduler, api, file, clock=time.monotonic):
+        super().__init__(scheduler, clock)
+        self.api, self.file = api, f"v1 configmaps/{file}"
+        self.deployments, self.idle, self.asleep = [], None, False
+        self.loaded, self.saved, self.replicas = False, "", None
+        # Workers that this program retires, and those of them that have handed over their results.
+        self.begun, self.retired = set(), set()
+        self.workers, self.changed = set(), time.time()
+        self.asked, self.tasks = asyncio.Event(), set()
+
+    async def run(self):
+        while True:
+            try:
+                await self.follow()
+            except (OSError, *SCALING["DAMAGED"]) as error:
+                logger.warning("Cannot scale the workers: %s; trying again", error)
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(self.asked.wait(), INTERVAL)
+            self.asked.clear()
+
+    def tick(self):
+        self.asked.set()
+
+    async def follow(self):
+        await self.read()
+        found = [await self.api("GET", f"apps/v1 deployments/{name}") for name in self.deployments]
+        replicas = found[0]["spec"]["replicas"]
+        if not self.bounds and not self.asleep:
+            self.number = replicas  # the chart's; with bounds, the cluster keeps its workers
+        if (self.asleep and any(each["spec"]["replicas"] for each in found)) or self.replicas == 0 < replicas:
+            # A client has started the workers.
+            self.asleep, self.number, self.changed = False, max(self.number, replicas), time.time()
+            self.targets.clear()
+        self.replicas = replicas
+        if self.is_idle():
+            logger.info("Scaling the workers to zero after %g s without work", self.idle)
+            self.asleep = True
+            await self.write()
+            for name in self.deployments:
+                await self.scale_to(name, 0)
+        elif self.bounds and not self.asleep:
+            await self.adjust(found[0], self.wanted())
+        await self.write()
+
+    def is_idle(self):
+        now, workers = time.time(), set(self.scheduler.workers)
+        if workers != self.workers:  # new workers get the full time
+            self.workers, self.changed = workers, now
+        jobs = any("-daskstack-job-" in client for client in self.scheduler.clients)
+        since = now if jobs else max(self.scheduler.idle_since or now, self.changed)
+        return bool(workers and self.idle and now - since >= self.idle and not self.is_held())
+
+    # The main Deployment
+
+    async def adjust(self, deployment, wanted):
+        """Takes the next step towards this number of pods. One step ends before the next begins."""
+        replicas, ready = deployment["spec"]["replicas"], deployment["status"].get("readyReplicas", 0)
+        ours = {each.name: each for each in self.scheduler.workers.values() if self.is_ours(each.name)}
+        leaving = {name for name, worker in ours.items() if worker.status == Status.closing_gracefully}
+        self.begun &= ours.keys()
+        self.retired &= leaving
+        if self.leaving:
+            return
+        if self.retired:
+            await self.stop_serving([ours[name].address for name in self.retired])
+            if ready <= replicas - len(self.retired):
+                await self.scale_to(self.deployments[0], replicas - len(self.retired))
+                self.begun -= self.retired
+                self.retired = set()
+        elif self.begun & leaving:  # their retirement has failed halfway
+            self.retire(self.begun & leaving)
+        elif replicas < wanted:
+            await self.scale_to(self.deployments[0], wanted)
+        elif replicas > wanted and not self.is_held():
+            present = {name: worker for name, worker in ours.items() if name not in leaving}
+            absent = replicas - len(present)
+            if absent > 0:  # Kubernetes deletes those first that are not ready yet
+                await self.scale_to(self.deployments[0], max(wanted, replicas - absent))
+            elif absent == 0 and is_settled(deployment):
+                names = self.without_last(self.cheapest(present)[: replicas - wanted], present)
+                if names:
+                    self.retire(set(names))
+
+    def is_ours(self, name):
+        """Whether this is the name of a pod of the main Deployment."""
+        return str(name).rsplit("-", 2)[0] == self.deployments[0]
+
+    def retire(self, names):
+        self.leaving |= names
+        self.begun |= names
+        task = asyncio.ensure_future(self.leave(names))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def leave(self, names):
+        try:
+            ready = await self.drain(names)
+            self.retired = {self.scheduler.workers[each].name for each in ready if each in self.scheduler.workers}
+        except Exception:
+            logger.exception("Stopping %s failed; trying again", ", ".join(sorted(names)))
+        finally:
+            self.leaving -= names
+            self.asked.set()
+
+    async def stop_serving(self, addresses):
+        def stop(dask_worker):  # a function inside a function is sent by value
+            dask_worker.http_server.stop()
+
+        message = {"op": "run", "function": dumps(stop), "wait": True}
+        await self.scheduler.broadcast(msg=message, workers=addresses, on_error="ignore")
+
+    async def scale_to(self, name, replicas):
+        await self.api("PATCH", f"apps/v1 deployments/{name}/scale", {"spec": {"replicas": replicas}})
+        if name == self.deployments[0]:
+            self.replicas = replicas
+
+    # The ConfigMap
+
+    async def read(self):
+        data = (await self.api("GET", self.file))["data"]
+        settings = json.loads(data["settings"])
+        if not self.loaded:
+            try:
+                known = json.loads(data.get("state", "{}"))
+                self.restore(known)
+                self.asleep = known.get("asleep") is True
+            except SCALING["DAMAGED"] as error:
+                logger.warning("The state is damaged (%s); the number of workers stays", error)
+                self.number, self.adaptive, self.asleep = None, None, False
+            self.loaded = True
+        if self.number is None:  # a new cluster, or one that ran without bounds before
+            main = await self.api("GET", f"apps/v1 deployments/{settings['deployments'][0]}")
+            self.number = main["spec"]["replicas"] if self.number is None else self.number
+        self.deployments, self.bounds, self.idle = settings["deployments"], settings["bounds"], settings["idle"]
+
+    async def write(self):
+        text = json.dumps({**self.state(), "asleep": self.asleep})
+        if text != self.saved:
+            await self.api("PATCH", self.file, {"data": {"state": text}})
+            self.saved = text
+
+    # Handlers
+
+    def register(self):
+        super().register()
+        for handler in (self.scaling, self.scale, self.adapt, self.hold):
+            self.scheduler.handlers[f"workers_{handler.__name__}"] = self.up_to_date(handler)
+
+    def up_to_date(self, handler):
+        async def answer(**arguments):
+            await self.read()
+            found = handler(**arguments)
+            await self.write()
+            return found
+
+        return answer
+
+    def hold(self, seconds):
+        self.asleep = self.asleep and not seconds
+        return super().hold(seconds)
+
+
+def is_settled(deployment):
+    """Whether all pods are ready, and no update replaces any."""
+    wanted, status = deployment["spec"]["replicas"], deployment["status"]
+    counts = {status.get(key, 0) for key in ("replicas", "updatedReplicas", "readyReplicas")}
+    return status.get("observedGeneration", 0) >= deployment["metadata"]["generation"] and counts == {wanted}
+
+
+async def ask(method, what, body=None):
+    """The answer of the API server. `what` is a version and a path in the namespace: "apps/v1 deployments/NAME"."""
+    return await asyncio.to_thread(request, method, what, body)
+
+
+def request(method, what, body):
+    host, port = (os.environ[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
+    version, path = what.split()
+    group = "apis" if "/" in version else "api"
+    asked = urllib.request.Request(
+        f"https://{host}:{port}/{group}/{version}/namespaces/{(ACCOUNT / 'namespace').read_text()}/{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={
+            "Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}",
+            "Content-Type": "application/merge-patch+json",
+        },
+    )
+    https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ACCOUNT / "ca.crt"))
+    # A proxy for the internet does not reach the API server.
+    with urllib.request.build_opener(urllib.request.ProxyHandler({}), https).open(asked, timeout=20) as answer:
+        return json.load(answer)
+
+
+def dask_setup(scheduler):
+    scheduler.scaling = pods = Pods(scheduler, ask, os.environ["SCALING"])
+    pods.register()
+    pods.running = asyncio.ensure_future(pods.run())
