@@ -13,7 +13,7 @@ import pytest
 
 from components.machines import dask_options
 from components.machines.step import script
-from components.machines.steps import CHECK, DRAIN, JOBS, PEOPLE, RELOAD, RETIRED, RUN_JOB, USER_CODE
+from components.machines.steps import CHECK, DRAIN, JOBS, JOBS_DOOR, PEOPLE, RELOAD, RETIRED, RUN_JOB, USER_CODE
 from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack, until
 from settings import MachinesTarget, lock
@@ -199,7 +199,8 @@ class Guest(Pair):
         self.step(self.head, "members", **variables)
 
     def jobs(self, path: str) -> None:
-        variables = {"JOBS": JOBS.read_text(), "RUN_JOB": RUN_JOB.read_text(), "USER_CODE": USER_CODE.read_text()}
+        programs = {"JOBS": JOBS, "DOOR": JOBS_DOOR, "RUN_JOB": RUN_JOB, "USER_CODE": USER_CODE}
+        variables = {name: program.read_text() for name, program in programs.items()}
         variables |= {"SCHEDULER": f"tls://{self.head.address}:8786", "DATA_PATH": path, "HOMES": "no", "TLS": "yes"}
         self.step(self.head, "jobs", **variables)
 
