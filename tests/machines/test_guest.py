@@ -130,14 +130,16 @@ UNDONE = (
 
 # A job that begins and does not end.
 START = r"""
-cd /opt/daskstack
-environment/bin/python - <<END | environment/bin/python -I jobs/jobs.py start
-import io, sys, zipfile
+cd /opt/daskstack/jobs
+python3 - <<END
+import io, json, zipfile
+import jobs
 script = "import time; print('began', flush=True); time.sleep(3600)"
 with io.BytesIO() as buffer:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("waits.py", script)
-    sys.stdout.buffer.write(b'["waits.py"]\n' + buffer.getvalue())
+    plan = {"words": ["waits.py"]} | dict.fromkeys(("at", "every", "workers", "report"))
+    jobs.start("", io.BytesIO(json.dumps(plan).encode() + b"\\n" + buffer.getvalue()))
 END
 """
 OUTPUT = "cat /var/lib/daskstack/jobs/1/output"
