@@ -285,7 +285,7 @@ class DaskOnKubernetes(ComponentResource):
         libraries, bounds = settings.dask.ports.libraries, settings.workers.bounds
         expect = {
             "address": self.address,
-            "workers": settings.replicas if bounds else settings.workers.replicas,
+            "workers": settings.replicas,
             **({"bounds": bounds, "boot": BOOT} if bounds else {}),
             "python": settings.environment.python,
             "packages": self.lock.packages,

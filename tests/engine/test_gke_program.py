@@ -46,9 +46,14 @@ def shipped(stack: Stack) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def changed(stack: Stack) -> dict[str, dict[str, Any]]:
-    """A stack without TLS and Jupyter, in an existing namespace."""
+    """A stack without TLS and Jupyter, in an existing namespace, with three groups of workers."""
+    groups = [{"name": "large", "replicas": 3}, {"name": "gpu"}]
     return stack.resources(
-        dask={"tls": False}, jupyter={"enabled": False}, namespace={"name": "theirs", "create": False}
+        dask={"tls": False},
+        jupyter={"enabled": False},
+        namespace={"name": "theirs", "create": False},
+        workers={"replicas": 2},
+        values={"additional_worker_groups": groups},
     )
 
 
@@ -85,6 +90,10 @@ def test_without_tls_and_jupyter_the_cluster_gets_no_secrets_for_them(changed: d
 def test_an_existing_namespace_is_not_created(changed: dict) -> None:
     assert "dask-namespace" not in changed
     assert changed["dask-release"]["inputs"]["namespace"] == "theirs"
+
+
+def test_the_check_expects_the_workers_of_all_groups(changed: dict) -> None:
+    assert json.loads(changed["dask-check"]["inputs"]["environment"]["EXPECT"])["workers"] == 2 + 3 + 2
 
 
 def test_a_stack_keeps_the_context_of_its_first_up(tmp_path: Path) -> None:
