@@ -61,6 +61,7 @@ KINDS = [
     Kind("compute routers", nothing),
     Kind("compute networks subnets", nothing),
     Kind("compute networks", nothing),
+    Kind("iam roles", nothing),
     Kind("iam service-accounts", nothing),
 ]
 
@@ -87,7 +88,7 @@ def belongs(found: Found, stack: str) -> bool:
 
 def command(kind: Kind, found: Found, project: str) -> str:
     """The command that deletes the resource."""
-    name = found.get("email") or found["name"]
+    name = found.get("email") or last(found["name"])
     place = ""
     for part in ("zone", "region"):
         if found.get(part):

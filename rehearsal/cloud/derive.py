@@ -30,7 +30,7 @@ ROOTS = {
         "compute routers": "Router",
     },
     "container.v1": {"container clusters": "Cluster"},
-    "iam.v1": {"iam service-accounts": "ServiceAccount"},
+    "iam.v1": {"iam roles": "Role", "iam service-accounts": "ServiceAccount"},
 }
 
 

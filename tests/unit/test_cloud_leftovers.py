@@ -50,6 +50,7 @@ OURS: dict[str, list[dict[str, Any]]] = {
     ],
     "compute networks subnets": [{"name": "dask-gke", "region": f"{URL}/regions/us-central1"}],
     "compute networks": [{"name": "dask-gke"}],
+    "iam roles": [{"name": "projects/p/roles/dask_gke_1a2b3c4d", "description": "dask-stack: gke"}],
     "iam service-accounts": [
         {"name": "projects/p/x", "email": "dask-gke@p.iam.gserviceaccount.com", "description": "dask-stack: gke"}
     ],
@@ -80,6 +81,7 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
     "compute routers": [{"name": "dask-gke2", "network": f"{URL}/global/networks/dask-gke2"}],
     "compute networks subnets": [{"name": "dask-gke2"}, {"name": "my-dask-gke"}],
     "compute networks": [{"name": "default"}, {"name": "dask-gke2"}],
+    "iam roles": [{"name": "projects/p/roles/dask_gke_2_1a2b3c4d", "description": "dask-stack: gke-2"}],
     "iam service-accounts": [
         {
             "name": "projects/p/y",
@@ -123,6 +125,7 @@ def test_exactly_the_stacks_resources_are_listed() -> None:
         ("routers dask-gke", 0.0, "gcloud compute routers delete dask-gke --region us-central1 --project p"),
         ("subnets dask-gke", 0.0, "gcloud compute networks subnets delete dask-gke --region us-central1 --project p"),
         ("networks dask-gke", 0.0, "gcloud compute networks delete dask-gke --project p"),
+        ("roles dask_gke_1a2b3c4d", 0.0, "gcloud iam roles delete dask_gke_1a2b3c4d --project p"),
         (
             "service-accounts dask-gke@p.iam.gserviceaccount.com",
             0.0,

@@ -44,6 +44,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     INSTANCE: {"name": "vm", "machineType": "e2-small", "bootDisk": IMAGE, "networkInterfaces": [{"network": "net"}]},
     ATTACHED: {"disk": "disk", "instance": "vm"},
     "serviceaccount/account:Account": {"accountId": "dask-nodes"},
+    "projects/iAMCustomRole:IAMCustomRole": {"roleId": "dask_gke", "title": "t", "permissions": ["compute.disks.get"]},
     "projects/iAMMember:IAMMember": {"project": "my-project", "role": "roles/viewer", "member": "user:a@b.org"},
     "projects/service:Service": {"service": "compute.googleapis.com"},
 }
