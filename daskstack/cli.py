@@ -193,6 +193,7 @@ def renew(stack: str, name: str, output: str | None) -> None:
     click.option(
         "--workers", type=click.IntRange(min=0), help="Run with so many workers, then return to the number before."
     ),
+    click.option("--then", type=click.Choice(["sleep"]), help="Afterwards, return to the smallest number of workers."),
     click.option("--report", is_flag=True, help="Keep Dask's performance report in the shared directory."),
     click.argument("script"),
     click.argument("arguments", nargs=-1, type=click.UNPROCESSED),

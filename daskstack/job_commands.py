@@ -28,6 +28,7 @@ def run(
     at: datetime | None,
     every: timedelta | None,
     workers: int | None,
+    then: str | None,
     report: bool,
 ) -> int:
     """Starts a job. Unless `detach`, or if it runs later, prints its output until it has ended.
@@ -48,14 +49,14 @@ def run(
         raise JobError(str(error)) from None
     found = jobs.of(stack)
     bounds = found.client.bounds
-    if workers is not None and not bounds:
+    if (workers is not None or then) and not bounds:
         raise JobError(NO_BOUNDS.format(stack=access_file.stack_name(stack)))
     if workers is not None and bounds and not bounds[0] <= workers <= bounds[1]:
         raise JobError(f"{workers} workers are outside of the stack's bounds, {bounds[0]} to {bounds[1]}")
     if not at and (woken := wake(found.client)):
         print(asleep(woken), file=sys.stderr)
     first = at.timestamp() if at else now if every else None
-    plan = Plan([path.name, *arguments], first, every.total_seconds() if every else None, workers, report)
+    plan = Plan([path.name, *arguments], first, every.total_seconds() if every else None, workers, bool(then), report)
     number = found.start(plan, archive)
     if not at:
         print(f"job {number} has started", file=sys.stderr)

@@ -47,6 +47,7 @@ class Job(BaseModel):
     every: float | None = None
     """Seconds after which it runs again."""
     workers: int | None = None
+    sleep: bool = False
     report: bool = False
     status: str = Field(max_length=20)
     """running, succeeded, failed or stopped."""
@@ -76,6 +77,8 @@ class Plan:
     """Seconds after which it runs again, until it is stopped. Needs `at`. None: it runs once."""
     workers: int | None = None
     """How many workers the cluster has while the script runs. None: as many as there are."""
+    sleep: bool = False
+    """Whether the cluster has its smallest number of workers afterwards."""
     report: bool = False
     """Whether Dask's performance report of the last run is kept in the shared directory."""
 

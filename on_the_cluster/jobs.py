@@ -70,7 +70,7 @@ def start(person, said):
     archive = zipfile.ZipFile(io.BytesIO(data)) if len(data) <= SIZE else None
     if not archive or sum(each.file_size for each in archive.infolist()) > SIZE:
         sys.exit(f"the script's folder has more than {SIZE >> 20} MB")
-    job = {key: job[key] for key in ("words", "at", "every", "workers", "report")} | {
+    job = {key: job[key] for key in ("words", "at", "every", "workers", "sleep", "report")} | {
         "person": person,
         "started": time.time(),
     }

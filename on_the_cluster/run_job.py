@@ -7,6 +7,7 @@ The folder CREDENTIALS_DIRECTORY has the file `job`, a JSON object:
     at       when it runs, in seconds since 1970; null: at once
     every    seconds after which it runs again, until the job is stopped; null: it runs once
     workers  how many workers the cluster has while the script runs; null: as many as there are
+    sleep    whether the cluster has its smallest number of workers afterwards
     report   whether Dask's performance report of the last run is kept in the shared directory
 
 In Kubernetes, the folder also has the script's folder as a ZIP archive, `code`; on a machine, the working directory is
@@ -103,7 +104,7 @@ def run(job):
     # Its tracebacks about lost connections would fill the job's output.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     modules = archive()
-    with scaled(job["workers"]):
+    with scaled(job["workers"], job["sleep"]):
         for _ in range(ATTEMPTS):
             status, lost = attempt(job, modules)
             if not lost:
@@ -113,30 +114,37 @@ def run(job):
 
 
 @contextlib.contextmanager
-def scaled(number):
-    """Inside the context, the cluster has this number of workers. Afterwards it has the former one.
+def scaled(number, sleeps):
+    """Inside the context, the cluster has this number of workers, if it is not None.
 
-    It keeps a number that someone has set meanwhile.
+    Afterwards it has its smallest number if it `sleeps`; else the former one, unless someone has set another meanwhile.
     """
-    if number is None:
+    if number is None and not sleeps:
         yield
         return
     with connect() as client:
-        try:
-            before = client.sync(client.scheduler.workers_scaling)
-            client.sync(client.scheduler.workers_scale, number=number)
-        except ValueError as error:
-            sys.exit(str(error))
+        before = client.sync(client.scheduler.workers_scaling)
+        if number is not None:
+            set_workers(client, number, None)
     try:
         yield
     finally:
         with connect() as client:
             now = client.sync(client.scheduler.workers_scaling)
-            if (now["number"], now["adaptive"]) == (number, None) and before["adaptive"]:
-                least, most = before["adaptive"]
-                client.sync(client.scheduler.workers_adapt, minimum=least, maximum=most)
+            if sleeps:
+                set_workers(client, now["min"], None)
             elif (now["number"], now["adaptive"]) == (number, None):
-                client.sync(client.scheduler.workers_scale, number=before["number"])
+                set_workers(client, before["number"], before["adaptive"])
+
+
+def set_workers(client, number, adaptive):
+    try:
+        if adaptive:
+            client.sync(client.scheduler.workers_adapt, minimum=adaptive[0], maximum=adaptive[1])
+        else:
+            client.sync(client.scheduler.workers_scale, number=number)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def reported(status):

@@ -138,7 +138,7 @@ script = "import time; print('began', flush=True); time.sleep(3600)"
 with io.BytesIO() as buffer:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("waits.py", script)
-    plan = {"words": ["waits.py"]} | dict.fromkeys(("at", "every", "workers", "report"))
+    plan = {"words": ["waits.py"]} | dict.fromkeys(("at", "every", "workers", "sleep", "report"))
     jobs.start("", io.BytesIO(json.dumps(plan).encode() + b"\\n" + buffer.getvalue()))
 END
 """

@@ -105,17 +105,24 @@ def test_a_job_has_its_own_number_of_workers_and_leaves_the_former_one(
         "if __name__ == '__main__':\n"
         "    with Client() as client:\n"
         "        client.wait_for_workers(4, timeout=120)\n"
-        "        print(len(client.run(len, '')))\n"
+        "        print('enough')\n"
     )
 
-    def job(number: int) -> subprocess.CompletedProcess[str]:
-        words = [".venv/bin/daskstack", "run", "--workers", str(number), str(script)]
+    def job(number: int, *more: str) -> subprocess.CompletedProcess[str]:
+        words = [".venv/bin/daskstack", "run", "--workers", str(number), *more, str(script)]
         return run(words, cwd=elastic.folder, env=elastic.environ, seconds=300, check=False)
 
     done = job(4)
-    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "enough\n"), done.stderr
     with cluster.get_client() as client:
-        until(lambda: client.sync(client.scheduler.workers_scaling)["number"] == 2)
+
+        def number() -> int:
+            return client.sync(client.scheduler.workers_scaling)["number"]
+
+        assert number() == 2
+        cluster.scale(3)
+        assert job(4, "--then", "sleep").stdout == "enough\n"
+        assert number() == 2, "the smallest number"
     assert "7 workers are outside of the stack's bounds, 2 to 6" in job(7).stderr
 
 

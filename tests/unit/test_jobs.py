@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -240,6 +241,63 @@ run_job.schedule({{"at": time.time(), "every": {every}}})
         if wanted:
             process.send_signal(wanted)
         assert process.wait(60) == (143 if wanted else 0)
+
+
+class Cluster:
+    """A cluster of two to six workers, and a client of it."""
+
+    def __init__(self, number: int, adaptive: list[int] | None) -> None:
+        self.scheduler, self.number, self.adaptive = self, number, adaptive
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def sync(self, handler: Callable, **arguments: int) -> Any:
+        return handler(**arguments)
+
+    def workers_scaling(self) -> dict[str, Any]:
+        return {"number": self.number, "min": 2, "max": 6, "adaptive": self.adaptive}
+
+    def workers_scale(self, number: int) -> None:
+        if not 2 <= number <= 6:
+            raise ValueError(f"{number} workers are outside of the stack's bounds")
+        self.number, self.adaptive = number, None
+
+    def workers_adapt(self, minimum: int, maximum: int) -> None:
+        self.adaptive = [minimum, maximum]
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "number", "sleeps", "others", "during", "after"),
+    [
+        (None, None, False, None, (3, None), (3, None)),
+        (None, 5, False, None, (5, None), (3, None)),
+        ([2, 4], 5, False, None, (5, None), (5, [2, 4])),
+        (None, 5, False, 6, (5, None), (6, None)),  # someone has set another number meanwhile
+        (None, 5, True, 6, (5, None), (2, None)),
+        (None, None, True, None, (3, None), (2, None)),
+    ],
+)
+def test_a_job_has_its_number_of_workers_and_leaves_the_former_or_the_smallest_one(
+    adaptive: list[int] | None, number: int | None, sleeps: bool, others: int | None, during: object, after: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    cluster = Cluster(3, adaptive)
+    monkeypatch.setattr(run_job, "connect", lambda: cluster)
+    with run_job.scaled(number, sleeps):
+        assert (cluster.number, cluster.adaptive) == during
+        if others:
+            cluster.workers_scale(others)
+    assert (cluster.number, cluster.adaptive) == after
+
+
+def test_a_job_with_too_many_workers_ends_with_the_clusters_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_job, "connect", lambda: Cluster(3, None))
+    with pytest.raises(SystemExit, match="7 workers are outside"), run_job.scaled(7, False):
+        pass
 
 
 @pytest.mark.parametrize(
