@@ -22,7 +22,7 @@ import pytest
 from distributed.security import Security
 
 from components.machines.step import script
-from daskstack import connection, kubectl, ssh, status_and_logs
+from daskstack import connection, engine, kubectl, ssh, status_and_logs
 from daskstack.engine import PROJECT
 from daskstack.tunnel import Way
 from on_this_computer import (
@@ -249,7 +249,7 @@ def test_connect_times_out_if_the_scheduler_hangs(stopped, monkeypatch):
 
     minor = ".".join(platform.python_version_tuple()[:2])
     facts = machines_client(python=minor, scheduler=stopped, dashboard="http://127.0.0.1:1/status")
-    monkeypatch.setattr(connection.engine, "cluster", lambda stack: {"client": facts})
+    monkeypatch.setattr(engine, "cluster", lambda stack: {"client": facts})
     monkeypatch.setattr(connection, "way_to", way)
     said = ends(lambda: connection.connect("mine", wakes=False, timeout=1))
     assert "the scheduler of stack mine does not answer" in said and "make status STACK=mine" in said
