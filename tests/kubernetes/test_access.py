@@ -39,7 +39,7 @@ DENIED = (
 def said(stack: Stack, *words: str, succeeds: bool = True) -> str:
     """What the owner's `daskstack` prints."""
     command = [str(PROJECT / ".venv/bin/daskstack"), *words]
-    environ = stack.environ | {"STACK": STACK}
+    environ = stack.environ | {"STACK": STACK, "PYTHONPATH": str(PROJECT)}  # not the package that .venv refers to
     done = subprocess.run(
         command, cwd=stack.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )

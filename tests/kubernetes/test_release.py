@@ -535,7 +535,8 @@ def test_a_job_runs_in_a_pod_of_its_own_until_it_ends_or_is_stopped(changed: Sta
     """
     (tmp_path / "job.py").write_text(script)
 
-    here: dict[str, Any] = {"cwd": tmp_path, "env": changed.environ | {"STACK": STACK}, "text": True}
+    environ = changed.environ | {"STACK": STACK, "PYTHONPATH": str(PROJECT)}  # not the package that .venv refers to
+    here: dict[str, Any] = {"cwd": tmp_path, "env": environ, "text": True}
     program = str(PROJECT / ".venv/bin/daskstack")
 
     def said(*words: str) -> subprocess.CompletedProcess[str]:
