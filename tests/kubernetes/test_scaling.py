@@ -94,7 +94,7 @@ def test_nothing_is_lost_or_repeated_while_the_number_of_workers_changes_at_rand
         become(work, number)
         work.check_progress()
         assert work.client.gather(parts) == before
-    assert len(pods(stack)) == number
+    until(lambda: len(pods(stack)) == number)
 
 
 def test_up_and_a_restarted_scheduler_keep_the_number_within_new_bounds(
@@ -133,7 +133,8 @@ def test_adapting_grows_under_load_shrinks_afterwards_and_does_not_flap(
 
     def said(*words: str) -> str:
         command = [str(PROJECT / ".venv/bin/daskstack"), *words, "--stack", STACK]
-        return subprocess.check_output(command, env=stack.environ | {"STACK": STACK}, text=True, timeout=120)
+        environ = stack.environ | {"PYTHONPATH": str(PROJECT)}  # not the package that .venv refers to
+        return subprocess.check_output(command, env=environ, text=True, timeout=120)
 
     with cluster.get_client() as client:
         until(lambda: len(client.nthreads()) == 2, 180)
