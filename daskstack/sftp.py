@@ -1,10 +1,13 @@
 """SFTP to a stack's shared directory, for `daskdata://` outside of the cluster."""
 
 import atexit
+import contextlib
 import socket
 import subprocess
 import tempfile
 import threading
+from collections import deque
+from io import BytesIO
 from typing import Any
 
 import paramiko
@@ -64,27 +67,59 @@ class Sftp(SFTPFileSystem):
         atexit.register(self.process.terminate)
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> paramiko.SFTPFile:
-        file = self.ftp.open(path, mode, bufsize=2**15)
-        # paramiko's own method waits for answers without the lock of _Client.
-        file._write = lambda data: self.ftp.write(file, data)
-        return file
+        with contextlib.suppress(IndexError):
+            while True:
+                self.ftp.unclosed.popleft().close()
+        file = self.ftp.open(path, mode)
+        file._closed = True  # the next object closes the handle
+        return _File(self.ftp, file.handle, mode, _File.MAX_REQUEST_SIZE)
+
+
+class _File(paramiko.SFTPFile):
+    """paramiko's file, whose requests are those of _Client."""
+
+    MAX_REQUEST_SIZE = 2**17
+    """Bytes per request. OpenSSH takes 256 KiB, and a request takes at least the time to the server and back."""
+
+    def _close(self, async_: bool = False) -> None:
+        # The garbage collector can close a file in any thread, also in the middle of another request.
+        if self.sftp.is_busy_here():
+            self._wbuffer = BytesIO(self._wbuffer.getvalue())  # it may close the former one next
+            self.sftp.unclosed.append(self)
+        else:
+            super()._close()
+
+    def _write(self, data: bytes) -> int:
+        """paramiko's own method waits for answers of other threads."""
+        part = bytes(data[: self.MAX_REQUEST_SIZE])
+        self.sftp._request(CMD_WRITE, self.handle, int64(self._realpos), part)
+        return len(part)
 
 
 class _Client(paramiko.SFTPClient):
     """paramiko's client for several threads, of which one at a time waits for an answer."""
 
     def __init__(self, sock: socket.socket):
-        self._turn = threading.Lock()
+        self.unclosed: deque[_File] = deque()
+        self._turn = threading.RLock()  # the garbage collector can close a file between two lines of a request
+        self._busy: int | None = None
         super().__init__(sock)
+
+    def is_busy_here(self) -> bool:
+        """Whether the calling thread is in the middle of a request."""
+        return self._busy == threading.get_ident()
+
+    def get(self, *args: Any, **kwargs: Any) -> None:
+        """Without paramiko's prefetch, which sends requests in a thread of its own."""
+        super().get(*args, **kwargs, prefetch=False)
 
     def _log(self, level: int, msg: str | list[str], *args: object) -> None:
         """paramiko's own method needs the name of a channel."""
 
     def _request(self, t: int, *args: Any) -> Any:
         with self._turn:
-            return super()._request(t, *args)
-
-    def write(self, file: paramiko.SFTPFile, data: bytes) -> int:
-        part = bytes(data[: file.MAX_REQUEST_SIZE])
-        self._request(CMD_WRITE, file.handle, int64(file._realpos), part)
-        return len(part)
+            self._busy = threading.get_ident()
+            try:
+                return super()._request(t, *args)
+            finally:
+                self._busy = None

@@ -31,6 +31,7 @@ import pytest
 from daskstack.engine import PROJECT
 
 CLEANUP = 300  # seconds after Ctrl-C for fixtures to delete what they have created
+LIMIT = 2700  # seconds for one pytest, three times what the longest takes; pytest-timeout cannot end a test in C code
 # The files that take longest (14 to 4 minutes on two processors) run first; the others follow in the order of FOLDERS.
 LONGEST = (
     *("machines, stack dev", "kubernetes, one node", "machines/test_rehearsed.py", "kubernetes/test_rehearse.py"),
@@ -74,7 +75,7 @@ class Run:
 
     def __init__(self, name: str, files: list[str], folder: Path, seed: int, top: Path) -> None:
         """`folder` must be a short path: the path of a socket has at most 107 bytes."""
-        self.name, self.folder, self.start = name, folder, time.monotonic()
+        self.name, self.folder, self.start, self.late = name, folder, time.monotonic(), False
         self.output, self.report = folder.with_suffix(".txt"), folder.with_suffix(".xml")
         folder.mkdir()
         folder.chmod(0o1777)  # like /tmp: some tests run programs as other users
@@ -97,6 +98,16 @@ class Run:
         """Sends the signal to its whole process group, as a terminal does."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, what)
+
+    def bound(self) -> None:
+        """Interrupts it after LIMIT, and kills it if it does not end then."""
+        age = time.monotonic() - self.start
+        if age > LIMIT and not self.late:
+            self.late = True
+            say(f"{self.name} has not ended within {LIMIT} s; ending it: a test hangs where the output below shows it")
+            self.stop(signal.SIGINT)
+        if age > LIMIT + CLEANUP:
+            self.stop(signal.SIGKILL)
 
     def remove(self) -> None:
         """Removes its folder, unless something is mounted there, which would lose its files too."""
@@ -206,6 +217,8 @@ class Queue:
         while not any(run.process.poll() is not None for run in self.running):
             if self.interrupted:
                 return self.end()
+            for run in self.running:
+                run.bound()
             time.sleep(0.1)
         for run in [run for run in self.running if run.process.poll() is not None]:
             self.ended(run)

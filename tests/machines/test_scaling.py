@@ -133,6 +133,8 @@ def test_up_and_a_restarted_scheduler_keep_the_number_within_new_bounds(
     cluster.scale(3)
     with working() as work:
         become(work, 3)
+        # A worker leaves the scheduler before its process ends.
+        until(lambda: units(elastic) == 3 * ["activating"] + 3 * ["active"], 60)
         processes = pids(*elastic.machines().values())
         elastic.change("Pulumi.dev.yaml", "min: 2, max: 6", "min: 0, max: 5")
         printed = elastic.make("up")

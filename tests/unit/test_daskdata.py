@@ -1,7 +1,11 @@
 """`daskdata://` on the cluster, and what needs no cluster of the commands for files. test_stack.py tests both ends."""
 
+import gc
+import os
 import pickle
+import shutil
 import sys
+import threading
 from pathlib import Path
 
 import fsspec
@@ -10,6 +14,7 @@ from fsspec.registry import _registry, known_implementations
 
 from daskstack import engine, sftp, shared_directory
 from daskstack.shared_directory import DataError, inside
+from rehearsal.machines import until
 from tests.client_outputs import CONNECTION, kubernetes_client, machines_client
 
 
@@ -137,3 +142,39 @@ def test_the_configuration_of_ssh_has_each_machine_and_its_keys_are_private(
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {key.stat().st_mode & 0o777 for key in folder.glob("*.key")} == {0o600}
     assert len(list(folder.glob("*.key"))) == 2
+
+
+def test_files_that_nobody_closed_do_not_block_the_requests_of_other_threads(tmp_path: Path) -> None:
+    """The garbage collector closes them, at any moment and in any thread: here it runs all the time."""
+    server = shutil.which("sftp-server", path="/usr/lib/openssh:/usr/libexec/openssh:/usr/lib/ssh")
+    assert server
+    (tmp_path / "read").write_bytes(content := os.urandom(400_000))
+    files = sftp.Sftp(shared_directory.Host("here", str(tmp_path), [], [server], None, [], []))
+
+    right = []
+
+    def work(thread: int) -> None:
+        for number in range(40):
+            for mode, path in (("rb", "read"), ("wb", f"{thread}-{number}")):
+                forgotten = files.open(f"{tmp_path}/{path}", mode)
+                forgotten.cycle = forgotten
+                if mode == "wb":
+                    forgotten.write(b"all")
+            right.append(files.cat_file(f"{tmp_path}/read") == content)
+        files.get_file(f"{tmp_path}/read", f"{tmp_path}/copy-{thread}")
+
+    threads = [threading.Thread(target=work, args=[number], daemon=True) for number in range(4)]
+    former = gc.get_threshold()
+    gc.set_threshold(5)
+    try:
+        for thread in threads:
+            thread.start()
+        until(lambda: not any(thread.is_alive() for thread in threads), 60)
+    finally:
+        gc.set_threshold(*former)
+    assert right == 160 * [True]
+    gc.collect()
+    files.cat_file(f"{tmp_path}/read")
+    assert {path.read_bytes() for path in tmp_path.glob("?-*")} == {b"all"}
+    assert {path.read_bytes() for path in tmp_path.glob("copy-*")} == {content}
+    files.process.kill()

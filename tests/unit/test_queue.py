@@ -51,6 +51,7 @@ def test_hangs(machine):
         pathlib.Path("up-NAME").write_text(str(process.pid))
         time.sleep(600)
 """
+DEAF = "import signal, time\n\ndef test_deaf():\n    signal.signal(2, signal.SIG_IGN)\n    time.sleep(600)\n"
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def top(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def started(top: Path, **variables: str) -> subprocess.Popen[str]:
+def started(top: Path, run: str = RUN, **variables: str) -> subprocess.Popen[str]:
     # Without plugins that these tests do not need, each pytest starts in half the time.
     environ = {
         **os.environ,
@@ -71,7 +72,7 @@ def started(top: Path, **variables: str) -> subprocess.Popen[str]:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     environ |= variables
-    command = [sys.executable, "-c", RUN]
+    command = [sys.executable, "-c", run]
     return subprocess.Popen(
         command, cwd=top, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
@@ -131,6 +132,19 @@ def test_an_interrupted_run_waits_for_the_cleanup(top: Path, of_a_terminal: bool
     assert said.count(" was interrupted after ") == 2 and "KeyboardInterrupt" in said
     assert re.fullmatch(r"=+ interrupted, no tests ran in .*s =+", said.splitlines()[-1])
     assert os.listdir(top / "tmp") == []
+
+
+def test_a_pytest_that_does_not_end_is_ended_and_counts_as_an_error(top: Path) -> None:
+    top.joinpath("tests/machines/test_a.py").write_text(HANGS.replace("NAME", "a"))
+    top.joinpath("tests/machines/test_deaf.py").write_text(DEAF)
+    top.joinpath("tests/engine/test_fine.py").write_text("def test_fine(): pass\n")
+    with started(top, f"import tools.test; tools.test.LIMIT = tools.test.CLEANUP = 4; {RUN}", JOBS="2") as process:
+        said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, said
+    assert top.joinpath("cleaned-a").exists()
+    assert "error: tests/machines/test_a.py ended with status 2\n" in said
+    assert "error: tests/machines/test_deaf.py ended with status -9\n" in said
+    assert re.fullmatch(r"=+ .*\b2 errors in .*s.* =+", said.splitlines()[-1])
 
 
 def test_files_with_shared_expensive_fixtures_run_in_one_pytest() -> None:
