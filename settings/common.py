@@ -145,6 +145,29 @@ def valid_system_package(text: str) -> str:
     return text
 
 
+def valid_group(name: str) -> str:
+    # The longest name of a GKE node pool is 40 characters, and that of a group's pool starts with "workers-".
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?", name):
+        raise ValueError(
+            f"{format_value(name)} is not the name of a group; write up to 30 of a-z, 0-9 and -, starting with a"
+            " letter, e.g. big"
+        )
+    return name
+
+
+GroupName = Annotated[str, AfterValidator(valid_group)]
+
+
+def valid_resource(name: str) -> str:
+    # Dask splits the resources of its command line at commas, spaces and equals signs.
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", name):
+        raise ValueError(
+            f"{format_value(name)} is not the name of a resource; write up to 63 of letters, digits, _, . and -,"
+            " e.g. GPU"
+        )
+    return name
+
+
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -241,7 +264,14 @@ class Numbered(Section):
 
 
 Amount = Annotated[float, BeforeValidator(valid_amount), Field(strict=False, allow_inf_nan=False)]
+# Dask resources of each worker of a group.
+Resources = dict[Annotated[str, AfterValidator(valid_resource)], Annotated[Amount, Field(gt=0)]]
 Prices = dict[str, Annotated[Amount, Field(ge=0, le=100_000)]]
+
+
+def resources_argument(resources: Mapping[str, float]) -> str:
+    """The argument of `dask worker --resources`, e.g. "GPU=1 memory=10"."""
+    return " ".join(f"{name}={amount:.15g}" for name, amount in resources.items())
 
 
 class Limits(Section):

@@ -12,11 +12,13 @@ import pulumi
 import pytest
 import yaml
 from dask.utils import parse_bytes
+from pydantic import TypeAdapter, ValidationError
 
 import settings
 from components.kubernetes.tls import tls_identities
 from settings import lock
 from settings import stack as stack_settings
+from settings.common import GroupName, Resources, resources_argument
 
 DOCUMENTED = """
 target: machines
@@ -450,6 +452,24 @@ def test_an_authority_has_no_private_key(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["lib gl1", "-y", "libgl1;reboot", ""])
 def test_a_system_package_is_a_single_name(folder: Path, name: str) -> None:
     assert "is not the name of a Debian or Red Hat package" in " ".join(problems(folder, environment__system=[name]))
+
+
+# Groups of workers.
+
+
+@pytest.mark.parametrize("name", ["", "Big", "a_b", "1a", "-a", "a-", "a.b", "a b", 31 * "a"])
+def test_a_groups_name_can_be_part_of_the_names_of_pods_and_services(name: str) -> None:
+    assert TypeAdapter(GroupName).validate_python("big-2") == "big-2"
+    with pytest.raises(ValidationError, match="is not the name of a group"):
+        TypeAdapter(GroupName).validate_python(name)
+
+
+def test_a_resource_is_a_name_that_dask_does_not_split_and_a_positive_number() -> None:
+    given = TypeAdapter(Resources).validate_python({"GPU": 1, "memory": 0.25, "bytes": 16_000_000_001})
+    assert resources_argument(given) == "GPU=1 memory=0.25 bytes=16000000001"
+    for wrong in ({"a b": 1}, {"a=b": 1}, {"a,b": 1}, {"": 1}, {"GPU": 0}, {"GPU": -1}, {"GPU": True}):
+        with pytest.raises(ValidationError):
+            TypeAdapter(Resources).validate_python(wrong)
 
 
 # Existing machines.
