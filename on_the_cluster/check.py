@@ -3,8 +3,8 @@
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
 `packages` (name to version), `imports` (names of those to import), and if the cluster has them, `bounds` (of the number
 of workers, which the running cluster sets; `workers` are the most that can run), `libraries` (range of ports on which
-libraries talk among workers), `data` (path of the shared directory) and `boot` (seconds for workers' machines or nodes
-to boot). `hosts` is "pods" in Kubernetes.
+libraries talk among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to
+boot) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in Kubernetes.
 Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 
@@ -301,9 +301,11 @@ def check_cluster(expect):
     hosts = expect.get("hosts", "machines")
     with Client(expect["address"], timeout=30) as client, contextlib.ExitStack() as stack:
         least, most, boot = None, None, expect.get("boot", 0)
-        if expect.get("bounds"):
+        if expect.get("bounds") or expect.get("sleeps"):
             stack.callback(hold, client, 0)
-            least, most = max(hold(client, HOLD + boot)["number"], 1), expect["bounds"][1]
+            held = hold(client, HOLD + boot)
+            if expect.get("bounds"):
+                least, most = max(held["number"], 1), expect["bounds"][1]
         found, workers = check_workers(client, expect["workers"], least, most, boot)
         table = [
             ("workers", found),

@@ -108,7 +108,9 @@ class KubernetesDask(Section):
     worker_args: Arguments = Field((), examples=[["--preload", "my.module"]])
     """Additional arguments for `dask worker`."""
     config: dict[str, Any] = Field({})
-    """Dask configuration, in the format of Dask's YAML files."""
+    """Dask configuration, in the format of Dask's YAML files. Unless `distributed.scheduler.no-workers-timeout` says
+    otherwise, a task that no worker can run fails after 30 minutes.
+    """
     env: Env = Field({}, examples=[{"OMP_NUM_THREADS": "1"}])
     """Environment variables for the scheduler, workers and notebooks."""
     tls: bool = True

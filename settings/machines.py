@@ -191,7 +191,9 @@ class Dask(Section):
     worker_args: Arguments = Field((), examples=ARGUMENTS_EXAMPLE)
     """Additional arguments for `dask worker`."""
     config: dict[str, Any] = Field({})
-    """Dask configuration, in the format of Dask's YAML files."""
+    """Dask configuration, in the format of Dask's YAML files. Unless `distributed.scheduler.no-workers-timeout` says
+    otherwise, a task that no worker can run fails after 30 minutes.
+    """
     env: Env = Field({}, examples=[{"OMP_NUM_THREADS": "1"}])
     """Environment variables for the scheduler, workers and notebooks. uv, which installs the packages, gets those of
     proxies too, and it alone gets those whose names begin with `UV_`.

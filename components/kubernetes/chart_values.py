@@ -9,6 +9,7 @@ from typing import Any
 
 from pulumi import Input
 
+from components.dask_config import merged, with_defaults
 from components.gke.node_pools import DATA_CLASS, GPU, SYSTEM, WORKERS, placement
 from daskstack.engine import PROJECT
 from settings.common import memory, seconds
@@ -130,7 +131,7 @@ def archive(files: Iterable[Path]) -> bytes:
 def _dask_config(settings: KubernetesTarget) -> dict[str, Any]:
     # Kubernetes evicts a worker whose folder is full, so the worker stops spilling before.
     limit = memory(settings.workers.spill.size) * 9 // 10
-    return merged({"distributed": {"worker": {"memory": {"max-spill": limit}}}}, settings.dask.config)
+    return merged({"distributed": {"worker": {"memory": {"max-spill": limit}}}}, with_defaults(settings.dask.config))
 
 
 def _placed(values: dict[str, Any], settings: KubernetesTarget) -> dict[str, Any]:
@@ -171,15 +172,6 @@ def _exposed(exposure: Exposure) -> dict[str, Any]:
     }
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges as Helm does: keys of `above` win, and its lists replace those of `below`."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
 def _with_values(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Merges the stack's own values. Their variables do not replace those of this program."""
     result = merged(values, own)
@@ -196,7 +188,10 @@ def official(settings: KubernetesTarget, lock: Lock, password: Input[str], secre
     variables = {
         **settings.dask.env,
         **{f"EXTRA_{kind}_PACKAGES": " ".join(words) for kind, words in installed.items() if words},
-        **{f"DASK_{'__'.join(path).upper().replace('-', '_')}": value for path, value in leaves(settings.dask.config)},
+        **{
+            f"DASK_{'__'.join(path).upper().replace('-', '_')}": value
+            for path, value in leaves(with_defaults(settings.dask.config))
+        },
     }
     environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in variables.items()]
     if secret.names:

@@ -287,6 +287,7 @@ class DaskOnKubernetes(ComponentResource):
             "address": self.address,
             "workers": settings.replicas,
             **({"bounds": bounds, "boot": BOOT} if bounds else {}),
+            **({"sleeps": True} if settings.limits.idle else {}),
             "python": settings.environment.python,
             "packages": self.lock.packages,
             "imports": self.lock.inputs,

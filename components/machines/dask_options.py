@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from components.dask_config import merged, with_defaults
 from settings import MachinesTarget
 
 ETC = "/etc/daskstack"
@@ -47,7 +48,7 @@ def library_ports(settings: MachinesTarget) -> str:
 
 def config(settings: MachinesTarget) -> str:
     """Dask's configuration on every machine, as JSON, which is also YAML."""
-    return json.dumps(_merged(settings.dask.config, _comm(settings, f"{TLS}/key.pem")), indent=2)
+    return json.dumps(merged(with_defaults(settings.dask.config), _comm(settings, f"{TLS}/key.pem")), indent=2)
 
 
 def notebook_config(settings: MachinesTarget, address: str) -> str:
@@ -58,7 +59,7 @@ def notebook_config(settings: MachinesTarget, address: str) -> str:
     link = {"distributed": {"dashboard": {"link": f"{dashboard_proxy(settings, address)}/status"}}}
     scheduler = {"scheduler-address": f"{protocol(settings)}://{address}:{settings.dask.ports.scheduler}"}
     ours = scheduler | _comm(settings, f"{ETC}/jupyter/key.pem")
-    return json.dumps(_merged(_merged(link, settings.dask.config), ours), indent=2)
+    return json.dumps(merged(merged(link, settings.dask.config), ours), indent=2)
 
 
 def notebook_server(settings: MachinesTarget, address: str) -> dict[str, dict]:
@@ -107,14 +108,6 @@ def preloads(settings: MachinesTarget, role: str) -> tuple[str, ...]:
     option = "--preload-nanny" if role == "nanny" else "--preload"
     each_one = [configured] if isinstance(configured, str) else configured
     return tuple(word for each in each_one for word in (option, each))
-
-
-def _merged(below: dict, above: dict) -> dict:
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
 
 
 def concerns_uv(variable: str) -> bool:

@@ -90,3 +90,22 @@ def test_any_number_of_workers_within_the_bounds_passes(client: Client, monkeypa
     assert check.check_workers(client, 2, 1, 2)[0] == found, "pods have no fixed names"
     with pytest.raises(check.Failure, match=r"workers after 0.5 s: 1, expected 2$"):
         check.check_workers(client, 2, 2, 2)
+
+
+def test_no_idle_worker_stops_during_the_check(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def hold(seconds: int) -> dict:  # as scale_pods.py does without bounds
+        held.append(seconds)
+        return {}
+
+    def check_workers(*_: object) -> tuple[str, list[str]]:
+        assert held and held[-1] > check.WAIT
+        return "seen", []
+
+    monkeypatch.setitem(client.cluster.scheduler.handlers, "workers_hold", hold)
+    monkeypatch.setattr(check, "check_workers", check_workers)
+    monkeypatch.setattr(check, "check_versions", lambda *_: "seen")
+    address = client.scheduler.address
+    check.check_cluster({"address": address, "workers": 1, "python": "", "packages": {}, "imports": [], "sleeps": True})
+    assert held[-1] == 0

@@ -289,7 +289,10 @@ def test_workers_stop_spilling_before_kubernetes_evicts_them(kubeconfig: Path) -
     assert found["worker"]["spill"]["size"] == "10Gi"
     assert found["config"]["distributed"]["worker"]["memory"]["max-spill"] == 9 * 2**30
     config = {"distributed": {"worker": {"memory": {"max-spill": "1GB"}}}}
-    assert own(parse(kubeconfig, dask={"config": config}))["config"] == config
+    assert (
+        own(parse(kubeconfig, dask={"config": config}))["config"]["distributed"]["worker"]
+        == config["distributed"]["worker"]
+    )
 
 
 def test_pods_with_a_custom_image_install_no_packages(kubeconfig: Path) -> None:

@@ -247,6 +247,16 @@ def test_the_check_wakes_the_cluster_and_no_worker_stops_during_it() -> None:
     assert room.follow(4) == 0
 
 
+def test_idle_workers_do_not_stop_during_the_check_of_a_cluster_without_bounds() -> None:
+    room = Room(Api(None, 60, 3))
+    room.follow(2)
+    room.ask("hold", seconds=240)
+    room.pods.changed = room.scheduler.idle_since = time.time() - 61
+    assert room.follow(2) == 3
+    room.ask("hold", seconds=0)
+    assert room.follow(2) == 0
+
+
 # In a real scheduler
 
 

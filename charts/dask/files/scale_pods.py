@@ -190,6 +190,9 @@ class Pods(SCALING["Number"]):
         return answer
 
     def hold(self, seconds):
+        if not self.bounds:  # only workers that are idle stop
+            self.held_until = self.clock() + seconds
+            return {}
         self.asleep = self.asleep and not seconds
         return super().hold(seconds)
 
