@@ -4,7 +4,8 @@ The one argument is JSON: `address` of the scheduler, `workers` (their names, or
 `packages` (name to version), `imports` (names of those to import), and if the cluster has them, `bounds` (of the number
 of workers, which the running cluster sets; `workers` are the most that can run), `libraries` (range of ports on which
 libraries talk among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to
-boot) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in Kubernetes.
+boot), `least` (how many workers suffice) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in
+Kubernetes.
 Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 
@@ -61,7 +62,7 @@ def read(path, deadline):
 def check_workers(client, expected, least=None, most=None, boot=0):
     """A summary, and the addresses of running workers; workers that are being retired do not count.
 
-    With bounds, `least` of the expected workers suffice, and `most` can run.
+    With `least`, this many of the expected workers suffice, and `most` can run.
     """
     bound = f" of at most {most}" if least else ""
     expected = expected if isinstance(expected, int) else set(expected)
@@ -306,6 +307,8 @@ def check_cluster(expect):
             held = hold(client, HOLD + boot)
             if expect.get("bounds"):
                 least, most = max(held["number"], 1), expect["bounds"][1]
+        if expect.get("least"):
+            least, most = min(least or expect["least"], expect["least"]), most or expect["workers"]
         found, workers = check_workers(client, expect["workers"], least, most, boot)
         table = [
             ("workers", found),

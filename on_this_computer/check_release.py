@@ -1,8 +1,9 @@
 """Waits until the release is ready, or says why it is not; then runs a check as a Kubernetes job.
 
 Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, RELEASE, WAIT (seconds for all pods to be
-ready), CHECK (the program that the job runs), EXPECT (its argument) and NOTEBOOK (its argument in the notebook server's
-pod; empty: it does not run there). Prints the program's table to stdout, and progress to stderr.
+ready), LEAST (how many workers suffice; empty: all), CHECK (the program that the job runs), EXPECT (its argument) and
+NOTEBOOK (its argument in the notebook server's pod; empty: it does not run there). Prints the program's table to
+stdout, and progress to stderr.
 """
 
 import json
@@ -58,23 +59,30 @@ class Cluster:
 def main() -> None:
     with kubectl(json.loads(os.environ["CLUSTER"])) as command:
         cluster = Cluster(command, os.environ["NAMESPACE"], os.environ["RELEASE"])
-        wait(cluster, int(os.environ["WAIT"]))
+        missing = wait(cluster, int(os.environ["WAIT"]), int(os.environ.get("LEAST") or 0))
         program = os.environ["CHECK"]
         print(printable(job(cluster, program, os.environ["EXPECT"])), end="")
+        if missing:
+            print(printable(f"{'missing':<12} {missing}"))
         if expect := os.environ["NOTEBOOK"]:
             print(printable(notebook(cluster, program, expect)), end="")
 
 
-def wait(cluster: Cluster, limit: int) -> None:
-    """Waits until every Deployment runs its pods; raises Failure with the reasons if it does not."""
+def wait(cluster: Cluster, limit: int, least: int) -> str:
+    """Waits until every Deployment runs its pods; raises Failure with the reasons if it does not.
+
+    If `least` is not 0, this many workers suffice. Returns a description of the missing ones.
+    """
     start, told, since, printed = time.monotonic(), "", {}, set()
     while True:
         deployments, pods = cluster.all("deployments"), cluster.all("pods")
         waiting = [text for each in deployments if (text := behind(each))]
         if deployments and not waiting:
-            return
+            return ""
         passed = time.monotonic() - start
         found = list(problems(deployments, pods))
+        if least and (missing := missing_workers(deployments, least)):
+            return "; ".join([missing, *(text.splitlines()[0] for _, text in found)])
         # The first line of a problem stays the same while it lasts.
         since = {key: since.get(key, passed) for _, text in found for key in text.splitlines()[:1]}
         lasting = [(final, text, passed - since[text.splitlines()[0]]) for final, text in found]
@@ -102,6 +110,29 @@ def behind(deployment: dict[str, Any]) -> str:
     if known and ready == wanted == status.get("replicas", 0):
         return ""
     return f"{deployment['metadata']['name']}: {ready} of {wanted} pods ready"
+
+
+def missing_workers(deployments: list[dict[str, Any]], least: int) -> str:
+    """Which workers do not run yet, if everything else does; empty if fewer than `least` run."""
+    workers = [each for each in deployments if each["spec"]["selector"]["matchLabels"]["component"] == "worker"]
+    wanted = sum(each["spec"]["replicas"] for each in workers)
+    running = sum(map(new_pods, workers))
+    if (
+        running == wanted
+        or running < min(least, wanted)
+        or any(behind(each) for each in deployments if each not in workers)
+    ):
+        return ""
+    return f"{wanted - running} of {wanted} workers, which join later"
+
+
+def new_pods(deployment: dict[str, Any]) -> int:
+    """How many pods of the last change are available."""
+    status = deployment["status"]
+    if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
+        return 0
+    former = status.get("replicas", 0) - status.get("updatedReplicas", 0)
+    return max(status.get("availableReplicas", 0) - former, 0)
 
 
 def problems(deployments: list[dict], pods: list[dict]) -> Iterator[tuple[bool, str]]:

@@ -231,6 +231,10 @@ class KubernetesTarget(Section):
                 " and set namespace.name and namespace.create: false"
             )
             yield Conflict(place, text)
+        least = self.workers.at_least or 0
+        if not values and least > self.replicas:
+            text = f"{least} is more than the stack's {self.replicas} workers; write {self.replicas} or less"
+            yield Conflict(("workers", "atLeast"), text)
         yield from _bucket_conflicts(self)
         yield from _data_conflicts(self)
         yield from _bounds_conflicts(self, self.values if not values else {})

@@ -133,6 +133,10 @@ class KubernetesWorkers(Pod):
     """
     max: int | None = Field(None, ge=1, le=1000, examples=[8])
     """The largest number of worker pods. Required if `min` is set."""
+    at_least: int | None = Field(None, ge=1, examples=[2])
+    """`up` succeeds as soon as this many workers run, and says which are missing and why. They join later. By default,
+    it waits for all of them.
+    """
     threads: int | None = Field(None, ge=1, examples=[2])
     """Threads per worker; by default the number of its CPUs, rounded down, but at least 1."""
     spill: Spill = Spill()

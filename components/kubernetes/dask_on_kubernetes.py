@@ -288,6 +288,7 @@ class DaskOnKubernetes(ComponentResource):
             "workers": settings.replicas,
             **({"bounds": bounds, "boot": BOOT} if bounds else {}),
             **({"sleeps": True} if settings.limits.idle else {}),
+            **({"least": settings.workers.at_least} if settings.workers.at_least else {}),
             "python": settings.environment.python,
             "packages": self.lock.packages,
             "imports": self.lock.inputs,
@@ -300,6 +301,7 @@ class DaskOnKubernetes(ComponentResource):
             {
                 "RELEASE": NAME,
                 "WAIT": str(settings.wait),
+                **({"LEAST": str(settings.workers.at_least)} if settings.workers.at_least else {}),
                 "CHECK": CHECK.read_text(),
                 "EXPECT": json.dumps(expect),
                 "NOTEBOOK": json.dumps({"imports": self.lock.inputs}) if self.lock.inputs else "",

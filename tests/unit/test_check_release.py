@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from on_this_computer import wait_for_deletion
-from on_this_computer.check_release import behind, manifest, obstacles, problems
+from on_this_computer.check_release import behind, manifest, missing_workers, obstacles, problems
 
 
 def deployment(wanted: int = 2, **status: Any) -> dict[str, Any]:
@@ -39,6 +39,25 @@ def test_a_release_is_complete_when_all_pods_are_new_and_ready_and_old_ones_are_
     assert behind(deployment(updatedReplicas=0))
     assert behind(deployment(replicas=3))
     assert behind(deployment(observedGeneration=2)), "the change has not been looked at yet"
+
+
+def of(component: str, deployment: dict[str, Any]) -> dict[str, Any]:
+    deployment["spec"]["selector"] = {"matchLabels": {"component": component}}
+    return deployment
+
+
+def test_with_at_least_the_missing_workers_are_counted_once_everything_else_runs() -> None:
+    scheduler, two = of("scheduler", deployment(1)), of("worker", deployment(2))
+    some = of("worker", deployment(3, availableReplicas=1))
+    assert missing_workers([scheduler, two, some], 3) == "2 of 5 workers, which join later"
+    assert missing_workers([scheduler, two, some], 4) == "", "too few"
+    assert missing_workers([of("scheduler", deployment(1, availableReplicas=0)), two, some], 3) == ""
+    replaced = of("worker", deployment(3, replicas=4, updatedReplicas=2))
+    assert missing_workers([scheduler, replaced], 1) == "2 of 3 workers, which join later", "2 pods are former ones"
+    former = of("worker", deployment(3, replicas=4, availableReplicas=4))
+    assert missing_workers([scheduler, former], 1) == "", "no worker is missing, but a former one has to end"
+    assert missing_workers([scheduler, of("worker", deployment(3, observedGeneration=2))], 1) == ""
+    assert missing_workers([scheduler, of("worker", deployment(3, availableReplicas=1))], 9) == ""
 
 
 FAILED_QUOTA = {"type": "ReplicaFailure", "status": "True", "message": "pods are forbidden: exceeded quota"}

@@ -58,6 +58,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "workers.replicas: the running cluster sets the number of workers within workers.min and workers.max",
     ),
     (
+        {"workers": {"replicas": 2, "atLeast": 3}},
+        "workers.atLeast: 3 is more than the stack's 2 workers; write 2 or less",
+    ),
+    (
         {"workers": {"max": 2}, "values": {"additional_worker_groups": [{"name": "gpu"}]}},
         "values.additional_worker_groups: is not available with workers.min and workers.max; remove it, or set",
     ),
