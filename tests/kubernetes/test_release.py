@@ -654,6 +654,15 @@ def test_up_says_which_quota_limit_volume_image_or_node_keeps_pods_from_starting
         assert re.search(text, said), said
 
 
+def test_up_succeeds_with_enough_workers_and_says_which_are_missing_and_why(asleep: Stack) -> None:
+    groups = [{"name": "large", "replicas": 1, "resources": {"requests": {"cpu": 500}}}]
+    workers = ASLEEP["workers"] | {"atLeast": 1}
+    asleep.change(exposed(asleep) | {"workers": workers, "values": {"additional_worker_groups": groups}, "wait": 120})
+    said = asleep.up()
+    assert re.search(r"workers +1 running of at most 2, ", said), said
+    assert re.search(r"missing +1 of 2 workers, which join later; dask-large-\S+ .*Insufficient cpu", said), said
+
+
 def kill_while(stack: Stack, status: str, namespace: str = SPACE) -> None:
     """Starts `up` and kills all its processes while helm's release has this status."""
     stack.run("stack", "select", "--create")
