@@ -140,12 +140,10 @@ def test_a_persons_token_opens_the_releases_ports_and_permits_nothing_else(owned
 def test_only_the_scheduler_accepts_certificates_of_people_and_no_pod_can_sign_them(built: Stack) -> None:
     authority = built.outputs()["authority"]
     found = json.loads(built.kubectl("get", "secrets", "--output", "json"))["items"]
-    secrets = {
-        each["metadata"]["name"]: "".join(base64.b64decode(value).decode() for value in each["data"].values())
-        for each in found
-    }
-    assert {name for name, text in secrets.items() if authority["certificate"] in text} == {"dask-tls-scheduler"}
-    assert not [name for name, text in secrets.items() if authority["key"].splitlines()[1] in text]
+    secrets = {each["metadata"]["name"]: b"".join(map(base64.b64decode, each["data"].values())) for each in found}
+    certificate, key = authority["certificate"].encode(), authority["key"].encode().splitlines()[1]
+    assert {name for name, content in secrets.items() if certificate in content} == {"dask-tls-scheduler"}
+    assert not [name for name, content in secrets.items() if key in content]
 
 
 def test_an_access_file_needs_only_kubectl_and_a_renewed_one_replaces_it(owned: Stack, tmp_path: Path) -> None:
