@@ -114,7 +114,8 @@ def behind(deployment: dict[str, Any]) -> str:
 
 def missing_workers(deployments: list[dict[str, Any]], least: int) -> str:
     """Which workers do not run yet, if everything else does; empty if fewer than `least` run."""
-    workers = [each for each in deployments if each["spec"]["selector"]["matchLabels"]["component"] == "worker"]
+    # The component of workers is the name of their group.
+    workers = [each for each in deployments if component(each) not in ("scheduler", "jupyter")]
     wanted = sum(each["spec"]["replicas"] for each in workers)
     running = sum(map(new_pods, workers))
     if (
@@ -124,6 +125,10 @@ def missing_workers(deployments: list[dict[str, Any]], least: int) -> str:
     ):
         return ""
     return f"{wanted - running} of {wanted} workers, which join later"
+
+
+def component(deployment: dict[str, Any]) -> str:
+    return deployment["spec"]["selector"]["matchLabels"]["component"]
 
 
 def new_pods(deployment: dict[str, Any]) -> int:
@@ -249,7 +254,7 @@ def obstacles(cluster: Cluster, job: str) -> Iterator[tuple[bool, str]]:
 def notebook(cluster: Cluster, program: str, expect: str) -> str:
     """The program's output in the notebook server's pod; empty if there is none."""
     for deployment in cluster.all("deployments"):
-        if deployment["spec"]["selector"]["matchLabels"]["component"] == "jupyter":
+        if component(deployment) == "jupyter":
             container = deployment["spec"]["template"]["spec"]["containers"][0]["name"]
             pod = ("exec", f"deployment/{deployment['metadata']['name']}", "--container", container)
             # kubectl's other limit would end the program too.
@@ -259,7 +264,7 @@ def notebook(cluster: Cluster, program: str, expect: str) -> str:
 
 def job(cluster: Cluster, program: str, expect: str) -> str:
     """The job's output; raises Failure with its last lines if it fails."""
-    by_part = {each["spec"]["selector"]["matchLabels"]["component"]: each for each in cluster.all("deployments")}
+    by_part = {component(each): each for each in cluster.all("deployments")}
     like = by_part.get("worker") or by_part["scheduler"]
     cluster.run("delete", "job", JOB, "--ignore-not-found", "--wait")
     cluster.run("apply", "--filename", "-", stdin=json.dumps(manifest(like, program, expect)))

@@ -48,7 +48,7 @@ def of(component: str, deployment: dict[str, Any]) -> dict[str, Any]:
 
 def test_with_at_least_the_missing_workers_are_counted_once_everything_else_runs() -> None:
     scheduler, two = of("scheduler", deployment(1)), of("worker", deployment(2))
-    some = of("worker", deployment(3, availableReplicas=1))
+    some = of("gpu", deployment(3, availableReplicas=1))
     assert missing_workers([scheduler, two, some], 3) == "2 of 5 workers, which join later"
     assert missing_workers([scheduler, two, some], 4) == "", "too few"
     assert missing_workers([of("scheduler", deployment(1, availableReplicas=0)), two, some], 3) == ""
