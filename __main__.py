@@ -77,7 +77,7 @@ else:
             "machines",
             {
                 "stack": stack,
-                "names": list(cluster.machines.machine_names),
+                "names": list(cluster.machine_names),
                 "release": settings.LOCAL_RELEASES[cluster.environment.python],
             },
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pulumi
@@ -30,6 +30,16 @@ def require(stack: str, lacking: Sequence[str] = ()) -> None:
     lacking = [*([] if has_credentials() else [ACCOUNT]), *lacking]
     if lacking and not pulumi.runtime.is_dry_run():
         raise RunError("\n  ".join(["prerequisites are missing on this computer; nothing was created", *lacking]))
+
+
+def require_short(machines: Iterable[str]) -> None:
+    """Raises RunError if a machine's name is too long for Google Cloud."""
+    for name in machines:
+        if len(name) > 63:
+            raise RunError(
+                f"{name} has more than the 63 characters of a name in Google Cloud: use a shorter name for the stack,"
+                " or for the group in workers.groups"
+            )
 
 
 def account_id(name: str) -> str:

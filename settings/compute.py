@@ -2,13 +2,24 @@
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from settings import cost
-from settings.common import Conflict, Limits, Listed, Numbered, Place, Section, memory, seconds, valid_duration
+from settings.common import (
+    Conflict,
+    Limits,
+    Listed,
+    Numbered,
+    Place,
+    Section,
+    dotted,
+    memory,
+    seconds,
+    valid_duration,
+)
 from settings.gke import NAME, Accelerators, GoogleLabels, LocalSsds, Machine, Name, Private, Project, matching
 
 if TYPE_CHECKING:
@@ -147,7 +158,8 @@ class ComputeSource(Numbered):
         """The network in which the machines reach each other."""
         return self.network.range if self.network else self.range
 
-    def conflicts(self, ssh: tuple[str, ...]) -> Iterator[Conflict]:
+    def conflicts(self, ssh: tuple[str, ...], needed: int) -> Iterator[Conflict]:
+        """`ssh` is `firewall.ssh`, and `needed` the number of all machines."""
         place: Place = ("firewall", "ssh")
         if not ssh and not self.iap_port:
             text = (
@@ -163,50 +175,59 @@ class ComputeSource(Numbered):
             place = ("machines", "range")
             yield Conflict(place, "applies only to a network that the stack creates; remove it or machines.network")
         usable = ipaddress.ip_network(self.cidr).num_addresses - 4  # Google reserves four
-        if usable < len(self.machine_names):
+        if usable < needed:
             place = ("machines", "network", "range") if self.network else ("machines", "range")
-            needed = len(self.machine_names)
             text = f"{self.cidr} has room for {max(usable, 0)} machines, not {needed}; write a larger range"
             yield Conflict(place, text)
 
-    def bill(
-        self, limits: Limits, prices: Mapping[str, float], bounds: tuple[int, int] | tuple[None, None]
-    ) -> list[cost.Item]:
-        """The cost, item by item. Disks cost money even while their machines are stopped.
 
-        With `bounds`, the largest number of workers works, and the smallest is idle. Tasks can start all machines.
-        """
-        others = cost.others(prices, self.region)
-        kept = 0 if limits.idle else 1
-        # The cluster spreads its workers over the machines.
-        low, high = (self.workers if bound is None else min(bound, self.workers) for bound in bounds)
-        items = [
-            *cost.pool("the scheduler", self.scheduler, 1, kept, prices, self.region, disks=1),
-            *cost.pool(
-                "workers", self.worker, high, kept * low, prices, self.region, disks=self.workers, most=self.workers
-            ),
-        ]
-        if not self.data_disk.name:
-            disk = self.data_disk.size * others[self.data_disk.type] / cost.HOURS
-            items.append(cost.Item(f"the data disk, {self.data_disk.size} GB", disk, disk))
-        if not self.iap_port:
-            items.append(cost.Item("the scheduler's address", others["address"], others["address"]))
-        if not self.network:
-            nat = others["address"] + others["nat"] * len(self.machine_names)
-            items.append(cost.Item("Cloud NAT", nat, kept * nat))
-        return items
+def instances(cluster: "MachinesTarget", machines: ComputeSource) -> dict[Place, Instance]:
+    """The kinds of machines, by their places in the settings."""
+    groups = {group.instance_place: group.instance for group in cluster.groups if group.instance}
+    return {("machines", "scheduler"): machines.scheduler, **groups}
 
-    def priced(self) -> set[str]:
-        """The machine and GPU types for which `prices` may give a price."""
-        accelerators = self.worker.accelerators
-        return {self.scheduler.machine, self.worker.machine, *([accelerators.type] if accelerators else [])}
+
+def bill(cluster: "MachinesTarget", machines: ComputeSource) -> list[cost.Item]:
+    """The cost, item by item. Disks cost money even while their machines are stopped.
+
+    With bounds, the largest number of workers works, and the smallest is idle. Tasks can start all machines.
+    """
+    prices, region, count = cluster.prices, machines.region, machines.workers
+    others = cost.others(prices, region)
+    kept = 0 if cluster.limits.idle else 1
+    # The cluster spreads its workers over the machines.
+    low, high = (count if bound is None else min(bound, count) for bound in cluster.bounds)
+    items = [
+        *cost.pool("the scheduler", machines.scheduler, 1, kept, prices, region, disks=1),
+        *cost.pool("workers", machines.worker, high, kept * low, prices, region, disks=count, most=count),
+    ]
+    for group in cluster.workers.groups:
+        kind, number = group.worker or machines.worker, group.machines or 1
+        items += cost.pool(f"group {group.name}", kind, number, kept * number, prices, region, disks=number)
+    if not machines.data_disk.name:
+        disk = machines.data_disk.size * others[machines.data_disk.type] / cost.HOURS
+        items.append(cost.Item(f"the data disk, {machines.data_disk.size} GB", disk, disk))
+    if not machines.iap_port:
+        items.append(cost.Item("the scheduler's address", others["address"], others["address"]))
+    if not machines.network:
+        nat = others["address"] + others["nat"] * len(cluster.machine_names)
+        items.append(cost.Item("Cloud NAT", nat, kept * nat))
+    return items
+
+
+def priced(cluster: "MachinesTarget", machines: ComputeSource) -> set[str]:
+    """The machine and GPU types for which `prices` may give a price."""
+    kinds = instances(cluster, machines).values()
+    accelerators = [each.accelerators for each in kinds if isinstance(each, WorkerInstance) and each.accelerators]
+    return {each.machine for each in kinds} | {each.type for each in accelerators}
 
 
 def compute_conflicts(cluster: "MachinesTarget", machines: ComputeSource) -> Iterator[Conflict]:
     """Settings that Google Cloud does not support, or that have no effect there."""
     place: Place
-    for name in ("scheduler", "worker"):
-        yield from cost.machine_conflicts(("machines", name), getattr(machines, name), cluster.prices)
+    kinds = instances(cluster, machines)
+    for place, kind in kinds.items():
+        yield from cost.machine_conflicts(place, kind, cluster.prices)
     if cluster.firewall.open:
         place = ("firewall", "open")
         yield Conflict(place, "has no effect in Google Cloud, where the network admits only SSH; remove it")
@@ -214,23 +235,26 @@ def compute_conflicts(cluster: "MachinesTarget", machines: ComputeSource) -> Ite
         place = ("data", "delete")
         text = f"has no effect on disk {machines.data_disk.name}, which the stack did not create; remove it"
         yield Conflict(place, text)
-    holder = "scheduler" if (cluster.data.machine or machines.scheduler_name) == machines.scheduler_name else "worker"
-    if cost.disk_type(getattr(machines, holder).machine) != "pd-balanced":
-        place = ("machines", holder, "machine")
-        text = f"{getattr(machines, holder).machine} cannot have the data disk, a {machines.data_disk.type}"
+    holder = cluster.data.machine or machines.scheduler_name
+    at_head = holder == machines.scheduler_name
+    place = ("machines", "scheduler") if at_head else cluster.group_of(holder).instance_place
+    if cost.disk_type(kinds[place].machine) != "pd-balanced":
+        text = f"{kinds[place].machine} cannot have the data disk, a {machines.data_disk.type}"
         remedy = "write e.g. e2-standard-4, or write another machine for data.machine"
-        yield Conflict(place, f"{text}; {remedy}")
+        yield Conflict((*place, "machine"), f"{text}; {remedy}")
     idle, oldest, place = cluster.limits.idle, cluster.limits.max_age, ("limits", "maxAge")
     if oldest and seconds(oldest) > 120 * 86400:
         yield Conflict(place, f"{oldest} is longer than the 120 days that Google allows; write 120d or less")
     elif idle and oldest and seconds(idle) >= seconds(oldest):
         text = f"{oldest} is not longer than limits.idle, {idle}; write a longer duration, or a shorter limits.idle"
         yield Conflict(place, text)
-    size, workers = cost.machine(machines.worker.machine), cluster.workers
-    if size and workers.memory_limit and workers.per_machine * memory(workers.memory_limit) > size.memory * 2**30:
-        place = ("workers", "memoryLimit")
-        text = (
-            f"{workers.per_machine} times {workers.memory_limit} exceeds the {size.memory:g} GB of machine type"
-            f" {machines.worker.machine}; write less, or a larger machines.worker.machine"
-        )
-        yield Conflict(place, text)
+    for group in cluster.groups:
+        if group.instance is None:
+            continue
+        size = cost.machine(group.instance.machine)
+        if size and group.memory_limit and group.per_machine * memory(group.memory_limit) > size.memory * 2**30:
+            text = (
+                f"{group.per_machine} times {group.memory_limit} exceeds the {size.memory:g} GB of machine type"
+                f" {group.instance.machine}; write less, or a larger {dotted(group.instance_place)[1:]}.machine"
+            )
+            yield Conflict((*group.place, "memoryLimit"), text)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from settings import cost
+from settings import compute, cost
 from settings.buckets import BUCKETS_EXAMPLE, Buckets, bucket_conflicts
 from settings.common import (
     LIBRARY_PORTS,
@@ -33,6 +33,7 @@ from settings.compute import POWER_PORTS, ComputeSource, MachineLimits, compute_
 from settings.dask_arguments import MACHINES_ARGUMENTS, MACHINES_CONFIG, config_conflicts, valid_argument
 from settings.existing import ExistingSource, existing_conflicts, unknown_machine
 from settings.folders import NO_DATA, NO_SPILL, is_below, valid_folder, valid_mount_option
+from settings.groups import Group, MachineGroup, group_conflicts, groups
 
 MINIMAL = {"target": "machines", "machines": {"source": "local", "workers": 2}}
 
@@ -68,8 +69,10 @@ class LocalSource(Numbered):
 class Workers(Section):
     """Dask's worker processes."""
 
-    per_machine: int = Field(1, ge=1, le=64)
-    """Number of worker processes per machine."""
+    per_machine: int | None = Field(None, ge=1, le=64, examples=[2])
+    """Number of worker processes per machine; by default one, or one per GPU of `machines.worker`. If there is one per
+    GPU, each process sees only its own (`CUDA_VISIBLE_DEVICES`).
+    """
     min: int | None = Field(None, ge=0, examples=[1])
     """The smallest number of worker processes of the whole stack. With `min` or `max`, the running cluster sets the
     number within these bounds (`cluster.scale`, `daskstack scale`), and `up` keeps it. The default is 1 if `max` is
@@ -91,6 +94,10 @@ class Workers(Section):
     """Tasks and notebooks can read files in `/home` that every user of the machine can read. Otherwise `/home` is
     empty for them.
     """
+    groups: Annotated[tuple[MachineGroup, ...], Listed] = Field(
+        (), examples=[[{"name": "big", "resources": {"BIG": 1}}]]
+    )
+    """Machines whose workers differ from the others. Not together with `min` or `max`."""
 
 
 class MachineJupyter(Section):
@@ -244,12 +251,31 @@ class MachinesTarget(Section):
         return self.model_copy(update={"data": data, "environment": environment, "workers": workers})
 
     @property
+    def machine_names(self) -> tuple[str, ...]:
+        """All machines, the scheduler's first."""
+        own = self.machines.machine_names
+        grouped = (name for group in self.groups for name in group.machines)
+        return (*own, *(name for name in grouped if name not in own))
+
+    @property
+    def groups(self) -> list[Group]:
+        """All machines that run workers. The first group has those that are in no other."""
+        return groups(self)
+
+    def group_of(self, machine: str) -> Group:
+        """The first group also has the settings of a machine that runs no workers."""
+        found = self.groups
+        return next((group for group in found if machine in group.machines), found[0])
+
+    @property
     def processes(self) -> int:
         """The number of worker processes that the machines provide."""
-        names = set(self.machines.machine_names)
-        if not self.machines.scheduler_works:
-            names -= {self.machines.scheduler_name}
-        return len(names) * self.workers.per_machine
+        return sum(len(group.machines) * group.per_machine for group in self.groups)
+
+    @property
+    def most_per_machine(self) -> int:
+        """The largest number of worker processes of one machine."""
+        return max(group.per_machine for group in self.groups)
 
     @property
     def bounds(self) -> tuple[int, int] | tuple[None, None]:
@@ -263,13 +289,14 @@ class MachinesTarget(Section):
         """The cost of machines in Google Cloud, item by item."""
         if not isinstance(self.machines, ComputeSource):
             return []
-        return self.machines.bill(self.limits, self.prices, self.bounds)
+        return compute.bill(self, self.machines)
 
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Settings that contradict each other or the lock."""
-        names, machine = self.machines.machine_names, self.data.machine
+        names, machine = self.machine_names, self.data.machine
         if isinstance(self.machines, ExistingSource):
             yield from existing_conflicts(self.machines)
+        yield from group_conflicts(self)
         yield from _cloud_conflicts(self)
         if machine and machine not in names:
             place = ("data", "machine")
@@ -330,9 +357,9 @@ def _cloud_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     machines, limits = cluster.machines, cluster.limits
     place: Place
     if isinstance(machines, ComputeSource):
-        yield from machines.conflicts(cluster.firewall.ssh)
+        yield from machines.conflicts(cluster.firewall.ssh, len(cluster.machine_names))
         yield from compute_conflicts(cluster, machines)
-        yield from cost.conflicts(limits, cluster.bill(), cluster.prices, machines.priced())
+        yield from cost.conflicts(limits, cluster.bill(), cluster.prices, compute.priced(cluster, machines))
         yield from bucket_conflicts(cluster.data.buckets)
         return
     if cluster.data.buckets:
@@ -353,7 +380,7 @@ def _cloud_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
 
 
 def _port_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
-    ports, processes = cluster.dask.ports, cluster.workers.per_machine
+    ports, processes = cluster.dask.ports, cluster.most_per_machine
     block = range(ports.workers, ports.workers + 3 * processes)
     block_place = ("dask", "ports", "workers")
     need = f"{len(block)} ports, 3 per worker process on a machine"

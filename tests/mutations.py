@@ -281,7 +281,7 @@ DATA = [
         '      fatal "cannot remove workers without',
         '      note "cannot remove workers without',
         "tests/machines/test_change.py"
-        "::test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_rejected",
+        "::test_workers_and_groups_are_added_and_removed_without_data_loss_and_removed_keys_are_rejected",
     ),
     Mutation(
         "owner-changes",

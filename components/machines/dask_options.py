@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from components.dask_config import merged, with_defaults
 from settings import MachinesTarget
+from settings.common import resources_argument
+from settings.groups import Group
 
 ETC = "/etc/daskstack"
 TLS = f"{ETC}/tls"
@@ -19,7 +21,8 @@ def protocol(settings: MachinesTarget) -> str:
 
 def worker_names(settings: MachinesTarget, machines: Iterable[str]) -> list[str]:
     """The names that the step `service` gives to the worker processes of these machines."""
-    return [f"{machine}-{number + 1}" for machine in machines for number in range(settings.workers.per_machine)]
+    counts = {machine: settings.group_of(machine).per_machine for machine in machines}
+    return [f"{machine}-{number + 1}" for machine, count in counts.items() for number in range(count)]
 
 
 def bounds(settings: MachinesTarget) -> list[int] | None:
@@ -28,15 +31,15 @@ def bounds(settings: MachinesTarget) -> list[int] | None:
     return None if workers.min is None or workers.max is None else [workers.min, workers.max]
 
 
-def worker_ports(settings: MachinesTarget) -> range:
+def worker_ports(settings: MachinesTarget, processes: int) -> range:
     """The fixed ports of a machine's worker processes: worker, nanny and dashboard of each."""
     first = settings.dask.ports.workers
-    return range(first, first + 3 * settings.workers.per_machine)
+    return range(first, first + 3 * processes)
 
 
-def dask_ports(settings: MachinesTarget) -> str:
-    """The ports of Dask's services, which the cluster's machines open to each other, separated by spaces."""
-    ports, workers = settings.dask.ports, worker_ports(settings)
+def dask_ports(settings: MachinesTarget, processes: int) -> str:
+    """The ports that a machine with this number of worker processes opens to the others, separated by spaces."""
+    ports, workers = settings.dask.ports, worker_ports(settings, processes)
     return f"{ports.scheduler} {ports.dashboard} {workers.start}-{workers.stop - 1}"
 
 
@@ -108,6 +111,11 @@ def preloads(settings: MachinesTarget, role: str) -> tuple[str, ...]:
     option = "--preload-nanny" if role == "nanny" else "--preload"
     each_one = [configured] if isinstance(configured, str) else configured
     return tuple(word for each in each_one for word in (option, each))
+
+
+def resources(group: Group) -> tuple[str, ...]:
+    """The Dask resources of a group's workers as arguments."""
+    return ("--resources", resources_argument(group.resources)) if group.resources else ()
 
 
 def concerns_uv(variable: str) -> bool:

@@ -112,7 +112,7 @@ def _firewall(cluster: Cluster, machine: Machine, network: Input[str]) -> Variab
         "NETWORK": network,
         "SSH_PORT": str(machine.host.port),
         "SSH_SOURCES": "0.0.0.0/0" if machine.host.guarded else " ".join(settings.ssh),
-        "PORTS": dask_options.dask_ports(cluster.settings),
+        "PORTS": dask_options.dask_ports(cluster.settings, cluster.settings.group_of(machine.host.name).per_machine),
         "LIBRARY_PORTS": dask_options.library_ports(cluster.settings),
         "OPEN": " ".join(f"{each.port}={source}" for each in settings.open for source in each.sources),
         "CLOSE_OTHERS": "yes" if settings.close_others else "no",
@@ -234,6 +234,7 @@ def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> No
     )
 
     def variables(machine: Machine) -> Variables:
+        group = settings.group_of(machine.host.name)
         roles = {"scheduler": machine is cluster.head, "worker": machine.host.name in cluster.workers}
         return {
             "ROLES": " ".join(role for role, has in roles.items() if has),
@@ -243,9 +244,10 @@ def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> No
             "SCHEDULER_PORT": str(ports.scheduler),
             "DASHBOARD_PORT": str(ports.dashboard),
             "WORKERS_PORT": str(ports.workers),
-            "WORKERS": str(settings.workers.per_machine),
-            "THREADS": str(settings.workers.threads or ""),
-            "MEMORY": settings.workers.memory_limit or "",
+            "WORKERS": str(group.per_machine),
+            "THREADS": str(group.threads or ""),
+            "MEMORY": group.memory_limit or "",
+            "GPU_EACH": "yes" if group.gpu_each else "no",
             "SPILL": settings.workers.spill,
             "SSDS": " ".join(machine.host.ssds),
             "DATA_PATH": settings.data.path,
@@ -253,7 +255,7 @@ def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> No
             "CONFIG": dask_options.config(settings),
             "SECRET_ENV": secrets,
             "SCHEDULER_ARGS": dask_options.quoted(scheduler_args),
-            "WORKER_ARGS": dask_options.quoted(worker_args),
+            "WORKER_ARGS": dask_options.quoted((*worker_args, *dask_options.resources(group))),
             "RELOAD": RELOAD.read_text() if settings.dask.tls else "",
             "PEOPLE": PEOPLE.read_text() if settings.dask.tls and machine is cluster.head else "",
             "DRAIN": DRAIN.read_text(),

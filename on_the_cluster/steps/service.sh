@@ -6,6 +6,7 @@
 #   WORKERS         number of worker processes on this machine
 #   THREADS         threads per worker; empty: CPUs divided by WORKERS
 #   MEMORY          memory limit per worker; empty: memory divided by WORKERS
+#   GPU_EACH        yes: each worker process uses only its own GPU of this machine, of which there are WORKERS
 #   SPILL           folder on this machine's own disk; workers only use the subfolder daskstack
 #   SSDS            block devices to mount at SPILL, which can be empty after a boot; empty: SPILL is a folder
 #   DATA_PATH       the shared directory
@@ -105,6 +106,7 @@ worker_environment() {
   [ -n "$memory" ] || memory=$((kib * 1024 / WORKERS)) # in bash, because Debian's awk writes at most 2147483647
   printf 'ADDRESS=%s\nWORKER_PORT=%s\nNANNY_PORT=%s\nDASHBOARD_PORT=%s\nTHREADS=%s\nMEMORY="%s"\n' \
     "$ADDRESS" $port $((port + 1)) $((port + 2)) "$threads" "$memory"
+  [ "$GPU_EACH" != yes ] || echo "CUDA_VISIBLE_DEVICES=$(($1 - 1))"
 }
 
 # stop_workers_from NUMBER: stop and remove the units of workers with this number or a higher one.

@@ -56,6 +56,13 @@ def bounded(stack: Previews) -> dict[str, dict[str, Any]]:
     return stack.resources(workers={"min": 1})
 
 
+@pytest.fixture(scope="module")
+def grouped(stack: Previews) -> dict[str, dict[str, Any]]:
+    gpu = {"machine": "n1-standard-4", "accelerators": {"type": "nvidia-tesla-t4", "count": 2}, "localSsds": 1}
+    groups = [{"name": "gpu", "machines": 2, "worker": gpu}, {"name": "more"}]
+    return stack.resources(workers={"groups": groups}, limits=stack.shipped["limits"] | {"hourlyCost": 9})
+
+
 def instances(planned: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [planned[name] for name in MACHINES]
 
@@ -228,6 +235,37 @@ def test_machine_types_images_and_gpus_follow_the_settings(shipped: dict, change
     assert worker["guestAccelerators"] == [{"type": "nvidia-tesla-t4", "count": 2}]
     assert worker["scheduling"]["onHostMaintenance"] == "TERMINATE"  # machines with GPUs cannot migrate live
     assert worker["bootDisk"]["initializeParams"]["image"] == "ubuntu-os-cloud/ubuntu-2204-lts"
+
+
+def test_machines_of_groups_have_their_own_type_or_that_of_the_workers(grouped: dict) -> None:
+    planned = inputs(grouped)
+    first, second, more = (planned[f"machines-{name}"] for name in ("gpu-1", "gpu-2", "more-1"))
+    for each in (first, second):
+        assert each["machineType"] == "n1-standard-4"
+        assert each["guestAccelerators"] == [{"type": "nvidia-tesla-t4", "count": 2}]
+        assert each["scratchDisks"] == [{"interface": "NVME"}]
+        assert each["scheduling"]["provisioningModel"] == "STANDARD"
+    assert [each["name"] for each in (first, second)] == ["dask-vms-gpu-1", "dask-vms-gpu-2"]
+    like = planned["machines-worker-2"]
+    assert more == like | {"name": "dask-vms-more-1", "networkInterfaces": more["networkInterfaces"]}
+
+
+def test_groups_change_no_other_resource_in_google_cloud_but_the_ports_inside(grouped: dict, states: dict) -> None:
+    def clouds(states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        planned = inputs({name: each for name, each in states.items() if each["type"].startswith("gcp:")})
+        # Each preview makes another login key.
+        return {
+            name: {key: given for key, given in each.items() if key != "metadata"} for name, each in planned.items()
+        }
+
+    found, before = clouds(grouped), clouds(states)
+    new = found.keys() - before.keys()
+    machines = ("gpu-1", "gpu-2", "more-1")
+    assert new == {f"machines-{name}{kind}" for name in machines for kind in ("", "-address")}
+    assert [name for name in before if found[name] != before[name]] == ["machines-inside-open"]
+    assert "9000-9005" in found["machines-inside-open"]["allows"][0]["ports"]
+    others = {name for name in grouped.keys() - states.keys() if not any(machine in name for machine in machines)}
+    assert not others and not states.keys() - grouped.keys()
 
 
 def test_only_workers_have_local_ssds(shipped: dict, changed: dict) -> None:

@@ -12,7 +12,7 @@ from daskstack.client_keys import ssh_identity
 from rehearsal.machines import CommandError
 from settings import HOST_KEY
 from tests.checkout import Checkout
-from tests.engine.previews import planned
+from tests.engine.previews import inputs, planned
 
 HOSTS = [
     {"name": "head", "address": "203.0.113.5", "port": 2222, "hostKey": HOST_KEY},
@@ -65,6 +65,25 @@ def test_a_preview_shows_every_machine_without_connecting(
         assert states - {"certificates"} | {"authority", "jupyter", "jobs"} == set(STATES)
     assert "machines-gate-host-key" in found
     assert "\nSSH_PORT=2222\n" in found["dask-head-firewall"]["inputs"]["stdin"]
+
+
+def test_a_machine_that_joins_a_group_gets_its_workers_and_ports_and_no_other_machine_changes(
+    checkout: Checkout,
+) -> None:
+    def steps(**workers: list[dict]) -> dict[str, str]:
+        hosts = [{**host, "hostKey": HOST_KEY} for host in HOSTS]
+        settings = {"target": "machines", "machines": {**MACHINES, "hosts": hosts}, "workers": workers}
+        stack = yaml.safe_load(checkout.file.read_text())
+        stack["config"]["dask:cluster"] = settings
+        checkout.file.write_text(yaml.safe_dump(stack))
+        return {name: each["stdin"] for name, each in inputs(preview(checkout)).items() if "stdin" in each}
+
+    group = {"name": "big", "hosts": ["worker-2"], "perMachine": 2, "resources": {"BIG": 1}}
+    before, found = steps(), steps(groups=[group])
+    changed = {name for name in before if before[name] != found[name]} - {"dask-client-certificates"}  # new keys
+    own = {f"dask-worker-2-{step}" for step in ("firewall", "reachable", "service")}
+    assert changed == {*own, "dask-members"}
+    assert 'WORKER_ARGS=\'"--resources" "BIG=1"\'\n' in found["dask-worker-2-service"]
 
 
 def test_without_agent_and_key_nothing_is_registered_and_both_remedies_are_printed(checkout: Checkout) -> None:

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,6 +67,22 @@ def counter() -> type:
     return Counter
 
 
+def place() -> Callable[[int], str]:
+    """Defined inside a function, like `tasks`."""
+
+    def host(_: int) -> str:
+        import socket
+
+        return socket.gethostname()
+
+    return host
+
+
+def others(printed: str) -> set[str]:
+    """The Commands that `up` ran, except for those of the machines that come and go."""
+    return {each for each in touched(printed) if "-worker-3" not in each and "-big-1" not in each}
+
+
 @contextmanager
 def full(client: distributed.Client, *names: str) -> Iterator[None]:
     """Makes the workers with these names pause as if their memory were full."""
@@ -89,28 +105,41 @@ def full(client: distributed.Client, *names: str) -> Iterator[None]:
         until(lambda: paused() == set())
 
 
-def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_rejected(
+def test_workers_and_groups_are_added_and_removed_without_data_loss_and_removed_keys_are_rejected(
     checkout: Checkout, work: Work
 ) -> None:
     keep = [checkout.machines()[name] for name in ("scheduler", "worker-1", "worker-2")]
+    were = pids(*keep)
     before = [machine.logins() for machine in keep[1:]]
     checkout.change("Pulumi.dev.yaml", "workers: 2", "workers: 3")
+    group = "{name: big, perMachine: 2, threads: 1, resources: {BIG: 1}}"
+    checkout.change(
+        "Pulumi.dev.yaml", "^    target: machines", f"    target: machines\n    workers: {{groups: [{group}]}}"
+    )
     printed = checkout.make("up")
-    assert re.search(r"^workers +3 running", printed, re.MULTILINE)
+    assert re.search(r"^workers +5 running", printed, re.MULTILINE)
     assert [machine.logins() - 1 for machine in keep[1:]] == before, "more than this test's own"
-    assert {each for each in touched(printed) if "-worker-3" not in each} == {"dask-members", "dask-check"}
+    assert others(printed) == {"dask-members", "dask-check"}
+    assert pids(*keep) == were
     work.check_progress()
 
+    # Tasks that ask for a group's resources run on its machines alone.
+    asked = work.client.map(place(), range(20), resources={"BIG": 1}, pure=False)
+    assert set(work.client.gather(asked)) == {"big-1"}
+    info = work.client.sync(work.client.scheduler.identity, n_workers=-1)["workers"].values()
+    resources = {each["name"]: (each["nthreads"], each["resources"]) for each in info if each["name"].startswith("big")}
+    assert resources == {"big-1-1": (1, {"BIG": 1}), "big-1-2": (1, {"BIG": 1})}
+
     # Data that the others have no room for is not discarded, and neither is an actor, which cannot move.
-    third = checkout.machines()["worker-3"]
+    third, staying = checkout.machines()["worker-3"], [*RUNNING, "big-1-1", "big-1-2"]
     address = work.client.sync(work.client.scheduler.identity)["address"]
     part = work.client.submit(bytes, 1000, workers=["worker-3-1"], pure=False)
     distributed.wait(part)
     leave = (
         "cd / && sudo -u dask env DASK_CONFIG=/etc/daskstack/dask.yaml /opt/daskstack/environment/bin/python"
-        f" /opt/daskstack/drain.py {address} --all-but worker-1-1 worker-2-1"
+        f" /opt/daskstack/drain.py {address} --all-but {' '.join(staying)}"
     )
-    with full(work.client, "worker-1-1", "worker-2-1"):
+    with full(work.client, *staying):
         refused = third.ssh(leave, check=False)
     assert refused.returncode == 1
     assert "cannot move results of worker-3-1: they hold actors, or no other worker has enough memory" in refused.stderr
@@ -132,13 +161,14 @@ def test_workers_are_added_and_removed_without_data_loss_and_removed_keys_are_re
 
     stolen = [third.ssh(f"sudo cat /etc/daskstack/tls/{file}.pem").stdout for file in ("certificate", "key")]
     info = work.client.sync(work.client.scheduler.identity, n_workers=-1)
-    staying = {address: each for address, each in info["workers"].items() if not each["name"].startswith("worker-3")}
-    doors = [info["address"], *staying, *(each["nanny"] for each in staying.values())]
+    kept = {address: each for address, each in info["workers"].items() if each["name"] in RUNNING}
+    doors = [info["address"], *kept, *(each["nanny"] for each in kept.values())]
     assert [accepts(door, *stolen) for door in doors] == [True] * len(doors)
     were = pids(*keep)
+    checkout.change("Pulumi.dev.yaml", "^    workers: .*\n", "")
     printed = checkout.make("up")
     assert re.search(r"^workers +2 running", printed, re.MULTILINE)
-    assert {each for each in touched(printed) if "-worker-3" not in each} == {"dask-members", "dask-check"}
+    assert others(printed) == {"dask-members", "dask-check"}
     assert work.workers() == RUNNING
     keep[0].ssh("sudo systemctl start dask-authority")
     for machine in keep:  # like the timers, within minutes

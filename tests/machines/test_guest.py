@@ -236,7 +236,7 @@ def service_variables(pair: Pair, machine: Machine, spill: str, path: str) -> di
         "SCHEDULER": f"tls://{pair.head.address}:8786", "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787",
         "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "1", "MEMORY": "1 GiB", "SPILL": spill, "SSDS": "",
         "DATA_PATH": path, "HOMES": "no", "CONFIG": dask_options.config(CLUSTER), "SECRET_ENV": "", "FIREWALL": "no",
-        "SCHEDULER_ARGS": "", "WORKER_ARGS": "",
+        "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "GPU_EACH": "no",
         "DRAIN": DRAIN.read_text(), "RETIRED": RETIRED.read_text(), "RELOAD": RELOAD.read_text(),
         "PEOPLE": PEOPLE.read_text() if at_head else "",
         "GRACE": "20", "WORKED": "", "ELASTIC": "", "SCALING": "", "CREDENTIALS": "1",

@@ -17,8 +17,8 @@ COMMON = script("check", {}).partition("# State: ")[0]
 UNITS = {
     "ROLES": "scheduler worker", "NAME": "task", "ADDRESS": "10.0.0.1", "SCHEDULER": "tls://10.0.0.1:8786",
     "SCHEDULER_PORT": "8786", "DASHBOARD_PORT": "8787", "WORKERS_PORT": "9000", "WORKERS": "1", "THREADS": "",
-    "MEMORY": "", "SPILL": "/var/lib/daskstack/spill", "SSDS": "", "DATA_PATH": "/srv/daskdata", "CONFIG": "{}",
-    "GRACE": "80", "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": "", "RETIRED": "", "RELOAD": "",
+    "MEMORY": "", "GPU_EACH": "no", "SPILL": "/var/lib/daskstack/spill", "SSDS": "", "DATA_PATH": "/srv/daskdata",
+    "CONFIG": "{}", "GRACE": "80", "SCHEDULER_ARGS": "", "WORKER_ARGS": "", "DRAIN": "", "RETIRED": "", "RELOAD": "",
     "PEOPLE": "", "WORKED": "", "ELASTIC": "", "SCALING": "", "CREDENTIALS": "",
     "AUTHORITY_ADDRESS": "", "FIREWALL": "yes", "LIMIT": "60", "SECRET_ENV": "", "METADATA": "no", "HOMES": "no",
 }  # fmt: skip

@@ -9,6 +9,7 @@ import settings
 from settings import cost
 
 PROJECT = Path(__file__).parents[2]
+T4 = {"machine": "n1-standard-4", "accelerators": {"type": "nvidia-tesla-t4", "count": 2}}
 ALLOWED = {"ssh": ["203.0.113.7/32"]}
 
 
@@ -124,6 +125,49 @@ def problem(*arguments: Any, **changed: Any) -> str:
         ({}, {"limits": {"maxAge": "121d"}}, ["limits.maxAge: 121d is longer than the 120 days"]),
         ({}, {"limits": {"maxAge": "1h", "idle": "2h"}}, ["limits.maxAge: 1h is not longer than limits.idle, 2h"]),
         ({}, {"workers": {"memoryLimit": "64 GiB"}}, ["workers.memoryLimit: 1 times 64 GiB exceeds the 16 GB"]),
+        (
+            {},
+            {"workers": {"groups": [{"name": "big", "perMachine": 4, "memoryLimit": "5 GiB"}]}},
+            ["workers.groups[0].memoryLimit: 4 times 5 GiB exceeds the 16 GB", "a larger machines.worker.machine"],
+        ),
+        (
+            {},
+            {"workers": {"groups": [{"name": "big", "worker": {"machine": "n1-standrad-4"}}]}},
+            ["workers.groups[0].worker.machine", "did you mean n1-standard-4?"],
+        ),
+        (
+            {},
+            {"workers": {"groups": [{"name": "big", "worker": T4}]}, "data": {"machine": "big-2"}},
+            ["data.machine: big-2 is not one of the machines"],
+        ),
+        (
+            {},
+            {
+                "workers": {"groups": [{"name": "big", "worker": {"machine": "n4-standard-4"}}]},
+                "data": {"machine": "big-1"},
+            },
+            ["workers.groups[0].worker.machine: n4-standard-4 cannot have the data disk"],
+        ),
+        (
+            {"range": "10.9.0.0/29"},
+            {"workers": {"groups": [{"name": "big", "machines": 2}]}},
+            ["machines.range", "room for 4 machines, not 5"],
+        ),
+        (
+            {"workers": 200},
+            {"workers": {"groups": [{"name": "big", "machines": 41}]}},
+            ["machines.workers: 200 and the machines of workers.groups are 241; at most 240"],
+        ),
+        (
+            {},
+            {"workers": {"max": 2, "groups": [{"name": "big"}]}},
+            ["workers.groups: cannot be used together with workers.min and workers.max"],
+        ),
+        (
+            {},
+            {"workers": {"groups": [{"name": "big", "hosts": ["a"]}]}},
+            ["workers.groups[0].hosts: applies only to machines that you already have; write e.g. machines: 2"],
+        ),
         ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than the stack can cost"]),
         ({}, {"limits": {"maxAge": "5s"}}, ["limits.maxAge", "30m or 2h"]),
         ({}, {"prices": {"e2-standard-2": -1}}, ["prices.e2-standard-2: -1 is too small; write 0 or more"]),
@@ -209,8 +253,17 @@ KEPT = (
             E2 + 2 * (N1 + 0.35 + 2 * 375 * 0.08 / 730) + 130 * GB,
             130 * GB,
         ),
+        (
+            stack(
+                workers={"groups": [{"name": "big", "worker": T4 | {"spot": True}}, {"name": "more", "machines": 3}]},
+                limits={"idle": "1h"},
+                prices={"nvidia-tesla-t4": 0.2},
+            ),
+            E2 + 5 * WORKER + 0.6 * N1 + 2 * 0.2 + 6 * 50 * GB + KEPT + 0.005 + 7 * 0.0014,
+            6 * 50 * GB + KEPT,
+        ),
     ],
-    ids=["plain", "bounds", "spot", "given"],
+    ids=["plain", "bounds", "spot", "given", "groups"],
 )
 def test_the_cost_matches_a_manual_calculation(found: settings.MachinesTarget, up: float, idle: float) -> None:
     assert cost.total(found.bill()) == pytest.approx((up, idle))

@@ -21,9 +21,17 @@ def settings(**more) -> MachinesTarget:
 
 
 def test_every_worker_process_has_its_own_three_ports() -> None:
-    two = settings(workers={"perMachine": 2})
-    assert list(dask_options.worker_ports(two)) == [9000, 9001, 9002, 9003, 9004, 9005]
-    assert dask_options.dask_ports(two) == "8786 8787 9000-9005"
+    assert list(dask_options.worker_ports(settings(), 2)) == [9000, 9001, 9002, 9003, 9004, 9005]
+    assert dask_options.dask_ports(settings(), 2) == "8786 8787 9000-9005"
+
+
+def test_a_groups_machines_run_its_number_of_workers_with_its_resources() -> None:
+    big = {"name": "big", "perMachine": 2, "resources": {"GPU": 1, "memory": 0.5}}
+    found = settings(workers={"groups": [big]})
+    names = dask_options.worker_names(found, ["worker-1", "big-1"])
+    assert names == ["worker-1-1", "big-1-1", "big-1-2"]
+    assert dask_options.resources(found.group_of("big-1")) == ("--resources", "GPU=1 memory=0.5")
+    assert dask_options.resources(found.group_of("worker-1")) == ()
 
 
 @pytest.mark.parametrize(
@@ -86,8 +94,20 @@ def test_up_warns_sixty_days_before_certificates_end(today: str, said: bool) -> 
         assert "worker-1 expire on 2027-01-01, in 60 days: increase credentials.renewal" in text
 
 
-def test_a_machine_keeps_its_address_when_others_are_added_or_removed() -> None:
-    assert numbered(["scheduler", "worker-1", "worker-3"]) == [(10, "scheduler"), (11, "worker-1"), (13, "worker-3")]
+def test_a_machine_keeps_its_address_when_others_are_added_or_removed(tmp_path: Path) -> None:
+    def numbers(*names: str) -> list[int]:
+        return [number for number, _ in numbered(list(names), tmp_path)]
+
+    def boot(name: str, number: int) -> None:
+        file = tmp_path / name / "etc" / "host0.network"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"[Match]\nName=host0\n[Network]\nAddress=10.20.30.{number}/24\nLinkLocalAddressing=no\n")
+
+    assert numbers("scheduler", "worker-1", "worker-3", "big-1", "worker-1-1") == [10, 11, 13, 254, 253]
+    boot("big-1", 254)
+    boot("worker-1-1", 253)
+    assert numbers("scheduler", "big-1", "big-2", "worker-1-1") == [10, 254, 252, 253]
+    assert numbers("scheduler", "new-1", "worker-1-1") == [10, 252, 253], "big-1 still has its address"
 
 
 def test_a_value_cannot_become_a_command() -> None:

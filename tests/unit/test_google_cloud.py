@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from pulumi import RunError
 
-from components.google_cloud import account_id
+from components.google_cloud import account_id, require_short
 from daskstack import google_credentials
 
 
@@ -40,3 +41,10 @@ def test_long_names_have_different_account_ids() -> None:
     ids = {account_id(same + end) for end in ("one", "other")}
     assert len(ids) == 2
     assert all(re.fullmatch("[a-z][a-z0-9-]{4,28}[a-z0-9]", each) for each in ids)
+
+
+def test_a_machines_name_that_google_would_reject_is_refused_before_anything_is_created() -> None:
+    longest = f"dask-{'s' * 35}-{'g' * 20}-1"
+    require_short([longest])
+    with pytest.raises(RunError, match=f"{longest}0 has more than the 63 characters"):
+        require_short([longest, f"{longest}0"])

@@ -24,13 +24,14 @@ DOCUMENTED = """
 target: machines
 machines: {source: local, workers: 2, schedulerWorks: false}
 workers:
-  perMachine: 1
+  perMachine: null
   min: null
   max: null
   threads: null
   memoryLimit: 2 GiB
   spill: /var/lib/daskstack/spill
   readHomes: false
+  groups: []
 firewall:
   manage: true
   closeOthers: false
@@ -135,7 +136,8 @@ def test_every_documented_key_round_trips_with_a_value_of_its_own(folder: Path) 
     value = yaml.safe_load("""
 target: machines
 machines: {source: local, workers: 3, schedulerWorks: true}
-workers: {perMachine: 4, min: 2, max: 9, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill, readHomes: true}
+workers:
+  {perMachine: 4, min: 2, max: 9, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill, readHomes: true, groups: []}
 firewall:
   manage: false
   closeOthers: true
@@ -240,7 +242,7 @@ def test_a_misspelled_key_is_not_reported_as_missing(folder: Path) -> None:
             "workers",
             None,
             "an empty value is not a mapping; the keys here are perMachine, min, max, threads, memoryLimit, spill,"
-            " readHomes",
+            " readHomes, groups",
         ),
         ("workers.threads", 1.5, "1.5 is not a whole number; write e.g. 2"),
         ("workers.memoryLimit", 2048, '2048 is not a string; write e.g. "2 GiB"'),

@@ -157,6 +157,14 @@ def printed(text: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.parametrize(("each", "devices"), [("yes", ["0", "1"]), ("no", [])])
+def test_each_worker_process_sees_only_its_own_gpu_if_there_is_one_for_each(each: str, devices: list[str]) -> None:
+    variables = {"GPU_EACH": each, "WORKERS": "2", "WORKERS_PORT": "9000", "ADDRESS": "10.0.0.1"}
+    text = functions(script("service", {**variables, "THREADS": "", "MEMORY": "", "ELASTIC": ""}))
+    found = printed(f"{text}\nworker_environment 1; worker_environment 2")
+    assert [line.partition("=")[2] for line in found if line.startswith("CUDA_VISIBLE_DEVICES=")] == devices
+
+
 @pytest.mark.parametrize(
     ("repository", "dnf", "expected"),
     [

@@ -8,7 +8,7 @@ import pulumi_gcp as gcp
 from pulumi import ComponentResource, CustomTimeouts, Input, Output, ResourceOptions, Stash
 from pulumi_command import local
 
-from components.google_cloud import SCOPE, Home, require
+from components.google_cloud import SCOPE, Home, require, require_short
 from components.machines.dask_options import dask_ports, library_ports
 from components.machines.step import Host
 from daskstack.client_keys import ssh_identity
@@ -53,6 +53,7 @@ class ComputeMachines(ComponentResource):
     def __init__(self, name: str, args: ComputeMachinesArgs, opts: ResourceOptions | None = None):
         stack, settings = args["stack"], args["settings"]
         require(stack)
+        require_short(f"dask-{stack}-{machine}" for machine in settings.machine_names)
         super().__init__("dask:index:ComputeMachines", name, {}, opts)
         assert isinstance(settings.machines, ComputeSource)
         self.name, self.settings, self.machines = name, settings, settings.machines
@@ -79,9 +80,9 @@ class ComputeMachines(ComponentResource):
         self.disk = self._data_disk()
         self.door: dict[str, Input[Any]] = {}
         self.role = self._role() if self.machines_stop else None
-        self.hosts = [self._host(machine) for machine in self.machines.machine_names]
+        self.hosts = [self._host(machine) for machine in settings.machine_names]
         self.network = self.machines.cidr
-        machines = {machine: f"{self.home.name}-{machine}" for machine in self.machines.machine_names}
+        machines = {machine: f"{self.home.name}-{machine}" for machine in settings.machine_names}
         self.google = Google(project=self.machines.project, zone=self.machines.zone, machines=machines)
         self.register_outputs({"network": self.network})
 
@@ -99,7 +100,7 @@ class ComputeMachines(ComponentResource):
     def _host(self, name: str) -> Host:
         """A machine that has booted. The first one is the bastion of the others."""
         first = not self.door
-        kind = self.machines.scheduler if first else self.machines.worker
+        kind = self.machines.scheduler if first else self.settings.group_of(name).instance or self.machines.worker
         inside = self._address(name, "INTERNAL", self.subnetwork_id)
         outside = self._address("door", "EXTERNAL") if first and not self.machines.iap_port else None
         instance = self._instance(name, kind, inside, outside)
@@ -145,7 +146,7 @@ class ComputeMachines(ComponentResource):
         """
         accounts = [self.door_account.email, self.account.email]
         given = self.machines.network
-        ports = f"22 {dask_ports(self.settings)} {library_ports(self.settings)}".split()
+        ports = f"22 {dask_ports(self.settings, self.settings.most_per_machine)} {library_ports(self.settings)}".split()
 
         def rule(name: str, **arguments: Any) -> gcp.compute.Firewall:
             return gcp.compute.Firewall(

@@ -17,6 +17,7 @@ from daskstack.client_keys import ssh_identity
 from daskstack.engine import cache_folder, data_folder
 
 FIRST_NUMBER = 10  # the host part of the scheduler's address; worker-1 has the next
+LAST_NUMBER = 254  # the host part of the address of a group's first machine
 
 
 class LocalMachinesArgs(TypedDict):
@@ -82,7 +83,7 @@ class LocalMachines(ComponentResource):
 
         self.network = network_facts["network"]
         self.hosts = []
-        for number, machine in numbered(args["names"]):
+        for number, machine in numbered(args["names"], folder):
             command = self._command(
                 f"{name}-{machine}",
                 "machine.sh",
@@ -128,9 +129,21 @@ class LocalMachines(ComponentResource):
         )
 
 
-def numbered(names: list[str]) -> list[tuple[int, str]]:
-    """Each machine and the host part of its address, which does not depend on the other machines."""
-    return [(FIRST_NUMBER + int(name.rpartition("-")[2] if "-" in name else 0), name) for name in names]
+def numbered(names: list[str], folder: Path) -> list[tuple[int, str]]:
+    """Each machine and the host part of its address, which does not depend on the other machines.
+
+    The scheduler and worker-1, worker-2, ... have fixed ones. A machine of a group gets the highest free one, and
+    keeps it.
+    """
+    workers = {name: found for name in names if (found := re.fullmatch(r"worker-(\d+)", name))}
+    fixed = {"scheduler": FIRST_NUMBER} | {name: FIRST_NUMBER + int(found[1]) for name, found in workers.items()}
+    kept = {
+        file.parents[1].name: int(number)
+        for file in folder.glob("*/etc/host0.network")  # machine.sh writes it
+        for number in re.findall(r"^Address=.*\.(\d+)/", file.read_text(), re.MULTILINE)
+    }
+    free = (number for number in range(LAST_NUMBER, 1, -1) if number not in {*fixed.values(), *kept.values()})
+    return [(fixed.get(name) or kept.get(name) or next(free), name) for name in names]
 
 
 def started(machine: Path) -> str:
