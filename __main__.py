@@ -33,7 +33,7 @@ if isinstance(cluster, settings.KubernetesTarget):
             {
                 "stack": stack,
                 "settings": cluster.cluster,
-                "nodes": cluster.max_worker_nodes,
+                "workers": cluster.worker_nodes,
                 "registry": registry,
                 "data": cluster.data.size is not None,
                 "buckets": cluster.data.buckets,

@@ -86,8 +86,15 @@ class Client:
     bounds: list[int] | None = None
     """The smallest and the largest number of workers, between which clients scale. None: only `up` changes the number.
     """
+    grouped: int = 0
+    """The number of workers in other groups than the main one, which alone has bounds."""
     jupyter: str | None = None
     """The notebook server's Service and port, such as "dask-jupyter:80". None: there is no notebook server."""
+
+    @property
+    def most(self) -> int | None:
+        """The largest number of workers of all groups. None: the stack sets no bounds."""
+        return self.bounds[1] + self.grouped if self.bounds else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ class StackCluster(Cluster):
         return asyncio.ensure_future(asked()) if self.asynchronous else self.sync(asked)
 
     def _scaling_status(self) -> str:
-        most = f" of at most {self._facts.bounds[1]}" if self._facts.bounds else ""
+        most = f" of at most {self._facts.most}" if self._facts.most else ""
         return f"<p>Workers: {len(self.scheduler_info['workers'])}{most}</p>"
 
     async def _close(self) -> None:

@@ -54,7 +54,7 @@ def status(stack: str, as_json: bool = False) -> None:
         known = {"stack": access_file.stack_name(stack), "scheduler": client.scheduler, "bounds": client.bounds}
         print(json.dumps(known | found.model_dump(), indent=2))
         return
-    most = f" of at most {client.bounds[1]}" if client.bounds else ""
+    most = f" of at most {client.most}" if client.most else ""
     print(printable(f"{'scheduler':<12} {client.scheduler}, {len(found.workers)} workers{most}"))
     for worker in sorted(found.workers, key=lambda worker: worker.name):
         load = f"{worker.used / 2**30:.1f} of {worker.limit / 2**30:.1f} GiB, {worker.cpu:.0f} % CPU"

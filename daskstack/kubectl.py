@@ -18,6 +18,7 @@ from daskstack.tunnel import TunnelError, Way
 WAIT = 30  # seconds for a port-forward to open
 ANSWER = 60  # seconds for kubectl
 PAUSE = 1  # seconds before a port-forward restarts
+REPLICAS = "dask/replicas"  # annotation of a Deployment of workers: how many of them run if the cluster is not idle
 REFUSED = r"\(Unauthorized\)|\(Forbidden\)"  # what kubectl says if credentials or rights are missing
 REFUSALS = 30  # one after the other; an API server that has just started refuses at first
 
@@ -51,7 +52,7 @@ def wake(cluster: KubernetesAccess, namespace: str) -> int:
         woken = 0
         found = answer(command, "get", "deployments", "--selector", "release=dask", "--output", "json")
         for each in json.loads(found)["items"]:
-            wanted = int(each["metadata"].get("annotations", {}).get("dask/replicas", 0))
+            wanted = int(each["metadata"].get("annotations", {}).get(REPLICAS, 0))
             if wanted and not each["spec"]["replicas"]:
                 answer(command, "scale", f"deployment/{each['metadata']['name']}", f"--replicas={wanted}")
                 woken += wanted

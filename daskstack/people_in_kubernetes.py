@@ -188,8 +188,8 @@ class Namespace:
         self.call("patch", "configmap", REVOKED, "--type", "merge", "--patch", data)
 
     def workers(self) -> list[str]:
-        found = self.read("deployments", "--selector", "release=dask,component=worker").get("items", [])
-        return [each["metadata"]["name"] for each in found]
+        found = [each["metadata"] for each in self.read("deployments", "--selector", "release=dask").get("items", [])]
+        return [each["name"] for each in found if kubectl.REPLICAS in each.get("annotations", {})]
 
     def cluster(self) -> dict[str, Any]:
         """The cluster's entry in the owner's kubeconfig, with the authority's certificate as text."""

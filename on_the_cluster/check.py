@@ -2,10 +2,10 @@
 
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
 `packages` (name to version), `imports` (names of those to import), and if the cluster has them, `bounds` (of the number
-of workers, which the running cluster sets; `workers` are the most that can run), `libraries` (range of ports on which
-libraries talk among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to
-boot), `least` (how many workers suffice) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in
-Kubernetes.
+of workers, which the running cluster sets; `workers` are the most that can run), `fixed` (the number of workers to
+which the bounds do not apply), `libraries` (range of ports on which libraries talk among workers), `data` (path of the
+shared directory), `boot` (seconds for workers' machines or nodes to boot), `least` (how many workers suffice) and
+`sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in Kubernetes.
 Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 
@@ -306,7 +306,8 @@ def check_cluster(expect):
             stack.callback(hold, client, 0)
             held = hold(client, HOLD + boot)
             if expect.get("bounds"):
-                least, most = max(held["number"], 1), expect["bounds"][1]
+                fixed = expect.get("fixed", 0)
+                least, most = max(held["number"], 1) + fixed, expect["bounds"][1] + fixed
         if expect.get("least"):
             least, most = min(least or expect["least"], expect["least"]), most or expect["workers"]
         found, workers = check_workers(client, expect["workers"], least, most, boot)

@@ -62,6 +62,8 @@ def official_conflicts(cluster: "KubernetesTarget", folder: Path) -> Iterator[Co
         yield unsupported(("limits", "idle"), "scaling to zero")
     if cluster.workers.bounds:
         yield unsupported(("workers", "max"), "bounds of the number of workers")
+    if cluster.workers.groups:
+        yield unsupported(("workers", "groups"), "groups of workers with settings of their own")
     if cluster.egress:
         yield unsupported(("egress",), "network policies")
     if cluster.dask.ports.libraries:

@@ -202,16 +202,16 @@ def allocatable(size: MachineType) -> tuple[float, float]:
     return size.cpus - reserved - SYSTEM_CPU, size.memory - reserved_memory - SYSTEM_MEMORY
 
 
-def nodes(count: int, cpu: float, gib: float, size: MachineType | None, gpus: int | None = None) -> int | None:
-    """The number of nodes that `count` pods of `cpu` CPUs and `gib` GiB need, or None if a node is too small for one.
+def per_node(cpu: float, gib: float, size: MachineType | None, gpus: int | None = None) -> int:
+    """The number of pods of `cpu` CPUs and `gib` GiB that fit on a node.
 
     If the node's size is unknown, each pod gets its own node. If nodes have `gpus`, each pod uses one GPU.
     """
     if size is None:
-        return count
+        return 1
     cpus, memory = allocatable(size)
-    fitting = min(math.floor(cpus / cpu), math.floor(memory / gib), gpus or count or 1)
-    return math.ceil(count / fitting) if fitting > 0 else None
+    fitting = min(math.floor(cpus / cpu), math.floor(memory / gib))
+    return max(0, min(fitting, gpus) if gpus else fitting)
 
 
 def pool(

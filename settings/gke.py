@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from settings.common import Conflict, Listed, Networks, Section, format_value, world_conflicts
+from settings.common import Conflict, Listed, Networks, Place, Section, dotted, format_value, world_conflicts
 
 
 def matching(pattern: str, expected: str) -> AfterValidator:
@@ -157,6 +157,9 @@ class Accelerators(Section):
     """GPUs per machine or node."""
 
 
+WORKERS = "workers"  # the name of the workers' common pool; that of a group's own pool begins with it
+
+
 class WorkerPool(Pool):
     machine: Machine = "e2-standard-4"
     """The machine type."""
@@ -286,11 +289,7 @@ class GkeSource(Section):
             if first.overlaps(second):
                 place = ("cluster", "ranges", other)
                 yield Conflict(place, f"{second} overlaps cluster.ranges.{one}, {first}; write another range")
-        most, least = self.workers.max_nodes, self.workers.min_nodes
-        if most is not None and most < least:
-            place = ("cluster", "workers", "maxNodes")
-            text = f"{most} is less than minNodes, {least}; write {least} or more"
-            yield Conflict(place, text)
+        yield from self.pool_conflicts(("cluster", "workers"), self.workers)
         hardening = self.hardening
         if self.network and hardening.flow_logs:
             place = ("cluster", "hardening", "flowLogs")
@@ -300,7 +299,12 @@ class GkeSource(Section):
             place = ("cluster", "hardening", "secureBoot")
             text = "requires shielded nodes; write false, or remove shieldedNodes: false"
             yield Conflict(place, text)
-        if hardening.sandbox and self.workers.accelerators:
-            place = ("cluster", "hardening", "sandbox")
-            text = "does not support GPUs here; remove it or cluster.workers.accelerators"
-            yield Conflict(place, text)
+
+    def pool_conflicts(self, place: Place, pool: WorkerPool) -> Iterator[Conflict]:
+        """Settings of the pool at `place` that contradict each other or the cluster's."""
+        most, least = pool.max_nodes, pool.min_nodes
+        if most is not None and most < least:
+            yield Conflict((*place, "maxNodes"), f"{most} is less than minNodes, {least}; write {least} or more")
+        if self.hardening.sandbox and pool.accelerators:
+            text = f"does not support GPUs here; remove it or {dotted((*place, 'accelerators'))[1:]}"
+            yield Conflict(("cluster", "hardening", "sandbox"), text)

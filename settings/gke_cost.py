@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from settings import cost
-from settings.common import Conflict, Place, memory
+from settings.common import Conflict, Place, dotted, memory
 from settings.gke import Pool
 from settings.pods import Expose, Pod
 
@@ -20,15 +20,16 @@ DISKS = {"standard": "pd-standard", "standard-rwo": "pd-balanced", "premium-rwo"
 def bill(cluster: "KubernetesTarget") -> list[cost.Item]:
     """The cost, item by item."""
     gke, prices = cluster.gke, cluster.prices
-    pool, system, others = gke.workers, gke.system, cost.others(prices, gke.region)
-    up = min(max(cluster.nodes or 0, pool.min_nodes), cluster.max_worker_nodes)
-    idle = pool.min_nodes if cluster.limits.idle else up
-    most = system.node_limit + cluster.max_worker_nodes
+    system, others = gke.system, cost.others(prices, gke.region)
     items = [
         cost.Item("the GKE cluster fee", others["cluster"], others["cluster"]),
         *cost.pool("scheduler and Jupyter", system, 1, 1, prices, gke.region, most=system.node_limit),
-        *cost.pool("workers", pool, up, idle, prices, gke.region, most=cluster.max_worker_nodes),
     ]
+    running, resting, most = 1, 1, system.node_limit  # nodes while workers run, while none do, and at most
+    for nodes in cluster.worker_nodes:
+        idle = nodes.pool.min_nodes if cluster.limits.idle else nodes.up
+        items += cost.pool(nodes.name, nodes.pool, nodes.up, idle, prices, gke.region, most=nodes.most)
+        running, resting, most = running + nodes.up, resting + idle, most + nodes.most
     if cluster.jupyter.enabled:
         volume = memory(cluster.jupyter.storage) / 2**30 * others["pd-balanced"] / cost.HOURS
         items.append(cost.Item(f"the notebooks' volume, {cluster.jupyter.storage}", volume, volume))
@@ -41,7 +42,7 @@ def bill(cluster: "KubernetesTarget") -> list[cost.Item]:
         volume = memory(cluster.data.size) / 2**30 * others["filestore"] / cost.HOURS
         items.append(cost.Item(f"the shared directory on Filestore, {cluster.data.size}", volume, volume))
     if gke.hardening.private_nodes and not gke.network:
-        nat = [others["address"] + others["nat"] * count for count in (1 + up, 1 + idle, most)]
+        nat = [others["address"] + others["nat"] * count for count in (running, resting, most)]
         items.append(cost.Item("Cloud NAT", *nat))
     if balancers := sum(getattr(cluster.expose, name) is not None for name in Expose.model_fields):
         price = balancers * others["loadBalancer"]
@@ -51,45 +52,43 @@ def bill(cluster: "KubernetesTarget") -> list[cost.Item]:
 
 def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     """Unknown machine types, nodes that are too small or too few, unknown prices, and an exceeded cost limit."""
-    wrong = []
+    wrong: list[Conflict] = []
     spill = cluster.workers.spill.class_name
     if spill and spill not in DISKS:
         place: Place = ("workers", "spill", "className")
         yield Conflict(place, f"{spill} is not a StorageClass of GKE for one pod; write one of {', '.join(DISKS)}")
-    for name in ("system", "workers"):
-        wrong += cost.machine_conflicts(("cluster", name), getattr(cluster.gke, name), cluster.prices)
-    yield from wrong
-    pods: list[tuple[str, Pod, Pool]] = [("scheduler", cluster.scheduler, cluster.gke.system)]
+    system, workers = ("cluster", "system"), cluster.worker_nodes
+    pools: dict[Place, Pool] = {system: cluster.gke.system, **{nodes.place: nodes.pool for nodes in workers}}
+    for place, pool in pools.items():
+        wrong += cost.machine_conflicts(place, pool, cluster.prices)
+    pods: list[tuple[Place, Pod, Place]] = [(("scheduler",), cluster.scheduler, system)]
     if cluster.jupyter.enabled:
-        pods.append(("jupyter", cluster.jupyter, cluster.gke.system))
-    pods.append(("workers", cluster.workers, cluster.gke.workers))
-    for name, pod, pool in pods:
-        size = cost.machine(pool.machine)
-        if size and cost.nodes(1, pod.cpu, memory(pod.memory) / 2**30, size) is None:
-            place = (name,)
-            machine = ("cluster", "workers" if name == "workers" else "system", "machine")
+        pods.append((("jupyter",), cluster.jupyter, system))
+    pods += [(group.place, group.workers, nodes.place) for nodes in workers for group in nodes.groups]
+    for place, pod, where in pods:
+        machine = pools[where].machine
+        size = cost.machine(machine)
+        if size and not cost.per_node(pod.cpu, memory(pod.memory) / 2**30, size):
             cpus, gib = cost.allocatable(size)
             text = (
-                f"a pod with {pod.cpu:g} CPUs and {pod.memory} does not fit on a node of type {pool.machine}, which has"
+                f"a pod with {pod.cpu:g} CPUs and {pod.memory} does not fit on a node of type {machine}, which has"
                 f" {max(cpus, 0):.1f} CPUs and {max(gib, 0):.1f} GiB for pods; write less, or a larger"
-                f" {'.'.join(machine)}"
+                f" {dotted((*where, 'machine'))[1:]}"
             )
-            wrong.append(text)
-            yield Conflict(place, text)
+            wrong.append(Conflict(place, text))
+    yield from wrong
     if wrong:
         return
-    pool = cluster.gke.workers
-    if cluster.nodes and cluster.nodes > cluster.max_worker_nodes:
-        place = ("cluster", "workers", "maxNodes")
-        text = (
-            f"{cluster.max_worker_nodes} nodes have no room for {cluster.replicas} workers, which need {cluster.nodes}"
-            f" nodes; write at least {cluster.nodes}, or fewer workers"
-        )
-        yield Conflict(place, text)
+    for nodes in workers:
+        if nodes.needed > nodes.most:
+            text = (
+                f"{nodes.most} nodes have no room for {nodes.replicas} workers, which need {nodes.needed} nodes; write"
+                f" at least {nodes.needed}, or fewer workers"
+            )
+            yield Conflict((*nodes.place, "maxNodes"), text)
     yield from _range_conflicts(cluster)
-    machines = {cluster.gke.system.machine, pool.machine}
-    if pool.accelerators:
-        machines.add(pool.accelerators.type)
+    machines = {pool.machine for pool in pools.values()}
+    machines |= {nodes.pool.accelerators.type for nodes in workers if nodes.pool.accelerators}
     yield from cost.conflicts(cluster.limits, cluster.bill(), cluster.prices, machines)
 
 
@@ -98,7 +97,7 @@ def _range_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     google = cluster.gke
     if google.network:
         return
-    nodes = google.system.node_limit + cluster.max_worker_nodes
+    nodes = google.system.node_limit + sum(each.most for each in cluster.worker_nodes)
     # Google reserves four addresses of each subnetwork.
     for name, needed in ("nodes", nodes + 4), ("pods", nodes * 256), ("services", 16):
         network = ipaddress.ip_network(getattr(google.ranges, name))

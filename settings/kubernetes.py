@@ -48,6 +48,7 @@ from settings.pods import (
     valid_image,
     valid_label,
 )
+from settings.worker_nodes import WorkerNodes, worker_nodes
 
 
 class KubeconfigSource(Section):
@@ -180,11 +181,15 @@ class KubernetesTarget(Section):
     @property
     def replicas(self) -> int:
         """The number of workers in all groups; the largest one, if the running cluster sets it."""
-        if self.workers.bounds:
-            return self.workers.bounds[1]
+        return (self.workers.bounds or [self.workers.replicas])[-1] + self.grouped
+
+    @property
+    def grouped(self) -> int:
+        """The number of workers in other groups than the main one, which alone has bounds."""
         groups = self.values.get("additional_worker_groups") or []
-        # By default, a group has as many replicas as the main one.
-        return self.workers.replicas + sum(group.get("replicas", self.workers.replicas) for group in groups)
+        # By default, a group of the chart has as many replicas as the main one.
+        other = sum(group.get("replicas", self.workers.replicas) for group in groups)
+        return sum(group.replicas for group in self.workers.groups) + other
 
     @property
     def gke(self) -> GkeSource:
@@ -193,16 +198,9 @@ class KubernetesTarget(Section):
         return self.cluster
 
     @property
-    def nodes(self) -> int | None:
-        """The number of GKE nodes that the workers need, or None if a node is too small for one."""
-        pool, gib = self.gke.workers, memory(self.workers.memory) / 2**30
-        gpus = pool.accelerators.count if pool.accelerators else None
-        return cost.nodes(self.replicas, self.workers.cpu, gib, cost.machine(pool.machine), gpus)
-
-    @property
-    def max_worker_nodes(self) -> int:
-        """The largest number of worker nodes: by default one per worker, and a spare one for rolling updates."""
-        return self.gke.workers.max_nodes or max(self.replicas + 1, self.gke.workers.min_nodes)
+    def worker_nodes(self) -> list[WorkerNodes]:
+        """The node pools of the workers in the stack's own GKE cluster."""
+        return worker_nodes(self)
 
     def bill(self) -> list[cost.Item]:
         """The cost of the GKE cluster, item by item."""
@@ -238,6 +236,7 @@ class KubernetesTarget(Section):
         yield from _bucket_conflicts(self)
         yield from _data_conflicts(self)
         yield from _bounds_conflicts(self, self.values if not values else {})
+        yield from _group_conflicts(self)
         if self.dask.ports.libraries and any(re.match("--(worker|nanny)-port", word) for word in self.dask.worker_args):
             place = ("dask", "ports", "libraries")
             yield Conflict(
@@ -340,13 +339,30 @@ def _bounds_conflicts(cluster: KubernetesTarget, values: dict[str, Any]) -> Iter
         yield Conflict(("workers", "replicas"), text)
     own = values.get("worker") or {}
     given: dict[Place, bool] = {
-        ("additional_worker_groups",): bool(values.get("additional_worker_groups")),
         ("worker", "readinessProbe"): "readinessProbe" in own,
         ("worker", "image", "dask_worker"): (own.get("image") or {}).get("dask_worker", "dask worker") != "dask worker",
     }
     for place in (place for place, found in given.items() if found):
         text = "is not available with workers.min and workers.max; remove it, or set workers.replicas instead of them"
         yield Conflict(("values", *place), text)
+
+
+def _group_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
+    groups, source = cluster.workers.groups, cluster.cluster
+    names = [group.name for group in groups]
+    for index, group in enumerate(groups):
+        place: Place = ("workers", "groups", index)
+        if (first := names.index(group.name)) < index:
+            text = f"is the same name as that of workers.groups[{first}]; use each name once"
+            yield Conflict((*place, "name"), text)
+        if group.pool and isinstance(source, GkeSource):
+            yield from source.pool_conflicts((*place, "pool"), group.pool)
+        elif group.pool:
+            text = "is only possible with cluster.source: gke; remove it, and write the nodes' labels as nodeSelector"
+            yield Conflict((*place, "pool"), text)
+    if groups and cluster.values.get("additional_worker_groups"):
+        text = "cannot be used together with workers.groups; write all groups there, or all here"
+        yield Conflict(("values", "additional_worker_groups"), text)
 
 
 def _data_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:

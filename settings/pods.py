@@ -9,15 +9,17 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from settings.buckets import BUCKETS_EXAMPLE, Buckets
 from settings.common import (
+    GroupName,
     Listed,
     Networks,
+    Resources,
     Section,
     valid_amount,
     valid_memory,
 )
 from settings.dask_arguments import PODS_ARGUMENTS, valid_argument
 from settings.folders import NO_POD_DATA, valid_folder
-from settings.gke import LABEL_NAME, LABEL_VALUE, Labels, object_matching
+from settings.gke import LABEL_NAME, LABEL_VALUE, WORKERS, Labels, WorkerPool, object_matching
 
 
 def valid_cpu(found: float) -> float:
@@ -82,6 +84,9 @@ Toleration = Annotated[
         'a toleration; write e.g. {"key": "team", "operator": "Exists", "effect": "NoSchedule"}',
     ),
 ]
+Tolerations = Annotated[tuple[Toleration, ...], Listed]
+Memory = Annotated[str, AfterValidator(valid_memory)]
+ServiceAccount = Annotated[str, AfterValidator(valid_label)]
 Arguments = Annotated[tuple[Annotated[str, AfterValidator(partial(valid_argument, PODS_ARGUMENTS))], ...], Listed]
 
 
@@ -90,13 +95,13 @@ class Pod(Section):
 
     cpu: Cpu = Field(1.0, examples=[0.5])
     """The pod's CPU request."""
-    memory: Annotated[str, AfterValidator(valid_memory)] = "2 GiB"
+    memory: Memory = "2 GiB"
     """The pod's memory request and limit."""
     node_selector: Labels = Field({})
     """Labels of the nodes on which the pod may run."""
-    tolerations: Annotated[tuple[Toleration, ...], Listed] = Field((), examples=[[{"operator": "Exists"}]])
+    tolerations: Tolerations = Field((), examples=[[{"operator": "Exists"}]])
     """The pod's tolerations of node taints."""
-    service_account: Annotated[str, AfterValidator(valid_label)] | None = Field(None, examples=["dask"])
+    service_account: ServiceAccount | None = Field(None, examples=["dask"])
     """The pod's ServiceAccount. With one, the pod can reach the cloud's metadata server, which grants it the account's
     permissions.
     """
@@ -122,6 +127,46 @@ class Spill(Section):
     """
 
 
+class WorkerGroup(Section):
+    """Workers that differ from the others. What a group does not say is like `workers`."""
+
+    name: GroupName = Field(examples=["big"])
+    """The group's name, which is part of the names of its pods and of its Deployment, such as dask-worker-big."""
+    replicas: int = Field(1, ge=0, le=1000)
+    """Number of worker pods."""
+    cpu: Cpu | None = Field(None, examples=[4])
+    """The pods' CPU request."""
+    memory: Memory | None = Field(None, examples=["16 GiB"])
+    """The pods' memory request and limit."""
+    threads: int | None = Field(None, ge=1, examples=[2])
+    """Threads per worker."""
+    resources: Resources = Field({}, examples=[{"BIG": 1}])
+    """Dask resources of each worker of the group, which tasks ask for with `resources=`."""
+    node_selector: Labels | None = Field(None, examples=[{"disk": "ssd"}])
+    """Labels of the nodes on which the pods may run. Those of `workers` do not apply to a group with its own `pool`."""
+    tolerations: Tolerations | None = Field(None, examples=[[{"operator": "Exists"}]])
+    """The pods' tolerations of node taints. Those of `workers` do not apply to a group with its own `pool`."""
+    service_account: ServiceAccount | None = Field(None, examples=["dask"])
+    """The pods' ServiceAccount."""
+    pool: WorkerPool | None = Field(None, examples=[{"machine": "n2-highmem-8"}])
+    """Nodes for this group alone. Otherwise its pods share the nodes of the other workers. Only with
+    `cluster.source: gke`.
+    """
+
+    @property
+    def pool_name(self) -> str:
+        """The name of the node pool on which its pods run."""
+        return f"{WORKERS}-{self.name}" if self.pool else WORKERS
+
+    def workers(self, main: "KubernetesWorkers") -> "KubernetesWorkers":
+        """The settings of its workers; those that the group does not have are the main group's."""
+        names = ("cpu", "memory", "threads", "node_selector", "tolerations", "service_account")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.pool:
+            given = {"node_selector": {}, "tolerations": ()} | given
+        return main.model_copy(update={**given, "replicas": self.replicas, "min": None, "max": None, "groups": ()})
+
+
 class KubernetesWorkers(Pod):
     """The workers' pods."""
 
@@ -134,8 +179,8 @@ class KubernetesWorkers(Pod):
     max: int | None = Field(None, ge=1, le=1000, examples=[8])
     """The largest number of worker pods. Required if `min` is set."""
     at_least: int | None = Field(None, ge=1, examples=[2])
-    """`up` succeeds as soon as this many workers run, and says which are missing and why. They join later. By default,
-    it waits for all of them.
+    """`up` succeeds as soon as this many workers run, of all groups, and says which are missing and why. They join
+    later. By default, it waits for all of them.
     """
     threads: int | None = Field(None, ge=1, examples=[2])
     """Threads per worker; by default the number of its CPUs, rounded down, but at least 1."""
@@ -143,6 +188,10 @@ class KubernetesWorkers(Pod):
     """Each worker's folder for data that does not fit into memory."""
     grace_period: int = Field(120, ge=30, le=3600)
     """The time in seconds that a stopping worker has to hand over its tasks and results."""
+    groups: Annotated[tuple[WorkerGroup, ...], Listed] = Field(
+        (), examples=[[{"name": "big", "memory": "16 GiB", "resources": {"BIG": 1}}]]
+    )
+    """More workers, which differ from these. `replicas`, `min` and `max` do not include them."""
 
     @property
     def bounds(self) -> list[int] | None:

@@ -9,12 +9,13 @@ import pulumi_kubernetes as kubernetes
 import yaml
 from pulumi import ComponentResource, CustomTimeouts, Input, InvokeOutputOptions, Output, ResourceOptions
 
-from components.gke.node_pools import DATA_CLASS, SYSTEM, TAINT, WORKERS, label
+from components.gke.node_pools import DATA_CLASS, SYSTEM, label, taint
 from components.google_cloud import SCOPE, Home, require
 from daskstack.kubeconfig import GOOGLE_LOGIN
 from settings import cost
 from settings.buckets import MEMBER, Bucket
 from settings.gke import GivenNetwork, GkeSource, Pool, WorkerPool
+from settings.worker_nodes import WorkerNodes
 
 APIS = ("compute", "container", "iam")
 # Nodes write logs and metrics, and need no other right.
@@ -25,8 +26,8 @@ class GkeClusterArgs(TypedDict):
     stack: str
     """The stack's name, which is part of all names and labels in Google Cloud."""
     settings: GkeSource
-    nodes: int
-    """The largest number of worker nodes."""
+    workers: Sequence[WorkerNodes]
+    """The node pools of the workers."""
     registry: bool
     """Whether nodes pull images from Artifact Registry."""
     data: bool
@@ -40,7 +41,7 @@ class GkeClusterArgs(TypedDict):
 
 
 class GkeCluster(ComponentResource):
-    """A private GKE cluster with two node pools: one for workers, which scales to zero, and one for all other pods.
+    """A private GKE cluster with node pools for workers, which scale to zero, and one for all other pods.
 
     It owns the cluster, the pools, the nodes' service account and its role, and, unless `network` names one, the
     network. It enables APIs and never disables them, because other stacks in the project may use them. A network that
@@ -69,7 +70,7 @@ class GkeCluster(ComponentResource):
         self.cluster = self._cluster(network, account, args["data"])
         pools = [
             self._pool(SYSTEM, settings.system, account, 1, settings.system.node_limit),
-            self._pool(WORKERS, settings.workers, account, settings.workers.min_nodes, args["nodes"]),
+            *(self._pool(each.name, each.pool, account, each.pool.min_nodes, each.most) for each in args["workers"]),
         ]
         self.kubeconfig = kubeconfig(self.home.name, self.cluster)
         self.provider = kubernetes.Provider(
@@ -197,7 +198,7 @@ class GkeCluster(ComponentResource):
     ) -> gcp.container.NodePool:
         hardening, workers = self.settings.hardening, pool if isinstance(pool, WorkerPool) else None
         accelerators = workers.accelerators if workers else None
-        taints: list[Any] = [TAINT, *workers.taints] if workers else []
+        taints: list[Any] = [taint(name), *workers.taints] if workers else []
         return gcp.container.NodePool(
             f"{self.name}-{name}",
             name=name,

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-SYSTEM, WORKERS = "system", "workers"
-# Taint worker nodes so that nothing else lands there and they can scale to zero.
-TAINT = {"key": "dask", "value": WORKERS, "effect": "NO_SCHEDULE"}
-TOLERATION = {"key": TAINT["key"], "operator": "Equal", "value": TAINT["value"], "effect": "NoSchedule"}
+SYSTEM = "system"
+TAINT = "dask"
 DATA_CLASS = "dask-data"  # StorageClass of the shared directory
 GPU = "nvidia.com/gpu"
 
@@ -15,6 +13,12 @@ def label(pool: str) -> dict[str, str]:
     return {f"dask-{pool}": "yes"}
 
 
+def taint(pool: str) -> dict[str, str]:
+    """The taint of a pool of workers, so that nothing else lands on its nodes and they can scale to zero."""
+    return {"key": TAINT, "value": pool, "effect": "NO_SCHEDULE"}
+
+
 def placement(pool: str) -> dict[str, Any]:
     """The chart's values that schedule a kind of pod on the nodes of a pool and on no others."""
-    return {"nodeSelector": label(pool), "tolerations": [TOLERATION] if pool == WORKERS else []}
+    toleration = {"key": TAINT, "operator": "Equal", "value": pool, "effect": "NoSchedule"}
+    return {"nodeSelector": label(pool), "tolerations": [] if pool == SYSTEM else [toleration]}

@@ -10,13 +10,13 @@ from typing import Any
 from pulumi import Input
 
 from components.dask_config import merged, with_defaults
-from components.gke.node_pools import DATA_CLASS, GPU, SYSTEM, WORKERS, placement
+from components.gke.node_pools import DATA_CLASS, GPU, SYSTEM, placement
 from daskstack.engine import PROJECT
-from settings.common import memory, seconds
-from settings.gke import GkeSource
+from settings.common import memory, resources_argument, seconds
+from settings.gke import WORKERS, GkeSource, Pool, WorkerPool
 from settings.kubernetes import KubernetesTarget
 from settings.lock import Lock
-from settings.pods import Exposure, Pod
+from settings.pods import Exposure, KubernetesWorkers, Pod, WorkerGroup
 
 DASKDATA = PROJECT / "daskstack" / "daskdata.py"
 # Annotations for a load balancer without an address on the internet. Each cloud reads its own and ignores the others.
@@ -94,12 +94,9 @@ def own(
             "extraArgs": list(settings.dask.scheduler_args),
         },
         "worker": {
-            **_pod(settings.workers),
+            **_workers(settings, settings.workers),
             "image": image,
             "env": environment,
-            "extraArgs": list(settings.dask.worker_args),
-            "replicas": settings.workers.replicas,
-            "threads_per_worker": settings.workers.threads_per_worker,
             "gracePeriod": settings.workers.grace_period,
             "spill": {"size": settings.workers.spill.size, "className": settings.workers.spill.class_name},
         },
@@ -116,7 +113,11 @@ def own(
     for name, section in SERVICES.items():
         if exposure := getattr(settings.expose, name):
             values = merged(values, {section: _exposed(exposure)})
-    return _with_values(_placed(values, settings), settings.values)
+    values = _placed(values, settings)
+    if settings.workers.groups:
+        groups = [_group(settings, group, values["worker"]) for group in settings.workers.groups]
+        values = merged(values, {"additional_worker_groups": groups})
+    return _with_values(values, settings.values)
 
 
 def archive(files: Iterable[Path]) -> bytes:
@@ -138,13 +139,44 @@ def _placed(values: dict[str, Any], settings: KubernetesTarget) -> dict[str, Any
     """If the stack has its own GKE cluster, schedules each kind of pod on the nodes of its pool."""
     if not isinstance(settings.cluster, GkeSource):
         return values
-    for name, pool in (("scheduler", SYSTEM), ("jupyter", SYSTEM), ("worker", WORKERS)):
-        section, own = values[name], placement(pool)
-        tolerations = [*own["tolerations"], *section["tolerations"]]
-        values = merged(values, {name: {"nodeSelector": own["nodeSelector"], "tolerations": tolerations}})
-    if settings.cluster.workers.accelerators:
-        values = merged(values, {"worker": {"resources": {"limits": {GPU: 1}}}})
-    return values
+    workers = _on_pool(values["worker"], WORKERS, settings.cluster.workers)
+    system = {name: _on_pool(values[name], SYSTEM, settings.cluster.system) for name in ("scheduler", "jupyter")}
+    return {**values, **system, "worker": workers}
+
+
+def _on_pool(section: dict[str, Any], name: str, pool: Pool) -> dict[str, Any]:
+    """Schedules a kind of pod on the nodes of this pool. Each pod uses one GPU if they have any."""
+    own = placement(name)
+    gpus = {"resources": {"limits": {GPU: 1}}} if isinstance(pool, WorkerPool) and pool.accelerators else {}
+    tolerations = [*own["tolerations"], *section["tolerations"]]
+    return merged(section, {"nodeSelector": own["nodeSelector"], "tolerations": tolerations, **gpus})
+
+
+def _workers(settings: KubernetesTarget, workers: KubernetesWorkers) -> dict[str, Any]:
+    return {
+        **_pod(workers),
+        "extraArgs": list(settings.dask.worker_args),
+        "replicas": workers.replicas,
+        "threads_per_worker": workers.threads_per_worker,
+    }
+
+
+def _group(settings: KubernetesTarget, group: WorkerGroup, main: dict[str, Any]) -> dict[str, Any]:
+    """The chart's values of a group. The chart takes what they lack from `main`, those of the main group."""
+    resources = ["--resources", resources_argument(group.resources)] if group.resources else []
+    section: dict[str, Any] = {
+        **_workers(settings, group.workers(settings.workers)),
+        "name": f"worker-{group.name}",
+        "extraArgs": [*settings.dask.worker_args, *resources],
+    }
+    if isinstance(settings.cluster, GkeSource):
+        section = _on_pool(section, group.pool_name, group.pool or settings.cluster.workers)
+    # The chart would add the main group's node labels and GPUs.
+    foreign = {
+        "nodeSelector": main["nodeSelector"].keys() - section["nodeSelector"].keys(),
+        "resources": main["resources"]["limits"].keys() - section["resources"]["limits"].keys(),
+    }
+    return {**section, "replaces": [name for name, keys in foreign.items() if keys]}
 
 
 def _pod(pod: Pod) -> dict[str, Any]:
@@ -208,12 +240,9 @@ def official(settings: KubernetesTarget, lock: Lock, password: Input[str], secre
             "extraArgs": list(settings.dask.scheduler_args),
         },
         "worker": {
-            **_pod(settings.workers),
+            **_workers(settings, settings.workers),
             **image,
             "env": environment,
-            "extraArgs": list(settings.dask.worker_args),
-            "replicas": settings.workers.replicas,
-            "threads_per_worker": settings.workers.threads_per_worker,
         },
         "jupyter": {
             **_pod(settings.jupyter),

@@ -128,6 +128,7 @@ class DaskOnKubernetes(ComponentResource):
                 jupyter=f"{NAME}-jupyter:80" if settings.jupyter.enabled else None,
                 sleeps=settings.limits.idle is not None,
                 bounds=settings.workers.bounds,
+                grouped=settings.grouped,
                 tls=identities.apply(lambda known: connection_credentials(known["client"])),
                 python=settings.environment.python,
                 packages=self.lock.packages,
@@ -286,7 +287,7 @@ class DaskOnKubernetes(ComponentResource):
         expect = {
             "address": self.address,
             "workers": settings.replicas,
-            **({"bounds": bounds, "boot": BOOT} if bounds else {}),
+            **({"bounds": bounds, "fixed": settings.grouped, "boot": BOOT} if bounds else {}),
             **({"sleeps": True} if settings.limits.idle else {}),
             **({"least": settings.workers.at_least} if settings.workers.at_least else {}),
             "python": settings.environment.python,
@@ -321,8 +322,9 @@ def namespace(settings: KubernetesTarget, stack: str) -> str:
 def service_accounts(settings: KubernetesTarget) -> list[str]:
     """The names of the pods' ServiceAccounts with our own chart."""
     scheduler = f"{NAME}-scheduler" if settings.limits.idle or settings.workers.bounds else NAME
-    names = {settings.scheduler.service_account or scheduler, settings.workers.service_account or NAME}
-    return sorted(names | ({settings.jupyter.service_account or NAME} if settings.jupyter.enabled else set()))
+    workers = [settings.workers, *(group.workers(settings.workers) for group in settings.workers.groups)]
+    pods = [*workers, *([settings.jupyter] if settings.jupyter.enabled else [])]
+    return sorted({settings.scheduler.service_account or scheduler, *(pod.service_account or NAME for pod in pods)})
 
 
 def official_hash(password: str, salt: str) -> str:

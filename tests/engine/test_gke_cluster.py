@@ -1,5 +1,6 @@
 """The program with a new GKE cluster, run by the real engine with the stand-in for Google Cloud."""
 
+import json
 import os
 import re
 import subprocess
@@ -68,11 +69,24 @@ RELAXED: dict[str, Any] = {
 }
 
 
+GROUPS: list[dict[str, Any]] = [
+    {
+        "name": "big",
+        "replicas": 2,
+        "memory": "16 GiB",
+        "resources": {"BIG": 1},
+        "pool": {"machine": "n2-highmem-8", "spot": True, "minNodes": 1, "labels": {"disk": "ssd"}},
+    },
+    {"name": "small"},
+]
+
+
 @pytest.fixture(scope="module")
 def relaxed(stack: Previews) -> dict[str, dict[str, Any]]:
     data = {"size": "100Gi", "delete": True}
     cluster = stack.shipped["cluster"] | RELAXED | {"workers": {"machine": "n1-standard-4", "localSsds": 2}}
-    return inputs(stack.resources(cluster=cluster, data=data))
+    workers = {"groups": GROUPS}
+    return inputs(stack.resources(cluster=cluster, data=data, workers=workers, limits={"idle": "30m"}))
 
 
 SAME = object()  # no setting relaxes the argument
@@ -207,6 +221,26 @@ def test_worker_nodes_run_only_workers_and_scale_to_zero(shipped: dict) -> None:
     ] == ["worker"]
     for part, pool in (("worker", "workers"), ("scheduler", "system"), ("jupyter", "system")):
         assert values[part]["nodeSelector"].items() <= shipped[f"gke-{pool}"]["nodeConfig"]["labels"].items()
+
+
+def test_only_a_groups_pods_run_on_its_pool_which_is_hardened_like_the_others(relaxed: dict) -> None:
+    common, pool = relaxed["gke-workers"], relaxed["gke-workers-big"]
+    assert (common["autoscaling"]["totalMaxNodeCount"], pool["autoscaling"]["totalMaxNodeCount"]) == (3 + 1 + 1, 3)
+    assert pool["autoscaling"]["totalMinNodeCount"] == pool["initialNodeCount"] == 1
+    own = {"machineType": "n2-highmem-8", "spot": True}
+    own["labels"] = {"dask-workers-big": "yes", "disk": "ssd"}
+    own["taints"] = [{"key": "dask", "value": "workers-big", "effect": "NO_SCHEDULE"}]
+    shared = {key: value for key, value in common["nodeConfig"].items() if key != "ephemeralStorageLocalSsdConfig"}
+    assert pool["nodeConfig"] == shared | own
+    values = relaxed["dask-release"]["values"]
+    big, small = values["additional_worker_groups"]
+    toleration = {"key": "dask", "operator": "Equal", "value": "workers-big", "effect": "NoSchedule"}
+    assert big["tolerations"] == [toleration]
+    assert all(toleration not in each["tolerations"] for each in (small, values["worker"], values["scheduler"]))
+    assert (big["nodeSelector"], big["replaces"]) == ({"dask-workers-big": "yes"}, ["nodeSelector"])
+    assert small["nodeSelector"] == values["worker"]["nodeSelector"] == {"dask-workers": "yes"}
+    check = json.loads(relaxed["dask-check"]["environment"]["EXPECT"])
+    assert check["workers"] == 3 + 2 + 1
 
 
 def test_worker_nodes_have_local_ssds_for_their_pods_files(shipped: dict, relaxed: dict) -> None:

@@ -45,7 +45,8 @@ for name in ("one", "two"):
 
     source = {"source": "gke", "project": "my-project", "location": "us-central1-a", "admins": ["me@example.com"]}
     gke = parse("kubernetes", cluster=source)
-    own = {"stack": name, "settings": gke.cluster, "nodes": 1, "registry": False, "data": False, "buckets": ()}
+    own = {"stack": name, "settings": gke.cluster, "workers": gke.worker_nodes}
+    own |= {"registry": False, "data": False, "buckets": ()}
     cluster = GkeCluster(f"{name}-gke", own)
     access = {"kubeconfig": cluster.kubeconfig, "context": ""}
     dask = {"stack": name, "cluster": access, "settings": gke, "password": None, "secret_env": {"TOKEN": key}}

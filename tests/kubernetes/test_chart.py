@@ -31,7 +31,7 @@ def test_the_chart_passes_helm_lint() -> None:
         ({"worker": {"replicaCount": 3}}, "'replicaCount' not allowed"),
         ({"jupyter": {"enabled": True}}, "jupyter.passwordSecret is missing"),
         ({"bounds": {"max": 8}}, "bounds.max is set, but bounds.min is not; write both"),
-        ({"bounds": {"min": 0, "max": 8}, "additional_worker_groups": [{"name": "gpu"}]}, "bounds excludes additional"),
+        ({"additional_worker_groups": [{"name": "worker"}]}, "additional_worker_groups[0].name is missing or equal to"),
         ({"webUI": {"serviceType": "LoadBalancer"}}, "webUI.serviceType is LoadBalancer, but sourceRanges is empty"),
     ],
 )
@@ -253,7 +253,8 @@ def test_only_a_scheduler_that_scales_workers_gets_a_token_with_no_other_permiss
     def rule(group: str, kind: str, name: str, *verbs: str) -> dict[str, list[str]]:
         return {"apiGroups": [group], "resources": [kind], "resourceNames": [name], "verbs": list(verbs)}
 
-    for given in ({"idleTimeout": 60}, {"bounds": {"min": 0, "max": 8}}):
+    groups = [{"name": "gpu"}]
+    for given in ({"idleTimeout": 60}, {"bounds": {"min": 0, "max": 8}, "additional_worker_groups": groups}):
         roles = [each for each in rendered(**given) if each["kind"] in ("Role", "ClusterRole")]
         assert [role["rules"] for role in roles] == [
             [
@@ -272,6 +273,54 @@ def test_bounds_reach_the_scheduler_without_a_change_of_its_pod() -> None:
     assert json.loads(config["data"]["settings"]) == settings
     other = rendered(bounds={"min": 1, "max": 9})
     assert of_kind("Deployment", made)["dask-scheduler"] == of_kind("Deployment", other)["dask-scheduler"]
+
+
+def test_bounds_leave_other_groups_alone_and_idle_stops_them() -> None:
+    def scaled(**given: Any) -> tuple[list[str], dict[str, tuple[int, str]]]:
+        groups = [{"name": "worker-big", "replicas": 2}]
+        made = rendered(bounds={"min": 0, "max": 8}, additional_worker_groups=groups, **given)
+        [config] = [each for each in made if each["metadata"]["name"] == "dask-scaling"]
+        workers = {
+            each["metadata"]["name"]: (each["spec"]["replicas"], each["metadata"]["annotations"]["dask/replicas"])
+            for each in made
+            if each["kind"] == "Deployment" and "dask/replicas" in each["metadata"].get("annotations", {})
+        }
+        return json.loads(config["data"]["settings"])["deployments"], workers
+
+    replicas = {"dask-worker": (0, "1"), "dask-worker-big": (2, "2")}
+    assert scaled() == (["dask-worker"], replicas)
+    assert scaled(idleTimeout=60) == (["dask-worker", "dask-worker-big"], replicas)
+
+
+def test_a_group_of_the_settings_has_its_own_pods_policies_and_budget() -> None:
+    pool = {"machine": "n2-highmem-8"}
+    big = {"name": "big", "replicas": 2, "cpu": 4, "memory": "16 GiB", "resources": {"BIG": 1}, "pool": pool}
+    workers = {"nodeSelector": {"team": "a"}, "serviceAccount": "mine", "groups": [big, {"name": "small"}]}
+    gpus = {"machine": "n1-standard-4", "accelerators": {"type": "nvidia-tesla-t4"}}
+    said = {"target": "kubernetes", "cluster": GOOGLE | {"workers": gpus}, "workers": workers}
+    said["dask"] = {"ports": {"libraries": "none"}}
+    made = rendered(**chart_values.own(settings.parse(said, PROJECT), NAMES, LOCKS, "uv==1", "r"))
+    deployments, policies, budgets = (
+        of_kind(kind, made) for kind in ("Deployment", "NetworkPolicy", "PodDisruptionBudget")
+    )
+    main, found = (deployments[name]["template"] for name in ("dask-worker", "dask-worker-big"))
+    [container] = found["spec"]["containers"]
+    assert deployments["dask-worker-big"]["replicas"] == 2
+    assert found["spec"]["nodeSelector"] == {"dask-workers-big": "yes"}
+    assert container["resources"]["limits"] == {"memory": str(16 * 2**30)}, "the main group's GPU is not its own"
+    assert container["args"] == ["--resources", "BIG=1"] and "args" not in main["spec"]["containers"][0]
+    assert container["command"][container["command"].index("--nthreads") + 1] == "4"
+    assert container["lifecycle"] == main["spec"]["containers"][0]["lifecycle"], "it hands over its results"
+    assert container["env"] == main["spec"]["containers"][0]["env"]
+    small = deployments["dask-worker-small"]["template"]["spec"]
+    assert small["nodeSelector"] == {"team": "a", "dask-workers": "yes"}
+    assert small["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    labels = found["metadata"]["labels"]
+    assert labels == policies["dask"]["podSelector"]["matchLabels"] | {"component": "worker-big"}
+    assert budgets["dask-worker-big"]["selector"]["matchLabels"] == labels
+    assert reached(policies, "worker-big", "169.254.169.254", 80), "it has the main group's ServiceAccount"
+    ports = {each["port"] for each in policies["dask"]["ingress"][0]["ports"]}
+    assert {9000, 9001, 8790} <= ports
 
 
 def test_a_scheduler_with_tls_knows_people_and_the_list_of_revoked_ones() -> None:

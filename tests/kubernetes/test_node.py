@@ -324,7 +324,12 @@ ACCEPTED = st.fixed_dictionaries(
         "workers": st.fixed_dictionaries(
             {},
             optional=PODS
-            | {"replicas": st.integers(0, 1000), "threads": st.none() | st.integers(1, 9), "spill": SPILLED},
+            | {
+                "replicas": st.integers(0, 1000),
+                "threads": st.none() | st.integers(1, 9),
+                "spill": SPILLED,
+                "groups": st.just([{"name": "big", "resources": {"GPU": 1}, "nodeSelector": {"a": "b"}}]),
+            },
         ),
         "jupyter": st.fixed_dictionaries({"enabled": st.just(True)}, optional=PODS | {"storage": st.just("2Ti")}),
         "egress": st.sampled_from([[], ["10.2.0.0/24", "fd00:1::/64"]]),
@@ -367,6 +372,8 @@ def test_the_api_server_accepts_all_values_that_the_settings_accept(kubernetes: 
     access = {"source": "existing", "kubeconfig": str(kubernetes.kubeconfig)}
     if "image" in said:  # it has all packages
         del said["packages"]
+    if "groups" in said["workers"]:
+        said.get("values", {}).pop("additional_worker_groups", None)
     if "cluster" in said:  # without a known node size every pod is accepted, and the ranges have room for all nodes
         big = {"system": {"machine": "a3-mega"}, "workers": {"machine": "a3-mega"}, "ranges": {"pods": "10.64.0.0/14"}}
         said["cluster"] = big | said["cluster"]

@@ -24,6 +24,8 @@ SMALL = {"cpu": 0.1, "memory": "1 GiB"}
 PLAIN = {"scheduler": SMALL, "jupyter": {"enabled": False}, "data": {}}
 FIXED = PLAIN | {"workers": {"replicas": 2, **SMALL}}
 BOUNDED = {most: PLAIN | {"workers": {"min": 0, "max": most, **SMALL}} for most in (6, 7)}
+GROUPS = [{"name": "big", "resources": {"BIG": 1}}]
+GROUPED = PLAIN | {"workers": {"min": 0, "max": 6, **SMALL, "groups": GROUPS}}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,31 @@ def test_up_and_a_restarted_scheduler_keep_the_number_within_new_bounds(
         until(lambda: len(client.nthreads()) == 3, 180)
         assert client.sync(client.scheduler.workers_scaling)["number"] == 3
         assert pods(stack) == running
+
+
+def test_tasks_that_ask_for_a_groups_resource_run_there_and_scaling_leaves_the_group_alone(
+    stack: Stack, kept: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pod(_: int) -> str:
+        import os
+
+        return os.environ["POD_NAME"]
+
+    printed = stack.has(GROUPED)
+    assert re.search(r"workers +\d running of at most 7, ", printed)
+    [big] = pods(stack, "worker-big")
+    facts = stack.outputs()["client"]
+    monkeypatch.setattr(connection, "facts_of", lambda _: facts)
+    with daskstack.StackCluster(STACK) as cluster, cluster.get_client() as client:
+        cluster.scale(2)
+        until(lambda: len(client.nthreads()) == 3, 180)
+        bound = client.map(pod, range(8), resources={"BIG": 1}, pure=False)
+        until(lambda: all(part.status == "finished" for part in bound), 60)
+        assert set(client.gather(bound)) == {big}
+        cluster.scale(0)
+        until(lambda: not pods(stack) and len(client.nthreads()) == 1, 180)
+        assert client.submit(pod, 9).result(timeout=60) == big, "other tasks run everywhere"
+    assert pods(stack, "worker-big") == {big}
 
 
 def test_adapting_grows_under_load_shrinks_afterwards_and_does_not_flap(

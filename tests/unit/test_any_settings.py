@@ -107,11 +107,28 @@ def some(**known: list[Any] | st.SearchStrategy[Any]) -> st.SearchStrategy[dict[
 
 EXPOSED = some(sources=NETWORKS, internal=[True, True, False])
 POOL = {"machine": ["n1-standard-4", "n1-highmem-8"], "maxNodes": [None, 3, 12, 100], "minNodes": [0, 5]}
+GROUP = st.fixed_dictionaries(
+    {"name": st.sampled_from(["a", "b"])},
+    optional={
+        "replicas": st.integers(0, 9),
+        "cpu": st.sampled_from([1, 3]),
+        "resources": st.just({"GPU": 1}),
+        "nodeSelector": st.just({"a": "b"}),
+        "pool": some(**POOL, accelerators=[None, {"type": "nvidia-tesla-t4", "count": 2}], spot=[True, False]),
+    },
+)
 GKE = some(
     cluster=some(
         workers=some(**POOL, accelerators=[None, {"type": "nvidia-tesla-t4", "count": 2}], spot=[True, False])
     ),
-    workers=some(replicas=[1, 3, 12], min=[0, 5], max=[4, 12], cpu=[0.5, 3], memory=["1 GiB", "9 GiB"]),
+    workers=some(
+        replicas=[1, 3, 12],
+        min=[0, 5],
+        max=[4, 12],
+        cpu=[0.5, 3],
+        memory=["1 GiB", "9 GiB"],
+        groups=st.lists(GROUP, max_size=2),
+    ),
     limits=some(hourlyCost=[0.9, 2, 4, 9], idle=["30m"]),
     expose=some(scheduler=EXPOSED, dashboard=EXPOSED, jupyter=EXPOSED),
     dask=some(tls=[True, False], env=[{"A": "b"}, {ENCRYPTION: "False"}], config=[{"a": 1}, {"default-scheme": "tcp"}]),
@@ -174,11 +191,13 @@ def closed(given: dict[str, Any]) -> None:
 
 def within_limit(cluster: settings.KubernetesTarget) -> None:
     """A lower bound of the cost, from the machines alone."""
-    spent, system, workers = 0.0, cluster.cluster.system, cluster.cluster.workers
-    for kind, count in (workers, cluster.max_worker_nodes), (system, system.node_limit):
-        spent += count * (cost.machine_price(kind.machine, getattr(kind, "spot", False), cluster.prices) or 0)
-    if workers.accelerators:
-        each = cost.prices()["accelerators"][workers.accelerators.type]
-        spent += cluster.max_worker_nodes * workers.accelerators.count * each
-        assert cluster.replicas <= cluster.max_worker_nodes * workers.accelerators.count
+    system = cluster.cluster.system
+    spent = system.node_limit * (cost.machine_price(system.machine, False, cluster.prices) or 0)
+    for nodes in cluster.worker_nodes:
+        pool = nodes.pool
+        spent += nodes.most * (cost.machine_price(pool.machine, pool.spot, cluster.prices) or 0)
+        if pool.accelerators:
+            each = cost.prices()["accelerators"][pool.accelerators.type] * (cost.prices()["spot"] if pool.spot else 1)
+            spent += nodes.most * pool.accelerators.count * each
+            assert nodes.replicas <= nodes.most * pool.accelerators.count
     assert spent <= (cluster.limits.hourly_cost or spent)

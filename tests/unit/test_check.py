@@ -109,3 +109,15 @@ def test_no_idle_worker_stops_during_the_check(client: Client, monkeypatch: pyte
     address = client.scheduler.address
     check.check_cluster({"address": address, "workers": 1, "python": "", "packages": {}, "imports": [], "sleeps": True})
     assert held[-1] == 0
+
+
+def test_the_check_wants_all_workers_to_which_the_bounds_do_not_apply(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setitem(client.cluster.scheduler.handlers, "workers_hold", lambda seconds: {"number": 0})
+    monkeypatch.setattr(check, "check_workers", lambda *words: asked.append(words[1:]) or ("seen", []))
+    monkeypatch.setattr(check, "check_versions", lambda *_: "seen")
+    expect = {"address": client.scheduler.address, "python": "", "packages": {}, "imports": []}
+    check.check_cluster(expect | {"workers": 8, "bounds": [0, 5], "fixed": 3})
+    assert asked == [(8, 1 + 3, 5 + 3, 0)]

@@ -74,6 +74,28 @@ def test_the_cost_matches_a_manual_calculation(found: settings.KubernetesTarget,
     assert cost.total(found.bill()) == pytest.approx((up, idle))
 
 
+def test_groups_with_nodes_of_their_own_count_and_others_share_the_nodes_of_the_workers() -> None:
+    gpus = {"machine": "n1-standard-4", "spot": True, "accelerators": {"type": "nvidia-tesla-t4", "count": 2}}
+    groups = [
+        {"name": "gpu", "replicas": 3, "cpu": 1, "memory": "4 GiB", "pool": gpus},
+        {"name": "small", "replicas": 2, "cpu": 3},
+    ]
+    cluster = stack(workers={"groups": groups}, limits={"idle": "1h"})
+    # Each worker uses one GPU, so three workers need two nodes. The pool of the others has a second and a third node.
+    node = 0.6 * (N1 + 2 * 0.35) + 100 * DISK
+    assert cost.total(cluster.bill()) == pytest.approx(
+        (SMALL + 2 * (E2 + 100 * DISK + 0.0014) + 2 * (node + 0.0014), 0.10 + NODE + NOTEBOOKS + 0.0014 + 0.005)
+    )
+    # The workers may have one node each and a spare one, and the scheduler and Jupyter three.
+    assert cost.maximum(cluster.bill()) == pytest.approx(
+        0.10 + 3 * NODE + 6 * (E2 + 100 * DISK) + 4 * node + NOTEBOOKS + 13 * 0.0014 + 0.005
+    )
+    with pytest.raises(
+        settings.SettingsError, match=r"limits.hourlyCost: 3 is less than the stack can cost, about 3\."
+    ):
+        stack(workers={"groups": groups}, limits={"hourlyCost": 3})
+
+
 def test_unknown_machine_types_cost_the_users_own_price() -> None:
     cluster = stack({"workers": {"machine": "a3-mega"}}, prices={"a3-mega": 60.0, "cluster": 0.0})
     assert cost.total(cluster.bill())[0] == pytest.approx(SMALL - 0.10 - E2 + 3 * 60 + 2 * (100 * DISK + 0.0014))
@@ -81,7 +103,7 @@ def test_unknown_machine_types_cost_the_users_own_price() -> None:
 
 def test_idle_nodes_do_not_exceed_the_largest_number_of_nodes() -> None:
     cluster = stack({"workers": {"minNodes": 10}})
-    assert cluster.max_worker_nodes == 10
+    assert cluster.worker_nodes[0].most == 10
     assert "10 e2-standard-4 for workers" in cost.table(cluster.bill())
 
 
@@ -149,6 +171,22 @@ def test_an_unknown_price_is_shown_as_unknown() -> None:
                 }
             },
             ["cluster.workers.accelerators.count: 3 is not a possible number of GPUs; write 1, 2, 4, 8 or 16"],
+        ),
+        (
+            {"workers": {"groups": [{"name": "big", "cpu": 9, "pool": {"machine": "n2-highmem-8"}}]}},
+            ["workers.groups[0]: a pod with 9 CPUs", "or a larger workers.groups[0].pool.machine"],
+        ),
+        (
+            {"workers": {"groups": [{"name": "big", "memory": "16 GiB"}]}},
+            ["workers.groups[0]: a pod with 1 CPUs", "type e2-standard-4", "or a larger cluster.workers.machine"],
+        ),
+        (
+            {"workers": {"groups": [{"name": "big", "replicas": 9, "cpu": 3, "pool": {"maxNodes": 4}}]}},
+            ["workers.groups[0].pool.maxNodes: 4 nodes have no room for 9 workers, which need 9 nodes"],
+        ),
+        (
+            {"workers": {"groups": [{"name": "big", "pool": {"machine": "n2-highmem-9"}}]}},
+            ["workers.groups[0].pool.machine: n2-highmem-9 is not a machine type of Google's; did you mean"],
         ),
         ({"limits": {"hourlyCost": True}}, ["limits.hourlyCost: true is not a number"]),
         ({"prices": {"n1-standard-4": float("inf")}}, ["prices.n1-standard-4: Infinity is not allowed here"]),

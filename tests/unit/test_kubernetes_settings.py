@@ -62,8 +62,22 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "workers.atLeast: 3 is more than the stack's 2 workers; write 2 or less",
     ),
     (
-        {"workers": {"max": 2}, "values": {"additional_worker_groups": [{"name": "gpu"}]}},
-        "values.additional_worker_groups: is not available with workers.min and workers.max; remove it, or set",
+        {"workers": {"groups": [{"name": "a"}]}, "values": {"additional_worker_groups": [{"name": "gpu"}]}},
+        "values.additional_worker_groups: cannot be used together with workers.groups; write all groups there, or all",
+    ),
+    (
+        {"workers": {"groups": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}},
+        "workers.groups[2].name: is the same name as that of workers.groups[0]; use each name once",
+    ),
+    ({"workers": {"groups": [{"name": "a.b"}]}}, 'workers.groups[0].name: "a.b" is not the name of a group'),
+    ({"workers": {"groups": [{"name": "a", "max": 2}]}}, "workers.groups[0].max: unknown key"),
+    (
+        {"workers": {"groups": [{"name": "a", "resources": {"GPU": 0}}]}},
+        "workers.groups[0].resources.GPU: 0 is not allowed here; write e.g. 1",
+    ),
+    (
+        {"workers": {"groups": [{"name": "a", "pool": {}}]}},
+        "workers.groups[0].pool: is only possible with cluster.source: gke; remove it, and write the nodes' labels as",
     ),
     (
         {"workers": {"max": 2}, "values": {"worker": {"readinessProbe": {"periodSeconds": 60}}}},
@@ -478,6 +492,7 @@ def test_the_same_packages_are_in_all_pods_of_the_official_chart(kubeconfig: Pat
         ({"environment": {}}, "environment.lock: pins dask 2026"),
         ({"dask": {"tls": True}}, "dask.tls: the official chart does not support TLS; remove it, or write chart: own"),
         ({"workers": {"max": 4}}, "workers.max: the official chart does not support bounds of the number of workers;"),
+        ({"workers": {"groups": [{"name": "a"}]}}, "workers.groups: the official chart does not support groups of"),
         (
             {"expose": {"jupyter": {"sources": ["10.1.0.0/24"], "internal": True}}},
             "expose.jupyter: the official chart does not support source",
@@ -554,6 +569,19 @@ WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_a_groups_pool_contradicts_neither_itself_nor_the_cluster() -> None:
+    def said(pool: dict[str, Any], **cluster: Any) -> list[str]:
+        groups = [{"name": "a", "pool": pool}]
+        with pytest.raises(settings.SettingsError) as raised:
+            settings.parse({"target": "kubernetes", "cluster": OWN | cluster, "workers": {"groups": groups}}, ROOT)
+        return raised.value.problems
+
+    [limits] = said({"minNodes": 3, "maxNodes": 2})
+    assert "workers.groups[0].pool.maxNodes: 2 is less than minNodes, 3; write 3 or more" in limits
+    [sandbox] = said(GPUS, hardening={"sandbox": True})
+    assert "cluster.hardening.sandbox: does not support GPUs here; remove it or workers.groups[0].pool.acc" in sandbox
+
+
 def test_the_shared_directory_on_gke_is_a_filestore_volume_with_a_known_cost() -> None:
     data = {"size": "1Ti", "delete": True}
     bill = settings.parse({"target": "kubernetes", "cluster": OWN, "data": data}, ROOT).bill()
@@ -617,6 +645,58 @@ def test_workers_on_gke_run_in_their_node_pool_and_use_its_gpus() -> None:
     assert [each.get("key") for each in found["worker"]["tolerations"]] == ["dask", None]
     assert found["worker"]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert found["scheduler"]["nodeSelector"] == {"dask-system": "yes"} and not found["scheduler"]["tolerations"]
+
+
+def test_what_a_group_does_not_say_is_like_the_main_group(kubeconfig: Path) -> None:
+    workers = {
+        "replicas": 2,
+        "cpu": 2,
+        "memory": "3 GiB",
+        "nodeSelector": {"team": "a"},
+        "tolerations": [{"operator": "Exists"}],
+        "serviceAccount": "dask",
+        "groups": [
+            {"name": "same"},
+            {"name": "big", "replicas": 4, "cpu": 8, "memory": "16 GiB", "nodeSelector": {"disk": "ssd"}},
+            {"name": "gpu", "threads": 1, "resources": {"GPU": 1, "memory": 10}, "tolerations": []},
+        ],
+    }
+    cluster = parse(kubeconfig, workers=workers, dask={"workerArgs": ["--no-dashboard"]})
+    assert cluster.replicas == 2 + 1 + 4 + 1
+    values = own(cluster)
+    same, big, gpu = values["additional_worker_groups"]
+    main = values["worker"]
+    assert [each["name"] for each in (same, big, gpu)] == ["worker-same", "worker-big", "worker-gpu"]
+    alike = same.keys() - {"name", "replicas", "replaces"}
+    assert {key: same[key] for key in alike} == {key: main[key] for key in alike}
+    assert same["replaces"] == gpu["replaces"] == []
+    assert (same["replicas"], big["replicas"]) == (1, 4)
+    assert (big["threads_per_worker"], big["resources"]["requests"]["cpu"]) == (8, "8000m")
+    assert (big["nodeSelector"], big["replaces"]) == ({"disk": "ssd"}, ["nodeSelector"])
+    assert gpu["extraArgs"] == ["--no-dashboard", "--resources", "GPU=1 memory=10"]
+    assert (gpu["threads_per_worker"], gpu["tolerations"]) == (1, [])
+
+
+def test_a_group_runs_on_its_own_nodes_or_on_those_of_the_workers_and_uses_their_gpus() -> None:
+    groups = [{"name": "big", "pool": {"machine": "n2-highmem-8"}}, {"name": "also"}, {"name": "gpu", "pool": GPUS}]
+    own_nodes = {"nodeSelector": {"team": "a"}, "tolerations": [{"operator": "Exists"}], "groups": groups}
+    cluster = settings.parse({"target": "kubernetes", "cluster": OWN | {"workers": GPUS}, "workers": own_nodes}, ROOT)
+    big, also, gpu = own(cluster)["additional_worker_groups"]
+    assert big["nodeSelector"] == {"dask-workers-big": "yes"}
+    [toleration] = big["tolerations"]
+    assert toleration == {"key": "dask", "operator": "Equal", "value": "workers-big", "effect": "NoSchedule"}
+    assert big["resources"]["limits"].keys() == {"memory"} and big["replaces"] == ["nodeSelector", "resources"]
+    assert also["nodeSelector"] == {"team": "a", "dask-workers": "yes"} and len(also["tolerations"]) == 2
+    assert also["resources"]["limits"]["nvidia.com/gpu"] == gpu["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_bounds_concern_the_main_group_alone(kubeconfig: Path) -> None:
+    groups = [{"name": "big", "replicas": 2}]
+    cluster = parse(kubeconfig, workers={"min": 1, "max": 5, "groups": groups})
+    assert (cluster.replicas, cluster.grouped) == (7, 2)
+    assert own(cluster)["bounds"] == {"min": 1, "max": 5}
+    more = {"additional_worker_groups": [{"name": "more", "replicas": 4}]}
+    assert parse(kubeconfig, workers={"max": 5}, values=more).grouped == 4
 
 
 def test_a_git_repository_is_built_on_the_users_computer(kubeconfig: Path) -> None:

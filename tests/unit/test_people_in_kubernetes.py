@@ -20,6 +20,7 @@ from daskstack.status_and_logs import RemoteError
 from tests.client_outputs import kubernetes_client
 
 OWNERS = {"server": "https://k", "certificate-authority-data": "QQ==", "proxy-url": "http://owner:secret@p"}
+WORKERS = ["dask-worker", "dask-worker-big"]
 AUTHORITY = certificates.new_authority("people of dask k")
 
 
@@ -45,7 +46,8 @@ class Cluster:
         if kind == "service":
             return json.dumps({"metadata": {"uid": f"uid of {words[0]}"}})
         if kind == "deployments":
-            return json.dumps({"items": [{"metadata": {"name": "dask-worker"}}]})
+            workers = [{"metadata": {"name": name, "annotations": {"dask/replicas": "1"}}} for name in WORKERS]
+            return json.dumps({"items": [{"metadata": {"name": "dask-scheduler"}}, *workers]})
         found = self.objects[kind.removesuffix("s")]
         items = {"items": list(found.values())} if found else {}
         wanted = items if words[0].startswith("-") else found.get(words[0])
@@ -143,7 +145,7 @@ def test_a_persons_role_names_the_services_of_the_release(cluster: Cluster, outp
     outputs["client"] = kubernetes_client(sleeps=True)
     people.add("k", "bob", None)
     *_, scaling = cluster.objects["role"]["dask-person"]["rules"]
-    assert (scaling["resources"], scaling["resourceNames"]) == (["deployments/scale"], ["dask-worker"])
+    assert (scaling["resources"], scaling["resourceNames"]) == (["deployments/scale"], WORKERS)
 
 
 def test_a_google_user_gets_the_role_and_the_file_has_no_token(cluster: Cluster, outputs: dict[str, Any]) -> None:

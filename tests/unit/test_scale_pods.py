@@ -24,7 +24,7 @@ class Api:
     """The ConfigMap and the Deployments of a release. Pods run and stop at once."""
 
     def __init__(self, bounds: list[int] | None = None, idle: int | None = None, replicas: int = 1) -> None:
-        self.settings = {"deployments": [MAIN, *([] if bounds else [OTHER])], "bounds": bounds, "idle": idle}
+        self.settings = {"deployments": [MAIN, *([OTHER] if idle else [])], "bounds": bounds, "idle": idle}
         self.state: str | None = None
         self.replicas = dict.fromkeys(self.settings["deployments"], replicas)
         self.asked: list[tuple[str, int]] = []
@@ -340,6 +340,35 @@ async def test_the_last_pod_stays_while_it_holds_results_and_adapting_starts_one
         assert len(there.workers) == 1
         del part
         await there.become(0)
+
+
+async def test_only_main_workers_stop_and_tasks_that_wait_for_other_groups_start_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(MODULE["Pods"].drain.__globals__, "STEADY", 1)
+    async with (
+        node() as (there, client),
+        distributed.Worker(
+            there.scheduler.address, name=f"{MAIN}-big-5d-1", nthreads=1, resources={"BIG": 1}, dashboard_address=":0"
+        ) as big,
+    ):
+        await until(lambda: there.pods.bounds is not None)
+        there.pods.scale(3)
+        await there.become(4)
+        there.pods.scale(0)
+        await there.become(1)
+        assert [worker.name for worker in there.scheduler.workers.values()] == [big.name]
+        there.pods.adapt()
+        waiting = client.map(slow, range(10), resources={"BIG": 1}, pure=False)
+        await until(lambda: any(part.status == "finished" for part in waiting))
+        assert there.pods.number == 0, "main workers would not help"
+        plain = client.map(slow, range(100, 120), pure=False)
+        await until(lambda: len(there.workers) > 1)
+        await client.gather(plain)
+        del plain
+        await until(lambda: there.pods.number == 0)
+        assert await client.gather(waiting) == list(range(10))
+        await there.become(1)
 
 
 def test_only_pods_of_the_main_deployment_count() -> None:

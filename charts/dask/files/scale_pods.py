@@ -3,7 +3,8 @@
 The ConfigMap $SCALING holds two JSON texts: `settings`, which the chart writes, and `state`, which this program writes
 for a scheduler that restarts. The settings are `deployments` (their names; the main one comes first), `bounds` of the
 main one's number of workers, and `idle`, the seconds without work after which all Deployments are scaled to zero. The
-next client scales each idle Deployment back to the number in its annotation `dask/replicas`.
+next client scales each idle Deployment back to the number in its annotation `dask/replicas`. Other Deployments keep
+their number of workers while they are not idle.
 
 Workers that are to stop first hand over their results. Then they stop their HTTP server, so their pods are not ready
 any more. Of a Deployment's pods, Kubernetes deletes those first that are not ready. So the scheduler's account needs no
@@ -12,8 +13,10 @@ permission for pods: with one to change them, tasks could run code as any accoun
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
+import math
 import os
 import runpy
 import ssl
@@ -25,6 +28,7 @@ from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
 INTERVAL = 2  # seconds
+SAMPLE = 100  # tasks of each worker
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SCALING = runpy.run_path(str(Path(__file__).with_name("scaling.py")))
@@ -85,6 +89,26 @@ class Pods(SCALING["Number"]):
         return bool(workers and self.idle and now - since >= self.idle and not self.is_held())
 
     # The main Deployment
+
+    def target(self):
+        """Workers of other groups neither start nor stop, and tasks that only they can run need no more of ours."""
+        scheduler, number = self.scheduler, len(self.scheduler.workers)
+        ours = {address for address, worker in scheduler.workers.items() if self.is_ours(worker.name)}
+        target = scheduler.adaptive_target()
+        if len(ours) == number:
+            return target
+        share = self.unbound()
+        if share and target >= number:
+            return len(ours) + math.ceil(share * (target - number))
+        return len(ours - set(scheduler.workers_to_close()))
+
+    def unbound(self):
+        """The share of the tasks, in a sample, that do not wait for Dask resources, which other groups have."""
+        scheduler = self.scheduler
+        tasks = [task for worker in scheduler.workers.values() for task in itertools.islice(worker.processing, SAMPLE)]
+        bound = len(scheduler.unrunnable) + sum(bool(task.resource_restrictions) for task in tasks)
+        every = len(scheduler.queued) + len(scheduler.unrunnable) + len(tasks)
+        return 1 - bound / every if every else 0
 
     async def adjust(self, deployment, wanted):
         """Takes the next step towards this number of pods. One step ends before the next begins."""

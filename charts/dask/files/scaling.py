@@ -48,10 +48,14 @@ class Number:
         now, (low, high) = self.clock(), self.limits()
         if not self.targets:
             self.targets.append((now, self.number))
-        self.targets.append((now, self.scheduler.adaptive_target()))
+        self.targets.append((now, self.target()))
         while self.targets[0][0] < now - STEADY:
             self.targets.popleft()
         return min(max(low, *(target for _, target in self.targets)), high)
+
+    def target(self):
+        """The number of workers that the work needs now."""
+        return self.scheduler.adaptive_target()
 
     def limits(self):
         """The bounds of adapting, which are within the stack's."""

@@ -39,11 +39,23 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{ include "dask.scheme" . }}://{{ include "dask.fullname" . }}-scheduler:{{ .Values.scheduler.servicePort }}
 {{- end -}}
 
-{{/* Names of the workers' Deployments, separated by spaces. */}}
+{{/* The values of an additional group of workers as JSON, with those that it inherits: (list root group) */}}
+{{- define "dask.group" -}}
+{{- $group := index . 1 -}}
+{{- $values := mustMergeOverwrite (deepCopy (index . 0).Values.worker) $group -}}
+{{- range $key := $values.replaces -}}
+{{- $_ := set $values $key (index $group $key) -}}
+{{- end -}}
+{{- toJson $values -}}
+{{- end -}}
+
+{{/* Names of the Deployments that the scheduler scales, separated by spaces. Bounds only apply to the first. */}}
 {{- define "dask.workers" -}}
 {{- $names := list .Values.worker.name -}}
+{{- if .Values.idleTimeout -}}
 {{- range .Values.additional_worker_groups -}}
 {{- $names = append $names .name -}}
+{{- end -}}
 {{- end -}}
 {{- $full := include "dask.fullname" . -}}
 {{- range $number, $name := $names -}}
