@@ -261,6 +261,7 @@ def test_groups_change_no_other_resource_in_google_cloud_but_the_ports_inside(gr
     found, before = clouds(grouped), clouds(states)
     new = found.keys() - before.keys()
     machines = ("gpu-1", "gpu-2", "more-1")
+    assert {f"dask-{name}-idle" for name in machines} <= grouped.keys(), "limits.idle powers them off, too"
     assert new == {f"machines-{name}{kind}" for name in machines for kind in ("", "-address")}
     assert [name for name in before if found[name] != before[name]] == ["machines-inside-open"]
     assert "9000-9005" in found["machines-inside-open"]["allows"][0]["ports"]
