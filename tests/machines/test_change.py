@@ -280,7 +280,6 @@ def test_changing_worker_settings_restarts_only_worker_services(checkout: Checko
     assert re.search(r"^workers +2 running, 6 threads", printed, re.MULTILINE)
     assert began(head, "dask-scheduler") == scheduler_began
     work.check_progress()
-    checkout.keep()
 
 
 def test_a_powered_off_worker_hands_over_its_data_and_its_replacement_gets_all_steps(
