@@ -1,8 +1,8 @@
 """Waits until the release is ready, or says why it is not; then runs a check as a Kubernetes job.
 
-Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, RELEASE, WAIT (seconds for all pods to be
-ready), LEAST (how many workers suffice; empty: all), CHECK (the program that the job runs), EXPECT (its argument) and
-NOTEBOOK (its argument in the notebook server's pod; empty: it does not run there). Prints the program's table to
+Variables: CLUSTER (JSON, as daskstack.kubectl takes it), NAMESPACE, RELEASE, WAIT (seconds for all pods to be ready),
+LEAST (how many workers suffice; if it is not set, all), CHECK (the program that the job runs), EXPECT (its argument)
+and NOTEBOOK (its argument in the notebook server's pod; empty: it does not run there). Prints the program's table to
 stdout, and progress to stderr.
 """
 
@@ -59,7 +59,7 @@ class Cluster:
 def main() -> None:
     with kubectl(json.loads(os.environ["CLUSTER"])) as command:
         cluster = Cluster(command, os.environ["NAMESPACE"], os.environ["RELEASE"])
-        missing = wait(cluster, int(os.environ["WAIT"]), int(os.environ.get("LEAST") or 0))
+        missing = wait(cluster, int(os.environ["WAIT"]), int(os.environ.get("LEAST", 0)))
         program = os.environ["CHECK"]
         print(printable(job(cluster, program, os.environ["EXPECT"])), end="")
         if missing:

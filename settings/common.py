@@ -241,11 +241,14 @@ class Credentials(Section):
     """
 
 
+MACHINES = 240  # at most, without the scheduler's, that a stack creates in its /24 network
+
+
 class Numbered(Section):
     """Machines that the stack creates: one for the scheduler, and `workers` more. Their network is a /24."""
 
     source: str = Field(examples=["local"])
-    workers: int = Field(2, ge=1, le=240)
+    workers: int = Field(2, ge=1, le=MACHINES)
     """Number of machines in addition to the scheduler's."""
     scheduler_works: bool = False
     """`true` also runs workers on the scheduler's machine."""

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
-from settings.common import Conflict, GroupName, Listed, Place, Resources, Section, valid_memory
+from settings.common import MACHINES, Conflict, GroupName, Listed, Place, Resources, Section, valid_memory
 from settings.compute import ComputeSource, WorkerInstance
 from settings.existing import ExistingSource, unknown_machine
 
 if TYPE_CHECKING:
     from settings.machines import MachinesTarget
 
-MACHINES = 240  # at most, as in the settings of `machines`; the network is a /24
 RESERVED = ("scheduler", "worker")  # their machines have such names
 
 

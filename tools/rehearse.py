@@ -176,7 +176,8 @@ PATIENCE = 180  # seconds for workers to stop or to start
 
 def workers(client: KubernetesClient) -> list[str]:
     """The pods of workers, including those that are terminating."""
-    which = ["get", "pods", "--selector", "release=dask,component notin (scheduler,jupyter)", "--output", "name"]
+    selector = "release=dask,component notin (scheduler,jupyter,check,job)"
+    which = ["get", "pods", "--selector", selector, "--output", "name"]
     with kubectl.kubectl(client.kubernetes) as command:
         words = [*command, "--namespace", client.namespace, *which]
         return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
