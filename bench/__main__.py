@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from bench import compute, connect, gke, job, kubernetes, mount, prepare, preview, report
+from bench import compute, connect, gke, job, kube_cluster, kubernetes, mount, prepare, preview, report
 from bench.rig import BenchError, Rig, rig
 
-PARTS = "abcdefghij"
+PARTS = "abcdefghijk"
 
 
 def on_machines(place: Rig, parts: list[str], repeats: int) -> None:
@@ -30,10 +30,10 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
-    if set(parts) - {"g", "h", "i"}:
+    if set(parts) - set("ghik"):
         with rig() as place:
             on_machines(place, parts, wanted.repeats)
-    for part, module in (("g", kubernetes), ("h", gke), ("i", compute)):
+    for part, module in (("g", kubernetes), ("h", gke), ("i", compute), ("k", kube_cluster)):
         if part in parts:
             print(f"part {part}", flush=True)
             report.keep({part: module.measure(wanted.repeats)})

@@ -26,6 +26,7 @@ TITLES = {
     "h": "A GKE stack in rehearsal: `up` against its phases by hand",
     "i": "Rehearsed Compute Engine machines: `up` against local machines",
     "j": "To the first result: `StackCluster` against a plain client over a tunnel made by hand",
+    "k": "More workers in Kubernetes: `StackCluster` against `KubeCluster`",
 }
 
 

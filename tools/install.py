@@ -9,7 +9,7 @@
     test       everything else that the tests need
     unit       .venv with the packages that tests/unit needs
     lint       the same, and actionlint if Go can build it
-    bench      Ansible, for the comparison in bench/
+    bench      Ansible and dask-kubernetes, for the comparisons in bench/
     pictures   Chromium, and in .venv the packages that take the pictures in docs/pictures
 
 Needs only Python's standard library. Writes messages to stderr; prints nothing if nothing is missing.

@@ -83,7 +83,7 @@ def make_venv(folder: Path) -> None:
 
 
 def bench_venv() -> Path:
-    """The virtual environment of Ansible, which shares no packages with the program."""
+    """The virtual environment of Ansible and dask-kubernetes, which share no packages with the program."""
     return CACHE / "bench" / digest(BENCH)
 
 
