@@ -19,14 +19,17 @@ import pytest
 import yaml
 from distributed import Worker, wait
 
+import daskstack
 from daskstack import wake_machines
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
+from daskstack.tunnel import TunnelError
 from rehearsal.compute import bridge
 from rehearsal.machines import SUDO, Machine, as_root, run, until
 from rehearsal.programs import google_program
 from tests.outside import Stranger
 from tests.rehearsals import Shared, end_processes
+from tests.work import Work
 from tools import cloud_leftovers
 from tools.rehearse import KEY, Rehearsal
 
@@ -229,6 +232,34 @@ add chain ip google prerouting {{ type nat hook prerouting priority dstnat; }}
 add rule ip google prerouting ip daddr {metadata} tcp dport 80 redirect to :8001
 add rule ip google prerouting ip daddr {storage} tcp dport 80 redirect to :8002
 """
+
+
+def access(*words: str) -> str:
+    command = [sys.executable, "-m", "daskstack", "access", *words, "--stack", "vms"]
+    return run(command, cwd=PROJECT, seconds=300, together=True).stdout
+
+
+def test_three_people_work_with_files_of_their_own_until_one_loses_access(stack: Stack, tmp_path: Path) -> None:
+    people = ["alice", "bob", "carol"]
+    for name in people:
+        access("add", name, "--output", str(tmp_path / f"{name}.json"))
+    alice, bob, carol = working = [Work(daskstack.connect(f"{tmp_path}/{name}.json"), starts=False) for name in people]
+    try:
+        for each in working:
+            each.thread.start()
+        for each in working:
+            each.check_progress()
+        access("revoke", "carol")
+        until(lambda: carol.client.status != "running")
+        for each in (alice, bob):
+            each.check_progress()
+    finally:
+        for each in working:
+            each.end()
+    with pytest.raises(TunnelError, match="access was revoked"):
+        daskstack.connect(f"{tmp_path}/carol.json")
+    for name in ("alice", "bob"):
+        access("revoke", name)
 
 
 @contextmanager
