@@ -235,21 +235,36 @@ wait_until() {
       [[ $started == no ]] || boot_failed "it stopped"
       start # the machine that we found running has stopped
     fi
-    ((SECONDS < limit)) || boot_failed "after $limit s it is still booting, or does not answer on port 22 of $address"
+    ((SECONDS < limit)) || boot_failed "after $limit s $(unready "$pid")"
     sleep 0.1
   done
 }
 
 answers() { [[ $(timeout 2 bash -c "exec 3<>/dev/tcp/$1/22 && head -c 4 <&3" 2>/dev/null) == SSH- ]]; }
 
-has_booted() { systemd_has_booted "$1" && answers "$address"; }
+# sshd starts late, so ask it first: systemctl can hang on a bus that is just starting.
+has_booted() { answers "$address" && systemd_has_booted "$1"; }
 
 systemd_has_booted() {
+  local state
+  state=$(in_machine "$1" is-system-running 2>/dev/null)
+  [[ $state == @(running|degraded) ]]
+}
+
+# in_machine PID ARGUMENTS: systemctl in the machine with this init.
+in_machine() {
   # Do not use --pid: a machine that reboots stops all processes in its PID namespace and waits for them. Without it, the
   # systemd of Debian 13 refuses clients that do not use the bus.
-  local state
-  state=$(SYSTEMCTL_FORCE_BUS=1 timeout -k 1 20 nsenter --target "$1" --mount systemctl is-system-running 2>/dev/null)
-  [[ $state == @(running|degraded) ]]
+  SYSTEMCTL_FORCE_BUS=1 timeout -k 1 5 nsenter --target "$1" --mount systemctl "${@:2}"
+}
+
+# unready PID: why the machine is not ready.
+unready() {
+  if answers "$address"; then
+    echo "it is still booting; systemd's jobs: $(in_machine "$1" list-jobs --no-legend 2>&1 | tr -s ' \n' ' ')"
+  else
+    echo "it does not answer on port 22 of $address"
+  fi
 }
 
 boot_failed() {

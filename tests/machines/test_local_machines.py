@@ -393,8 +393,23 @@ def test_a_machine_that_does_not_boot_shows_its_console(stack):
     with pytest.raises(CommandError) as failure:
         stack.boot("broken", SECONDS_TO_BOOT="1")
     assert "Failed to start" in str(failure.value) and "ssh.service" in str(failure.value)
+    assert "does not answer on port 22 of " in str(failure.value)
     assert console in str(failure.value)
     stack.remove("broken")
+
+
+def test_a_machine_that_boots_too_long_names_the_unit_that_it_waits_for(stack):
+    [machine] = stack.boot("slow")
+    unit = "[Service]\nType=oneshot\nExecStart=sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
+    machine.run(
+        f"printf %s '{unit}' > /etc/systemd/system/sleeper.service; systemctl enable sleeper; systemctl poweroff"
+    )
+    until(lambda: not machine.is_on())
+    call("machine.sh", "start", **stack.variables("slow"))
+    until(lambda: b"SSH-" in subprocess.run(["ssh-keyscan", machine.address], capture_output=True).stderr)
+    with pytest.raises(CommandError, match=r"still booting; systemd's jobs: .*sleeper.service start running"):
+        stack.boot("slow", SECONDS_TO_BOOT="1")
+    stack.remove("slow")
 
 
 def test_up_fails_at_once_if_a_machine_dies_while_booting(stack, tmp_path):
