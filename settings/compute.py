@@ -20,7 +20,7 @@ from settings.common import (
     seconds,
     valid_duration,
 )
-from settings.gke import NAME, Accelerators, GoogleLabels, LocalSsds, Machine, Name, Private, Project, matching
+from settings.gke import NAME, Accelerators, GoogleLabels, LocalSsds, Machine, Name, Private, Project, Zone, matching
 
 if TYPE_CHECKING:
     from settings.machines import MachinesTarget
@@ -29,7 +29,6 @@ IAP = "35.235.240.0/20"  # source addresses of Google's Identity-Aware Proxy
 
 POWER_PORTS = range(22001, 22241)  # of 127.0.0.1 on the scheduler's machine, one for each worker's machine
 
-Zone = Annotated[str, matching(r"[a-z]+-[a-z]+[0-9]+-[a-z]", "a zone; write e.g. us-central1-a")]
 Image = Annotated[
     str, matching(rf"({NAME}/)?{NAME}|projects/.+", "an image with its project; write e.g. debian-cloud/debian-12")
 ]

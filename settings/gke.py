@@ -77,6 +77,7 @@ Project = Annotated[str, matching(r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project ID
 Location = Annotated[
     str, matching(r"[a-z]+-[a-z]+[0-9]+(-[a-z])?", "a zone or region; write e.g. us-central1-a, or us-central1")
 ]
+Zone = Annotated[str, matching(r"[a-z]+-[a-z]+[0-9]+-[a-z]", "a zone; write e.g. us-central1-a")]
 ARM = ("t2a", "c4a", "n4a", "a4x")  # Google's families with ARM processors
 
 
@@ -160,6 +161,17 @@ class Accelerators(Section):
 WORKERS = "workers"  # the name of the workers' common pool; that of a group's own pool begins with it
 
 
+class Capacity(Section):
+    """A kind of nodes. What it does not say is like the pool."""
+
+    zone: Zone | None = Field(None, examples=["us-central1-b"])
+    """The nodes' zone, in the region of the cluster; by default the zones of the cluster."""
+    machine: Machine | None = Field(None, examples=["n2-standard-4"])
+    """The machine type."""
+    spot: bool | None = Field(None, examples=[True])
+    """Use spot nodes."""
+
+
 class WorkerPool(Pool):
     machine: Machine = "e2-standard-4"
     """The machine type."""
@@ -181,6 +193,10 @@ class WorkerPool(Pool):
         (), examples=[[{"key": "team", "value": "a", "effect": "NO_SCHEDULE"}]]
     )
     """Taints of the nodes."""
+    capacity: Annotated[tuple[Capacity, ...], Listed] = Field((), examples=[[{"spot": True}, {"spot": False}]])
+    """Kinds of nodes, the preferred one first. If Google has none of a kind, GKE tries the next one. Later, it moves
+    workers back to the preferred kind. Each kind can have `maxNodes` nodes.
+    """
 
 
 # APISERVER, CONTROLLER_MANAGER and SCHEDULER are components of the control plane.
@@ -305,6 +321,13 @@ class GkeSource(Section):
         most, least = pool.max_nodes, pool.min_nodes
         if most is not None and most < least:
             yield Conflict((*place, "maxNodes"), f"{most} is less than minNodes, {least}; write {least} or more")
+        if pool.capacity and least:
+            text = "is not possible together with capacity, whose nodes start only for workers; remove it"
+            yield Conflict((*place, "minNodes"), text)
+        for index, kind in enumerate(pool.capacity):
+            if kind.zone and not kind.zone.startswith(f"{self.region}-"):
+                text = f"{kind.zone} is not in the region of the cluster; write a zone of {self.region}"
+                yield Conflict((*place, "capacity", index, "zone"), text)
         if self.hardening.sandbox and pool.accelerators:
             text = f"does not support GPUs here; remove it or {dotted((*place, 'accelerators'))[1:]}"
             yield Conflict(("cluster", "hardening", "sandbox"), text)

@@ -1,13 +1,14 @@
 """The cost of a GKE stack, and checks of the cost and of the room that its nodes have for its pods."""
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from settings import cost
 from settings.common import Conflict, Place, dotted, memory
 from settings.gke import Pool
 from settings.pods import Expose, Pod
+from settings.worker_nodes import NodePool, WorkerNodes, name_conflicts
 
 if TYPE_CHECKING:
     from settings.kubernetes import KubernetesTarget
@@ -28,7 +29,8 @@ def bill(cluster: "KubernetesTarget") -> list[cost.Item]:
     running, resting, most = 1, 1, system.node_limit  # nodes while workers run, while none do, and at most
     for nodes in cluster.worker_nodes:
         idle = nodes.pool.min_nodes if cluster.limits.idle else nodes.up
-        items += cost.pool(nodes.name, nodes.pool, nodes.up, idle, prices, gke.region, most=nodes.most)
+        usual = list(_nodes(nodes, nodes.pools[0], idle, prices, gke.region))
+        items += [*usual, *_fallbacks(nodes, usual, prices, gke.region)]
         running, resting, most = running + nodes.up, resting + idle, most + nodes.most
     if cluster.jupyter.enabled:
         volume = memory(cluster.jupyter.storage) / 2**30 * others["pd-balanced"] / cost.HOURS
@@ -50,6 +52,25 @@ def bill(cluster: "KubernetesTarget") -> list[cost.Item]:
     return items
 
 
+def _nodes(
+    nodes: WorkerNodes, pool: NodePool, idle: int, prices: Mapping[str, float], region: str
+) -> Iterator[cost.Item]:
+    return cost.pool(nodes.name, pool.pool, nodes.up, idle, prices, region, most=nodes.most)
+
+
+def _fallbacks(
+    nodes: WorkerNodes, usual: list[cost.Item], prices: Mapping[str, float], region: str
+) -> Iterator[cost.Item]:
+    """What the most expensive entry of `capacity` adds to the largest cost of the first one, which is `usual`."""
+    others = {pool.name: list(_nodes(nodes, pool, 0, prices, region)) for pool in nodes.pools[1:]}
+    unknown = {item.name for items in others.values() for item in items if item.up is None}
+    yield from (cost.Item(name, None, None) for name in sorted(unknown - {item.name for item in usual}))
+    more = {name: cost.maximum(items) - cost.maximum(usual) for name, items in others.items()}
+    dearest = max(more, key=more.__getitem__, default="")
+    if dearest and more[dearest] > 0:
+        yield cost.Item(f"more if all are {dearest}", 0, 0, more[dearest])
+
+
 def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     """Unknown machine types, nodes that are too small or too few, unknown prices, and an exceeded cost limit."""
     wrong: list[Conflict] = []
@@ -58,13 +79,17 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
         place: Place = ("workers", "spill", "className")
         yield Conflict(place, f"{spill} is not a StorageClass of GKE for one pod; write one of {', '.join(DISKS)}")
     system, workers = ("cluster", "system"), cluster.worker_nodes
-    pools: dict[Place, Pool] = {system: cluster.gke.system, **{nodes.place: nodes.pool for nodes in workers}}
+    pools: dict[Place, Pool] = {system: cluster.gke.system}
+    pools |= {each.place: each.pool for nodes in workers for each in nodes.pools}
     for place, pool in pools.items():
-        wrong += cost.machine_conflicts(place, pool, cluster.prices)
+        wrong += map(_of_the_pool, cost.machine_conflicts(place, pool, cluster.prices))
+    wrong += name_conflicts(workers)
     pods: list[tuple[Place, Pod, Place]] = [(("scheduler",), cluster.scheduler, system)]
     if cluster.jupyter.enabled:
         pods.append((("jupyter",), cluster.jupyter, system))
-    pods += [(group.place, group.workers, nodes.place) for nodes in workers for group in nodes.groups]
+    pods += [
+        (group.place, group.workers, each.place) for nodes in workers for group in nodes.groups for each in nodes.pools
+    ]
     for place, pod, where in pods:
         machine = pools[where].machine
         size = cost.machine(machine)
@@ -76,20 +101,29 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
                 f" {dotted((*where, 'machine'))[1:]}"
             )
             wrong.append(Conflict(place, text))
-    yield from wrong
+    yield from dict.fromkeys(wrong)
     if wrong:
         return
     for nodes in workers:
-        if nodes.needed > nodes.most:
+        needed = max(map(nodes.needed, nodes.pools))
+        if needed > nodes.most:
             text = (
-                f"{nodes.most} nodes have no room for {nodes.replicas} workers, which need {nodes.needed} nodes; write"
-                f" at least {nodes.needed}, or fewer workers"
+                f"{nodes.most} nodes have no room for {nodes.replicas} workers, which need {needed} nodes; write"
+                f" at least {needed}, or fewer workers"
             )
             yield Conflict((*nodes.place, "maxNodes"), text)
     yield from _range_conflicts(cluster)
     machines = {pool.machine for pool in pools.values()}
     machines |= {nodes.pool.accelerators.type for nodes in workers if nodes.pool.accelerators}
     yield from cost.conflicts(cluster.limits, cluster.bill(), cluster.prices, machines)
+
+
+def _of_the_pool(found: Conflict) -> Conflict:
+    """GPUs and local SSDs are settings of the pool, not of its entries of `capacity`."""
+    if "capacity" not in found.place or found.place[-1] == "machine":
+        return found
+    index = found.place.index("capacity")
+    return Conflict((*found.place[:index], *found.place[index + 2 :]), found.text)
 
 
 def _range_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:

@@ -9,7 +9,7 @@ import pulumi_kubernetes as kubernetes
 import yaml
 from pulumi import ComponentResource, CustomTimeouts, Input, InvokeOutputOptions, Output, ResourceOptions
 
-from components.gke.node_pools import DATA_CLASS, SYSTEM, label, taint
+from components.gke.node_pools import DATA_CLASS, SYSTEM, class_label, class_taint, compute_class, label, taint
 from components.google_cloud import SCOPE, Home, require
 from daskstack.kubeconfig import GOOGLE_LOGIN
 from settings import cost
@@ -69,8 +69,12 @@ class GkeCluster(ComponentResource):
         )
         self.cluster = self._cluster(network, account, args["data"])
         pools = [
-            self._pool(SYSTEM, settings.system, account, 1, settings.system.node_limit),
-            *(self._pool(each.name, each.pool, account, each.pool.min_nodes, each.most) for each in args["workers"]),
+            self._pool(SYSTEM, SYSTEM, settings.system, account, 1, settings.system.node_limit),
+            *(
+                self._pool(each.name, nodes.name, each.pool, account, each.pool.min_nodes, nodes.most, each.zone)
+                for nodes in args["workers"]
+                for each in nodes.pools
+            ),
         ]
         self.kubeconfig = kubeconfig(self.home.name, self.cluster)
         self.provider = kubernetes.Provider(
@@ -80,6 +84,9 @@ class GkeCluster(ComponentResource):
             self._admin(email)
         if args["buckets"]:
             self._open_buckets(args["buckets"], args["namespace"], args["accounts"])
+        for nodes in args["workers"]:
+            if nodes.pool.capacity:
+                self._compute_class(nodes)
         if args["data"]:
             self._data_class(settings.network.name if settings.network else home.name)
         self.register_outputs({"kubeconfig": self.kubeconfig})
@@ -194,16 +201,28 @@ class GkeCluster(ComponentResource):
         )
 
     def _pool(
-        self, name: str, pool: Pool, account: gcp.serviceaccount.Account, least: int, most: int
+        self,
+        name: str,
+        kind: str,
+        pool: Pool,
+        account: gcp.serviceaccount.Account,
+        least: int,
+        most: int,
+        zone: str | None = None,
     ) -> gcp.container.NodePool:
+        """The node pool `name` for pods that belong on nodes of this kind."""
         hardening, workers = self.settings.hardening, pool if isinstance(pool, WorkerPool) else None
         accelerators = workers.accelerators if workers else None
-        taints: list[Any] = [taint(name), *workers.taints] if workers else []
+        classed = bool(workers and workers.capacity)
+        labels = {**label(kind), **(class_label(kind) if classed else {}), **(workers.labels if workers else {})}
+        taints: list[Any] = [taint(kind), *workers.taints] if workers else []
+        taints += [class_taint(kind)] if classed else []
         return gcp.container.NodePool(
             f"{self.name}-{name}",
             name=name,
             project=self.settings.project,
             location=self.settings.location,
+            node_locations=[zone] if zone else None,
             cluster=self.cluster.name,
             initial_node_count=least,
             # Totals over all zones.
@@ -215,7 +234,7 @@ class GkeCluster(ComponentResource):
                 "disk_type": cost.disk_type(pool.machine),
                 "image_type": hardening.image_type,
                 "spot": bool(workers and workers.spot),
-                "labels": {**label(name), **(workers.labels if workers else {})},
+                "labels": labels,
                 "taints": taints,
                 "resource_labels": self.labels,
                 "service_account": account.email,
@@ -254,6 +273,17 @@ class GkeCluster(ComponentResource):
         ).number
         members = {name: Output.format(MEMBER, number, project, namespace, name) for name in accounts}
         self.home.open_buckets(buckets, members)
+
+    def _compute_class(self, nodes: WorkerNodes) -> None:
+        [name] = class_label(nodes.name).values()
+        kubernetes.apiextensions.CustomResource(
+            f"{self.name}-{nodes.name}-class",
+            api_version="cloud.google.com/v1",
+            kind="ComputeClass",
+            metadata={"name": name, "labels": self.home.labels},
+            spec=compute_class([pool.name for pool in nodes.pools]),
+            opts=ResourceOptions(parent=self, provider=self.provider),
+        )
 
     def _data_class(self, network: str) -> None:
         # GKE's own classes create volumes in the network `default`, which the nodes cannot reach.

@@ -146,8 +146,9 @@ def _placed(values: dict[str, Any], settings: KubernetesTarget) -> dict[str, Any
 
 def _on_pool(section: dict[str, Any], name: str, pool: Pool) -> dict[str, Any]:
     """Schedules a kind of pod on the nodes of this pool. Each pod uses one GPU if they have any."""
-    own = placement(name)
-    gpus = {"resources": {"limits": {GPU: 1}}} if isinstance(pool, WorkerPool) and pool.accelerators else {}
+    workers = pool if isinstance(pool, WorkerPool) else None
+    own = placement(name, classed=bool(workers and workers.capacity))
+    gpus = {"resources": {"limits": {GPU: 1}}} if workers and workers.accelerators else {}
     tolerations = [*own["tolerations"], *section["tolerations"]]
     return merged(section, {"nodeSelector": own["nodeSelector"], "tolerations": tolerations, **gpus})
 

@@ -46,7 +46,7 @@ if words[0] == "config":
 node = json.load(open("{folder}/kubernetes/node"))
 if words[0] == "get":
     print(json.dumps({{"items": [node]}}))
-else:
+elif words[0] == "patch":
     patch = json.loads(words[words.index("--patch") + 1])
     labels = node["metadata"]["labels"] | patch["metadata"]["labels"]
     node["metadata"]["labels"] = {{key: value for key, value in labels.items() if value is not None}}

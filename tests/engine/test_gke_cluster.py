@@ -243,6 +243,35 @@ def test_only_a_groups_pods_run_on_its_pool_which_is_hardened_like_the_others(re
     assert check["workers"] == 3 + 2 + 1
 
 
+def test_gke_tries_the_entries_of_capacity_in_order_and_returns_to_better_ones(stack: Previews) -> None:
+    kinds = [{"spot": True, "zone": "us-central1-b"}, {"machine": "n2-standard-4"}]
+    given = {
+        "workers": {"maxNodes": 5, "taints": [{"key": "team", "value": "a", "effect": "NO_EXECUTE"}], "capacity": kinds}
+    }
+    found = inputs(stack.resources(cluster=stack.shipped["cluster"] | given | {"location": "us-central1"}))
+    names = ["workers-b-e2-standard-4-spot", "workers-n2-standard-4"]
+    pools = [found[f"gke-{name}"] for name in names]
+    assert {name for name in found if name.startswith("gke-workers")} == {
+        "gke-workers-class",
+        *(f"gke-{name}" for name in names),
+    }
+    assert [pool.get("nodeLocations") for pool in pools] == [["us-central1-b"], None]
+    assert [pool["nodeConfig"]["spot"] for pool in pools] == [True, False]
+    for pool in pools:
+        assert (pool["autoscaling"]["totalMinNodeCount"], pool["autoscaling"]["totalMaxNodeCount"]) == (0, 5)
+        label = {"cloud.google.com/compute-class": "dask-workers"}
+        assert pool["nodeConfig"]["labels"] == {"dask-workers": "yes"} | label
+        taints = {each["key"]: each["value"] for each in pool["nodeConfig"]["taints"]}
+        assert taints == {"dask": "workers", "team": "a"} | label
+    compute_class = found["gke-workers-class"]
+    assert compute_class["metadata"]["name"] == "dask-workers"
+    assert compute_class["spec"] == {
+        "priorities": [{"nodepools": [name]} for name in names],
+        "activeMigration": {"optimizeRulePriority": True},
+        "whenUnsatisfiable": "DoNotScaleUp",
+    }
+
+
 def test_worker_nodes_have_local_ssds_for_their_pods_files(shipped: dict, relaxed: dict) -> None:
     found = [
         pools[name]["nodeConfig"].get("ephemeralStorageLocalSsdConfig")

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+from components.gke.node_pools import compute_class
 from daskstack import engine, kubeconfig
 from tests.engine.api_server import CLAIM, JOB, NOWHERE, api_server, cluster, pulumi_environment, release
 
@@ -28,6 +29,26 @@ make("core/v1:ConfigMap", "config", data={{"key": secret("private-data")}})
     assert not re.search("private[-_]", cluster.project.stored())
     assert "insecure-skip-tls-verify" not in cluster.project.stored()
     assert base64.b64encode(b"text").decode() not in cluster.project.stored()
+
+
+def test_a_compute_class_can_be_created_and_changed_and_has_only_fields_that_gke_knows(cluster):
+    definition = engine.PROJECT / "rehearsal" / "plugins" / "gcp" / "compute_class.yaml"
+    cluster.kubectl("apply", "--filename", str(definition))
+    cluster.kubectl("wait", "--for=condition=Established", "crd/computeclasses.cloud.google.com", "--timeout=30s")
+
+    def program(**spec):
+        return f"""
+make("cloud.google.com/v1:ComputeClass", "class", apiVersion="cloud.google.com/v1", kind="ComputeClass",
+    metadata={{"name": "{cluster.namespace}"}}, spec={compute_class(["first", "second"]) | spec})
+"""
+
+    cluster.up(program())
+    assert "1 updated" in cluster.up(program(priorities=[{"nodepools": ["second"]}, {"nodepools": ["first"]}]))
+    found = cluster.kubectl("get", "computeclass", cluster.namespace, "--output=jsonpath={.spec.priorities[*]}")
+    assert found == '{"nodepools":["second"]} {"nodepools":["first"]}'
+    for wrong in ({"activeMigrations": {}}, {"priorities": [{"nodePools": ["first"]}]}):
+        assert "field not declared in schema" in cluster.fails(program(**wrong))
+    assert "whenUnsatisfiable" in cluster.fails(program(whenUnsatisfiable="Stop"))
 
 
 def test_objects_and_releases_can_be_created_changed_and_deleted_even_if_missing(cluster):

@@ -20,6 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import settings
+from components.gke import node_pools
 from components.kubernetes import chart_values
 from daskstack.engine import PROJECT
 from on_this_computer import check_release
@@ -422,10 +423,15 @@ def rehearsal(kubernetes, tmp_path, monkeypatch):
     return tmp_path
 
 
-async def test_kubectl_connects_through_the_dns_endpoint_and_sees_labels_and_taints_of_pools(kubernetes, rehearsal):
+async def new_cluster() -> tuple[cloud.Cloud, str, cloud.Record]:
     known = cloud.simulated_cloud()
     cluster, record = cloud.new_record(CLUSTER, {"name": "c"}, CONFIG, kubernetes=await node.up())
     known.write(cluster, record)
+    return known, cluster, record
+
+
+async def test_kubectl_connects_through_the_dns_endpoint_and_sees_labels_and_taints_of_pools(kubernetes, rehearsal):
+    known, cluster, record = await new_cluster()
     known.trust(record["kubernetes"]["authority"])
     endpoint = record["outputs"]["controlPlaneEndpointsConfig"]["dnsEndpointConfig"]["endpoint"]
     kubeconfig = {
@@ -457,6 +463,37 @@ async def test_kubectl_connects_through_the_dns_endpoint_and_sees_labels_and_tai
     after = look()
     assert after["metadata"]["labels"] == before["metadata"]["labels"]
     assert after["spec"].get("taints", []) == before["spec"].get("taints", [])
+
+
+async def test_workers_run_on_each_kind_of_nodes_of_a_list_and_other_pods_on_none(kubernetes, rehearsal):
+    known, cluster, _ = await new_cluster()
+    config = {
+        "labels": node_pools.label("workers") | node_pools.class_label("workers"),
+        "taints": [node_pools.taint("workers"), node_pools.class_taint("workers")],
+    }
+    names = ["workers-spot", "workers-standard"]
+    inputs = [{"name": name, "cluster": "c", "nodeConfig": config} for name in names]
+    pools = dict(cloud.new_record(POOL, each, CONFIG) for each in inputs)
+    preferred, _ = pools
+    async with node.changing(known, cluster):
+        for identity, pool in pools.items():
+            known.create(identity, pool)
+    metadata, spec = {"name": "dask-workers"}, node_pools.compute_class(names)
+    compute_class = {"apiVersion": "cloud.google.com/v1", "kind": "ComputeClass", "metadata": metadata, "spec": spec}
+    try:
+        kubernetes.apply(compute_class, server("first", **node_pools.placement("workers", classed=True)))
+        kubernetes.ready("default", "first")
+        async with node.changing(known, cluster):
+            known.delete(preferred)
+        kubernetes.apply(server("second", **node_pools.placement("workers", classed=True)), server("third"))
+        kubernetes.ready("default", "second")
+        kubernetes.kubectl("wait", "--for=condition=PodScheduled=False", "pod/third", "--timeout=30s")
+    finally:
+        async with node.changing(known, cluster):
+            for identity in pools:
+                known.delete(identity)
+        kubernetes.kubectl("delete", "pod/first", "pod/second", "pod/third", "--ignore-not-found", "--wait=false")
+        kubernetes.kubectl("delete", "crd/computeclasses.cloud.google.com")
 
 
 def test_a_check_that_exceeds_a_quota_fails_soon_with_the_reason(

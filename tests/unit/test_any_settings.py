@@ -193,8 +193,7 @@ def within_limit(cluster: settings.KubernetesTarget) -> None:
     """A lower bound of the cost, from the machines alone."""
     system = cluster.cluster.system
     spent = system.node_limit * (cost.machine_price(system.machine, False, cluster.prices) or 0)
-    for nodes in cluster.worker_nodes:
-        pool = nodes.pool
+    for nodes, pool in ((nodes, nodes.pools[0].pool) for nodes in cluster.worker_nodes):
         spent += nodes.most * (cost.machine_price(pool.machine, pool.spot, cluster.prices) or 0)
         if pool.accelerators:
             each = cost.prices()["accelerators"][pool.accelerators.type] * (cost.prices()["spot"] if pool.spot else 1)

@@ -96,6 +96,21 @@ def test_groups_with_nodes_of_their_own_count_and_others_share_the_nodes_of_the_
         stack(workers={"groups": groups}, limits={"hourlyCost": 3})
 
 
+def test_the_largest_cost_is_that_of_the_most_expensive_kind_of_nodes() -> None:
+    kinds: list[dict[str, Any]] = [{"spot": True}, {"machine": "n1-standard-4"}, {"zone": "us-central1-b"}]
+    preferred, listed = stack({"workers": {"spot": True}}), stack({"workers": {"capacity": kinds}})
+    assert cost.total(listed.bill()) == cost.total(preferred.bill())
+    assert cost.maximum(listed.bill()) == pytest.approx(cost.maximum(preferred.bill()) + 4 * (N1 - 0.6 * E2))
+    assert "more if all are workers-a-n1-standard-4 " in cost.table(listed.bill())
+    assert cost.maximum(stack({"workers": {"capacity": kinds[1::-1]}}).bill()) == cost.maximum(listed.bill())
+    unknown = {"capacity": [{"spot": True}, {"machine": "n4-standard-4"}]}
+    with pytest.raises(
+        settings.SettingsError, match=r"limits.hourlyCost: .* price of their disks, 100 GB of hyperdisk"
+    ):
+        stack({"workers": unknown}, limits={"hourlyCost": 9})
+    stack({"workers": unknown}, limits={"hourlyCost": 9}, prices={"hyperdisk-balanced": 0.08})
+
+
 def test_unknown_machine_types_cost_the_users_own_price() -> None:
     cluster = stack({"workers": {"machine": "a3-mega"}}, prices={"a3-mega": 60.0, "cluster": 0.0})
     assert cost.total(cluster.bill())[0] == pytest.approx(SMALL - 0.10 - E2 + 3 * 60 + 2 * (100 * DISK + 0.0014))
@@ -187,6 +202,46 @@ def test_an_unknown_price_is_shown_as_unknown() -> None:
         (
             {"workers": {"groups": [{"name": "big", "pool": {"machine": "n2-highmem-9"}}]}},
             ["workers.groups[0].pool.machine: n2-highmem-9 is not a machine type of Google's; did you mean"],
+        ),
+        (
+            {
+                "cluster": {"workers": {"capacity": [{"spot": True}, {"machine": "e2-highcpu-4"}]}},
+                "workers": {"cpu": 3},
+            },
+            ["workers: a pod with 3 CPUs", "type e2-highcpu-4", "or a larger cluster.workers.capacity[1].machine"],
+        ),
+        (
+            {
+                "cluster": {"workers": {"maxNodes": 2, "capacity": [{"machine": "e2-standard-8"}, {}]}},
+                "workers": {"replicas": 4, "cpu": 3},
+            },
+            ["cluster.workers.maxNodes: 2 nodes have no room for 4 workers, which need 4 nodes"],
+        ),
+        (
+            {"cluster": {"workers": {"capacity": [{"machine": "n2-highmem-9"}]}}},
+            ["cluster.workers.capacity[0].machine: n2-highmem-9 is not a machine type of Google's; did you mean"],
+        ),
+        (
+            {
+                "cluster": {
+                    "workers": {"localSsds": 1, "capacity": [{"machine": "n1-standard-4"}, {}]},
+                }
+            },
+            ["cluster.workers.localSsds: e2-standard-4 cannot", "cluster.workers.capacity[1].machine: n1-standard-4"],
+        ),
+        (
+            {
+                "cluster": {
+                    "workers": {
+                        "accelerators": {"type": "nvidia-l4"},
+                        "capacity": [{"machine": "g2-standard-4"}, {"machine": "n1-standard-4"}],
+                    }
+                }
+            },
+            [
+                "cluster.workers.accelerators.type: nvidia-l4 cannot be attached to n1-standard-4",
+                "capacity[1].machine:",
+            ],
         ),
         ({"limits": {"hourlyCost": True}}, ["limits.hourlyCost: true is not a number"]),
         ({"prices": {"n1-standard-4": float("inf")}}, ["prices.n1-standard-4: Infinity is not allowed here"]),

@@ -566,6 +566,22 @@ WRONG_CLUSTERS: list[tuple[dict[str, Any], str]] = [
         "cluster.hardening.sandbox: does not support GPUs",
     ),
     ({"kubeconfig": "x"}, "cluster.kubeconfig: unknown key"),
+    (
+        {"workers": {"capacity": [{"zone": "us-central1-b"}, {"zone": "us-east1-c"}]}},
+        "cluster.workers.capacity[1].zone: us-east1-c is not in the region of the cluster; write a zone of us-central1",
+    ),
+    (
+        {"workers": {"capacity": [{"zone": "us-central1"}]}},
+        "cluster.workers.capacity[0].zone: 'us-central1' is not a zone; write e.g. us-central1-a",
+    ),
+    (
+        {"workers": {"capacity": [{"spot": True}, {}, {"zone": "us-central1-a", "machine": "e2-standard-4"}]}},
+        "cluster.workers.capacity[2]: is the same kind of nodes as cluster.workers.capacity[1]; remove one of them",
+    ),
+    (
+        {"workers": {"minNodes": 1, "capacity": [{}]}},
+        "cluster.workers.minNodes: is not possible together with capacity",
+    ),
 ]
 
 
@@ -645,6 +661,31 @@ def test_workers_on_gke_run_in_their_node_pool_and_use_its_gpus() -> None:
     assert [each.get("key") for each in found["worker"]["tolerations"]] == ["dask", None]
     assert found["worker"]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert found["scheduler"]["nodeSelector"] == {"dask-system": "yes"} and not found["scheduler"]["tolerations"]
+
+
+def test_workers_run_on_all_kinds_of_nodes_of_their_list_and_on_no_others() -> None:
+    kinds: list[dict[str, Any]] = [{"spot": True}, {"zone": "us-central1-b"}]
+    groups = [{"name": "big", "pool": {"capacity": kinds}}, {"name": "other", "pool": {}}, {"name": "also"}]
+    given = {"cluster": OWN | {"workers": {"capacity": kinds}}, "workers": {"groups": groups}}
+    found = own(settings.parse({"target": "kubernetes"} | given, ROOT))
+    big, other, also = found["additional_worker_groups"]
+    key = "cloud.google.com/compute-class"
+    for section, name in ((found["worker"], "workers"), (also, "workers"), (big, "workers-big")):
+        assert section["nodeSelector"] == {key: f"dask-{name}"}
+        assert [(each["key"], each["value"]) for each in section["tolerations"]] == [
+            ("dask", name),
+            (key, f"dask-{name}"),
+        ]
+    assert (other["nodeSelector"], other["replaces"]) == ({"dask-workers-other": "yes"}, ["nodeSelector"])
+
+
+def test_a_node_pools_name_is_short_enough_for_google() -> None:
+    groups = [{"name": "a" * 30, "pool": {"capacity": [{}]}}]
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.parse({"target": "kubernetes", "cluster": OWN, "workers": {"groups": groups}}, ROOT)
+    [only] = raised.value.problems
+    assert "workers.groups[0].pool.capacity[0]: its node pool's name workers-aaa" in only
+    assert only.endswith("has more than 40 characters; write a shorter group name")
 
 
 def test_what_a_group_does_not_say_is_like_the_main_group(kubeconfig: Path) -> None:

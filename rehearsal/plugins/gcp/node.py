@@ -1,5 +1,7 @@
 """The rehearsal's Kubernetes, which stands in for a GKE cluster. Its single node belongs to every node pool.
 
+It knows the kind ComputeClass, but nothing acts on its objects, because there is no autoscaler.
+
 The node has the labels of all pools. If two pools differ, e.g. in `cloud.google.com/gke-nodepool`, the older one's
 label is used. It has only the taints that all pools share, so that every pod that fits any pool can run.
 """
@@ -10,6 +12,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from command.output import CommandError
@@ -19,6 +22,7 @@ from kube import run
 from kube.run import Cluster
 
 NONE = {"kubeconfig": "", "context": "", "server": "", "authority": ""}  # before the cluster runs
+CLASSES = Path(__file__).with_name("compute_class.yaml")
 NAME = "cloud.google.com/gke-nodepool"
 EFFECTS = {"NO_SCHEDULE": "NoSchedule", "PREFER_NO_SCHEDULE": "PreferNoSchedule", "NO_EXECUTE": "NoExecute"}
 GPU = {"key": "nvidia.com/gpu", "value": "present", "effect": "NO_SCHEDULE"}
@@ -33,6 +37,7 @@ async def up() -> dict[str, str]:
     text = (await run.run(*settings["command"], cwd=settings["cwd"]))[0]
     found = json.loads(text.splitlines()[-1])
     async with _cluster(found) as cluster:
+        await cluster.kubectl("apply", "--filename", str(CLASSES))
         view = json.loads(await cluster.kubectl("config", "view", "--minify", "--raw", "-o", "json"))
     entry = view["clusters"][0]["cluster"]
     return {

@@ -46,6 +46,7 @@ KINDS = {
         fixed=("spec.completions", "spec.parallelism", "spec.selector", "spec.template"),
         dependents=True,
     ),
+    "cloud.google.com/v1:ComputeClass": Kind("computeclasses.cloud.google.com", namespaced=False),
     "networking.k8s.io/v1:NetworkPolicy": Kind("networkpolicies.networking.k8s.io"),
     "rbac.authorization.k8s.io/v1:ClusterRoleBinding": Kind(
         "clusterrolebindings.rbac.authorization.k8s.io", namespaced=False, fixed=("roleRef",)
