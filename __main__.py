@@ -1,5 +1,6 @@
 """The Pulumi program: reads the stack's settings and creates the cluster for the target that they name."""
 
+import asyncio
 from datetime import date
 
 import pulumi
@@ -109,3 +110,14 @@ pulumi.export("dashboard", dask.dashboard)
 pulumi.export("check", dask.check)
 pulumi.export("jupyterPassword", dask.password)
 pulumi.export("client", dask.client)
+
+
+async def start_requests() -> None:
+    """Starts the requests for all resources, so that the SDK waits for one after the other.
+
+    Otherwise it waits for all of them again whenever one has ended, which takes long with hundreds of machines.
+    """
+    await asyncio.sleep(0)
+
+
+pulumi.run(start_requests)
