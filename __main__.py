@@ -89,7 +89,14 @@ else:
         google = machines.google
         export_cost(cluster.bill())
     else:
-        machines = ExistingMachines("machines", {"settings": cluster.machines, "key": config.get_secret("sshKey")})
+        machines = ExistingMachines(
+            "machines",
+            {
+                "settings": cluster.machines,
+                "missing": cluster.workers.missing,
+                "key": config.get_secret("sshKey"),
+            },
+        )
     dask = DaskOnMachines(
         "dask",
         {
@@ -104,6 +111,8 @@ else:
     )
     pulumi.export("data", cluster.data.path)
     pulumi.export("admin", dask.admin)
+    if cluster.workers.missing:
+        pulumi.export("missing", list(cluster.workers.missing))
 
 pulumi.export("scheduler", dask.scheduler)
 pulumi.export("dashboard", dask.dashboard)

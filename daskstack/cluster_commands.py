@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daskstack import access_file, engine, kubectl, ssh, status_and_logs
@@ -31,6 +31,7 @@ def summary(stack: str) -> None:
         print(f"\n{outputs['cost']}\n")
     if woken:
         print(f"{'idle':<12} {asleep(woken)}")
+    print_missing(outputs)
     option = "" if stack == "dev" else f" --stack {stack}"
     print()
     print(f"{'scheduler':<12} {outputs['scheduler']}")
@@ -41,9 +42,14 @@ def summary(stack: str) -> None:
     print(f"{'remove':<12} {COMMAND} destroy{option}")
 
 
+def print_missing(outputs: Mapping[str, Any]) -> None:
+    if names := outputs.get("missing"):
+        print(f"{'missing':<12} {', '.join(names)}: the next `{COMMAND} up` lets them join if they can")
+
+
 def status(stack: str, as_json: bool = False) -> None:
     """Prints the workers as the scheduler reports them. The report is JSON, never a pickle."""
-    file = access_file.find(stack)
+    file, outputs = access_file.find(stack), {}
     if file:
         client = access_file.read(file).client
         found = status_and_logs.status_through(client)
@@ -59,6 +65,7 @@ def status(stack: str, as_json: bool = False) -> None:
     for worker in sorted(found.workers, key=lambda worker: worker.name):
         load = f"{worker.used / 2**30:.1f} of {worker.limit / 2**30:.1f} GiB, {worker.cpu:.0f} % CPU"
         print(printable(f"{worker.name:<12} {worker.status}, {worker.threads} threads, {load}"))
+    print_missing(outputs)
     for each in sorted(found.people, key=lambda person: person.name):
         name = "you" if each.name == "client" else each.name
         work = f"tasks: {each.running} running, {each.waiting} waiting"
@@ -102,10 +109,7 @@ def check(stack: str) -> None:
 
 def check_inputs(stack: str) -> dict[str, Any]:
     """The inputs of the Command that checks the cluster, from the stack's state."""
-    shown = engine.pulumi(stack, "stack", "export", "--show-secrets", capture_output=True, text=True)
-    if shown.returncode:
-        raise engine.EngineError(f"the state of stack {stack} cannot be read: {shown.stderr.strip()}")
-    for each in json.loads(shown.stdout)["deployment"].get("resources", []):
+    for each in engine.resources(stack, secrets=True):
         if each["type"].startswith("command:") and each["urn"].endswith("-check"):
             return plain(each["inputs"])
     raise engine.EngineError(f"stack {stack} has no check yet: run `make up STACK={stack}`")

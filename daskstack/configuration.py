@@ -52,13 +52,17 @@ class StackKind:
     source: str
     project: str
     """The project in Google Cloud; empty for other sources."""
+    at_least: bool
+    """Whether `up` may leave out machines that cannot join."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "StackKind":
         target = settings.get("target")
         section = settings.get("cluster" if target == "kubernetes" else "machines")
         section = section if isinstance(section, dict) else {}
-        return cls(str(target), str(section.get("source")), str(section.get("project") or ""))
+        workers = settings.get("workers")
+        at_least = target == "machines" and isinstance(workers, dict) and "atLeast" in workers
+        return cls(str(target), str(section.get("source")), str(section.get("project") or ""), at_least)
 
     @property
     def compute(self) -> bool:

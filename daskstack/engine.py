@@ -189,6 +189,15 @@ def outputs(stack: str, *, secrets: bool = True) -> dict:
     return json.loads(done.stdout)
 
 
+def resources(stack: str, *, secrets: bool = False) -> list[dict]:
+    """The resources in a stack's state. Raises EngineError if it cannot be read."""
+    reveal = ["--show-secrets"] if secrets else []
+    done = pulumi(stack, "stack", "export", *reveal, capture_output=True, text=True)
+    if done.returncode:
+        raise EngineError(f"the state of stack {stack} cannot be read: {done.stderr.strip()}")
+    return json.loads(done.stdout)["deployment"].get("resources", [])
+
+
 def cluster(stack: str) -> dict:
     """A stack's outputs, with `client` parsed. Raises EngineError if the stack has no cluster."""
     found = outputs(stack)

@@ -33,7 +33,12 @@ def up(stack: str, yes: bool) -> None:
     if kind.compute:
         tool("allow_my_address", stack)
         tool("google_policies", stack)
-    pulumi(kind, stack, "up", *answers(stack, yes), *(["--refresh"] if kind.compute else []))
+    if kind.at_least:
+        tool("missing_machines", stack)
+        if kind.users_machines:
+            ask(kind, stack, "--target=**::dask-preflight", leaves_out=True)
+    options = [*answers(stack, yes), *(["--refresh"] if kind.compute else [])]
+    pulumi(kind, stack, "up", *options, leaves_out=kind.at_least)
     cluster_commands.summary(stack)
 
 
@@ -43,7 +48,7 @@ def preview(stack: str) -> None:
     kind = prepared(stack)
     # The plugin requires a credential even for a preview, which sends no request to Google.
     pretended = {} if has_credentials() else {"GOOGLE_OAUTH_ACCESS_TOKEN": "preview"}
-    pulumi(kind, stack, "preview", **pretended)
+    pulumi(kind, stack, "preview", variables=pretended)
 
 
 def preflight(stack: str) -> None:
@@ -54,10 +59,15 @@ def preflight(stack: str) -> None:
     kind = prepared(stack)
     if not kind.users_machines:
         raise engine.EngineError(f"stack {stack} has no machines of your own (machines.source: existing) to ask")
+    ask(kind, stack, "--target-replace=**::dask-preflight")
+
+
+def ask(kind: StackKind, stack: str, option: str, *, leaves_out: bool = False) -> None:
+    """Runs the part of the program before the machines' first change; `option` names the preflight itself."""
     parts = ["pulumi:pulumi:Stack::**", "dask:index:ExistingMachines::*", "dask:index:DaskOnMachines::*"]
     parts += ["dask:index:DaskOnMachines$pulumi:index:Stash::*-machine", "machines-*-host-key"]
     targets = [f"--target=**::{each}" for each in parts]
-    pulumi(kind, stack, "up", "--yes", "--skip-preview", *targets, "--target-replace=**::dask-preflight")
+    pulumi(kind, stack, "up", "--yes", "--skip-preview", *targets, option, leaves_out=leaves_out)
 
 
 def destroy(stack: str, yes: bool) -> None:
@@ -134,16 +144,22 @@ def select(stack: str, *, create: bool) -> None:
     succeeded(engine.pulumi(stack, "stack", "select", *(["--create"] if create else [])).returncode)
 
 
-def pulumi(kind: StackKind, stack: str, *words: str, **variables: str) -> None:
-    environ = {**os.environ, **engine.variables(stack), **variables}
+def pulumi(
+    kind: StackKind, stack: str, *words: str, leaves_out: bool = False, variables: Mapping[str, str] | None = None
+) -> None:
+    """Runs Pulumi; with `leaves_out` again, without the machines that cannot join, if enough remain."""
+    environ = {**os.environ, **engine.variables(stack), **(variables or {})}
     with tempfile.TemporaryDirectory() as folder:  # only this user can enter it
         events = str(Path(folder) / "events")
-        if kind.google:
+        if kind.google or leaves_out:
             # As an option, a Pulumi without this log would reject it.
             environ |= {"PULUMI_DEBUG_COMMANDS": "true", "PULUMI_OPTION_EVENT_LOG": events}
         status = run([engine.engine(), "--cwd", engine.PROJECT, *words, "--stack", stack], environ)
         if status and kind.google:
             tool("google_errors", events, check=False)
+        again = status and leaves_out and tool("missing_machines", stack, events, check=False) == 0
+    if again:  # with at least one machine less than before
+        return pulumi(kind, stack, *words, leaves_out=True, variables=variables)
     if status and kind.users_machines and words[0] != "preview":
         tool("name_silent_machines", stack, check=False)
     succeeded(status)
@@ -160,13 +176,14 @@ def install(*words: str) -> None:
     succeeded(run([sys.executable, "-m", "tools.install", *words], os.environ))
 
 
-def tool(name: str, argument: str, *, check: bool = True) -> None:
+def tool(name: str, *arguments: str, check: bool = True) -> int:
     python = engine.checked_project() / ".venv/bin/python"
     if not python.exists():
         install("program")
-    status = run([python, "-m", f"tools.{name}", argument], os.environ)
+    status = run([python, "-m", f"tools.{name}", *arguments], os.environ)
     if check:
         succeeded(status)
+    return status
 
 
 def run(command: list, environ: Mapping[str, str]) -> int:

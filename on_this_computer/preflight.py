@@ -8,6 +8,7 @@ each machine by its name, JSON.
 
 import json
 import os
+import re
 import secrets
 import shlex
 import subprocess
@@ -55,6 +56,18 @@ def problems(machine: dict[str, Any]) -> str:
     return f"- no shell as {connection['user']}: {said}"
 
 
+def attributed(found: dict[str, str], machines: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The reasons by machine. If the scheduler's machine, the first, cannot reach another one, that one cannot join."""
+    head = next(iter(machines))
+    addresses = {each["variables"]["ADDRESS"]: name for name, each in machines.items() if name != head}
+    lines = {name: found.get(name, "").splitlines() if name != head else [] for name in machines}
+    for line in found.get(head, "").splitlines():
+        silent = re.match(r"- it cannot connect to (\S+) on port", line)
+        name = addresses.get(silent[1], head) if silent else head
+        lines[name].append(line if name == head else line.replace("it", head, 1))
+    return {name: "\n".join(each) for name, each in lines.items() if each}
+
+
 def main() -> None:
     machines = {each["name"]: each for each in json.loads(os.environ["MACHINES"])}
     known = {name: digest(json.dumps([each["identity"], each["variables"]])) for name, each in machines.items()}
@@ -62,9 +75,10 @@ def main() -> None:
     asked = [name for name in machines if before.get(name) != known[name]]
     with ThreadPoolExecutor(32) as pool:
         found = dict(zip(asked, pool.map(lambda name: problems(machines[name]), asked), strict=True))
-    if bad := {name: text for name, text in found.items() if text}:
+    if bad := attributed(found, machines):
         for name, text in bad.items():
             print(f"{name} ({machines[name]['connection']['host']}):", printable(text), sep="\n", file=sys.stderr)
+        print("with workers.atLeast, `daskstack up` continues without machines that cannot join", file=sys.stderr)
         sys.exit(f"error: these {len(bad)} of {len(machines)} machines cannot join the cluster; nothing was changed")
     print(json.dumps(known))
 

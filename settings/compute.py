@@ -191,7 +191,8 @@ def bill(cluster: "MachinesTarget", machines: ComputeSource) -> list[cost.Item]:
 
     With bounds, the largest number of workers works, and the smallest is idle. Tasks can start all machines.
     """
-    prices, region, count = cluster.prices, machines.region, machines.workers
+    prices, region = cluster.prices, machines.region
+    count = len(cluster.groups[0].machines)
     others = cost.others(prices, region)
     kept = 0 if cluster.limits.idle else 1
     # The cluster spreads its workers over the machines.
@@ -200,8 +201,8 @@ def bill(cluster: "MachinesTarget", machines: ComputeSource) -> list[cost.Item]:
         *cost.pool("the scheduler", machines.scheduler, 1, kept, prices, region, disks=1),
         *cost.pool("workers", machines.worker, high, kept * low, prices, region, disks=count, most=count),
     ]
-    for group in cluster.workers.groups:
-        kind, number = group.worker or machines.worker, group.machines or 1
+    for group, there in zip(cluster.workers.groups, cluster.groups[-len(cluster.workers.groups) :], strict=False):
+        kind, number = group.worker or machines.worker, len(there.machines)
         items += cost.pool(f"group {group.name}", kind, number, kept * number, prices, region, disks=number)
     if not machines.data_disk.name:
         disk = machines.data_disk.size * others[machines.data_disk.type] / cost.HOURS

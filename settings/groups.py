@@ -1,7 +1,7 @@
 """Settings of groups of machines whose workers differ from the others (`workers.groups`)."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
@@ -58,6 +58,14 @@ class Group:
     """Where the settings have `instance`."""
 
     @property
+    def processes(self) -> int:
+        """The number of worker processes that the machines provide."""
+        return len(self.machines) * self.per_machine
+
+    def without(self, machines: Collection[str]) -> "Group":
+        return replace(self, machines=tuple(name for name in self.machines if name not in machines))
+
+    @property
     def gpu_each(self) -> bool:
         """Whether each worker process has a GPU of its own."""
         return self.per_machine == gpus(self.instance)
@@ -74,7 +82,7 @@ def machine_names(cluster: "MachinesTarget", group: MachineGroup) -> tuple[str, 
 
 
 def groups(cluster: "MachinesTarget") -> list[Group]:
-    """All machines that run workers. The first group has those that are in no other.
+    """All machines that run workers, and those in `workers.missing`. The first group has those that are in no other.
 
     The scheduler's machine is a group of its own, because it has no GPUs.
     """
@@ -127,7 +135,7 @@ def group_conflicts(cluster: "MachinesTarget") -> Iterator[Conflict]:
         elif group.hosts:
             text = "applies only to machines that you already have; write e.g. machines: 2"
             yield Conflict((*place, "hosts"), text)
-    count = len(cluster.machine_names) - 1
+    count = len(cluster.listed) - 1
     if workers.groups and not isinstance(machines, ExistingSource) and count > MACHINES:
         text = f"{machines.workers} and the machines of workers.groups are {count}; at most {MACHINES} are possible"
         yield Conflict(("machines", "workers"), text)

@@ -80,6 +80,15 @@ class Workers(Section):
     """
     max: int | None = Field(None, ge=1, examples=[8])
     """The largest number of worker processes of the whole stack; all that its machines provide, if `min` is set."""
+    at_least: int | None = Field(None, ge=1, examples=[6])
+    """`daskstack up` succeeds without machines that cannot join now, as long as the others provide this many worker
+    processes, those of groups included. It says which machines are missing and why, and lists them in `missing`; the
+    next one lets them join. By default, all machines must join. Not available with `machines.source: local`.
+    """
+    missing: Annotated[tuple[str, ...], Listed] = Field((), examples=[["worker-3"]])
+    """The names of machines that are not part of the cluster for now, because they cannot join. `daskstack up`
+    maintains this list. Only with `atLeast`. If you list a machine that has joined, `up` removes the cluster from it.
+    """
     threads: int | None = Field(None, ge=1, examples=[2])
     """Threads per worker process; by default the machine's CPUs divided by `perMachine`."""
     memory_limit: Annotated[str, AfterValidator(valid_memory)] | None = Field(None, examples=["2 GiB"])
@@ -246,21 +255,27 @@ class MachinesTarget(Section):
         data = self.data.model_copy(update={"machine": machine})
         shares = self.machines.source == "local"  # the memory of this computer
         memory = self.workers.memory_limit or (LOCAL_MEMORY if shares else None)
-        workers = self.workers.model_copy(update={"memory_limit": memory, "min": self.bounds[0], "max": self.bounds[1]})
+        low, high = (bound and min(bound, self.processes) for bound in self.bounds)
+        workers = self.workers.model_copy(update={"memory_limit": memory, "min": low, "max": high})
         environment = self.environment.model_copy(update={"source": source})
         return self.model_copy(update={"data": data, "environment": environment, "workers": workers})
 
     @property
-    def machine_names(self) -> tuple[str, ...]:
-        """All machines, the scheduler's first."""
+    def listed(self) -> tuple[str, ...]:
+        """All machines, the scheduler's first, and those in `workers.missing`."""
         own = self.machines.machine_names
-        grouped = (name for group in self.groups for name in group.machines)
+        grouped = (name for group in groups(self) for name in group.machines)
         return (*own, *(name for name in grouped if name not in own))
 
     @property
+    def machine_names(self) -> tuple[str, ...]:
+        """The machines of the cluster, the scheduler's first."""
+        return tuple(name for name in self.listed if name not in self.workers.missing)
+
+    @property
     def groups(self) -> list[Group]:
-        """All machines that run workers. The first group has those that are in no other."""
-        return groups(self)
+        """The machines that run workers. The first group has those that are in no other."""
+        return [group.without(self.workers.missing) for group in groups(self)]
 
     def group_of(self, machine: str) -> Group:
         """The first group also has the settings of a machine that runs no workers."""
@@ -270,7 +285,12 @@ class MachinesTarget(Section):
     @property
     def processes(self) -> int:
         """The number of worker processes that the machines provide."""
-        return sum(len(group.machines) * group.per_machine for group in self.groups)
+        return sum(group.processes for group in self.groups)
+
+    @property
+    def listed_processes(self) -> int:
+        """The number of worker processes that the machines provide if none is missing."""
+        return sum(group.processes for group in groups(self))
 
     @property
     def most_per_machine(self) -> int:
@@ -283,7 +303,7 @@ class MachinesTarget(Section):
         low, high = self.workers.min, self.workers.max
         if low is None and high is None:
             return None, None
-        return 1 if low is None else low, self.processes if high is None else high
+        return 1 if low is None else low, self.listed_processes if high is None else high
 
     def bill(self) -> list[cost.Item]:
         """The cost of machines in Google Cloud, item by item."""
@@ -293,7 +313,7 @@ class MachinesTarget(Section):
 
     def conflicts(self, folder: Path) -> Iterator[Conflict]:
         """Settings that contradict each other or the lock."""
-        names, machine = self.machine_names, self.data.machine
+        names, machine = self.listed, self.data.machine
         if isinstance(self.machines, ExistingSource):
             yield from existing_conflicts(self.machines)
         yield from group_conflicts(self)
@@ -303,6 +323,7 @@ class MachinesTarget(Section):
             yield Conflict(place, unknown_machine(machine, names))
 
         yield from _bounds_conflicts(self)
+        yield from _missing_conflicts(self)
 
         path, spill = self.data.path, self.workers.spill
         if is_below(path, spill) or is_below(spill, path):
@@ -345,11 +366,45 @@ def _bounds_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     if isinstance(cluster.machines, ComputeSource) and holder != cluster.machines.scheduler_name:
         text = f"{holder} stops with its workers if workers.min or workers.max is set; write scheduler, or remove them"
         yield Conflict(("data", "machine"), text)
-    if high > cluster.processes:
-        text = f"{high} is more than the {cluster.processes} worker processes that the machines provide"
-        yield Conflict(place, f"{text}; write {cluster.processes} or less, or add machines or workers.perMachine")
+    if high > cluster.listed_processes:
+        text = f"{high} is more than the {cluster.listed_processes} worker processes that the machines provide"
+        remedy = f"write {cluster.listed_processes} or less, or add machines or workers.perMachine"
+        yield Conflict(place, f"{text}; {remedy}")
     elif low > high:
         yield Conflict(("workers", "min"), f"{low} is more than the maximum, {high}; write {high} or less")
+
+
+def _missing_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
+    least, missing, machines = cluster.workers.at_least, cluster.workers.missing, cluster.machines
+    place: Place = ("workers", "atLeast")
+    if least is None:
+        if missing:
+            yield Conflict(("workers", "missing"), "applies only with workers.atLeast; write it, or remove the list")
+        return
+    if isinstance(machines, LocalSource):
+        yield Conflict(place, "is not possible with local machines, which can always be created; remove it")
+        return
+    if least > cluster.listed_processes:
+        text = f"{least} is more than the {cluster.listed_processes} worker processes that the machines provide"
+        yield Conflict(place, f"{text}; write {cluster.listed_processes} or less")
+        return
+    needed = {cluster.data.machine or machines.scheduler_name: "has the shared directory"}
+    needed[machines.scheduler_name] = "runs the scheduler"
+    for index, name in enumerate(missing):
+        place = ("workers", "missing", index)
+        if name not in cluster.listed:
+            yield Conflict(place, unknown_machine(name, cluster.listed))
+        elif name in missing[:index]:
+            yield Conflict(place, f"{name} is already in the list; list each machine once")
+        elif name in needed:
+            yield Conflict(place, f"{name} {needed[name]}, so the cluster cannot do without it; remove it")
+        elif isinstance(machines, ExistingSource):
+            behind = [host.name for host in machines.hosts if host.bastion == name and host.name not in missing]
+            if behind:
+                yield Conflict(place, f"{name} is the bastion of {', '.join(behind)}; list them too, or remove it")
+    if cluster.processes < least:
+        text = f"the other machines provide {cluster.processes} worker processes, but workers.atLeast is {least}"
+        yield Conflict(("workers", "missing"), f"{text}; remove machines from the list")
 
 
 def _cloud_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:

@@ -90,7 +90,12 @@ def explanations(messages: Iterable[str]) -> list[str]:
 
 
 def messages(events: str) -> list[str]:
-    """The errors in Pulumi's log of events, whose last line may be incomplete."""
+    """The errors in Pulumi's log of events."""
+    return [message for _, message in errors(events)]
+
+
+def errors(events: str) -> list[tuple[str, str]]:
+    """The errors in Pulumi's log of events, whose last line may be incomplete: the resource's name, and the message."""
     found = []
     for line in events.splitlines():
         try:
@@ -98,7 +103,7 @@ def messages(events: str) -> list[str]:
         except ValueError:
             continue
         if event.get("severity") == "error":
-            found.append(str(event.get("message", "")))
+            found.append((str(event.get("urn", "")).rpartition("::")[2], str(event.get("message", ""))))
     return found
 
 

@@ -119,6 +119,7 @@ def test_one_run_reports_every_fault_on_every_machine_with_its_remedy(
     assert done.returncode == 1
     assert not done.stdout
     assert done.stderr.endswith("error: these 4 of 4 machines cannot join the cluster; nothing was changed\n")
+    assert "with workers.atLeast, `daskstack up` continues without machines that cannot join\n" in done.stderr
     parts = dict(zip(FAULTS, done.stderr.split(" (10.")[1:], strict=True))
     for name, (_, expected) in FAULTS.items():
         found = parts[name].count("\n- ")

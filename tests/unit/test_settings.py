@@ -27,6 +27,8 @@ workers:
   perMachine: null
   min: null
   max: null
+  atLeast: null
+  missing: []
   threads: null
   memoryLimit: 2 GiB
   spill: /var/lib/daskstack/spill
@@ -137,7 +139,8 @@ def test_every_documented_key_round_trips_with_a_value_of_its_own(folder: Path) 
 target: machines
 machines: {source: local, workers: 3, schedulerWorks: true}
 workers:
-  {perMachine: 4, min: 2, max: 9, threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill, readHomes: true, groups: []}
+  {perMachine: 4, min: 2, max: 9, atLeast: null, missing: [], threads: 2, memoryLimit: 1.5 GiB, spill: /mnt/disk/spill,
+   readHomes: true, groups: []}
 firewall:
   manage: false
   closeOthers: true
@@ -241,8 +244,8 @@ def test_a_misspelled_key_is_not_reported_as_missing(folder: Path) -> None:
         (
             "workers",
             None,
-            "an empty value is not a mapping; the keys here are perMachine, min, max, threads, memoryLimit, spill,"
-            " readHomes, groups",
+            "an empty value is not a mapping; the keys here are perMachine, min, max, atLeast, missing, threads,"
+            " memoryLimit, spill, readHomes, groups",
         ),
         ("workers.threads", 1.5, "1.5 is not a whole number; write e.g. 2"),
         ("workers.memoryLimit", 2048, '2048 is not a string; write e.g. "2 GiB"'),

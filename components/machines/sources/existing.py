@@ -1,6 +1,7 @@
 """Machines that already exist."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,6 +19,8 @@ SECRET = "pulumi config set --secret dask:sshKey < ~/.ssh/id_ed25519"
 
 class ExistingMachinesArgs(TypedDict):
     settings: ExistingSource
+    missing: Collection[str]
+    """The names of machines that are not part of the cluster for now."""
     key: Output[str] | None
     """The private SSH key for the login, in OpenSSH's format or PEM, secret. None: the keys of the user's SSH agent."""
 
@@ -46,11 +49,12 @@ class ExistingMachines(ComponentResource):
         # The secret has precedence over an agent, so that all users of the stack run the same steps.
         self._key = key and key.apply(usable)
 
-        there = [host for host in settings.hosts if not host.gone]
+        listed = [host for host in settings.hosts if host.name not in args["missing"]]
+        there = [host for host in listed if not host.gone]
         passed = {each.name: each for each in (*settings.bastions, *there)}
         direct = {each: self._connection(passed[each]) for each in passed if each in {host.bastion for host in there}}
         hosts = []
-        for host in settings.hosts:
+        for host in listed:
             connection: dict[str, Input[Any]] = {}
             if not host.gone:
                 bastion = direct[host.bastion] if host.bastion else None
@@ -66,6 +70,9 @@ class ExistingMachines(ComponentResource):
                     gone=host.gone,
                 )
             )
+        for host in settings.hosts:
+            if host.name in args["missing"] and not host.host_key:
+                self._keep_host_key(host)
         self.hosts = sorted(hosts, key=lambda host: host.name != settings.scheduler_name)
         self.network = settings.network or " ".join(host.internal_address for host in there)
         self.register_outputs({"network": self.network})
@@ -88,7 +95,7 @@ class ExistingMachines(ComponentResource):
 
     def _first_contact(self, machine: Bastion | HostSettings, proxy: dict[str, Input[Any]] | None) -> Output[str]:
         command = local.Command(
-            f"{self.name}-{machine.name}-host-key",
+            self._name_of_key(machine),
             create=".venv/bin/python -m on_this_computer.read_host_key",
             # A new route to the same address is no first contact: the known key stays.
             update='printf %s "$PULUMI_COMMAND_STDOUT"',
@@ -102,6 +109,14 @@ class ExistingMachines(ComponentResource):
             opts=ResourceOptions(parent=self),
         )
         return Output.unsecret(command.stdout)
+
+    def _keep_host_key(self, machine: HostSettings) -> None:
+        """Keeps the host key of a missing machine in the state, if it was read before."""
+        opts = ResourceOptions(parent=self, ignore_changes=["*"])
+        local.Command(self._name_of_key(machine), create="true", opts=opts)
+
+    def _name_of_key(self, machine: Bastion | HostSettings) -> str:
+        return f"{self.name}-{machine.name}-host-key"
 
 
 def usable(key: str) -> str:

@@ -1,0 +1,101 @@
+"""`up` of a stack with `workers.atLeast` succeeds without the machines that cannot join, and they join later."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from daskstack import engine
+from rehearsal.machines import Stack, as_root, run
+from tests.checkout import Checkout
+
+pytestmark = pytest.mark.timeout(1800)
+LATE = "printf '#!/bin/sh\\nexec /usr/bin/date --date=yesterday \"$@\"\\n' >/usr/local/bin/date"
+JOB = "import daskstack; print(daskstack.connect('mine').submit(sum, [1, 2]).result(60))"
+
+
+@pytest.fixture(scope="module")
+def seen(make_stack: Callable[[str], Stack], key: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """What happens with a machine whose sshd is stopped and one whose clock is wrong, until both are repaired."""
+    lan = make_stack("least")
+    machines = lan.boot("head", "good", "silent", "late")
+    head, good, silent, late = machines
+    silent.run("systemctl stop ssh")
+    late.run(f"{LATE}; chmod 0755 /usr/local/bin/date")
+    checkout = Checkout(tmp_path_factory.mktemp("user"), "mine")
+
+    def write(**workers: object) -> None:
+        stack = yaml.safe_load(checkout.file.read_text())
+        hosts = [{"name": each.name, "address": each.address, "user": "admin"} for each in machines]
+        stack["config"]["dask:cluster"] = {
+            "target": "machines",
+            "machines": {"source": "existing", "network": lan.network, "hosts": hosts},
+            "workers": workers,
+            "firewall": {"ssh": [f"{lan.gateway}/32"]},
+            "environment": {"source": "wheelhouse"},
+            "jupyter": {"enabled": False},
+        }
+        checkout.file.write_text(yaml.safe_dump(stack))
+
+    def missing() -> list[str]:
+        return yaml.safe_load(checkout.file.read_text())["config"]["dask:cluster"]["workers"].get("missing", [])
+
+    write(atLeast=2)
+    checkout.pulumi("stack", "init")
+    checkout.pulumi("config", "set", "--secret", "dask:sshKey", stdin=key.read_text())
+    seen = SimpleNamespace(too_few=checkout.make("up", succeeds=False), head_before=head.logins())
+    write(atLeast=1)
+    seen.first, seen.missing = checkout.make("up"), missing()
+    seen.status = checkout.make("status")
+    environ = checkout.environ | engine.variables("mine", checkout.environ)
+    seen.job = run([".venv/bin/python", "-c", JOB], cwd=checkout.folder, env=environ, seconds=100).stdout
+    seen.again, seen.still_missing = checkout.make("up"), missing()
+
+    as_root("nsenter", "--target", str(silent.pid), "--all", "systemctl", "start", "ssh")
+    late.run("rm /usr/local/bin/date")
+    logins = good.logins()
+    seen.joined, seen.none_missing = checkout.make("up"), missing()
+    seen.logins_of_good = good.logins() - logins - 1
+    seen.last = checkout.make("up")
+    return seen
+
+
+UNCHANGED = r"Resources:\n +\d+ unchanged\n"
+REASONS = {
+    "silent": r"\S+ port 22 shows no ed25519 host key",
+    "late": "the clock differs from your computer's by 86\\d+ seconds",
+}
+
+
+def reported(printed: str) -> list[str]:
+    """The machines that `up` reports as missing with the right reason."""
+    return [name for name, why in REASONS.items() if re.search(f"^missing: {name}: {why}", printed, re.MULTILINE)]
+
+
+def test_up_fails_if_too_few_machines_can_join(seen: SimpleNamespace) -> None:
+    assert "the other machines provide 1 worker processes, and workers.atLeast is 2" in seen.too_few
+    assert "late (" in seen.too_few
+
+
+def test_up_succeeds_with_enough_workers_and_says_which_machines_are_missing_and_why(seen: SimpleNamespace) -> None:
+    assert "workers      1 running" in seen.first
+    assert reported(seen.first) == seen.missing == ["silent", "late"]
+    for printed in (seen.first, seen.status):
+        assert re.search("^missing      silent, late: the next", printed, re.MULTILINE)
+    assert seen.job == "3\n"
+
+
+def test_up_tries_missing_machines_again_and_changes_nothing_else(seen: SimpleNamespace) -> None:
+    assert reported(seen.again) == seen.still_missing == ["silent", "late"]
+    assert re.search(UNCHANGED, seen.again)
+
+
+def test_repaired_machines_join_and_no_other_worker_notices(seen: SimpleNamespace) -> None:
+    assert "workers      3 running" in seen.joined
+    assert seen.none_missing == []
+    assert seen.logins_of_good == 0
+    assert re.search(UNCHANGED, seen.last)
+    assert "missing" not in seen.last
