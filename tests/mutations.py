@@ -1722,6 +1722,22 @@ DAILY = [
         'ask() { "$@" >/dev/null 2>&1 || exit 1; }',
         "tests/machines/test_preflight.py::test_one_run_reports_every_fault_on_every_machine_with_its_remedy",
     ),
+    Mutation(
+        "too-few-machines",
+        "`up` leaves out machines only if the others provide `workers.atLeast` worker processes.",
+        "tools/missing_machines.py",
+        "    if left < least:\n",
+        "    if left < 0:\n",
+        "tests/unit/test_missing_machines.py::test_up_continues_only_without_machines_that_the_cluster_does_not_need",
+    ),
+    Mutation(
+        "member-left-out",
+        "`up` never leaves out a machine that has joined the cluster.",
+        "tools/missing_machines.py",
+        "[name for name in unfit if name in joined]",
+        "[]",
+        "tests/unit/test_missing_machines.py::test_up_continues_only_without_machines_that_the_cluster_does_not_need",
+    ),
 ]
 
 AREAS = {

@@ -11,6 +11,7 @@ import yaml
 from daskstack import engine
 from rehearsal.machines import Stack, as_root, run
 from tests.checkout import Checkout
+from tools.missing_machines import joined
 
 pytestmark = pytest.mark.timeout(1800)
 LATE = "printf '#!/bin/sh\\nexec /usr/bin/date --date=yesterday \"$@\"\\n' >/usr/local/bin/date"
@@ -22,18 +23,19 @@ def seen(make_stack: Callable[[str], Stack], key: Path, tmp_path_factory: pytest
     """What happens with a machine whose sshd is stopped and one whose clock is wrong, until both are repaired."""
     lan = make_stack("least")
     machines = lan.boot("head", "good", "silent", "late")
-    head, good, silent, late = machines
+    _, good, silent, late = machines
     silent.run("systemctl stop ssh")
     late.run(f"{LATE}; chmod 0755 /usr/local/bin/date")
     checkout = Checkout(tmp_path_factory.mktemp("user"), "mine")
 
-    def write(**workers: object) -> None:
+    def write(at_least: int, **of_silent: str) -> None:
         stack = yaml.safe_load(checkout.file.read_text())
         hosts = [{"name": each.name, "address": each.address, "user": "admin"} for each in machines]
+        hosts[2] |= of_silent
         stack["config"]["dask:cluster"] = {
             "target": "machines",
             "machines": {"source": "existing", "network": lan.network, "hosts": hosts},
-            "workers": workers,
+            "workers": {"atLeast": at_least},
             "firewall": {"ssh": [f"{lan.gateway}/32"]},
             "environment": {"source": "wheelhouse"},
             "jupyter": {"enabled": False},
@@ -43,11 +45,11 @@ def seen(make_stack: Callable[[str], Stack], key: Path, tmp_path_factory: pytest
     def missing() -> list[str]:
         return yaml.safe_load(checkout.file.read_text())["config"]["dask:cluster"]["workers"].get("missing", [])
 
-    write(atLeast=2)
+    write(2, hostKey=silent.host_key)
     checkout.pulumi("stack", "init")
     checkout.pulumi("config", "set", "--secret", "dask:sshKey", stdin=key.read_text())
-    seen = SimpleNamespace(too_few=checkout.make("up", succeeds=False), head_before=head.logins())
-    write(atLeast=1)
+    seen = SimpleNamespace(too_few=checkout.make("up", succeeds=False))
+    write(1)
     seen.first, seen.missing = checkout.make("up"), missing()
     seen.status = checkout.make("status")
     environ = checkout.environ | engine.variables("mine", checkout.environ)
@@ -60,6 +62,7 @@ def seen(make_stack: Callable[[str], Stack], key: Path, tmp_path_factory: pytest
     seen.joined, seen.none_missing = checkout.make("up"), missing()
     seen.logins_of_good = good.logins() - logins - 1
     seen.last = checkout.make("up")
+    seen.in_state = joined(checkout.resources().values())
     return seen
 
 
@@ -76,8 +79,10 @@ def reported(printed: str) -> list[str]:
 
 
 def test_up_fails_if_too_few_machines_can_join(seen: SimpleNamespace) -> None:
-    assert "the other machines provide 1 worker processes, and workers.atLeast is 2" in seen.too_few
-    assert "late (" in seen.too_few
+    """They are named together, without the scheduler's machine, which cannot reach one of them."""
+    few = "the other machines provide 1 worker processes, and workers.atLeast is 2"
+    assert f"error: `up` cannot continue without silent, late: {few}" in seen.too_few
+    assert re.search(r"- no shell as admin: .*\n *- head cannot connect to \S+ on port 22", seen.too_few)
 
 
 def test_up_succeeds_with_enough_workers_and_says_which_machines_are_missing_and_why(seen: SimpleNamespace) -> None:
@@ -99,3 +104,4 @@ def test_repaired_machines_join_and_no_other_worker_notices(seen: SimpleNamespac
     assert seen.logins_of_good == 0
     assert re.search(UNCHANGED, seen.last)
     assert "missing" not in seen.last
+    assert seen.in_state == {"head", "good", "silent", "late"}
