@@ -87,7 +87,7 @@ class Client:
     """The smallest and the largest number of workers, between which clients scale. None: only `up` changes the number.
     """
     grouped: int = 0
-    """The number of workers in other groups than the main one, which alone has bounds."""
+    """The largest number of workers in other groups than the main one, to which `bounds` do not apply."""
     jupyter: str | None = None
     """The notebook server's Service and port, such as "dask-jupyter:80". None: there is no notebook server."""
 

@@ -2,10 +2,11 @@
 
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
 `packages` (name to version), `imports` (names of those to import), and if the cluster has them, `bounds` (of the number
-of workers, which the running cluster sets; `workers` are the most that can run), `fixed` (the number of workers to
-which the bounds do not apply), `libraries` (range of ports on which libraries talk among workers), `data` (path of the
-shared directory), `boot` (seconds for workers' machines or nodes to boot), `least` (how many workers suffice) and
-`sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in Kubernetes.
+of workers, which the running cluster sets; `workers` are the most that can run), `groups` (the smallest and the largest
+number of workers in groups, to which the bounds do not apply), `libraries` (range of ports on which libraries talk
+among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to boot), `least`
+(how many workers suffice) and `sleeps` (whether the scheduler stops idle workers).
+`hosts` is "pods" in Kubernetes.
 Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 
@@ -64,7 +65,7 @@ def check_workers(client, expected, least=None, most=None, boot=0):
 
     With `least`, this many of the expected workers suffice, and `most` can run.
     """
-    bound = f" of at most {most}" if least else ""
+    bound = "" if least is None else f" of at most {most}"
     expected = expected if isinstance(expected, int) else set(expected)
     wait = WAIT + boot
     deadline = time.time() + wait
@@ -73,14 +74,14 @@ def check_workers(client, expected, least=None, most=None, boot=0):
         running = {address: worker for address, worker in workers.items() if worker["status"] == "running"}
         names = {worker["name"] for worker in running.values()}
         known = len(names) <= expected if isinstance(expected, int) else names <= expected
-        if least:
+        if least is not None:
             complete = known and len(names) >= least
         else:
             complete = (len(names) if isinstance(expected, int) else names) == expected
         if complete:
             threads = sum(worker["nthreads"] for worker in running.values())
             return f"{len(names)} running{bound}, {threads} threads", list(running)
-        if time.time() > deadline and least and known:
+        if time.time() > deadline and least is not None and known:
             raise Failure(f"workers after {wait} s: {len(names)}, expected {least}")
         if time.time() > deadline and isinstance(expected, int):
             raise Failure(f"workers after {wait} s: {len(names)}, expected {expected}")
@@ -306,10 +307,12 @@ def check_cluster(expect):
             stack.callback(hold, client, 0)
             held = hold(client, HOLD + boot)
             if expect.get("bounds"):
-                fixed = expect.get("fixed", 0)
-                least, most = max(held["number"], 1) + fixed, expect["bounds"][1] + fixed
+                low, high = expect["bounds"]
+                groups = expect.get("groups", [0, 0])
+                least, most = (max(held["number"], 1) if held else low) + groups[0], high + groups[1]
         if expect.get("least"):
-            least, most = min(least or expect["least"], expect["least"]), most or expect["workers"]
+            least = expect["least"] if least is None else min(least, expect["least"])
+            most = most or expect["workers"]
         found, workers = check_workers(client, expect["workers"], least, most, boot)
         table = [
             ("workers", found),

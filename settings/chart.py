@@ -91,6 +91,7 @@ RESERVED_VALUES = {
     r"config": "use dask.config",
     r"idleTimeout": "use limits.idle",
     r"bounds\.\w+": "use workers.min and workers.max",
+    r"(worker|additional_worker_groups\.\d+)\.bounds\..+": "use min and max of workers.groups",
     r"(full)?nameOverride|(scheduler|webUI|worker|jupyter)\.(name|servicePort)": "remove it",
     r"scheduler\.(enabled|replicas)": "remove it",
     r"(worker|additional_worker_groups\.\d+)\.custom_scheduler_url": "remove it",

@@ -45,6 +45,7 @@ from settings.pods import (
     KubernetesWorkers,
     Packages,
     Scheduler,
+    WorkerGroup,
     valid_image,
     valid_label,
 )
@@ -181,15 +182,16 @@ class KubernetesTarget(Section):
     @property
     def replicas(self) -> int:
         """The number of workers in all groups; the largest one, if the running cluster sets it."""
-        return (self.workers.bounds or [self.workers.replicas])[-1] + self.grouped
+        return (self.workers.bounds or [self.workers.replicas])[-1] + self.grouped[1]
 
     @property
-    def grouped(self) -> int:
-        """The number of workers in other groups than the main one, which alone has bounds."""
+    def grouped(self) -> tuple[int, int]:
+        """The smallest and the largest number of workers in other groups than the main one."""
         groups = self.values.get("additional_worker_groups") or []
         # By default, a group of the chart has as many replicas as the main one.
         other = sum(group.get("replicas", self.workers.replicas) for group in groups)
-        return sum(group.replicas for group in self.workers.groups) + other
+        bounds = [group.bounds for group in self.workers.groups]
+        return sum(low for low, _ in bounds) + other, sum(high for _, high in bounds) + other
 
     @property
     def gke(self) -> GkeSource:
@@ -327,24 +329,41 @@ def _bucket_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:
 def _bounds_conflicts(cluster: KubernetesTarget, values: dict[str, Any]) -> Iterator[Conflict]:
     """Bounds of the number of workers that contradict each other or the chart's `values`."""
     workers = cluster.workers
-    if not workers.bounds:
-        if workers.min is not None:
-            yield Conflict(("workers", "max"), "is missing; write the largest number of workers, or remove workers.min")
+    if workers.bounds:
+        low, high = workers.bounds
+        if low > high:
+            yield Conflict(("workers", "min"), f"{low} is more than the maximum, {high}; write {high} or less")
+        if "replicas" in workers.model_fields_set:
+            text = "the running cluster sets the number of workers within workers.min and workers.max; remove it"
+            yield Conflict(("workers", "replicas"), text)
+    elif workers.min is not None:
+        yield Conflict(("workers", "max"), "is missing; write the largest number of workers, or remove workers.min")
+    for index, group in enumerate(workers.groups):
+        yield from _group_bounds_conflicts(("workers", "groups", index), group)
+    if not workers.scales:
         return
-    low, high = workers.bounds
-    if low > high:
-        yield Conflict(("workers", "min"), f"{low} is more than the maximum, {high}; write {high} or less")
-    if "replicas" in workers.model_fields_set:
-        text = "the running cluster sets the number of workers within workers.min and workers.max; remove it"
-        yield Conflict(("workers", "replicas"), text)
     own = values.get("worker") or {}
     given: dict[Place, bool] = {
         ("worker", "readinessProbe"): "readinessProbe" in own,
         ("worker", "image", "dask_worker"): (own.get("image") or {}).get("dask_worker", "dask worker") != "dask worker",
     }
     for place in (place for place, found in given.items() if found):
-        text = "is not available with workers.min and workers.max; remove it, or set workers.replicas instead of them"
+        text = "is not available with workers.min and workers.max, or those of groups; remove it, or write replicas"
         yield Conflict(("values", *place), text)
+
+
+def _group_bounds_conflicts(place: Place, group: WorkerGroup) -> Iterator[Conflict]:
+    if group.max is None:
+        if group.min:
+            yield Conflict((*place, "max"), "is missing; write the largest number of workers, or remove min")
+        return
+    if group.min > group.max:
+        yield Conflict((*place, "min"), f"{group.min} is more than max, {group.max}; write {group.max} or less")
+    if "replicas" in group.model_fields_set:
+        yield Conflict((*place, "replicas"), "the running cluster sets the number within min and max; remove it")
+    if not group.resources:
+        text = 'is missing; write e.g. {"BIG": 1}, because only tasks that ask for resources of the group start workers'
+        yield Conflict((*place, "resources"), text)
 
 
 def _group_conflicts(cluster: KubernetesTarget) -> Iterator[Conflict]:

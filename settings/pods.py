@@ -134,6 +134,11 @@ class WorkerGroup(Section):
     """The group's name, which is part of the names of its pods and of its Deployment, such as dask-worker-big."""
     replicas: int = Field(1, ge=0, le=1000)
     """Number of worker pods."""
+    min: int = Field(0, ge=0, le=1000)
+    """The smallest number of worker pods. Only with `max`."""
+    max: int | None = Field(None, ge=1, le=1000, examples=[4])
+    """The largest number of worker pods. With it, their number follows the tasks that ask for the group's `resources`.
+    """
     cpu: Cpu | None = Field(None, examples=[4])
     """The pods' CPU request."""
     memory: Memory | None = Field(None, examples=["16 GiB"])
@@ -152,6 +157,11 @@ class WorkerGroup(Section):
     """Nodes for this group alone. Otherwise its pods share the nodes of the other workers. Only with
     `cluster.source: gke`.
     """
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The smallest and the largest number of workers."""
+        return (self.replicas, self.replicas) if self.max is None else (self.min, self.max)
 
     @property
     def pool_name(self) -> str:
@@ -192,6 +202,11 @@ class KubernetesWorkers(Pod):
         (), examples=[[{"name": "big", "memory": "16 GiB", "resources": {"BIG": 1}}]]
     )
     """More workers, which differ from these. `replicas`, `min` and `max` do not include them."""
+
+    @property
+    def scales(self) -> bool:
+        """Whether the running cluster sets the number of some workers."""
+        return bool(self.bounds) or any(group.max is not None for group in self.groups)
 
     @property
     def bounds(self) -> list[int] | None:

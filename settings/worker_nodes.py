@@ -99,11 +99,11 @@ class WorkerNodes:
 def worker_nodes(cluster: "KubernetesTarget") -> list[WorkerNodes]:
     """Those that workers share come first, and then those of groups that have their own."""
     main, location = cluster.workers, cluster.gke.location
-    others = sum(each.replicas for each in main.groups)
+    others = sum(each.bounds[1] for each in main.groups)
     shared, own = [Group(("workers",), main, cluster.replicas - others)], []
     for index, each in enumerate(main.groups):
         place: Place = ("workers", "groups", index)
-        group = Group(place, each.workers(main), each.replicas)
+        group = Group(place, each.workers(main), each.bounds[1])
         if each.pool:
             own.append(WorkerNodes(each.pool_name, (*place, "pool"), each.pool, (group,), location))
         else:

@@ -170,6 +170,8 @@ def _group(settings: KubernetesTarget, group: WorkerGroup, main: dict[str, Any])
         "name": f"worker-{group.name}",
         "extraArgs": [*settings.dask.worker_args, *resources],
     }
+    if group.max is not None:
+        section["bounds"] = {"min": group.min, "max": group.max, "resources": group.resources}
     if isinstance(settings.cluster, GkeSource):
         section = _on_pool(section, group.pool_name, group.pool or settings.cluster.workers)
     # The chart would add the main group's node labels and GPUs.

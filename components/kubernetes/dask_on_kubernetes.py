@@ -128,7 +128,7 @@ class DaskOnKubernetes(ComponentResource):
                 jupyter=f"{NAME}-jupyter:80" if settings.jupyter.enabled else None,
                 sleeps=settings.limits.idle is not None,
                 bounds=settings.workers.bounds,
-                grouped=settings.grouped,
+                grouped=settings.grouped[1],
                 tls=identities.apply(lambda known: connection_credentials(known["client"])),
                 python=settings.environment.python,
                 packages=self.lock.packages,
@@ -284,10 +284,11 @@ class DaskOnKubernetes(ComponentResource):
     def _check(self, release: kubernetes.helm.v3.Release) -> Output[str]:
         settings = self.settings
         libraries, bounds = settings.dask.ports.libraries, settings.workers.bounds
+        replicas, scales = settings.workers.replicas, settings.workers.scales
         expect = {
             "address": self.address,
             "workers": settings.replicas,
-            **({"bounds": bounds, "fixed": settings.grouped, "boot": BOOT} if bounds else {}),
+            **({"bounds": bounds or [replicas] * 2, "groups": settings.grouped, "boot": BOOT} if scales else {}),
             **({"sleeps": True} if settings.limits.idle else {}),
             **({"least": settings.workers.at_least} if settings.workers.at_least else {}),
             "python": settings.environment.python,
@@ -321,7 +322,7 @@ def namespace(settings: KubernetesTarget, stack: str) -> str:
 
 def service_accounts(settings: KubernetesTarget) -> list[str]:
     """The names of the pods' ServiceAccounts with our own chart."""
-    scheduler = f"{NAME}-scheduler" if settings.limits.idle or settings.workers.bounds else NAME
+    scheduler = f"{NAME}-scheduler" if settings.limits.idle or settings.workers.scales else NAME
     workers = [settings.workers, *(group.workers(settings.workers) for group in settings.workers.groups)]
     pods = [*workers, *([settings.jupyter] if settings.jupyter.enabled else [])]
     return sorted({settings.scheduler.service_account or scheduler, *(pod.service_account or NAME for pod in pods)})

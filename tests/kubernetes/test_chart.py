@@ -269,7 +269,7 @@ def test_bounds_reach_the_scheduler_without_a_change_of_its_pod() -> None:
     made = rendered(bounds={"min": 0, "max": 8})
     assert of_kind("Deployment", made)["dask-worker"]["replicas"] == 0
     [config] = [each for each in made if each["metadata"]["name"] == "dask-scaling"]
-    settings = {"bounds": [0, 8], "deployments": ["dask-worker"], "idle": None}
+    settings = {"bounds": [0, 8], "deployments": ["dask-worker"], "idle": None, "groups": {}}
     assert json.loads(config["data"]["settings"]) == settings
     other = rendered(bounds={"min": 1, "max": 9})
     assert of_kind("Deployment", made)["dask-scheduler"] == of_kind("Deployment", other)["dask-scheduler"]
@@ -290,6 +290,26 @@ def test_bounds_leave_other_groups_alone_and_idle_stops_them() -> None:
     replicas = {"dask-worker": (0, "1"), "dask-worker-big": (2, "2")}
     assert scaled() == (["dask-worker"], replicas)
     assert scaled(idleTimeout=60) == (["dask-worker", "dask-worker-big"], replicas)
+
+
+def test_the_scheduler_can_scale_a_group_with_bounds_and_no_other_without_them() -> None:
+    bounds = {"min": 0, "max": 4, "resources": {"GPU": 0.5}}
+    groups = [{"name": "worker-gpu", "bounds": bounds}, {"name": "worker-big", "replicas": 2}]
+    made = rendered(additional_worker_groups=groups)
+    [config] = [each for each in made if each["metadata"]["name"] == "dask-scaling"]
+    known = json.loads(config["data"]["settings"])
+    assert known == {
+        "deployments": ["dask-worker", "dask-worker-gpu"],
+        "bounds": None,
+        "idle": None,
+        "groups": {"dask-worker-gpu": bounds},
+    }
+    [role] = [each for each in made if each["kind"] == "Role"]
+    assert role["rules"][1]["resourceNames"] == ["dask-worker", "dask-worker-gpu"]
+    deployments = {each["metadata"]["name"]: each for each in made if each["kind"] == "Deployment"}
+    gpu, big = deployments["dask-worker-gpu"], deployments["dask-worker-big"]
+    assert (gpu["spec"]["replicas"], gpu["metadata"]["annotations"]["dask/replicas"]) == (0, "0")
+    assert big["spec"]["replicas"] == 2
 
 
 def test_a_group_of_the_settings_has_its_own_pods_policies_and_budget() -> None:

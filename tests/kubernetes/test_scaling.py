@@ -24,7 +24,7 @@ SMALL = {"cpu": 0.1, "memory": "1 GiB"}
 PLAIN = {"scheduler": SMALL, "jupyter": {"enabled": False}, "data": {}}
 FIXED = PLAIN | {"workers": {"replicas": 2, **SMALL}}
 BOUNDED = {most: PLAIN | {"workers": {"min": 0, "max": most, **SMALL}} for most in (6, 7)}
-GROUPS = [{"name": "big", "resources": {"BIG": 1}}]
+GROUPS = [{"name": "big", "resources": {"BIG": 1}}, {"name": "rare", "max": 2, "resources": {"RARE": 1}}]
 GROUPED = PLAIN | {"workers": {"min": 0, "max": 6, **SMALL, "groups": GROUPS}}
 
 
@@ -130,8 +130,9 @@ def test_tasks_that_ask_for_a_groups_resource_run_there_and_scaling_leaves_the_g
         return os.environ["POD_NAME"]
 
     printed = stack.has(GROUPED)
-    assert re.search(r"workers +\d running of at most 7, ", printed)
+    assert re.search(r"workers +\d running of at most 9, ", printed)
     [big] = pods(stack, "worker-big")
+    assert pods(stack, "worker-rare") == set()
     facts = stack.outputs()["client"]
     monkeypatch.setattr(connection, "facts_of", lambda _: facts)
     with daskstack.StackCluster(STACK) as cluster, cluster.get_client() as client:
@@ -143,7 +144,25 @@ def test_tasks_that_ask_for_a_groups_resource_run_there_and_scaling_leaves_the_g
         cluster.scale(0)
         until(lambda: not pods(stack) and len(client.nthreads()) == 1, 180)
         assert client.submit(pod, 9).result(timeout=60) == big, "other tasks run everywhere"
+
+        rare = client.map(pod, range(4), resources={"RARE": 1}, pure=False)
+        where = client.gather(rare)
+        assert {name.rsplit("-", 2)[0] for name in where} == {"dask-worker-rare"}
+        hurry(client)
+        until(lambda: not pods(stack, "worker-rare"), 180)
+        assert client.gather(rare) == where, "a result was lost and computed again"
+        stack.has(GROUPED | {"wait": 501})
+        assert pods(stack, "worker-rare") == set(), "the check needs no worker of a group that may have none"
     assert pods(stack, "worker-big") == {big}
+
+
+def hurry(client: Any) -> None:
+    """Workers stop after 15 seconds without work instead of a minute."""
+
+    def change(dask_scheduler: Any) -> None:  # a function inside a function is sent by value
+        dask_scheduler.scaling.adapted.__globals__["STEADY"] = 15
+
+    client.run_on_scheduler(change)
 
 
 def test_adapting_grows_under_load_shrinks_afterwards_and_does_not_flap(
@@ -154,10 +173,6 @@ def test_adapting_grows_under_load_shrinks_afterwards_and_does_not_flap(
 
         time.sleep(1)
 
-    def hurry(dask_scheduler: Any) -> None:
-        """Workers stop after 15 seconds without work instead of a minute."""
-        dask_scheduler.scaling.adapted.__globals__["STEADY"] = 15
-
     def said(*words: str) -> str:
         command = [str(PROJECT / ".venv/bin/daskstack"), *words, "--stack", STACK]
         environ = stack.environ | {"PYTHONPATH": str(PROJECT)}  # not the package that .venv refers to
@@ -165,7 +180,7 @@ def test_adapting_grows_under_load_shrinks_afterwards_and_does_not_flap(
 
     with cluster.get_client() as client:
         until(lambda: len(client.nthreads()) == 2, 180)
-        client.run_on_scheduler(hurry)
+        hurry(client)
         most = cluster._facts.bounds[1]
         printed = said("scale", "--adapt", "--minimum", "1", "--maximum", "5")
         assert f"the number adapts from 1 to 5; the stack allows 0 to {most}\n" in printed

@@ -111,6 +111,14 @@ def test_no_idle_worker_stops_during_the_check(client: Client, monkeypatch: pyte
     assert held[-1] == 0
 
 
+def test_the_check_wants_no_worker_of_groups_that_may_have_none(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "WAIT", 0)
+    running = len(client.nthreads())
+    assert check.check_workers(client, running + 2, 0, running + 2)[0].startswith(f"{running} running of at most")
+
+
 def test_the_check_wants_all_workers_to_which_the_bounds_do_not_apply(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,5 +127,7 @@ def test_the_check_wants_all_workers_to_which_the_bounds_do_not_apply(
     monkeypatch.setattr(check, "check_workers", lambda *words: asked.append(words[1:]) or ("seen", []))
     monkeypatch.setattr(check, "check_versions", lambda *_: "seen")
     expect = {"address": client.scheduler.address, "python": "", "packages": {}, "imports": []}
-    check.check_cluster(expect | {"workers": 8, "bounds": [0, 5], "fixed": 3})
-    assert asked == [(8, 1 + 3, 5 + 3, 0)]
+    check.check_cluster(expect | {"workers": 8, "bounds": [0, 5], "groups": [2, 3]})
+    monkeypatch.setitem(client.cluster.scheduler.handlers, "workers_hold", lambda seconds: {})
+    check.check_cluster(expect | {"workers": 3, "bounds": [0, 0], "groups": [0, 3]})
+    assert asked == [(8, 1 + 2, 5 + 3, 0), (3, 0, 3, 0)]

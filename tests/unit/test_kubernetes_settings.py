@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import settings.secret_env
 from components.jupyter_password import jupyter_hash
-from components.kubernetes import chart_values
+from components.kubernetes import chart_values, dask_on_kubernetes
 from components.kubernetes.tls import tls_identities
 from on_this_computer.check_namespace import refusal
 from on_this_computer.send_environment import sha256
@@ -70,7 +70,33 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "workers.groups[2].name: is the same name as that of workers.groups[0]; use each name once",
     ),
     ({"workers": {"groups": [{"name": "a.b"}]}}, 'workers.groups[0].name: "a.b" is not the name of a group'),
-    ({"workers": {"groups": [{"name": "a", "max": 2}]}}, "workers.groups[0].max: unknown key"),
+    (
+        {"workers": {"groups": [{"name": "a", "max": 2}]}},
+        'workers.groups[0].resources: is missing; write e.g. {"BIG": 1}, because only tasks that ask for resources of',
+    ),
+    (
+        {"workers": {"groups": [{"name": "a", "min": 1}]}},
+        "workers.groups[0].max: is missing; write the largest number of workers, or remove min",
+    ),
+    (
+        {"workers": {"groups": [{"name": "a", "min": 3, "max": 2, "resources": {"A": 1}}]}},
+        "workers.groups[0].min: 3 is more than max, 2; write 2 or less",
+    ),
+    (
+        {"workers": {"groups": [{"name": "a", "replicas": 1, "max": 2, "resources": {"A": 1}}]}},
+        "workers.groups[0].replicas: the running cluster sets the number within min and max; remove it",
+    ),
+    (
+        {
+            "workers": {"groups": [{"name": "a", "max": 2, "resources": {"A": 1}}]},
+            "values": {"worker": {"readinessProbe": None}},
+        },
+        "values.worker.readinessProbe: is not available with workers.min and workers.max, or those of groups",
+    ),
+    (
+        {"values": {"additional_worker_groups": [{"name": "a", "bounds": {"max": 2}}]}},
+        "values.additional_worker_groups[0].bounds.max: is set by this program; use min and max of workers.groups",
+    ),
     (
         {"workers": {"groups": [{"name": "a", "resources": {"GPU": 0}}]}},
         "workers.groups[0].resources.GPU: 0 is not allowed here; write e.g. 1",
@@ -734,10 +760,23 @@ def test_a_group_runs_on_its_own_nodes_or_on_those_of_the_workers_and_uses_their
 def test_bounds_concern_the_main_group_alone(kubeconfig: Path) -> None:
     groups = [{"name": "big", "replicas": 2}]
     cluster = parse(kubeconfig, workers={"min": 1, "max": 5, "groups": groups})
-    assert (cluster.replicas, cluster.grouped) == (7, 2)
+    assert (cluster.replicas, cluster.grouped) == (7, (2, 2))
     assert own(cluster)["bounds"] == {"min": 1, "max": 5}
     more = {"additional_worker_groups": [{"name": "more", "replicas": 4}]}
-    assert parse(kubeconfig, workers={"max": 5}, values=more).grouped == 4
+    assert parse(kubeconfig, workers={"max": 5}, values=more).grouped == (4, 4)
+
+
+def test_bounds_of_a_group_are_its_own(kubeconfig: Path) -> None:
+    groups = [{"name": "gpu", "max": 4, "resources": {"GPU": 2}}, {"name": "fixed", "replicas": 2}]
+    cluster = parse(kubeconfig, workers={"groups": groups})
+    assert (cluster.replicas, cluster.grouped) == (3 + 4 + 2, (2, 6))
+    values = own(cluster)
+    gpu, fixed = values["additional_worker_groups"]
+    assert gpu["bounds"] == {"min": 0, "max": 4, "resources": {"GPU": 2}}
+    assert "bounds" not in fixed and values["bounds"] == {"min": None, "max": None}
+    assert dask_on_kubernetes.service_accounts(cluster) == ["dask", "dask-scheduler"], (
+        "the scheduler may scale the group"
+    )
 
 
 def test_a_git_repository_is_built_on_the_users_computer(kubeconfig: Path) -> None:

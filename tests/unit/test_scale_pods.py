@@ -23,13 +23,22 @@ MAIN, OTHER = "dask-worker", "dask-gpu"
 class Api:
     """The ConfigMap and the Deployments of a release. Pods run and stop at once."""
 
-    def __init__(self, bounds: list[int] | None = None, idle: int | None = None, replicas: int = 1) -> None:
-        self.settings = {"deployments": [MAIN, *([OTHER] if idle else [])], "bounds": bounds, "idle": idle}
+    def __init__(
+        self,
+        bounds: list[int] | None = None,
+        idle: int | None = None,
+        replicas: int = 1,
+        group: dict[str, Any] | None = None,
+    ) -> None:
+        names = [MAIN, *([OTHER] if idle or group else [])]
+        groups = {OTHER: group} if group else {}
+        self.settings = {"deployments": names, "bounds": bounds, "idle": idle, "groups": groups}
         self.state: str | None = None
         self.replicas = dict.fromkeys(self.settings["deployments"], replicas)
         self.asked: list[tuple[str, int]] = []
         self.unready: set[str] = set()
-        self.status: dict[str, int] = {}
+        self.status: dict[str, int] = {}  # of all Deployments
+        self.statuses: dict[str, dict[str, int]] = {}
 
     async def ask(self, method: str, what: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         await asyncio.sleep(0)
@@ -46,7 +55,7 @@ class Api:
             self.asked.append((name, self.replicas[name]))
         number = self.replicas[name]
         counts = {"replicas": number, "updatedReplicas": number, "readyReplicas": number - len(self.unready)}
-        status = {"observedGeneration": 1, **counts, **self.status}
+        status = {"observedGeneration": 1, **counts, **self.status, **self.statuses.get(name, {})}
         return {"metadata": {"generation": 1}, "spec": {"replicas": number}, "status": status}
 
 
@@ -56,7 +65,7 @@ class Room:
     def __init__(self, api: Api) -> None:
         self.api, self.now, self.needed, self.retired = api, 1000.0, 0, []
         self.scheduler = SimpleNamespace(
-            workers={}, clients=[], idle_since=None, adaptive_target=lambda: self.needed, handlers={}
+            workers={}, clients=[], idle_since=None, adaptive_target=lambda: self.needed, handlers={}, unrunnable={}
         )
         self.scheduler.workers_to_close = lambda n, attribute: list(self.scheduler.workers)
         self.start()
@@ -257,14 +266,60 @@ def test_idle_workers_do_not_stop_during_the_check_of_a_cluster_without_bounds()
     assert room.follow(2) == 0
 
 
+def asks(**resources: float) -> SimpleNamespace:
+    return SimpleNamespace(resource_restrictions=resources or None)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "number"),
+    [
+        ([asks(GPU=1)], 1),
+        ([asks(GPU=1)] * 9, 4),
+        ([asks(GPU=0.2)] * 10, 1),
+        ([asks(GPU=0.2)] * 11, 2),
+        ([asks(GPU=1, SSD=1), asks(SSD=2)], 1),
+        ([asks(), asks(BIG=1), asks(GPU=3), asks(GPU=1, BIG=1)], 0),
+    ],
+)
+def test_a_group_has_as_many_workers_as_its_waiting_tasks_can_use(tasks: list[Any], number: int) -> None:
+    room = Room(Api(replicas=0, group={"min": 0, "max": 4, "resources": {"GPU": 2, "SSD": 8}}))
+    room.scheduler.unrunnable = tasks
+    room.follow(2)
+    assert room.api.replicas == {MAIN: 0, OTHER: number}
+
+
+def test_a_task_starts_a_group_of_a_cluster_that_is_asleep() -> None:
+    room = Room(Api(None, 60, 1, group={"min": 0, "max": 4, "resources": {"GPU": 1}}))
+    room.follow(2)
+    room.pods.changed = room.scheduler.idle_since = time.time() - 61
+    room.follow()
+    assert room.api.replicas == {MAIN: 0, OTHER: 0}
+    room.scheduler.idle_since = None
+    room.scheduler.unrunnable = [asks(GPU=1)]
+    room.follow(2)
+    assert room.api.replicas[OTHER] == 1
+
+
+def test_no_worker_of_a_group_stops_during_the_check() -> None:
+    room = Room(Api(replicas=2, group={"min": 0, "max": 4, "resources": {"GPU": 1}}))
+    room.follow()
+    room.ask("hold", seconds=240)
+    room.now += 120
+    room.follow(2)
+    assert room.api.replicas[OTHER] == 2
+    room.ask("hold", seconds=0)
+    room.follow(2)
+    assert room.api.replicas[OTHER] == 0
+
+
 # In a real scheduler
 
 
 class Node:
     """Runs a worker for each replica. It notices late that HTTP servers have stopped; these workers stop first."""
 
-    def __init__(self, scheduler: distributed.Scheduler) -> None:
-        self.scheduler, self.api, self.new = scheduler, Api([0, 6], replicas=0), 0
+    def __init__(self, scheduler: distributed.Scheduler, group: dict[str, Any] | None) -> None:
+        self.scheduler, self.api, self.new = scheduler, Api([0, 6], replicas=0, group=group), 0
         self.pods = MODULE["Pods"](scheduler, self.api.ask, "dask-scaling")
         self.workers: dict[str, distributed.Worker] = {}
         self.victims: list[str] = []
@@ -275,32 +330,41 @@ class Node:
             await self.pods.follow()
             if turn % 5 == 0:
                 ready = [name for name, worker in self.workers.items() if not worker.http_server._stopped]
-            self.api.status = {"replicas": len(self.workers), "updatedReplicas": len(self.workers)}
-            self.api.status["readyReplicas"] = len(ready)
-            order = [*(name for name in self.workers if name not in ready), *ready]
-            for name in order[: max(len(order) - self.api.replicas[MAIN], 0)]:
-                worker = self.workers.pop(name)
-                self.victims += [] if worker.http_server._stopped else [name]
-                await worker.close()
-            while len(self.workers) < self.api.replicas[MAIN]:
-                self.new += 1
-                name = f"{MAIN}-5d-{self.new}"
-                self.workers[name] = await distributed.Worker(
-                    self.scheduler.address, name=name, nthreads=1, dashboard_address=":0"
-                )
+            for deployment in self.api.settings["deployments"]:
+                await self.run_pods(deployment, ready)
             await asyncio.sleep(0.05)
+
+    def pods_of(self, deployment: str) -> list[str]:
+        return [name for name in self.workers if MODULE["deployment_of"](name) == deployment]
+
+    async def run_pods(self, deployment: str, ready: list[str]) -> None:
+        found = self.pods_of(deployment)
+        order = sorted(found, key=lambda name: name in ready)
+        counts = {"replicas": len(found), "updatedReplicas": len(found)}
+        self.api.statuses[deployment] = counts | {"readyReplicas": sum(name in ready for name in found)}
+        for name in order[: max(len(order) - self.api.replicas[deployment], 0)]:
+            worker = self.workers.pop(name)
+            self.victims += [] if worker.http_server._stopped else [name]
+            await worker.close()
+        resources = self.api.settings["groups"].get(deployment, {}).get("resources")
+        for _ in range(self.api.replicas[deployment] - len(found)):
+            self.new += 1
+            name = f"{deployment}-5d-{self.new}"
+            self.workers[name] = await distributed.Worker(
+                self.scheduler.address, name=name, nthreads=1, resources=resources, dashboard_address=":0"
+            )
 
     async def become(self, number: int) -> None:
         await until(lambda: len(self.scheduler.running) == len(self.scheduler.workers) == number)
 
 
 @asynccontextmanager
-async def node() -> AsyncIterator[tuple[Node, distributed.Client]]:
+async def node(group: dict[str, Any] | None = None) -> AsyncIterator[tuple[Node, distributed.Client]]:
     async with (
         distributed.Scheduler(host="127.0.0.1", port=0, dashboard_address=":0") as scheduler,
         distributed.Client(scheduler.address, asynchronous=True) as client,
     ):
-        there = Node(scheduler)
+        there = Node(scheduler, group)
         running = asyncio.ensure_future(there.run())
         try:
             yield there, client
@@ -369,6 +433,32 @@ async def test_only_main_workers_stop_and_tasks_that_wait_for_other_groups_start
         await until(lambda: there.pods.number == 0)
         assert await client.gather(waiting) == list(range(10))
         await there.become(1)
+
+
+async def test_the_number_of_a_groups_workers_follows_its_tasks_and_no_result_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(MODULE["Pods"].drain.__globals__, "STEADY", 1)
+
+    def number(_: int) -> float:  # a repeated task has another result
+        time.sleep(0.2)
+        return random.random()
+
+    async with node({"min": 0, "max": 2, "resources": {"GPU": 1}}) as (there, client):
+        await until(lambda: there.pods.bounds is not None)
+        there.pods.adapt()
+        parts = client.map(number, range(12), resources={"GPU": 1}, pure=False)
+        before = await client.gather(parts)
+        assert {name for name, _ in there.api.asked} == {OTHER}, "main workers would not help"
+        assert max(replicas for _, replicas in there.api.asked) == 2
+        assert len({holder for holders in (await client.who_has(parts)).values() for holder in holders}) == 2
+        await until(lambda: len(there.pods_of(OTHER)) == 1)
+        await asyncio.sleep(2)
+        assert len(there.workers) == 1, "the last worker stays while it holds results"
+        there.pods.scale(1)
+        await until(lambda: not there.pods_of(OTHER))
+        assert await client.gather(parts) == before
+        assert there.victims == [], "workers stopped that had not handed over their results"
 
 
 def test_only_pods_of_the_main_deployment_count() -> None:

@@ -2,9 +2,12 @@
 
 The ConfigMap $SCALING holds two JSON texts: `settings`, which the chart writes, and `state`, which this program writes
 for a scheduler that restarts. The settings are `deployments` (their names; the main one comes first), `bounds` of the
-main one's number of workers, and `idle`, the seconds without work after which all Deployments are scaled to zero. The
-next client scales each idle Deployment back to the number in its annotation `dask/replicas`. Other Deployments keep
-their number of workers while they are not idle.
+main one's number of workers, `groups` (for others with bounds, `min`, `max` and the Dask `resources` of each worker),
+and `idle`, the seconds without work after which all Deployments are scaled to zero. The next client scales each idle
+Deployment back to the number in its annotation `dask/replicas`.
+
+The number of a group's workers follows the tasks that ask for its resources. Other Deployments keep their number while
+they are not idle.
 
 Workers that are to stop first hand over their results. Then they stop their HTTP server, so their pods are not ready
 any more. Of a Deployment's pods, Kubernetes deletes those first that are not ready. So the scheduler's account needs no
@@ -22,6 +25,7 @@ import runpy
 import ssl
 import time
 import urllib.request
+from collections import deque
 from pathlib import Path
 
 from distributed.core import Status
@@ -29,6 +33,7 @@ from distributed.protocol.pickle import dumps
 
 INTERVAL = 2  # seconds
 SAMPLE = 100  # tasks of each worker
+WAITING = 10_000  # tasks without a worker
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SCALING = runpy.run_path(str(Path(__file__).with_name("scaling.py")))
@@ -40,6 +45,7 @@ class Pods(SCALING["Number"]):
         super().__init__(scheduler, clock)
         self.api, self.file = api, f"v1 configmaps/{file}"
         self.deployments, self.idle, self.asleep = [], None, False
+        self.groups, self.needs = {}, {}
         self.loaded, self.saved, self.replicas = False, "", None
         # Workers that this program retires, and those of them that have handed over their results.
         self.begun, self.retired = set(), set()
@@ -65,8 +71,9 @@ class Pods(SCALING["Number"]):
         replicas = found[0]["spec"]["replicas"]
         if not self.bounds and not self.asleep:
             self.number = replicas  # the chart's; with bounds, the cluster keeps its workers
-        if (self.asleep and any(each["spec"]["replicas"] for each in found)) or self.replicas == 0 < replicas:
-            # A client has started the workers.
+        awake = any(each["spec"]["replicas"] for each in found)
+        if (self.asleep and (awake or any(map(self.demand, self.groups)))) or self.replicas == 0 < replicas:
+            # A client has started the workers, or tasks wait for a group.
             self.asleep, self.number, self.changed = False, max(self.number, replicas), time.time()
             self.targets.clear()
         self.replicas = replicas
@@ -76,8 +83,12 @@ class Pods(SCALING["Number"]):
             await self.write()
             for name in self.deployments:
                 await self.scale_to(name, 0)
-        elif self.bounds and not self.asleep:
-            await self.adjust(found[0], self.wanted())
+        elif not self.asleep:
+            if self.bounds:
+                await self.adjust(self.deployments[0], found[0], self.wanted())
+            for name, deployment in zip(self.deployments, found, strict=True):
+                if name in self.groups:
+                    await self.adjust(name, deployment, self.needed(name, deployment["spec"]["replicas"]))
         await self.write()
 
     def is_idle(self):
@@ -88,6 +99,28 @@ class Pods(SCALING["Number"]):
         since = now if jobs else max(self.scheduler.idle_since or now, self.changed)
         return bool(workers and self.idle and now - since >= self.idle and not self.is_held())
 
+    def needed(self, name, number):
+        """The number of workers that the group needs. As in the main group, a short pause stops none."""
+        group = self.groups[name]
+        target = self.steady(self.needs.setdefault(name, deque()), number, self.demand(name))
+        return min(max(target, group["min"]), group["max"])
+
+    def demand(self, name):
+        """How many of the group's workers can work on tasks at the same time that ask for its resources."""
+        scheduler, group = self.scheduler, self.groups[name]
+        waiting = itertools.islice(scheduler.unrunnable, WAITING)
+        tasks = [task for task in waiting if self.group_for(task) == name]
+        for worker in scheduler.workers.values():
+            if deployment_of(worker.name) == name:
+                tasks += itertools.islice(worker.processing, WAITING)
+        shares = sum(min(share(task, group["resources"]), 1) for task in tasks)
+        return math.ceil(round(shares, 6))  # sums of fractions are inexact
+
+    def group_for(self, task):
+        """The first group whose workers can run this task, which no worker can run now."""
+        fitting = (name for name, group in self.groups.items() if 0 < share(task, group["resources"]) <= 1)
+        return next(fitting, None)
+
     # The main Deployment
 
     def target(self):
@@ -95,7 +128,7 @@ class Pods(SCALING["Number"]):
         scheduler, number = self.scheduler, len(self.scheduler.workers)
         ours = {address for address, worker in scheduler.workers.items() if self.is_ours(worker.name)}
         target = scheduler.adaptive_target()
-        if len(ours) == number:
+        if len(ours) == number and not self.groups:
             return target
         share = self.unbound()
         if share and target >= number:
@@ -106,42 +139,50 @@ class Pods(SCALING["Number"]):
         """The share of the tasks, in a sample, that do not wait for Dask resources, which other groups have."""
         scheduler = self.scheduler
         tasks = [task for worker in scheduler.workers.values() for task in itertools.islice(worker.processing, SAMPLE)]
-        bound = len(scheduler.unrunnable) + sum(bool(task.resource_restrictions) for task in tasks)
-        every = len(scheduler.queued) + len(scheduler.unrunnable) + len(tasks)
+        waiting = list(itertools.islice(scheduler.unrunnable, WAITING))
+        bound = sum(bool(task.resource_restrictions) for task in tasks)
+        # Without any worker, all tasks wait.
+        bound += sum(bool(scheduler.workers or task.resource_restrictions) for task in waiting)
+        every = len(scheduler.queued) + len(waiting) + len(tasks)
         return 1 - bound / every if every else 0
 
-    async def adjust(self, deployment, wanted):
+    async def adjust(self, deployment, found, wanted):
         """Takes the next step towards this number of pods. One step ends before the next begins."""
-        replicas, ready = deployment["spec"]["replicas"], deployment["status"].get("readyReplicas", 0)
-        ours = {each.name: each for each in self.scheduler.workers.values() if self.is_ours(each.name)}
-        leaving = {name for name, worker in ours.items() if worker.status == Status.closing_gracefully}
-        self.begun &= ours.keys()
-        self.retired &= leaving
+        replicas, ready = found["spec"]["replicas"], found["status"].get("readyReplicas", 0)
+        workers = {each.name: each for each in self.scheduler.workers.values()}
+        gone = {name for name, worker in workers.items() if worker.status == Status.closing_gracefully}
+        self.begun &= workers.keys()
+        self.retired &= gone
         if self.leaving:
             return
-        if self.retired:
-            await self.stop_serving([ours[name].address for name in self.retired])
-            if ready <= replicas - len(self.retired):
-                await self.scale_to(self.deployments[0], replicas - len(self.retired))
-                self.begun -= self.retired
-                self.retired = set()
+        ours = {name: worker for name, worker in workers.items() if deployment_of(name) == deployment}
+        leaving, retired = gone & ours.keys(), self.retired & ours.keys()
+        if retired:
+            await self.stop_serving([ours[name].address for name in retired])
+            if ready <= replicas - len(retired):
+                await self.scale_to(deployment, replicas - len(retired))
+                self.begun -= retired
+                self.retired -= retired
         elif self.begun & leaving:  # their retirement has failed halfway
             self.retire(self.begun & leaving)
         elif replicas < wanted:
-            await self.scale_to(self.deployments[0], wanted)
+            await self.scale_to(deployment, wanted)
         elif replicas > wanted and not self.is_held():
             present = {name: worker for name, worker in ours.items() if name not in leaving}
             absent = replicas - len(present)
             if absent > 0:  # Kubernetes deletes those first that are not ready yet
-                await self.scale_to(self.deployments[0], max(wanted, replicas - absent))
-            elif absent == 0 and is_settled(deployment):
-                names = self.without_last(self.cheapest(present)[: replicas - wanted], present)
+                await self.scale_to(deployment, max(wanted, replicas - absent))
+            elif absent == 0 and is_settled(found):
+                names = self.cheapest(present)[: replicas - wanted]
+                # The workers of a group can hand over their results to others.
+                if deployment not in self.groups or workers.keys() - gone == present.keys():
+                    names = self.without_last(names, present)
                 if names:
                     self.retire(set(names))
 
     def is_ours(self, name):
         """Whether this is the name of a pod of the main Deployment."""
-        return str(name).rsplit("-", 2)[0] == self.deployments[0]
+        return deployment_of(name) == self.deployments[0]
 
     def retire(self, names):
         self.leaving |= names
@@ -153,7 +194,7 @@ class Pods(SCALING["Number"]):
     async def leave(self, names):
         try:
             ready = await self.drain(names)
-            self.retired = {self.scheduler.workers[each].name for each in ready if each in self.scheduler.workers}
+            self.retired |= {self.scheduler.workers[each].name for each in ready if each in self.scheduler.workers}
         except Exception:
             logger.exception("Stopping %s failed; trying again", ", ".join(sorted(names)))
         finally:
@@ -190,6 +231,7 @@ class Pods(SCALING["Number"]):
             main = await self.api("GET", f"apps/v1 deployments/{settings['deployments'][0]}")
             self.number = main["spec"]["replicas"] if self.number is None else self.number
         self.deployments, self.bounds, self.idle = settings["deployments"], settings["bounds"], settings["idle"]
+        self.groups = settings["groups"]
 
     async def write(self):
         text = json.dumps({**self.state(), "asleep": self.asleep})
@@ -219,6 +261,19 @@ class Pods(SCALING["Number"]):
             return {}
         self.asleep = self.asleep and not seconds
         return super().hold(seconds)
+
+
+def deployment_of(name):
+    """The Deployment of the pod with this name."""
+    return str(name).rsplit("-", 2)[0]
+
+
+def share(task, resources):
+    """The share of a worker's resources that the task asks for; more than 1 if the worker does not have them."""
+    asked = task.resource_restrictions or {}
+    return max(
+        (amount / resources[name] if name in resources else math.inf for name, amount in asked.items()), default=0
+    )
 
 
 def is_settled(deployment):

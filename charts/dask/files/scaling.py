@@ -45,13 +45,18 @@ class Number:
 
     def adapted(self):
         """The largest number that was needed in the last STEADY seconds, so that a short pause stops no worker."""
-        now, (low, high) = self.clock(), self.limits()
-        if not self.targets:
-            self.targets.append((now, self.number))
-        self.targets.append((now, self.target()))
-        while self.targets[0][0] < now - STEADY:
-            self.targets.popleft()
-        return min(max(low, *(target for _, target in self.targets)), high)
+        low, high = self.limits()
+        return min(max(low, self.steady(self.targets, self.number, self.target())), high)
+
+    def steady(self, targets, number, target):
+        """The largest of the targets in the last STEADY seconds. Without former ones, `number` counts as one."""
+        now = self.clock()
+        if not targets:
+            targets.append((now, number))
+        targets.append((now, target))
+        while targets[0][0] < now - STEADY:
+            targets.popleft()
+        return max(each for _, each in targets)
 
     def target(self):
         """The number of workers that the work needs now."""

@@ -49,11 +49,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- toJson $values -}}
 {{- end -}}
 
-{{/* Names of the Deployments that the scheduler scales, separated by spaces. Bounds only apply to the first. */}}
+{{/* Names of the Deployments that the scheduler scales, separated by spaces. The first one is the main one. */}}
 {{- define "dask.workers" -}}
 {{- $names := list .Values.worker.name -}}
-{{- if .Values.idleTimeout -}}
 {{- range .Values.additional_worker_groups -}}
+{{- if or $.Values.idleTimeout (.bounds | default dict).max -}}
 {{- $names = append $names .name -}}
 {{- end -}}
 {{- end -}}
@@ -65,7 +65,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 
 {{/* Whether the scheduler scales the workers. */}}
 {{- define "dask.scales" -}}
-{{- if or .Values.bounds.max .Values.idleTimeout }}yes{{ end -}}
+{{- $scales := or .Values.bounds.max .Values.idleTimeout -}}
+{{- range .Values.additional_worker_groups -}}
+{{- $scales = or $scales (.bounds | default dict).max -}}
+{{- end -}}
+{{- if $scales }}yes{{ end -}}
 {{- end -}}
 
 {{/* The Dask configuration of all pods of the release. */}}
