@@ -61,7 +61,7 @@ class StackKind:
         section = settings.get("cluster" if target == "kubernetes" else "machines")
         section = section if isinstance(section, dict) else {}
         workers = settings.get("workers")
-        at_least = target == "machines" and isinstance(workers, dict) and "atLeast" in workers
+        at_least = target == "machines" and isinstance(workers, dict) and workers.get("atLeast") is not None
         return cls(str(target), str(section.get("source")), str(section.get("project") or ""), at_least)
 
     @property

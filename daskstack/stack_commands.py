@@ -154,10 +154,12 @@ def pulumi(
         if kind.google or leaves_out:
             # As an option, a Pulumi without this log would reject it.
             environ |= {"PULUMI_DEBUG_COMMANDS": "true", "PULUMI_OPTION_EVENT_LOG": events}
-        status = run([engine.engine(), "--cwd", engine.PROJECT, *words, "--stack", stack], environ)
+        signals: list[int] = []
+        status = run([engine.engine(), "--cwd", engine.PROJECT, *words, "--stack", stack], environ, signals)
         if status and kind.google:
             tool("google_errors", events, check=False)
-        again = status and leaves_out and tool("missing_machines", stack, events, check=False) == 0
+        failed = leaves_out and status and not signals
+        again = failed and tool("missing_machines", stack, events, check=False) == 0
     if again:  # with at least one machine less than before
         return pulumi(kind, stack, *words, leaves_out=True, variables=variables)
     if status and kind.users_machines and words[0] != "preview":
@@ -186,13 +188,22 @@ def tool(name: str, *arguments: str, check: bool = True) -> int:
     return status
 
 
-def run(command: list, environ: Mapping[str, str]) -> int:
-    """Runs a program on this terminal. It gets Ctrl-C directly and decides how to end, so this process waits."""
+def run(command: list, environ: Mapping[str, str], signals: list[int] | None = None) -> int:
+    """Runs a program on this terminal. It gets Ctrl-C directly and decides how to end, so this process waits.
+
+    Adds the signals that were to end it to `signals`.
+    """
+    got = [] if signals is None else signals
     # Set it before the program starts, because Ctrl-C can follow at once. The program does not inherit this handler.
-    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, lambda number, _: got.append(number))}
     try:
         with subprocess.Popen(list(map(str, command)), cwd=engine.checked_project(), env=environ) as process:
-            handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+
+            def terminate(number: int, _: object) -> None:
+                got.append(number)
+                process.terminate()
+
+            handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, terminate)
             status = process.wait()
         return status if status >= 0 else 128 - status  # as a shell reports a signal
     finally:

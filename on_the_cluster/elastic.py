@@ -3,6 +3,8 @@
 scaling.py sets the number. A file in the home of the cluster's user keeps it, for a scheduler that restarts. The file
 also names the workers that run: stay_retired.py starts a worker only if this file and the stack's list name it.
 
+The bounds concern the main group alone. The workers of other groups always run.
+
 A worker that stops has handed over its results (drain.py). If no other worker can take them, it does not stop. Neither
 does the last worker while it has results or tasks.
 """
@@ -22,7 +24,8 @@ from tornado.ioloop import PeriodicCallback
 INTERVAL = 1  # seconds
 ABSENT = 60  # seconds for a worker to join, or to return, before another one replaces it
 
-# `members`: the stack's workers; `bounds`: their smallest and largest number and, if it is not ABSENT, the time to join
+# `members`: the stack's workers; `fixed`: those of them that always run; `bounds`: the smallest and the largest number
+# of the others and, if it is not ABSENT, the time to join
 ETC = Path("/etc/daskstack")
 SCALING = runpy.run_path(str(Path(__file__).with_name("scaling.py")))
 logger = logging.getLogger("dask.elastic")
@@ -32,7 +35,7 @@ class Elastic(SCALING["Number"]):
     def __init__(self, scheduler, etc=ETC, file=None, clock=time.monotonic):
         super().__init__(scheduler, clock)
         self.etc, self.file = etc, file or Path.home() / "elastic.json"
-        self.members, self.absent = [], ABSENT
+        self.members, self.fixed, self.absent = [], [], ABSENT
         # The workers that run or are to start, and when each was seen last.
         self.listed = {}
         self.failed, self.saved, self.tasks = {}, "", set()
@@ -44,11 +47,14 @@ class Elastic(SCALING["Number"]):
         self.number = len(self.members)
         return max(self.number, 1) if self.is_held() else self.number
 
+    def is_ours(self, name):
+        return name in self.members
+
     # The workers
 
     def tick(self):
         self.read()
-        if not self.members:
+        if not self.members and not self.fixed:
             return  # `up` has not completed yet
         now, wanted = self.clock(), self.wanted()
         present = {each.name: each for each in self.scheduler.workers.values() if each.name in self.members}
@@ -67,7 +73,7 @@ class Elastic(SCALING["Number"]):
             stuck = {name for name in present if name not in self.listed and name not in self.leaving}
             if stuck:
                 self.retire(stuck)
-        self.save({machine(name) for name in (*present, *self.listed, *self.leaving)})
+        self.save({machine(name) for name in (*present, *self.listed, *self.leaving, *self.fixed)})
 
     def replace(self, now):
         """Takes workers that do not join off the list if there are others."""
@@ -131,10 +137,13 @@ class Elastic(SCALING["Number"]):
     # Files
 
     def read(self):
-        # `up` writes the bounds before the list.
-        self.members = (read(self.etc / "members") or "").split()
+        # `up` writes the list last.
+        members = (read(self.etc / "members") or "").split()
+        fixed = (read(self.etc / "fixed") or "").split()
+        self.members = [name for name in members if name not in fixed]
+        self.fixed = [name for name in members if name in fixed]
         numbers = [int(each) for each in (read(self.etc / "bounds") or "").split()]
-        self.bounds = numbers[:2] if numbers and self.members else None
+        self.bounds = numbers[:2] if numbers and members else None
         self.absent = numbers[2] if numbers[2:] else ABSENT
 
     def load(self):
@@ -149,7 +158,7 @@ class Elastic(SCALING["Number"]):
 
     def save(self, machines):
         """Also names, for power.py, the machines on which workers run, start or hand over their results."""
-        known = {**self.state(), "workers": sorted(self.listed)}
+        known = {**self.state(), "workers": sorted([*self.listed, *self.fixed])}
         # stay_retired.py looks for lines with a name in quotes, which this space prevents.
         known["machines"] = " ".join(["", *sorted(machines)])
         text = json.dumps(known, indent=0)

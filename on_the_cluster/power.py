@@ -3,14 +3,15 @@
     power.py SETTINGS
 
 SETTINGS is a file with JSON: `api`, `project` and `zone` of Google's API; `machines`, each with its `instance`,
-`address`, and a `port` here; and `idle`, the seconds of `limits.idle`, or null.
+`address`, and a `port` here or null; and `idle`, the seconds of `limits.idle`, or null.
 
 elastic.py writes which machines the cluster needs. A machine that it does not need is stopped, and one that it needs is
 started, also after Google has preempted it. Tasks can write to elastic.py's file. So it only decides between these two
 for machines in SETTINGS, and anything else in it changes nothing.
 
 `up` reaches a machine through its port on 127.0.0.1. A connection starts the machine and keeps it on. So `up` starts
-only the machines on which it runs steps, and they stop again afterwards.
+only the machines on which it runs steps, and they stop again afterwards. Machines of groups are always needed; `up`
+starts them itself and reaches them directly.
 """
 
 import asyncio
@@ -171,7 +172,8 @@ class Power:
     # Connections
 
     async def serve(self):
-        for name, machine in self.machines.items():
+        reached = {name: machine for name, machine in self.machines.items() if machine["port"] is not None}
+        for name, machine in reached.items():
             self.servers.append(await asyncio.start_server(self.forwarder(name), "127.0.0.1", machine["port"]))
 
     def forwarder(self, name):

@@ -66,6 +66,11 @@ class Group:
         return replace(self, machines=tuple(name for name in self.machines if name not in machines))
 
     @property
+    def has_bounds(self) -> bool:
+        """Whether `workers.min` and `workers.max` apply to the group."""
+        return self.place == Group.place
+
+    @property
     def gpu_each(self) -> bool:
         """Whether each worker process has a GPU of its own."""
         return self.per_machine == gpus(self.instance)
@@ -117,9 +122,6 @@ def groups(cluster: "MachinesTarget") -> list[Group]:
 
 def group_conflicts(cluster: "MachinesTarget") -> Iterator[Conflict]:
     workers, machines = cluster.workers, cluster.machines
-    if workers.groups and cluster.bounds != (None, None):
-        text = "cannot be used together with workers.min and workers.max; remove one or the other"
-        yield Conflict(("workers", "groups"), text)
     names: list[str] = []
     hosts: list[str] = []
     for index, group in enumerate(workers.groups):

@@ -74,12 +74,15 @@ class Workers(Section):
     GPU, each process sees only its own (`CUDA_VISIBLE_DEVICES`).
     """
     min: int | None = Field(None, ge=0, examples=[1])
-    """The smallest number of worker processes of the whole stack. With `min` or `max`, the running cluster sets the
-    number within these bounds (`cluster.scale`, `daskstack scale`), and `up` keeps it. The default is 1 if `max` is
-    set. On Google Cloud, machines start and stop with their workers; one that is off costs only its disk.
+    """The smallest number of worker processes, without those of `groups`, which always run. With `min` or `max`, the
+    running cluster sets the number within these bounds (`cluster.scale`, `daskstack scale`), and `up` keeps it. The
+    default is 1 if `max` is set. On Google Cloud, machines start and stop with their workers; one that is off costs
+    only its disk.
     """
     max: int | None = Field(None, ge=1, examples=[8])
-    """The largest number of worker processes of the whole stack; all that its machines provide, if `min` is set."""
+    """The largest number of worker processes, without those of `groups`; all that the machines provide, if `min` is
+    set.
+    """
     at_least: int | None = Field(None, ge=1, examples=[6])
     """`daskstack up` succeeds without machines that cannot join now, as long as the others provide this many worker
     processes, those of groups included. It says which machines are missing and why, and lists them in `missing`; the
@@ -106,7 +109,7 @@ class Workers(Section):
     groups: Annotated[tuple[MachineGroup, ...], Listed] = Field(
         (), examples=[[{"name": "big", "resources": {"BIG": 1}}]]
     )
-    """Machines whose workers differ from the others. Not together with `min` or `max`."""
+    """Machines whose workers differ from the others. `min` and `max` do not include them."""
 
 
 class MachineJupyter(Section):
@@ -255,7 +258,7 @@ class MachinesTarget(Section):
         data = self.data.model_copy(update={"machine": machine})
         shares = self.machines.source == "local"  # the memory of this computer
         memory = self.workers.memory_limit or (LOCAL_MEMORY if shares else None)
-        low, high = (bound and min(bound, self.processes) for bound in self.bounds)
+        low, high = (bound and min(bound, self.processes - self.grouped) for bound in self.bounds)
         workers = self.workers.model_copy(update={"memory_limit": memory, "min": low, "max": high})
         environment = self.environment.model_copy(update={"source": source})
         return self.model_copy(update={"data": data, "environment": environment, "workers": workers})
@@ -293,17 +296,27 @@ class MachinesTarget(Section):
         return sum(group.processes for group in groups(self))
 
     @property
+    def grouped(self) -> int:
+        """The number of worker processes in `workers.groups`, to which bounds do not apply."""
+        return sum(group.processes for group in self.groups if not group.has_bounds)
+
+    @property
+    def most(self) -> int:
+        """The largest number of worker processes that `workers.max` allows."""
+        return sum(group.processes for group in groups(self) if group.has_bounds)
+
+    @property
     def most_per_machine(self) -> int:
         """The largest number of worker processes of one machine."""
         return max(group.per_machine for group in self.groups)
 
     @property
     def bounds(self) -> tuple[int, int] | tuple[None, None]:
-        """The smallest and the largest number of worker processes that run; None if all of them do."""
+        """The smallest and the largest number of worker processes outside of groups; None if all of them run."""
         low, high = self.workers.min, self.workers.max
         if low is None and high is None:
             return None, None
-        return 1 if low is None else low, self.listed_processes if high is None else high
+        return 1 if low is None else low, self.most if high is None else high
 
     def bill(self) -> list[cost.Item]:
         """The cost of machines in Google Cloud, item by item."""
@@ -362,13 +375,14 @@ def _bounds_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     if low is None or high is None:
         return
     place = ("workers", "min" if cluster.workers.max is None else "max")
-    holder = cluster.data.machine or cluster.machines.scheduler_name
-    if isinstance(cluster.machines, ComputeSource) and holder != cluster.machines.scheduler_name:
+    holder = cluster.data.machine
+    if isinstance(cluster.machines, ComputeSource) and holder in cluster.machines.worker_names:
         text = f"{holder} stops with its workers if workers.min or workers.max is set; write scheduler, or remove them"
         yield Conflict(("data", "machine"), text)
-    if high > cluster.listed_processes:
-        text = f"{high} is more than the {cluster.listed_processes} worker processes that the machines provide"
-        remedy = f"write {cluster.listed_processes} or less, or add machines or workers.perMachine"
+    if high > cluster.most:
+        outside = " outside of groups" if cluster.workers.groups else ""
+        text = f"{high} is more than the {cluster.most} worker processes that the machines{outside} provide"
+        remedy = f"write {cluster.most} or less, or add machines or workers.perMachine"
         yield Conflict(place, f"{text}; {remedy}")
     elif low > high:
         yield Conflict(("workers", "min"), f"{low} is more than the maximum, {high}; write {high} or less")
@@ -402,6 +416,8 @@ def _missing_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
             behind = [host.name for host in machines.hosts if host.bastion == name and host.name not in missing]
             if behind:
                 yield Conflict(place, f"{name} is the bastion of {', '.join(behind)}; list them too, or remove it")
+    if cluster.bounds != (None, None) and cluster.processes == cluster.grouped:
+        yield Conflict(("workers", "missing"), "lists all machines outside of groups; remove one from the list")
     if cluster.processes < least:
         text = f"the other machines provide {cluster.processes} worker processes, but workers.atLeast is {least}"
         yield Conflict(("workers", "missing"), f"{text}; remove machines from the list")

@@ -356,6 +356,14 @@ DATA = [
         "tests/kubernetes/test_chart.py::test_bounds_leave_other_groups_alone_and_idle_stops_them",
     ),
     Mutation(
+        "bounds-of-machine-groups",
+        "On machines, bounds leave the workers of groups alone, too.",
+        "on_the_cluster/elastic.py",
+        "sorted([*self.listed, *self.fixed])",
+        "sorted(self.listed)",
+        "tests/unit/test_elastic.py::test_workers_of_groups_always_run_and_do_not_count",
+    ),
+    Mutation(
         "flapping",
         "While the number of workers adapts, a short pause stops none.",
         "charts/dask/files/scaling.py",
@@ -1444,7 +1452,7 @@ MONEY = [
     Mutation(
         "groups-start-workers",
         "While a group has no workers, tasks that ask for its resources start none of the other workers.",
-        "charts/dask/files/scale_pods.py",
+        "charts/dask/files/scaling.py",
         "if len(ours) == number and not self.groups:",
         "if len(ours) == number:",
         "tests/unit/test_scale_pods.py::test_the_number_of_a_groups_workers_follows_its_tasks_and_no_result_is_lost",
@@ -1468,7 +1476,7 @@ MONEY = [
     Mutation(
         "work-of-groups-starts-workers",
         "While the number adapts, tasks that ask for a group's resources start no other workers.",
-        "charts/dask/files/scale_pods.py",
+        "charts/dask/files/scaling.py",
         "if len(ours) == number and not self.groups:",
         "if True:",
         "tests/unit/test_scale_pods.py::test_only_main_workers_stop_and_tasks_that_wait_for_other_groups_start_none",
@@ -1745,6 +1753,14 @@ DAILY = [
         "    if left < least:\n",
         "    if left < 0:\n",
         "tests/unit/test_missing_machines.py::test_up_continues_only_without_machines_that_the_cluster_does_not_need",
+    ),
+    Mutation(
+        "up-goes-on-after-ctrl-c",
+        "After Ctrl-C, `up` does not go on without the machines whose answers it stopped waiting for.",
+        "daskstack/stack_commands.py",
+        "        failed = leaves_out and status and not signals\n",
+        "        failed = leaves_out and status\n",
+        "tests/unit/test_missing_machines.py::test_after_ctrl_c_up_does_not_go_on_without_machines",
     ),
     Mutation(
         "member-left-out",

@@ -25,8 +25,8 @@ def unfit(events: str, cluster: MachinesTarget) -> dict[str, str]:
     found: dict[str, str] = {}
     for resource, message in errors(events):
         if key := re.fullmatch("machines-(.+)-host-key", resource):
-            said = re.search("^ *error: (.*)", message, re.MULTILINE)
-            found[key[1]] = said[1].strip() if said else "its host key cannot be read"
+            if said := re.search("^ *error: (.* shows no ed25519 host key.*)", message, re.MULTILINE):
+                found[key[1]] = said[1].strip()
         elif resource == "dask-preflight":
             for name, reasons in REPORT.findall(message):
                 found[name] = "; ".join(re.findall("^ *- (.*)", reasons, re.MULTILINE))

@@ -121,6 +121,7 @@ class DaskOnMachines(ComponentResource):
                 lock=settings.environment.lock,
                 sleeps=settings.limits.idle is not None,
                 bounds=dask_options.bounds(settings),
+                grouped=settings.grouped,
                 google=asdict(google) if google else None,
             ).apply(client_output.exported)
         )

@@ -31,6 +31,12 @@ def bounds(settings: MachinesTarget) -> list[int] | None:
     return None if workers.min is None or workers.max is None else [workers.min, workers.max]
 
 
+def fixed_workers(settings: MachinesTarget) -> list[str]:
+    """The names of the workers that always run although the stack has bounds: those of groups."""
+    groups = [group for group in settings.groups if not group.has_bounds] if bounds(settings) else []
+    return worker_names(settings, [machine for group in groups for machine in group.machines])
+
+
 def worker_ports(settings: MachinesTarget, processes: int) -> range:
     """The fixed ports of a machine's worker processes: worker, nanny and dashboard of each."""
     first = settings.dask.ports.workers

@@ -78,7 +78,7 @@ def power(cluster: Cluster, google: Google) -> Step:
             "instance": google.machines[name],
             # The service would stop a new machine that is still booting, so it first has to have a host key.
             "address": Output.all(machine.host.address, machine.host.connection["host_key"]).apply(lambda all: all[0]),
-            "port": machine.host.connection["port"],
+            "port": machine.host.connection["port"] if machine.host.login else None,
         }
         for name, machine in others.items()
     }
@@ -90,7 +90,7 @@ def power(cluster: Cluster, google: Google) -> Step:
         "idle": seconds(limit) if limit else None,
         "machines": machines,
     }
-    ports = [machine.host.connection["port"] for machine in others.values()]
+    ports = [machine.host.connection["port"] for machine in others.values() if machine.host.login]
     variables = {
         "POWER": POWER.read_text(),
         "MACHINES": Output.json_dumps(told),
@@ -327,6 +327,7 @@ def members(cluster: Cluster, scheduler: Output[str], client: Step) -> Step:
         "SCHEDULER": scheduler,
         "MEMBERS": " ".join(dask_options.worker_names(cluster.settings, cluster.workers)),
         "BOUNDS": " ".join(map(str, numbers)),
+        "FIXED": " ".join(dask_options.fixed_workers(cluster.settings)),
         "RENEWAL": str(cluster.settings.credentials.renewal),
     }
     last = [machine.steps[-1] for machine in cluster.machines.values()]
@@ -345,6 +346,7 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
         "address": scheduler,
         "workers": dask_options.worker_names(settings, cluster.workers),
         "bounds": dask_options.bounds(settings),
+        "fixed": len(dask_options.fixed_workers(settings)),
         "boot": boot,
         "python": settings.environment.python,
         "packages": lock.packages,

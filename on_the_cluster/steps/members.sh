@@ -5,22 +5,25 @@
 #   MEMBERS    names of the cluster's workers, separated by spaces
 #   BOUNDS     the smallest and the largest number of them that run and, if their machines stop with them, the seconds
 #              to start one (elastic.py); empty: all run
+#   FIXED      names of those, separated by spaces, that always run and do not count for BOUNDS
 #   RENEWAL    every machine has the credentials of this renewal, so the former ones are revoked
 # This step runs before machines are removed. Their workers do not return unless they are listed again.
 
 LIST=$ETC/members
 LIMITS=$ETC/bounds
+ALWAYS=$ETC/fixed
 
 main() {
   if [ "${1:-}" = undo ]; then
-    drop $LIST $LIMITS
+    drop $LIST $LIMITS $ALWAYS
     tidy
     return
   fi
   local list before
   list=$(tr ' ' '\n' <<<"$MEMBERS")
   before=$(cat $LIST 2>/dev/null || true)
-  # The scheduler reads the bounds after the list.
+  # The scheduler reads the other files after the list.
+  if [ -n "$FIXED" ]; then tr ' ' '\n' <<<"$FIXED" | put $ALWAYS 0644 root:root; else drop $ALWAYS; fi
   if [ -n "$BOUNDS" ]; then printf '%s\n' "$BOUNDS" | put $LIMITS 0644 root:root; else drop $LIMITS; fi
   # The first run has no results to hand over. With bounds, the scheduler first starts others instead of those that leave.
   # A run that was killed then may have written the list already.

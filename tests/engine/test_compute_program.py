@@ -63,6 +63,11 @@ def grouped(stack: Previews) -> dict[str, dict[str, Any]]:
     return stack.resources(workers={"groups": groups}, limits=stack.shipped["limits"] | {"hourlyCost": 9})
 
 
+@pytest.fixture(scope="module")
+def bounded_with_group(stack: Previews) -> dict[str, dict[str, Any]]:
+    return stack.resources(workers={"min": 1, "groups": [{"name": "big"}]})
+
+
 def instances(planned: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [planned[name] for name in MACHINES]
 
@@ -163,6 +168,12 @@ def test_with_bounds_the_schedulers_account_can_start_and_stop_the_workers_machi
         assert {urn.split("::")[-1] for urn in needs["role"]} == {"machines-power"}
     assert not of_kind(bounded, "IAMMember")
     assert bounded.keys() - shipped.keys() == {"machines-power", "machines-power-id", *granted, "dask-power"}
+
+
+def test_machines_of_groups_are_on_although_the_stack_has_bounds(bounded_with_group: dict) -> None:
+    planned = inputs(bounded_with_group)
+    assert [planned[f"machines-{name}"].get("desiredStatus") for name in ("worker-1", "big-1")] == [None, "RUNNING"]
+    assert planned["machines-big-1-power"]["instanceName"] == "dask-vms-big-1", "Google can preempt it"
 
 
 def test_with_bounds_up_starts_no_workers_machine_but_for_its_steps(bounded: dict) -> None:

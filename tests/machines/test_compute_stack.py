@@ -417,6 +417,18 @@ def test_machines_start_and_stop_with_their_workers_without_losing_results(stack
             for method, what in (("GET", "worker-1"), ("POST", "worker-1/stop")):
                 assert dask.submit(ask, method, what, pure=False).result(timeout=60).startswith("403 ")
 
+            # The machine of a group always runs.
+            del parts
+            stack.start({"config": {KEY: told | {"workers": {"min": 0, "groups": [{"name": "big"}]}}}})
+            assert "dask-big-1-service" in touched(stack)
+            scale(0)
+            until(lambda: list(statuses(stack).values()).count("TERMINATED") == 2, 300)
+            stack.gcloud("simulate-maintenance-event", "big-1")
+            until(lambda: statuses(stack)["big-1"] == "RUNNING", 300)
+            dask.wait_for_workers(1, timeout=300)
+            assert [each["name"] for each in dask.scheduler_info()["workers"].values()] == ["big-1-1"]
+            assert {name for name, status in statuses(stack).items() if status == "RUNNING"} == {"scheduler", "big-1"}
+
 
 def statuses(stack: Stack) -> dict[str, str]:
     return wake_machines.statuses(stack.client().google)

@@ -197,7 +197,7 @@ class Guest(Pair):
     def members(self) -> None:
         scheduler = f"tls://{self.head.address}:8786"
         variables = {"DRAIN": DRAIN.read_text(), "SCHEDULER": scheduler, "MEMBERS": "guest-hand-1", "RENEWAL": "1"}
-        variables["BOUNDS"] = ""
+        variables |= {"BOUNDS": "", "FIXED": ""}
         self.step(self.head, "members", **variables)
 
     def jobs(self, path: str) -> None:

@@ -166,6 +166,26 @@ def test_up_and_a_restarted_scheduler_keep_the_number_within_new_bounds(
         until(lambda: client.nthreads() == {}, 120)
 
 
+def test_workers_of_groups_always_run_and_the_number_does_not_include_them(
+    elastic: Checkout, cluster: daskstack.StackCluster
+) -> None:
+    cluster.scale(3)
+    with working() as work:
+        become(work, 3)
+        others = [*elastic.machines().values()]
+        processes = pids(*others)
+        elastic.change("Pulumi.dev.yaml", "600 MiB}", "600 MiB, groups: [{name: big, perMachine: 1}]}")
+        printed = elastic.make("up")
+        assert re.search(r"^workers +4 running of at most 7, ", printed, re.MULTILINE)
+        assert pids(*others) == processes
+        cluster.scale(2)
+        become(work, 3)
+        assert "big-1-1" in work.workers()
+        work.check_progress()
+        with pytest.raises(ValueError, match="7 workers are outside of the stack's bounds, 2 to 6"):
+            cluster.scale(7)
+
+
 def test_removing_a_machine_starts_other_workers_and_loses_nothing(
     elastic: Checkout, cluster: daskstack.StackCluster
 ) -> None:

@@ -160,8 +160,8 @@ def problem(*arguments: Any, **changed: Any) -> str:
         ),
         (
             {},
-            {"workers": {"max": 2, "groups": [{"name": "big"}]}},
-            ["workers.groups: cannot be used together with workers.min and workers.max"],
+            {"workers": {"max": 3, "groups": [{"name": "big"}]}},
+            ["workers.max: 3 is more than the 2 worker processes that the machines outside of groups provide"],
         ),
         (
             {},

@@ -285,6 +285,22 @@ def test_no_worker_stops_during_the_check_or_after_it_was_killed(tmp_path: Path)
     assert room.pass_time(15) == 1
 
 
+def test_workers_of_groups_always_run_and_do_not_count(tmp_path: Path) -> None:
+    room = Room(tmp_path, "0 6", [*MEMBERS, "big-1-1"])
+    (tmp_path / "fixed").write_text("big-1-1\n")
+    assert room.pass_time(2) == 1
+    assert (room.listed(), json.loads((tmp_path / "elastic.json").read_text())["machines"]) == (["big-1-1"], " big-1")
+    assert room.elastic.scale(3) == {"number": 3, "min": 0, "max": 6, "adaptive": None}
+    assert room.pass_time() == 4
+    room.start()
+    assert room.pass_time() == 4
+    assert not room.elastic.is_ours("big-1-1")
+    room.elastic.scale(0)
+    assert room.pass_time(2) == 1
+    assert room.listed() == ["big-1-1"]
+    assert "big-1-1" not in room.retired
+
+
 def test_up_has_to_end_before_a_cluster_scales(tmp_path: Path) -> None:
     room = Room(tmp_path, "1 6", [])
     with pytest.raises(ValueError, match="wait until `up` has ended"):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import settings
+from components.machines import dask_options
 
 PROJECT = Path(__file__).parents[2]
 LOCAL = {"source": "local", "workers": 2}
@@ -85,6 +86,17 @@ def test_impossible_groups_are_reported_with_a_remedy(
 ) -> None:
     found = problem(machines, *groups)
     assert all(word in found for word in words), found
+
+
+def test_bounds_do_not_include_groups() -> None:
+    found = stack(LOCAL, {"name": "big", "machines": 2, "perMachine": 3}, min=0)
+    assert (found.workers.min, found.workers.max, found.grouped, found.processes) == (0, 2, 6, 8)
+    assert dask_options.fixed_workers(found) == [
+        f"big-{machine}-{number}" for machine in (1, 2) for number in (1, 2, 3)
+    ]
+    assert dask_options.fixed_workers(stack(LOCAL, {"name": "big"})) == []
+    works = stack(LOCAL | {"schedulerWorks": True}, {"name": "big"}, max=3)
+    assert (works.workers.max, works.grouped) == (3, 1)
 
 
 def test_the_block_of_ports_has_room_for_the_machine_with_most_workers() -> None:

@@ -1,6 +1,8 @@
 """Which machines `up` leaves out, and how the settings treat them."""
 
 import json
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -8,7 +10,8 @@ from typing import Any
 import pytest
 
 import settings
-from daskstack import engine
+from daskstack import engine, stack_commands
+from daskstack.configuration import StackKind
 from on_this_computer.preflight import attributed
 from settings import MachinesTarget
 from tests.unit.test_machine_groups import COMPUTE, EXISTING, HOSTS, LOCAL, PROJECT, problem, stack
@@ -167,6 +170,33 @@ def test_another_failure_changes_no_list(written: list[tuple[str, ...]], tmp_pat
             missing_machines.main("mine", str(events))
         assert ended.value.code
     assert written == []
+
+
+@pytest.mark.parametrize(("workers", "expected"), [({"atLeast": 2}, True), ({"atLeast": None}, False), ({}, False)])
+def test_machines_are_left_out_only_if_the_stack_says_so(workers: dict[str, Any], expected: bool) -> None:
+    assert StackKind.of({"target": "machines", "machines": FOUR, "workers": workers}).at_least == expected
+    assert not StackKind.of({"target": "kubernetes", "workers": workers}).at_least, "there, workers are missing"
+
+
+@pytest.mark.parametrize("signals", [[], [signal.SIGINT]])
+def test_after_ctrl_c_up_does_not_go_on_without_machines(signals: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses, asked = iter([1, 0]), []
+
+    def run(_: object, __: object, got: list[int]) -> int:
+        got += signals
+        return next(statuses)
+
+    def tool(*words: str, **_: object) -> int:
+        asked.append(words[0])
+        return 0
+
+    monkeypatch.setattr(stack_commands, "run", run)
+    monkeypatch.setattr(stack_commands, "tool", tool)
+    monkeypatch.setattr(engine, "variables", lambda stack: {})
+    kind = StackKind("machines", "compute", "", at_least=True)
+    with pytest.raises(stack_commands.Failed) if signals else nullcontext():
+        stack_commands.pulumi(kind, "mine", "up", leaves_out=True)
+    assert ("missing_machines" in asked) == (not signals)
 
 
 def test_up_first_tries_all_machines(written: list[tuple[str, ...]]) -> None:

@@ -152,6 +152,18 @@ def test_nothing_stops_while_up_runs_steps(room: Room) -> None:
     assert len(room.after(1)) == 3
 
 
+async def test_a_machine_that_up_reaches_directly_is_started_and_has_no_port(room: Room) -> None:
+    room.power.machines["worker-3"]["port"] = None
+    await room.power.serve()
+    assert len(room.power.servers) == 2
+    for server in room.power.servers:
+        server.close()
+    room.needs(" worker-3")
+    room.google.states["worker-3"] = "TERMINATED"
+    await room.power.look()
+    assert room.google.asked == ["start dask-x-worker-3"]
+
+
 def test_an_idle_cluster_starts_no_machine_until_there_is_work(tmp_path: Path) -> None:
     room = Room(tmp_path, idle=600)
     room.needs(" worker-1 worker-2 worker-3")

@@ -32,8 +32,6 @@ from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
 INTERVAL = 2  # seconds
-SAMPLE = 100  # tasks of each worker
-WAITING = 10_000  # tasks without a worker
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SCALING = runpy.run_path(str(Path(__file__).with_name("scaling.py")))
@@ -45,7 +43,7 @@ class Pods(SCALING["Number"]):
         super().__init__(scheduler, clock)
         self.api, self.file = api, f"v1 configmaps/{file}"
         self.deployments, self.idle, self.asleep = [], None, False
-        self.groups, self.needs = {}, {}
+        self.needs = {}
         self.loaded, self.saved, self.replicas = False, "", None
         # Workers that this program retires, and those of them that have handed over their results.
         self.begun, self.retired = set(), set()
@@ -108,11 +106,11 @@ class Pods(SCALING["Number"]):
     def demand(self, name):
         """How many of the group's workers can work on tasks at the same time that ask for its resources."""
         scheduler, group = self.scheduler, self.groups[name]
-        waiting = itertools.islice(scheduler.unrunnable, WAITING)
+        waiting = itertools.islice(scheduler.unrunnable, SCALING["WAITING"])
         tasks = [task for task in waiting if self.group_for(task) == name]
         for worker in scheduler.workers.values():
             if deployment_of(worker.name) == name:
-                tasks += itertools.islice(worker.processing, WAITING)
+                tasks += itertools.islice(worker.processing, SCALING["WAITING"])
         shares = sum(min(share(task, group["resources"]), 1) for task in tasks)
         return math.ceil(round(shares, 6))  # sums of fractions are inexact
 
@@ -122,29 +120,6 @@ class Pods(SCALING["Number"]):
         return next(fitting, None)
 
     # The main Deployment
-
-    def target(self):
-        """Workers of other groups neither start nor stop, and tasks that only they can run need no more of ours."""
-        scheduler, number = self.scheduler, len(self.scheduler.workers)
-        ours = {address for address, worker in scheduler.workers.items() if self.is_ours(worker.name)}
-        target = scheduler.adaptive_target()
-        if len(ours) == number and not self.groups:
-            return target
-        share = self.unbound()
-        if share and target >= number:
-            return len(ours) + math.ceil(share * (target - number))
-        return len(ours - set(scheduler.workers_to_close()))
-
-    def unbound(self):
-        """The share of the tasks, in a sample, that do not wait for Dask resources, which other groups have."""
-        scheduler = self.scheduler
-        tasks = [task for worker in scheduler.workers.values() for task in itertools.islice(worker.processing, SAMPLE)]
-        waiting = list(itertools.islice(scheduler.unrunnable, WAITING))
-        bound = sum(bool(task.resource_restrictions) for task in tasks)
-        # Without any worker, all tasks wait.
-        bound += sum(bool(scheduler.workers or task.resource_restrictions) for task in waiting)
-        every = len(scheduler.queued) + len(waiting) + len(tasks)
-        return 1 - bound / every if every else 0
 
     async def adjust(self, deployment, found, wanted):
         """Takes the next step towards this number of pods. One step ends before the next begins."""

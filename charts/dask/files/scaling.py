@@ -4,7 +4,9 @@ The stack sets the bounds. The running cluster sets the number: clients call the
 while adapting, the number follows the work.
 """
 
+import itertools
 import logging
+import math
 import runpy
 import time
 from collections import deque
@@ -13,6 +15,8 @@ from pathlib import Path
 STEADY = 60  # seconds for which fewer workers must suffice before adapting stops some
 WITHIN = 240  # seconds for drain.py; after a quarter of them, other workers repeat the tasks that are still running
 REFUSED = 60  # seconds until a worker that could not hand over its results is asked again
+SAMPLE = 100  # tasks of each worker
+WAITING = 10_000  # tasks without a worker
 
 DRAIN = Path(__file__).with_name("drain.py")
 DAMAGED = (AttributeError, LookupError, TypeError, ValueError)  # what reading a damaged state raises
@@ -25,6 +29,7 @@ class Number:
     def __init__(self, scheduler, clock=time.monotonic):
         self.scheduler, self.clock = scheduler, clock
         self.bounds = None
+        self.groups = {}  # other groups whose number of workers follows the work
         # None: the smallest number, unless the cluster ran without bounds before.
         self.number, self.adaptive = None, None
         self.leaving, self.refused = set(), {}
@@ -59,8 +64,34 @@ class Number:
         return max(each for _, each in targets)
 
     def target(self):
-        """The number of workers that the work needs now."""
-        return self.scheduler.adaptive_target()
+        """The number of workers that the work needs now.
+
+        Workers of other groups neither start nor stop, and tasks that only they can run need no more of ours.
+        """
+        scheduler, number = self.scheduler, len(self.scheduler.workers)
+        ours = {address for address, worker in scheduler.workers.items() if self.is_ours(worker.name)}
+        target = scheduler.adaptive_target()
+        if len(ours) == number and not self.groups:
+            return target
+        share = self.unbound()
+        if share and target >= number:
+            return len(ours) + math.ceil(share * (target - number))
+        return len(ours - set(scheduler.workers_to_close()))
+
+    def unbound(self):
+        """The share of the tasks, in a sample, that do not wait for Dask resources, which other groups have."""
+        scheduler = self.scheduler
+        tasks = [task for worker in scheduler.workers.values() for task in itertools.islice(worker.processing, SAMPLE)]
+        waiting = list(itertools.islice(scheduler.unrunnable, WAITING))
+        bound = sum(bool(task.resource_restrictions) for task in tasks)
+        # Without any worker, all tasks wait.
+        bound += sum(bool(scheduler.workers or task.resource_restrictions) for task in waiting)
+        every = len(scheduler.queued) + len(waiting) + len(tasks)
+        return 1 - bound / every if every else 0
+
+    def is_ours(self, name):
+        """Whether this is the name of a worker of the main group."""
+        raise NotImplementedError
 
     def limits(self):
         """The bounds of adapting, which are within the stack's."""

@@ -119,6 +119,7 @@ class ComputeMachines(ComponentResource):
         login = None
         if self.role and not first:
             self._allow_power(name, instance, self.role)
+        if self._stops(name):
             login, port = connection, POWER_PORTS[self.machines.worker_names.index(name)]
             connection = {**connection, "host": "127.0.0.1", "port": port}  # power.py, on the scheduler's machine
         holds = name == self.settings.data.machine
@@ -137,6 +138,10 @@ class ComputeMachines(ComponentResource):
             disk_size=self.machines.data_disk.size if holds else 0,
             ssds=tuple(SSD.format(number) for number in range(ssds)),
         )
+
+    def _stops(self, name: str) -> bool:
+        """Whether the machine starts and stops with its workers."""
+        return self.role is not None and name in self.machines.worker_names
 
     def _rules(self) -> list[gcp.compute.Firewall]:
         """Opens SSH on the scheduler's machine to the listed networks and the machines to each other, nothing else.
@@ -263,7 +268,7 @@ class ComputeMachines(ComponentResource):
             guest_accelerators=([{"type": accelerators.type, "count": accelerators.count}] if accelerators else None),
             scheduling=scheduling(kind, self.settings.limits.max_age),
             # After an idle shutdown, a refresh notices it and `up` starts the machine.
-            desired_status=None if self.role and name != self.machines.scheduler_name else "RUNNING",
+            desired_status=None if self._stops(name) else "RUNNING",
             allow_stopping_for_update=True,
             opts=ResourceOptions(
                 parent=self,
