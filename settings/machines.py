@@ -375,8 +375,8 @@ def _bounds_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
     if low is None or high is None:
         return
     place = ("workers", "min" if cluster.workers.max is None else "max")
-    holder = cluster.data.machine
-    if isinstance(cluster.machines, ComputeSource) and holder in cluster.machines.worker_names:
+    holder = cluster.data.machine or cluster.machines.scheduler_name
+    if isinstance(cluster.machines, ComputeSource) and holder != cluster.machines.scheduler_name:
         text = f"{holder} stops with its workers if workers.min or workers.max is set; write scheduler, or remove them"
         yield Conflict(("data", "machine"), text)
     if high > cluster.most:
@@ -416,7 +416,7 @@ def _missing_conflicts(cluster: MachinesTarget) -> Iterator[Conflict]:
             behind = [host.name for host in machines.hosts if host.bastion == name and host.name not in missing]
             if behind:
                 yield Conflict(place, f"{name} is the bastion of {', '.join(behind)}; list them too, or remove it")
-    if cluster.bounds != (None, None) and cluster.processes == cluster.grouped:
+    if cluster.bounds != (None, None) and not cluster.groups[0].machines:
         yield Conflict(("workers", "missing"), "lists all machines outside of groups; remove one from the list")
     if cluster.processes < least:
         text = f"the other machines provide {cluster.processes} worker processes, but workers.atLeast is {least}"

@@ -73,6 +73,11 @@ def test_bounds_may_count_missing_machines() -> None:
         (EXISTING, {"atLeast": 1, "missing": ["one", "one"]}, ["missing[1]: one is already in the list"]),
         (EXISTING, {"atLeast": 1, "missing": ["head"]}, ["missing[0]: head runs the scheduler"]),
         (FOUR, {"atLeast": 1, "missing": ["two"]}, ["missing[0]: two is the bastion of far; list them too"]),
+        (
+            COMPUTE | {"workers": 1, "schedulerWorks": True},
+            {"atLeast": 1, "min": 1, "missing": ["worker-1"]},
+            ["missing: lists all machines outside of groups"],
+        ),
         (EXISTING, {"atLeast": 2, "missing": ["one"]}, ["missing: the other machines provide 1 worker", "is 2"]),
     ],
 )
