@@ -5,7 +5,7 @@ only the standard library: notebooks import it, and so does the set-up, before a
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
 # The remedy of a user who scales a stack that sets no bounds.
@@ -64,6 +64,11 @@ class Google:
     zone: str
     machines: dict[str, str]
     """Names of instances in Google Cloud by the machines' names in the cluster."""
+    zones: dict[str, str] = field(default_factory=dict)
+    """The zones of those machines that are not in `zone`."""
+
+    def zone_of(self, machine: str) -> str:
+        return self.zones.get(machine, self.zone)
 
 
 @dataclass(frozen=True, kw_only=True)

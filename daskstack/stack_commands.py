@@ -147,21 +147,26 @@ def select(stack: str, *, create: bool) -> None:
 def pulumi(
     kind: StackKind, stack: str, *words: str, leaves_out: bool = False, variables: Mapping[str, str] | None = None
 ) -> None:
-    """Runs Pulumi; with `leaves_out` again, without the machines that cannot join, if enough remain."""
+    """Runs Pulumi. If Google has no capacity for machines, runs `up` again with others. With `leaves_out`, runs it
+    again without the machines that cannot join, if enough remain.
+    """
     environ = {**os.environ, **engine.variables(stack), **(variables or {})}
     with tempfile.TemporaryDirectory() as folder:  # only this user can enter it
-        events = str(Path(folder) / "events")
+        events, tried = str(Path(folder) / "events"), str(Path(folder) / "tried")
         if kind.google or leaves_out:
             # As an option, a Pulumi without this log would reject it.
             environ |= {"PULUMI_DEBUG_COMMANDS": "true", "PULUMI_OPTION_EVENT_LOG": events}
         signals: list[int] = []
-        status = run([engine.engine(), "--cwd", engine.PROJECT, *words, "--stack", stack], environ, signals)
-        if status and kind.google:
-            tool("google_errors", events, check=False)
-        failed = leaves_out and status and not signals
-        again = failed and tool("missing_machines", stack, events, check=False) == 0
-    if again:  # with at least one machine less than before
-        return pulumi(kind, stack, *words, leaves_out=True, variables=variables)
+        command = [engine.engine(), "--cwd", engine.PROJECT, *words, "--stack", stack]
+        while status := run(command, environ, signals):
+            # Each round tries another kind for at least one machine, or has one machine less.
+            moves = kind.compute and words[0] == "up" and not signals
+            if moves and tool("next_capacity", stack, events, tried, check=False) == 0:
+                continue
+            if kind.google:
+                tool("google_errors", events, check=False)
+            if signals or not leaves_out or tool("missing_machines", stack, events, check=False):
+                break
     if status and kind.users_machines and words[0] != "preview":
         tool("name_silent_machines", stack, check=False)
     succeeded(status)

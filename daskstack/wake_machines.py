@@ -1,15 +1,24 @@
 """Starts machines in Google Cloud with gcloud after they have switched themselves off."""
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 from daskstack.client_output import Connection, Google
 from daskstack.tunnel import TunnelError, opens
 
 WAIT = 180  # seconds until a machine must answer after its start
 OFF = ("TERMINATED", "STOPPED")
+# Google's errors if it has no capacity for a machine.
+STOCKOUT = (
+    r"ZONE_RESOURCE_POOL_EXHAUSTED|GCE_STOCKOUT|does not have enough resources available to fulfill the request"
+    r"|VM instance[^\n]* is currently unavailable in the"
+)
 
 
 def wake(google: Google, door: Connection, head: str, least: int | None = None) -> int:
@@ -17,7 +26,8 @@ def wake(google: Google, door: Connection, head: str, least: int | None = None) 
 
     `head` is the name of the scheduler's machine. With `least`, the smallest number of workers, that machine alone is
     started, and starts the others that the cluster needs; then `least` is returned. If gcloud is missing, or fails
-    while `door` answers, this starts no machine and returns 0; `make up` starts them too.
+    while `door` answers, this starts no machine and returns 0; `make up` starts them too. Workers for which Google has
+    no capacity are left out, with a message.
     """
 
     def answers() -> bool:
@@ -34,13 +44,31 @@ def wake(google: Google, door: Connection, head: str, least: int | None = None) 
     asleep = [name for name, status in states.items() if status in OFF and (least is None or name == head)]
     if not asleep:
         return 0
-    gcloud(google, "start", *asleep)
+    asleep = _start(google, asleep, head)
     deadline = time.monotonic() + WAIT
     while not answers():
         if time.monotonic() > deadline:
             raise TunnelError(f"{', '.join(asleep)} started, but {door['host']} did not answer within {WAIT} s")
         time.sleep(1)
     return len(set(asleep) - {head}) if least is None else least
+
+
+def _start(google: Google, machines: list[str], head: str) -> list[str]:
+    """Starts machines, and returns those for which Google has capacity. `head` must be one of them."""
+    try:
+        gcloud(google, "start", *machines)
+    except TunnelError as error:
+        if not re.search(STOCKOUT, str(error)):
+            raise
+        states = statuses(google)
+        off = [name for name in machines if states.get(name) in OFF]
+        if head in off:
+            text = f"Google has no capacity for the scheduler's machine in {google.zone_of(head)} now: try again later"
+            raise TunnelError(text) from error
+        if off:
+            print(f"Google has no capacity for {', '.join(off)} now; the cluster works without", file=sys.stderr)
+        return [name for name in machines if name not in off]
+    return machines
 
 
 def statuses(google: Google) -> dict[str, str]:
@@ -51,7 +79,13 @@ def statuses(google: Google) -> dict[str, str]:
 
 def gcloud(google: Google, what: str, *machines: str) -> None:
     """Runs an action of `gcloud compute instances` on machines, such as `start`."""
-    _compute(google, what, *(google.machines[machine] for machine in machines), "--zone", google.zone)
+    zones = defaultdict(list)
+    for machine in machines:
+        zones[google.zone_of(machine)].append(google.machines[machine])
+    with ThreadPoolExecutor() as pool:
+        done = [pool.submit(_compute, google, what, *names, "--zone", zone) for zone, names in zones.items()]
+    for each in done:  # all have ended, even if one has failed
+        each.result()
 
 
 def _compute(google: Google, *words: str) -> str:

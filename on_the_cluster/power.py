@@ -2,8 +2,8 @@
 
     power.py SETTINGS
 
-SETTINGS is a file with JSON: `api`, `project` and `zone` of Google's API; `machines`, each with its `instance`,
-`address`, and a `port` here or null; and `idle`, the seconds of `limits.idle`, or null.
+SETTINGS is a file with JSON: `api` and `project` of Google's API; `machines`, each with its `instance`, a path in the
+project, its `address`, and a `port` here or null; and `idle`, the seconds of `limits.idle`, or null.
 
 elastic.py writes which machines the cluster needs. A machine that it does not need is stopped, and one that it needs is
 started, also after Google has preempted it. Tasks can write to elastic.py's file. So it only decides between these two
@@ -47,7 +47,7 @@ class Google:
     """Instances in Google Cloud, with the account of this machine."""
 
     def __init__(self, settings):
-        self.place = f"{settings['api'].rstrip('/')}/projects/{settings['project']}/zones/{settings['zone']}/instances"
+        self.place = f"{settings['api'].rstrip('/')}/projects/{settings['project']}"
         self.token, self.expires = "", 0
 
     def status(self, instance):
@@ -141,12 +141,16 @@ class Power:
                 if status in OFF:
                     self.stopping.pop(name, None)
                 if status in OFF and runs and self.can_start(name):
-                    logger.info("Starting %s", instance)
+                    # Google's answer to a start does not say whether it has capacity.
+                    again = self.clock() - self.started.get(name, -WAIT) < WAIT
+                    why = " again: Google had no capacity for it, or has preempted it" if again else ""
+                    logger.info("Starting %s%s", instance, why)
                     self.started[name] = self.used[name] = self.clock()
                     await call(self.google.start, instance)
                 elif status == "RUNNING" and runs is False and name not in self.stopping:
                     logger.info("Stopping %s", instance)
                     self.stopping[name] = self.clock()
+                    self.started.pop(name, None)
                     await call(self.google.stop, instance)
                 elif status == "RUNNING" and self.clock() - self.stopping.get(name, self.clock()) > WAIT:
                     del self.stopping[name]  # Google did not do it

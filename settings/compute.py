@@ -2,8 +2,9 @@
 
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -20,9 +21,11 @@ from settings.common import (
     seconds,
     valid_duration,
 )
+from settings.existing import unknown_machine
 from settings.gke import NAME, Accelerators, GoogleLabels, LocalSsds, Machine, Name, Private, Project, Zone, matching
 
 if TYPE_CHECKING:
+    from settings.groups import Group
     from settings.machines import MachinesTarget
 
 IAP = "35.235.240.0/20"  # source addresses of Google's Identity-Aware Proxy
@@ -61,6 +64,17 @@ class Instance(Section):
     """Size of the boot disk in GB."""
 
 
+class MachineCapacity(Section):
+    """A kind of machines. What it does not say is like the other settings of these machines."""
+
+    zone: Zone | None = Field(None, examples=["us-central1-b"])
+    """The zone, in the region of `machines.zone`, which is the default."""
+    machine: Machine | None = Field(None, examples=["n2-standard-4"])
+    """The machine type."""
+    spot: bool | None = Field(None, examples=[True])
+    """Use spot machines."""
+
+
 class WorkerInstance(Instance):
     machine: Machine = "e2-standard-4"
     """The machine type."""
@@ -74,6 +88,10 @@ class WorkerInstance(Instance):
     """GPUs of each worker machine. They require an image with drivers; Debian's image has none."""
     local_ssds: LocalSsds = 0
     """Local SSDs of each worker machine, 375 GB each, to which its workers spill. They are empty after every boot."""
+    capacity: Annotated[tuple[MachineCapacity, ...], Listed] = Field((), examples=[[{"spot": True}, {"spot": False}]])
+    """Kinds of machines, the preferred one first. If Google has none of a kind, `daskstack up` tries the next one, and
+    records it in `machines.placement`.
+    """
 
 
 class DataDisk(Section):
@@ -117,11 +135,15 @@ class ComputeSource(Numbered):
     project: Project = Field(examples=["my-project"])
     """Your Google Cloud project."""
     zone: Zone = Field(examples=["us-central1-a"])
-    """The zone of all machines."""
+    """The zone of all machines but those for which `capacity` names another."""
     scheduler: Instance = Instance()
     """The scheduler's machine."""
     worker: WorkerInstance = WorkerInstance()
     """The workers' machines."""
+    placement: dict[str, Annotated[int, Field(ge=0)]] = Field({}, examples=[{"worker-2": 1}])
+    """The entry of `capacity` of each machine, counted from 0. Machines that are not named have the first one.
+    `daskstack up` writes it.
+    """
     image: Image = "debian-cloud/debian-12"
     """The boot image. GPUs require an image with their drivers."""
     data_disk: DataDisk = DataDisk()
@@ -180,10 +202,49 @@ class ComputeSource(Numbered):
             yield Conflict(place, text)
 
 
+class Placed(NamedTuple):
+    """A kind of machines in a zone."""
+
+    kind: Instance
+    zone: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.machine}{' spot' if getattr(self.kind, 'spot', False) else ''} in {self.zone}"
+
+
+def entries(kind: Instance, zone: str) -> list[Placed]:
+    """The entries of `capacity`, or the only kind of these machines. `zone` is the default."""
+
+    def entry(each: MachineCapacity) -> Placed:
+        changed = {name: value for name in ("machine", "spot") if (value := getattr(each, name)) is not None}
+        return Placed(kind.model_copy(update=changed), each.zone or zone)
+
+    capacity = kind.capacity if isinstance(kind, WorkerInstance) else ()
+    return [entry(each) for each in capacity] or [Placed(kind, zone)]
+
+
+def choices(cluster: "MachinesTarget", machines: ComputeSource, name: str) -> list[Placed]:
+    """The kinds of which a machine can be, the preferred one first."""
+    kind = machines.scheduler if name == machines.scheduler_name else cluster.group_of(name).instance
+    assert kind
+    return entries(kind, machines.zone)
+
+
+def placed(cluster: "MachinesTarget", machines: ComputeSource, name: str) -> Placed:
+    """The kind of a machine, and its zone."""
+    return choices(cluster, machines, name)[machines.placement.get(name, 0)]
+
+
 def instances(cluster: "MachinesTarget", machines: ComputeSource) -> dict[Place, Instance]:
     """The kinds of machines, by their places in the settings."""
-    groups = {group.instance_place: group.instance for group in cluster.groups if group.instance}
-    return {("machines", "scheduler"): machines.scheduler, **groups}
+    found: dict[Place, Instance] = {("machines", "scheduler"): machines.scheduler}
+    for group in cluster.groups:
+        if group.instance:
+            here, listed = group.instance_place, entries(group.instance, machines.zone)
+            places = [(*here, "capacity", index) for index in range(len(listed))] if group.instance.capacity else [here]
+            found |= {place: each.kind for place, each in zip(places, listed, strict=True)}
+    return found
 
 
 def bill(cluster: "MachinesTarget", machines: ComputeSource) -> list[cost.Item]:
@@ -197,13 +258,12 @@ def bill(cluster: "MachinesTarget", machines: ComputeSource) -> list[cost.Item]:
     kept = 0 if cluster.limits.idle else 1
     # The cluster spreads its workers over the machines.
     low, high = (count if bound is None else min(bound, count) for bound in cluster.bounds)
-    items = [
-        *cost.pool("the scheduler", machines.scheduler, 1, kept, prices, region, disks=1),
-        *cost.pool("workers", machines.worker, high, kept * low, prices, region, disks=count, most=count),
-    ]
-    for group, there in zip(cluster.workers.groups, cluster.groups[-len(cluster.workers.groups) :], strict=False):
-        kind, number = group.worker or machines.worker, len(there.machines)
-        items += cost.pool(f"group {group.name}", kind, number, kept * number, prices, region, disks=number)
+    items = [*cost.pool("the scheduler", machines.scheduler, 1, kept, prices, region, disks=1)]
+    items += _pools(cluster, machines, "workers", cluster.groups[0], high, kept * low)
+    groups = [group for group in cluster.groups if "groups" in group.place]
+    for given, group in zip(cluster.workers.groups, groups, strict=True):
+        number = len(group.machines)
+        items += _pools(cluster, machines, f"group {given.name}", group, number, kept * number)
     if not machines.data_disk.name:
         disk = machines.data_disk.size * others[machines.data_disk.type] / cost.HOURS
         items.append(cost.Item(f"the data disk, {machines.data_disk.size} GB", disk, disk))
@@ -213,6 +273,27 @@ def bill(cluster: "MachinesTarget", machines: ComputeSource) -> list[cost.Item]:
         nat = others["address"] + others["nat"] * len(cluster.machine_names)
         items.append(cost.Item("Cloud NAT", nat, kept * nat))
     return items
+
+
+def _pools(
+    cluster: "MachinesTarget", machines: ComputeSource, title: str, group: "Group", up: int, idle: int
+) -> Iterator[cost.Item]:
+    """The cost of machines that are alike but for their entries of `capacity`.
+
+    The largest cost is that of the most expensive entry, because `daskstack up` may move them all to it.
+    """
+    prices, region = cluster.prices, machines.region
+    listed = entries(group.instance or machines.worker, machines.zone)
+    # A wrong entry is a conflict.
+    at = [min(machines.placement.get(name, 0), len(listed) - 1) for name in group.machines]
+    working, kept = Counter(at[:up]), Counter(at[:idle])
+    usual: list[cost.Item] = []
+    for index, number in sorted(Counter(at).items()):
+        kind = listed[index].kind
+        usual += cost.pool(title, kind, working[index], kept[index], prices, region, disks=number, most=number)
+    yield from usual
+    others = {each.name: list(cost.pool(title, each.kind, len(at), 0, prices, region)) for each in listed[1:]}
+    yield from cost.fallbacks(usual, others)
 
 
 def priced(cluster: "MachinesTarget", machines: ComputeSource) -> set[str]:
@@ -227,7 +308,7 @@ def compute_conflicts(cluster: "MachinesTarget", machines: ComputeSource) -> Ite
     place: Place
     kinds = instances(cluster, machines)
     for place, kind in kinds.items():
-        yield from cost.machine_conflicts(place, kind, cluster.prices)
+        yield from map(cost.of_all_entries, cost.machine_conflicts(place, kind, cluster.prices))
     if cluster.firewall.open:
         place = ("firewall", "open")
         yield Conflict(place, "has no effect in Google Cloud, where the network admits only SSH; remove it")
@@ -235,10 +316,14 @@ def compute_conflicts(cluster: "MachinesTarget", machines: ComputeSource) -> Ite
         place = ("data", "delete")
         text = f"has no effect on disk {machines.data_disk.name}, which the stack did not create; remove it"
         yield Conflict(place, text)
+    yield from _capacity_conflicts(cluster, machines)
     holder = cluster.data.machine or machines.scheduler_name
     at_head = holder == machines.scheduler_name
     place = ("machines", "scheduler") if at_head else cluster.group_of(holder).instance_place
-    if cost.disk_type(kinds[place].machine) != "pd-balanced":
+    if place not in kinds:
+        text = f"{holder} holds the data disk, which stays in {machines.zone}; remove it, or write data.machine: "
+        yield Conflict((*place, "capacity"), f"{text}{machines.scheduler_name}")
+    elif cost.disk_type(kinds[place].machine) != "pd-balanced":
         text = f"{kinds[place].machine} cannot have the data disk, a {machines.data_disk.type}"
         remedy = "write e.g. e2-standard-4, or write another machine for data.machine"
         yield Conflict((*place, "machine"), f"{text}; {remedy}")
@@ -249,12 +334,33 @@ def compute_conflicts(cluster: "MachinesTarget", machines: ComputeSource) -> Ite
         text = f"{oldest} is not longer than limits.idle, {idle}; write a longer duration, or a shorter limits.idle"
         yield Conflict(place, text)
     for group in cluster.groups:
-        if group.instance is None:
-            continue
-        size = cost.machine(group.instance.machine)
-        if size and group.memory_limit and group.per_machine * memory(group.memory_limit) > size.memory * 2**30:
-            text = (
-                f"{group.per_machine} times {group.memory_limit} exceeds the {size.memory:g} GB of machine type"
-                f" {group.instance.machine}; write less, or a larger {dotted(group.instance_place)[1:]}.machine"
-            )
-            yield Conflict((*group.place, "memoryLimit"), text)
+        own = [where for where in kinds if where[: len(group.instance_place)] == group.instance_place]
+        for where in own if group.instance else []:
+            kind = kinds[where]
+            size = cost.machine(kind.machine)
+            if size and group.memory_limit and group.per_machine * memory(group.memory_limit) > size.memory * 2**30:
+                text = (
+                    f"{group.per_machine} times {group.memory_limit} exceeds the {size.memory:g} GB of machine type"
+                    f" {kind.machine}; write less, or a larger {dotted(where)[1:]}.machine"
+                )
+                yield Conflict((*group.place, "memoryLimit"), text)
+
+
+def _capacity_conflicts(cluster: "MachinesTarget", machines: ComputeSource) -> Iterator[Conflict]:
+    """Lists in other regions or with repetitions, and placements of machines or on entries that do not exist."""
+    for group in cluster.groups:
+        listed = entries(group.instance, machines.zone) if group.instance and group.instance.capacity else []
+        for index, each in enumerate(listed):
+            place: Place = (*group.instance_place, "capacity", index)
+            if not each.zone.startswith(f"{machines.region}-"):
+                text = f"{each.zone} is not in the region of machines.zone; write a zone of {machines.region}"
+                yield Conflict((*place, "zone"), text)
+            if each in listed[:index]:
+                yield Conflict(place, f"is {each.name}, like entry {listed.index(each)}; remove one of them")
+    names = tuple(name for name in cluster.listed if name != machines.scheduler_name)
+    for name, index in machines.placement.items():
+        place = ("machines", "placement", name)
+        if name not in names:
+            yield Conflict(place, f"{unknown_machine(name, names)}, or remove it")
+        elif name in cluster.machine_names and index >= (count := len(choices(cluster, machines, name))):
+            yield Conflict(place, f"there is no entry {index} in its capacity; write {count - 1} or less, or remove it")

@@ -107,6 +107,14 @@ def machine_conflicts(place: Place, kind: Kind, own: Mapping[str, float]) -> Ite
     yield from _gpu_conflicts(place, kind)
 
 
+def of_all_entries(found: Conflict) -> Conflict:
+    """GPUs and local SSDs are settings of all machines, not of the entries of their `capacity`."""
+    if "capacity" not in found.place or found.place[-1] == "machine":
+        return found
+    index = found.place.index("capacity")
+    return Conflict((*found.place[:index], *found.place[index + 2 :]), found.text)
+
+
 def _gpu_conflicts(place: Place, kind: Kind) -> Iterator[Conflict]:
     """GPUs that the machine type cannot have, or that differ from those that it always has."""
     accelerators, built = getattr(kind, "accelerators", None), prices()["builtIn"].get(kind.machine)
@@ -250,6 +258,16 @@ def pool(
     if ssds := getattr(kind, "local_ssds", 0):
         each = ssds * LOCAL_SSD * known["local-ssd"] / HOURS
         yield item(f"their local SSDs, {ssds} of {LOCAL_SSD} GB each", each)
+
+
+def fallbacks(usual: list[Item], others: Mapping[str, list[Item]]) -> Iterator[Item]:
+    """What the most expensive of other kinds of machines adds to the largest cost of the usual ones."""
+    unknown = {item.name for items in others.values() for item in items if item.up is None}
+    yield from (Item(name, None, None) for name in sorted(unknown - {item.name for item in usual}))
+    more = {name: maximum(items) - maximum(usual) for name, items in others.items()}
+    dearest = max(more, key=more.__getitem__, default="")
+    if dearest and more[dearest] > 0:
+        yield Item(f"more if all are {dearest}", 0, 0, more[dearest])
 
 
 def total(items: list[Item]) -> tuple[float, float]:

@@ -63,12 +63,7 @@ def _fallbacks(
 ) -> Iterator[cost.Item]:
     """What the most expensive entry of `capacity` adds to the largest cost of the first one, which is `usual`."""
     others = {pool.name: list(_nodes(nodes, pool, 0, prices, region)) for pool in nodes.pools[1:]}
-    unknown = {item.name for items in others.values() for item in items if item.up is None}
-    yield from (cost.Item(name, None, None) for name in sorted(unknown - {item.name for item in usual}))
-    more = {name: cost.maximum(items) - cost.maximum(usual) for name, items in others.items()}
-    dearest = max(more, key=more.__getitem__, default="")
-    if dearest and more[dearest] > 0:
-        yield cost.Item(f"more if all are {dearest}", 0, 0, more[dearest])
+    yield from cost.fallbacks(usual, others)
 
 
 def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
@@ -82,7 +77,7 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     pools: dict[Place, Pool] = {system: cluster.gke.system}
     pools |= {each.place: each.pool for nodes in workers for each in nodes.pools}
     for place, pool in pools.items():
-        wrong += map(_of_the_pool, cost.machine_conflicts(place, pool, cluster.prices))
+        wrong += map(cost.of_all_entries, cost.machine_conflicts(place, pool, cluster.prices))
     wrong += name_conflicts(workers)
     pods: list[tuple[Place, Pod, Place]] = [(("scheduler",), cluster.scheduler, system)]
     if cluster.jupyter.enabled:
@@ -116,14 +111,6 @@ def cost_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:
     machines = {pool.machine for pool in pools.values()}
     machines |= {nodes.pool.accelerators.type for nodes in workers if nodes.pool.accelerators}
     yield from cost.conflicts(cluster.limits, cluster.bill(), cluster.prices, machines)
-
-
-def _of_the_pool(found: Conflict) -> Conflict:
-    """GPUs and local SSDs are settings of the pool, not of its entries of `capacity`."""
-    if "capacity" not in found.place or found.place[-1] == "machine":
-        return found
-    index = found.place.index("capacity")
-    return Conflict((*found.place[:index], *found.place[index + 2 :]), found.text)
 
 
 def _range_conflicts(cluster: "KubernetesTarget") -> Iterator[Conflict]:

@@ -1498,6 +1498,41 @@ MONEY = [
         "tests/unit/test_check_release.py::test_destroy_waits_only_for_volumes_that_kubernetes_will_delete",
     ),
     Mutation(
+        "capacity-not-tried-again",
+        "If Google has no capacity for a machine, `up` takes the next kind in `capacity`, and a second `up` changes"
+        " nothing.",
+        "daskstack/stack_commands.py",
+        'moves = kind.compute and words[0] == "up" and not signals',
+        "moves = False",
+        "tests/machines/test_compute_stack.py::test_up_and_waking_use_the_machines_that_google_has",
+    ),
+    Mutation(
+        "placement-of-failures-stays",
+        "If Google has no capacity for any kind of a machine, its placement is as before `up`.",
+        "tools/next_capacity.py",
+        "    except SystemExit:\n        place(stack, machines.placement, **original)\n",
+        "    except SystemExit:\n",
+        "tests/unit/test_next_capacity.py"
+        "::test_without_capacity_in_any_entry_up_fails_and_names_them_and_the_placement_is_as_before",
+    ),
+    Mutation(
+        "placement-ignored",
+        "A machine is of the kind and in the zone that `machines.placement` names.",
+        "settings/compute.py",
+        "[machines.placement.get(name, 0)]",
+        "[0]",
+        "tests/engine/test_compute_program.py::test_a_machine_is_of_the_kind_and_in_the_zone_of_its_entry_of_capacity",
+    ),
+    Mutation(
+        "no-waking-without-capacity",
+        "A sleeping cluster wakes up without the workers for which Google has no capacity.",
+        "daskstack/wake_machines.py",
+        "        if not re.search(STOCKOUT, str(error)):\n",
+        "        if True:\n",
+        "tests/unit/test_google_shapes.py"
+        "::test_waking_does_without_workers_for_which_google_has_no_capacity_but_not_without_the_scheduler",
+    ),
+    Mutation(
         "no-question",
         "Pulumi asks before it changes or destroys a stack, unless `--yes` is given.",
         "daskstack/stack_commands.py",
@@ -1758,8 +1793,8 @@ DAILY = [
         "up-goes-on-after-ctrl-c",
         "After Ctrl-C, `up` does not go on without the machines whose answers it stopped waiting for.",
         "daskstack/stack_commands.py",
-        "        failed = leaves_out and status and not signals\n",
-        "        failed = leaves_out and status\n",
+        "if signals or not leaves_out or tool(",
+        "if not leaves_out or tool(",
         "tests/unit/test_missing_machines.py::test_after_ctrl_c_up_does_not_go_on_without_machines",
     ),
     Mutation(

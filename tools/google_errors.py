@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from daskstack.wake_machines import STOCKOUT
+
 QUOTAS = "https://console.cloud.google.com/iam-admin/quotas"
 QUOTA = {
     "ADDRESSES": "set machines.iapPort, or on GKE remove cluster.hardening.privateNodes: false, to need fewer of them",
@@ -33,8 +35,9 @@ ERRORS = [
         " `gcloud compute machine-types list --filter=name={machine}` lists the zones that have it",
     ),
     (
-        r"ZONE_RESOURCE_POOL_EXHAUSTED|GCE_STOCKOUT|does not have enough resources available to fulfill the request",
-        "Google has no such machines left in this zone now: run `up` again later, or write another zone or machine",
+        STOCKOUT,
+        "Google has no such machines left in this zone now: run `up` again later, write another zone or machine, or"
+        " list others as `capacity`",
     ),
     (
         r"constraints/compute\.requireOsLogin",

@@ -73,9 +73,9 @@ def without(cluster: MachinesTarget, machines: Collection[str]) -> MachinesTarge
     return cluster.model_copy(update={"workers": cluster.workers.model_copy(update={"missing": missing})})
 
 
-def leave_out(stack: str, cluster: MachinesTarget, unfit: Mapping[str, str]) -> None:
+def leave_out(stack: str, cluster: MachinesTarget, unfit: Mapping[str, str], joined: Collection[str]) -> None:
     """Adds machines to the list, or ends the program with status 1 if the cluster cannot do without them."""
-    if problem := refusal(cluster, unfit.keys(), joined(engine.resources(stack))):
+    if problem := refusal(cluster, unfit.keys(), joined):
         sys.exit(f"error: `up` cannot continue without {', '.join(unfit)}: {problem}")
     for index, (name, why) in enumerate(unfit.items(), len(cluster.workers.missing)):
         arguments = ["--path", "--type", "string", f"{PLACE}[{index}]", name]
@@ -97,7 +97,7 @@ def main(stack: str, events: str | None = None) -> None:
     failed = unfit(file.read_text(), cluster) if file.exists() else {}
     if not failed:
         sys.exit(1)
-    leave_out(stack, cluster, failed)
+    leave_out(stack, cluster, failed, joined(engine.resources(stack)))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def power(cluster: Cluster, google: Google) -> Step:
     others = {name: machine for name, machine in cluster.machines.items() if machine is not cluster.head}
     machines = {
         name: {
-            "instance": google.machines[name],
+            "instance": f"zones/{google.zone_of(name)}/instances/{google.machines[name]}",
             # The service would stop a new machine that is still booting, so it first has to have a host key.
             "address": Output.all(machine.host.address, machine.host.connection["host_key"]).apply(lambda all: all[0]),
             "port": machine.host.connection["port"] if machine.host.login else None,
@@ -86,7 +86,6 @@ def power(cluster: Cluster, google: Google) -> Step:
     told = {
         "api": os.environ.get("GOOGLE_COMPUTE_CUSTOM_ENDPOINT", COMPUTE),  # Pulumi's plugin uses this variable, too
         "project": google.project,
-        "zone": google.zone,
         "idle": seconds(limit) if limit else None,
         "machines": machines,
     }

@@ -105,6 +105,7 @@ def create(identity: str, record: Record) -> None:
 
 def start(identity: str, records: Records) -> None:
     record = records[identity]["outputs"]
+    require_capacity(identity, records)
     subnetwork = subnetwork_of(records[identity], records)
     gateway = str(subnetwork[1])
     named = {name_of(link): link for link, _ in records[identity]["links"] if "/disks/" in link}
@@ -135,6 +136,24 @@ def start(identity: str, records: Records) -> None:
                 + [f"google-local-nvme-ssd-{path.name}={path}" for path in Path(ssds).iterdir()]
             ),
         )
+
+
+def require_capacity(identity: str, records: Records) -> None:
+    """Fails with Google's message if the machine is off, and its zone has no more of its kind."""
+    if (left := capacity().get(kind_of(identity, records))) is None or machine(identity, "status") == "running":
+        return
+    alike = [other for other in instances(records) if kind_of(other, records) == kind_of(identity, records)]
+    if sum(machine(other, "status") == "running" for other in alike) >= left:
+        raise ComputeError(
+            f"The zone '{identity.rpartition('/instances/')[0]}' does not have enough resources available to fulfill"
+            " the request.  Try a different zone, or try again later."
+        )
+
+
+def kind_of(identity: str, records: Records) -> str:
+    record = records[identity]["outputs"]
+    spot = record.get("scheduling", {}).get("provisioningModel") == "SPOT"
+    return f"{identity.split('/')[3]} {name_of(record['machineType'])}{' spot' if spot else ''}"
 
 
 def preempt(identity: str) -> None:
@@ -229,6 +248,12 @@ def read() -> Records:
         with contextlib.suppress(FileNotFoundError):  # the plugin may be deleting records
             records[str(file.relative_to(cloud()).with_suffix(""))] = json.loads(file.read_text())
     return records
+
+
+def capacity() -> dict[str, int]:
+    """The largest number of machines of a kind, such as "us-central1-a e2-standard-4 spot", that can run."""
+    file = cloud().parent / "limits.json"
+    return json.loads(file.read_text()).get("capacity", {}) if file.is_file() else {}
 
 
 def name_of(identity: str) -> str:

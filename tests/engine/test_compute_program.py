@@ -261,6 +261,24 @@ def test_machines_of_groups_have_their_own_type_or_that_of_the_workers(grouped: 
     assert more == like | {"name": "dask-vms-more-1", "networkInterfaces": more["networkInterfaces"]}
 
 
+def test_a_machine_is_of_the_kind_and_in_the_zone_of_its_entry_of_capacity(stack: Previews) -> None:
+    machines = stack.shipped["machines"]
+    capacity = [{}, {"zone": "us-central1-b", "machine": "n2-standard-4", "spot": False}]
+    placed = {"worker": machines["worker"] | {"capacity": capacity}, "placement": {"worker-2": 1}}
+    states = stack.resources(machines=machines | placed, workers={"min": 1})
+    planned = inputs(states)
+    scheduler, first, second = instances(planned)
+    assert [each["zone"] for each in (scheduler, first, second)] == [f"us-central1-{zone}" for zone in "aab"]
+    assert [each["machineType"] for each in (first, second)] == ["e2-standard-4", "n2-standard-4"]
+    models = [each["scheduling"]["provisioningModel"] for each in (first, second)]
+    assert models == ["SPOT", "STANDARD"]
+    assert [planned[f"machines-worker-{number}-power"]["zone"] for number in (1, 2)] == [
+        "us-central1-a",
+        "us-central1-b",
+    ]
+    assert "--zone us-central1-b " in planned["machines-worker-2-ready"]["environment"]["CONSOLE"]
+
+
 def test_groups_change_no_other_resource_in_google_cloud_but_the_ports_inside(grouped: dict, states: dict) -> None:
     def clouds(states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         planned = inputs({name: each for name, each in states.items() if each["type"].startswith("gcp:")})

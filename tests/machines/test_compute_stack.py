@@ -5,6 +5,7 @@ preemptions. test_rehearsed.py rehearses it with its own network.
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,13 +21,15 @@ import yaml
 from distributed import Worker, wait
 
 import daskstack
-from daskstack import wake_machines
+from daskstack import configuration, engine, stack_commands, wake_machines
+from daskstack.configuration import StackKind
 from daskstack.connection import Client
 from daskstack.engine import PROJECT
 from daskstack.tunnel import TunnelError
 from rehearsal.compute import bridge
 from rehearsal.machines import SUDO, Machine, as_root, run, until
 from rehearsal.programs import google_program
+from tests.checkout import Checkout
 from tests.outside import Stranger
 from tests.rehearsals import Shared, end_processes
 from tests.work import Work
@@ -48,6 +51,12 @@ SETTINGS["config"][KEY]["machines"] |= {
 SETTINGS["config"][KEY]["machines"]["worker"] |= {"machine": "n1-standard-4", "localSsds": 1}
 SETTINGS["config"][KEY]["jupyter"] = {"enabled": False}
 SETTINGS["config"][KEY]["data"] = {"buckets": [{"name": "readable"}, {"name": "writable", "write": True}]}
+# The second zone is used only if Google has no capacity in the first one.
+SPREAD = SETTINGS["config"][KEY] | {
+    "machines": SETTINGS["config"][KEY]["machines"]
+    | {"worker": SETTINGS["config"][KEY]["machines"]["worker"] | {"capacity": [{}, {"zone": "us-central1-b"}]}}
+}
+PLACED = SPREAD | {"machines": SPREAD["machines"] | {"placement": {"worker-2": 1}}}
 DEFAULT_RULES: dict[str, dict[str, Any]] = {
     "default-allow-ssh": {"allows": [{"protocol": "tcp", "ports": ["22"]}]},
     "default-allow-rdp": {"allows": [{"protocol": "tcp", "ports": ["3389"]}]},
@@ -344,6 +353,73 @@ def test_workers_spill_to_local_ssds_which_a_power_off_empties(stack: Stack) -> 
             stack.gcloud("start", "worker-1")
 
 
+@contextmanager
+def capacity(stack: Stack, **left: int) -> Iterator[None]:
+    """Google has this many machines of a kind: `a=1` of the workers' type in zone us-central1-a."""
+    kinds = {f"us-central1-{zone} n1-standard-4 spot": number for zone, number in left.items()}
+    file = stack.folder / "limits.json"
+    file.write_text(json.dumps({"capacity": kinds}))
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+def daskstack_up(stack: Stack, checkout: Checkout, home: Path) -> dict[str, Any]:
+    """Runs what `daskstack up` runs in a checkout with the stack's settings. Returns the settings afterwards."""
+    shutil.copy(stack.settings, checkout.folder / stack.settings.name)
+    with pytest.MonkeyPatch.context() as patch, checkout.home():
+        # Stand-ins for Google Cloud run only in a rehearsal's home, which it takes for the user's own.
+        patch.setenv("PULUMI_HOME", str(home))
+        patch.setattr(engine, "official", lambda *_: True)
+        kind, words = StackKind.of(configuration.read("vms")), ("up", "--yes", "--skip-preview", "--refresh")
+        stack_commands.pulumi(kind, "vms", *words, leaves_out=kind.at_least)
+        return configuration.read("vms")
+
+
+def test_up_and_waking_use_the_machines_that_google_has(
+    stack: Stack, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stack.stands = False
+    stack.start({"config": {KEY: SPREAD}})
+    stack.gcloud("delete", "worker-2")
+    (tmp_path / "home").symlink_to(os.environ["PULUMI_HOME"])
+    checkout = Checkout(tmp_path)
+    with capacity(stack, a=1):
+        settings = daskstack_up(stack, checkout, tmp_path / "home")
+        lacks, tries = (f"n1-standard-4 spot in us-central1-{zone}" for zone in "ab")
+        assert f"worker-2: Google has no {lacks} now; trying {tries}\n" in capfd.readouterr().err
+        assert settings["machines"]["placement"] == {"worker-2": 1}
+        stack.start({"config": {KEY: settings}})
+        with Client(stack.client()) as dask:
+            dask.wait_for_workers(2, timeout=300)
+        assert daskstack_up(stack, checkout, tmp_path / "home") == settings
+        assert not re.search("created|updated|deleted|replaced", capfd.readouterr().out), (
+            "the second `up` changes nothing"
+        )
+
+    client = stack.client()
+    assert client.google
+    google, door = client.google, client.tunnel
+    names = [*google.machines]
+    wake_machines.gcloud(google, "stop", *names)
+    with capacity(stack, b=0):
+        assert wake_machines.wake(google, door, "scheduler") == 1
+    assert "Google has no capacity for worker-2 now; the cluster works without" in capfd.readouterr().err
+    assert statuses(stack) == {"scheduler": "RUNNING", "worker-1": "RUNNING", "worker-2": "TERMINATED"}
+
+    # Google has no capacity for it in any entry, and the cluster can do without.
+    stack.start({"config": {KEY: settings | {"workers": {"atLeast": 1}}}})
+    with capacity(stack, a=1, b=0):
+        settings = daskstack_up(stack, checkout, tmp_path / "home")
+    assert f"missing: worker-2: Google has no capacity for it now; tried {tries}, {lacks}\n" in capfd.readouterr().err
+    assert settings["workers"] == {"atLeast": 1, "missing": ["worker-2"]}
+    assert settings["machines"]["placement"] == {"worker-2": 1}
+    assert [*statuses(stack)] == ["scheduler", "worker-1"]
+    with Client(stack.client()) as dask:
+        assert dask.submit(sum, [1, 2]).result(timeout=300) == 3
+
+
 def ask_google() -> Callable[[str, str], str]:
     """A function that asks Google's API for something with the account of its machine, and returns the answer."""
 
@@ -370,7 +446,7 @@ def test_machines_start_and_stop_with_their_workers_without_losing_results(stack
         return os.urandom(100_000)
 
     stack.stands = False
-    told = SETTINGS["config"][KEY] | {"workers": {"min": 0}}
+    told = PLACED | {"workers": {"min": 0}}
     with google(stack):
         stack.start({"config": {KEY: told}})
         stack.up("--refresh")
@@ -406,6 +482,18 @@ def test_machines_start_and_stop_with_their_workers_without_losing_results(stack
             stack.gcloud("simulate-maintenance-event", on)
             until(lambda: statuses(stack)[on] == "RUNNING", 300)
             dask.wait_for_workers(1, timeout=300)
+
+            # If Google has no capacity for it, the other one starts, whose zone has some.
+            on_head(stack, "echo 0 2 40 >/etc/daskstack/bounds")  # seconds to join
+            zone = {"worker-1": "a", "worker-2": "b"}[on]
+            with capacity(stack, **{zone: 0}):
+                stack.gcloud("simulate-maintenance-event", on)
+                until(lambda: statuses(stack)[off] == "RUNNING", 300)
+                dask.wait_for_workers(1, timeout=300)
+                assert statuses(stack)[on] == "TERMINATED"
+                [last, *_] = reversed(on_head(stack, "journalctl --unit dask-power --output cat").split("Starting "))
+                assert f"instances/dask-vms-{off}" in last
+                assert on_head(stack, "journalctl -u dask-power").count(f"Starting zones/us-central1-{zone}/") > 1
             scale(2)
             dask.wait_for_workers(2, timeout=300)
 
@@ -428,6 +516,12 @@ def test_machines_start_and_stop_with_their_workers_without_losing_results(stack
             dask.wait_for_workers(1, timeout=300)
             assert [each["name"] for each in dask.scheduler_info()["workers"].values()] == ["big-1-1"]
             assert {name for name, status in statuses(stack).items() if status == "RUNNING"} == {"scheduler", "big-1"}
+
+
+def on_head(stack: Stack, command: str) -> str:
+    """The output of a command in the files of the scheduler's machine."""
+    head = Machine("dask-vms-scheduler", "", "", "", stack.bridge, stack.folder, stack.folder)
+    return as_root("nsenter", "--target", str(head.pid), "--mount", "sh", "-c", command).stdout
 
 
 def statuses(stack: Stack) -> dict[str, str]:
@@ -460,9 +554,8 @@ def test_a_cluster_is_reachable_through_iap_alone_and_destroyed_without_a_delete
 ) -> None:
     stack.stands = False
     with tunnel(stack) as port:
-        told = SETTINGS["config"][KEY]
-        machines = told["machines"] | {"iapPort": port}
-        stack.start({"config": {KEY: told | {"machines": machines, "firewall": {}}}})
+        machines = PLACED["machines"] | {"iapPort": port}
+        stack.start({"config": {KEY: PLACED | {"machines": machines, "firewall": {}}}})
         stack.up("--refresh")
         assert stack.client().tunnel["host"] == "127.0.0.1"
         with Client(stack.client()) as dask:

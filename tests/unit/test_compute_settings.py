@@ -27,6 +27,26 @@ def problem(*arguments: Any, **changed: Any) -> str:
     return found.removeprefix("dask:cluster.")
 
 
+def test_the_cost_is_that_of_the_machines_as_they_are_and_at_most_that_of_the_most_expensive_kind() -> None:
+    spot, large = {"spot": True}, {"machine": "n2-standard-8"}
+
+    def costs(machine: str, spot: bool = False) -> float:
+        price = cost.machine_price(machine, spot, {})
+        assert price
+        return price
+
+    worker = {"capacity": [spot, {}, large]}
+    plain = cost.total(stack({"workers": 3, "worker": spot}).bill())[0]
+    listed = stack({"workers": 3, "worker": worker})
+    moved = stack({"workers": 3, "worker": worker, "placement": {"worker-2": 1}})
+    assert cost.total(listed.bill())[0] == pytest.approx(plain)
+    more = costs("e2-standard-4") - costs("e2-standard-4", spot=True)
+    assert cost.total(moved.bill())[0] == pytest.approx(plain + more)
+    largest = plain + 3 * (costs("n2-standard-8") - costs("e2-standard-4", spot=True))
+    for each in (listed, moved):
+        assert cost.maximum(each.bill()) == pytest.approx(largest)
+
+
 @pytest.mark.parametrize(
     ("machines", "changed", "words"),
     [
@@ -168,6 +188,44 @@ def problem(*arguments: Any, **changed: Any) -> str:
             {"workers": {"groups": [{"name": "big", "hosts": ["a"]}]}},
             ["workers.groups[0].hosts: applies only to machines that you already have; write e.g. machines: 2"],
         ),
+        (
+            {"worker": {"capacity": [{}, {"zone": "us-east1-b"}]}},
+            {},
+            ["worker.capacity[1].zone: us-east1-b is not in the region of machines.zone; write a zone of us-central1"],
+        ),
+        (
+            {"worker": {"capacity": [{}, {"spot": True}, {"spot": False}]}},
+            {},
+            ["worker.capacity[2]: is e2-standard-4 in us-central1-a, like entry 0; remove one of them"],
+        ),
+        (
+            {"worker": {"capacity": [{}, {"machine": "n1-standrad-4"}]}},
+            {},
+            ["machines.worker.capacity[1].machine: n1-standrad-4 is not a machine", "did you mean n1-standard-4?"],
+        ),
+        (
+            {"worker": {**T4, "capacity": [{}, {"machine": "e2-standard-4"}]}},
+            {},
+            ["machines.worker.accelerators.type: nvidia-tesla-t4 cannot be attached to e2-standard-4"],
+        ),
+        (
+            {"worker": {"machine": "n1-standard-4", "localSsds": 1, "capacity": [{}, {"machine": "e2-standard-4"}]}},
+            {},
+            ["machines.worker.localSsds: e2-standard-4 cannot have local SSDs"],
+        ),
+        (
+            {"worker": {"capacity": [{}, {"spot": True}]}},
+            {"data": {"machine": "worker-1"}},
+            ["machines.worker.capacity: worker-1 holds the data disk, which stays in us-central1-a; remove it, or"],
+        ),
+        (
+            {"worker": {"capacity": [{}, {"machine": "e2-standard-2"}]}},
+            {"workers": {"memoryLimit": "9 GiB"}},
+            ["workers.memoryLimit: 1 times 9 GiB exceeds the 8 GB", "larger machines.worker.capacity[1].machine"],
+        ),
+        ({"placement": {"worker-3": 0}}, {}, ["machines.placement.worker-3: worker-3 is not one of the machines"]),
+        ({"placement": {"scheduler": 0}}, {}, ["scheduler is not one of the machines; write one of worker-1, worker-"]),
+        ({"placement": {"worker-1": 1}}, {}, ["machines.placement.worker-1: there is no entry 1 in its capacity"]),
         ({}, {"limits": {"hourlyCost": 0.1}}, ["limits.hourlyCost: 0.1 is less than the stack can cost"]),
         ({}, {"limits": {"maxAge": "5s"}}, ["limits.maxAge", "30m or 2h"]),
         ({}, {"prices": {"e2-standard-2": -1}}, ["prices.e2-standard-2: -1 is too small; write 0 or more"]),

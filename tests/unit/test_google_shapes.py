@@ -13,6 +13,7 @@ import pytest
 from daskstack import wake_machines
 from daskstack.client_output import Google
 from daskstack.engine import PROJECT
+from daskstack.tunnel import TunnelError
 from tests.client_outputs import CONNECTION
 from tests.google_json import SHAPES, kind_of, wrong
 from tests.unit.test_cloud_leftovers import OTHERS, OURS
@@ -135,6 +136,46 @@ def test_waking_a_stack_with_bounds_starts_the_schedulers_machine_alone(
     google = Google(project="p", zone="z", machines={name: f"dask-{name}" for name in states})
     assert wake_machines.wake(google, CONNECTION, "head", least) == workers
     assert asked == [("start", *started)]
+
+
+def waking(monkeypatch: pytest.MonkeyPatch, *without: str) -> tuple[Google, list[tuple[str, ...]]]:
+    """Three machines that are off, and the commands that start them. Google has no capacity for those in `without`."""
+    asked: list[tuple[str, ...]] = []
+    states = dict.fromkeys(("dask-head", "dask-w-1", "dask-w-2"), "TERMINATED")
+
+    def compute(google: Google, *words: str) -> str:
+        if words[0] == "list":
+            return json.dumps([{"name": name, "status": status} for name, status in states.items()])
+        asked.append(words)
+        names = words[1 : words.index("--zone")]
+        states.update(dict.fromkeys(set(names) - set(without), "RUNNING"))
+        if set(names) & set(without):
+            raise TunnelError("The zone 'z' does not have enough resources available to fulfill the request.")
+        return ""
+
+    monkeypatch.setattr(wake_machines.shutil, "which", lambda _: "gcloud")
+    monkeypatch.setattr(wake_machines, "_compute", compute)
+    monkeypatch.setattr(wake_machines, "opens", lambda *_: True)
+    machines = {name: f"dask-{name}" for name in ("head", "w-1", "w-2")}
+    return Google(project="p", zone="z-a", machines=machines, zones={"w-2": "z-b"}), asked
+
+
+def test_waking_starts_each_machine_in_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    google, asked = waking(monkeypatch)
+    assert wake_machines.wake(google, CONNECTION, "head") == 2
+    expected = [("start", "dask-head", "dask-w-1", "--zone", "z-a"), ("start", "dask-w-2", "--zone", "z-b")]
+    assert sorted(asked) == expected
+
+
+def test_waking_does_without_workers_for_which_google_has_no_capacity_but_not_without_the_scheduler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    google, _ = waking(monkeypatch, "dask-w-1")
+    assert wake_machines.wake(google, CONNECTION, "head") == 1
+    assert capsys.readouterr().err == "Google has no capacity for w-1 now; the cluster works without\n"
+    google, _ = waking(monkeypatch, "dask-head")
+    with pytest.raises(TunnelError, match="no capacity for the scheduler's machine in z-a now: try again later"):
+        wake_machines.wake(google, CONNECTION, "head")
 
 
 def test_the_states_of_a_machine_that_wake_starts_are_googles() -> None:

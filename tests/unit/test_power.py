@@ -6,7 +6,6 @@ import os
 import runpy
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,6 +238,21 @@ async def test_a_connection_starts_its_machine_alone_and_keeps_it_on(
         server.close()
 
 
+def test_a_machine_that_did_not_start_is_started_again_and_the_log_says_why(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Google's API accepts the request, and says nothing if it then has no capacity."""
+    caplog.set_level("INFO", "dask-power")
+    room.google.states["worker-1"] = "TERMINATED"
+    room.google.start = room.google.asked.append
+    room.needs("worker-1 worker-2 worker-3")
+    assert room.after(0) == ["dask-x-worker-1"]
+    assert room.after(AGAIN - 1) == []
+    assert room.after(1) == ["dask-x-worker-1"]
+    assert caplog.messages[-1] == ("Starting dask-x-worker-1 again: Google had no capacity for it, or has preempted it")
+    assert "again" not in caplog.messages[-2]
+
+
 def test_requests_have_the_token_of_the_machines_account(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
 
@@ -247,9 +261,9 @@ def test_requests_have_the_token_of_the_machines_account(monkeypatch: pytest.Mon
         return {"access_token": "secret", "expires_in": 3600, "status": "RUNNING"}
 
     monkeypatch.setitem(MODULE["Google"].call.__globals__, "fetch", fetch)
-    google = MODULE["Google"](SimpleNamespace(api="http://api/compute/v1/", project="p", zone="z").__dict__)
-    assert google.status("a") == "RUNNING"
-    google.stop("a")
+    google = MODULE["Google"]({"api": "http://api/compute/v1/", "project": "p"})
+    assert google.status("zones/z/instances/a") == "RUNNING"
+    google.stop("zones/z/instances/a")
     place = "http://api/compute/v1/projects/p/zones/z/instances/a"
     assert [(each.method, each.full_url) for each in sent[1:]] == [
         ("GET", place),

@@ -15,7 +15,7 @@ from daskstack.client_keys import ssh_identity
 from daskstack.client_output import Google
 from settings import ComputeSource, MachinesTarget, cost
 from settings.common import seconds
-from settings.compute import IAP, POWER_PORTS, Instance, WorkerInstance
+from settings.compute import IAP, POWER_PORTS, Instance, WorkerInstance, placed
 
 APIS = ("compute", "iam")
 USER = "admin"  # Google's guest agent creates it on the machine, with sudo
@@ -57,6 +57,7 @@ class ComputeMachines(ComponentResource):
         super().__init__("dask:index:ComputeMachines", name, {}, opts)
         assert isinstance(settings.machines, ComputeSource)
         self.name, self.settings, self.machines = name, settings, settings.machines
+        self.placed = {machine: placed(settings, self.machines, machine) for machine in settings.machine_names}
         self.machines_stop = settings.workers.min is not None  # with their workers
         buckets = settings.data.buckets
         apis = (*APIS, *(["storage"] if buckets else []))
@@ -82,8 +83,12 @@ class ComputeMachines(ComponentResource):
         self.role = self._role() if self.machines_stop else None
         self.hosts = [self._host(machine) for machine in settings.machine_names]
         self.network = self.machines.cidr
-        machines = {machine: f"{self.home.name}-{machine}" for machine in settings.machine_names}
-        self.google = Google(project=self.machines.project, zone=self.machines.zone, machines=machines)
+        self.google = Google(
+            project=self.machines.project,
+            zone=self.machines.zone,
+            machines={machine: f"{self.home.name}-{machine}" for machine in settings.machine_names},
+            zones={machine: zone for machine, (_, zone) in self.placed.items() if zone != self.machines.zone},
+        )
         self.register_outputs({"network": self.network})
 
     def _network(self) -> None:
@@ -100,7 +105,7 @@ class ComputeMachines(ComponentResource):
     def _host(self, name: str) -> Host:
         """A machine that has booted. The first one is the bastion of the others."""
         first = not self.door
-        kind = self.machines.scheduler if first else self.settings.group_of(name).instance or self.machines.worker
+        kind = self.placed[name].kind
         inside = self._address(name, "INTERNAL", self.subnetwork_id)
         outside = self._address("door", "EXTERNAL") if first and not self.machines.iap_port else None
         instance = self._instance(name, kind, inside, outside)
@@ -231,7 +236,7 @@ class ComputeMachines(ComponentResource):
             name=f"{self.home.name}-{name}",
             machine_type=kind.machine,
             project=self.home.project,
-            zone=self.machines.zone,
+            zone=self.placed[name].zone,
             boot_disk={
                 "initialize_params": {
                     "image": self.machines.image,
@@ -306,13 +311,14 @@ class ComputeMachines(ComponentResource):
             role=role.name,
             member=self.door_account.member,
             project=self.home.project,
-            zone=self.machines.zone,
+            zone=self.placed[name].zone,
             opts=ResourceOptions(parent=self, deleted_with=instance),
         )
 
     def _ready(self, name: str, instance: gcp.compute.Instance, connection: dict[str, Input[Any]]) -> Output[str]:
         """Waits until the machine has booted. Returns the host key that it had at the first contact."""
-        machine, place = f"{self.home.name}-{name}", f"--zone {self.machines.zone} --project {self.machines.project}"
+        machine = f"{self.home.name}-{name}"
+        place = f"--zone {self.placed[name].zone} --project {self.machines.project}"
         tunnel = f"start-iap-tunnel {machine} 22 --local-host-port=localhost:{connection['port']}"
         command = local.Command(
             f"{self.name}-{name}-ready",

@@ -2,7 +2,8 @@
 
 The file limits.json in the rehearsal's folder has them, all optional: `quotas` (numbers by name), `constraints` (names
 of the organization's policies), `labels` (which one of its own policies requires), `missing` (machine types that the
-zone lacks) and `denied` (permissions). The messages are Google's.
+zone lacks), `denied` (permissions) and `capacity` (the number of machines of a kind that can run; see
+rehearsal/compute). The messages are Google's.
 """
 
 import json
