@@ -45,7 +45,9 @@ async def test_a_worker_that_is_starting_when_its_pod_stops_joins_first(tmp_path
     waiting = asyncio.ensure_future(asyncio.to_thread(MODULE["wait_for_signal_handler"], status))
     await asyncio.sleep(0.3)
     assert not waiting.done()
-    status.write_text("Name:\tdask\nSigCgt:\t0000000100004002\n")
+    new = tmp_path / "new"
+    new.write_text("Name:\tdask\nSigCgt:\t0000000100004002\n")
+    new.replace(status)  # never empty, as it is while it is written
     await asyncio.wait_for(waiting, 20)
     async with distributed.Scheduler(host="127.0.0.1", port=0, dashboard_address=":0") as scheduler:
         waiting = asyncio.ensure_future(MODULE["joined"]("late", 60, scheduler))
