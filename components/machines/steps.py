@@ -345,7 +345,7 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
         "address": scheduler,
         "workers": dask_options.worker_names(settings, cluster.workers),
         "bounds": dask_options.bounds(settings),
-        "fixed": len(dask_options.fixed_workers(settings)),
+        "groups": [len(dask_options.fixed_workers(settings))] * 2,
         "boot": boot,
         "python": settings.environment.python,
         "packages": lock.packages,
