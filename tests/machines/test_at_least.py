@@ -48,7 +48,7 @@ def seen(make_stack: Callable[[str], Stack], key: Path, tmp_path_factory: pytest
     write(2, hostKey=silent.host_key)
     checkout.pulumi("stack", "init")
     checkout.pulumi("config", "set", "--secret", "dask:sshKey", stdin=key.read_text())
-    seen = SimpleNamespace(too_few=checkout.make("up", succeeds=False))
+    seen = SimpleNamespace(too_few=checkout.make("up", succeeds=False), address_of_late=late.address)
     write(1)
     seen.first, seen.missing = checkout.make("up"), missing()
     seen.status = checkout.make("status")
@@ -96,6 +96,12 @@ def test_up_succeeds_with_enough_workers_and_says_which_machines_are_missing_and
 def test_up_tries_missing_machines_again_and_changes_nothing_else(seen: SimpleNamespace) -> None:
     assert reported(seen.again) == seen.still_missing == ["silent", "late"]
     assert re.search(UNCHANGED, seen.again)
+
+
+def test_the_host_key_of_a_missing_machine_stays_known(seen: SimpleNamespace) -> None:
+    said = f"first contact: {seen.address_of_late} "
+    assert said in seen.too_few
+    assert said not in seen.first + seen.again + seen.joined
 
 
 def test_repaired_machines_join_and_no_other_worker_notices(seen: SimpleNamespace) -> None:
