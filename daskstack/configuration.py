@@ -52,7 +52,7 @@ class StackKind:
     source: str
     project: str
     """The project in Google Cloud; empty for other sources."""
-    at_least: bool
+    at_least: bool = False
     """Whether `up` may leave out machines that cannot join."""
 
     @classmethod

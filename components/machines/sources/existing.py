@@ -3,7 +3,7 @@
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 from pulumi import ComponentResource, Input, Output, ResourceOptions, RunError
@@ -19,8 +19,8 @@ SECRET = "pulumi config set --secret dask:sshKey < ~/.ssh/id_ed25519"
 
 class ExistingMachinesArgs(TypedDict):
     settings: ExistingSource
-    missing: Collection[str]
-    """The names of machines that are not part of the cluster for now."""
+    missing: NotRequired[Collection[str]]
+    """The names of machines that are not part of the cluster for now. Default: none."""
     key: Output[str] | None
     """The private SSH key for the login, in OpenSSH's format or PEM, secret. None: the keys of the user's SSH agent."""
 
@@ -49,7 +49,8 @@ class ExistingMachines(ComponentResource):
         # The secret has precedence over an agent, so that all users of the stack run the same steps.
         self._key = key and key.apply(usable)
 
-        listed = [host for host in settings.hosts if host.name not in args["missing"]]
+        missing = args.get("missing", ())
+        listed = [host for host in settings.hosts if host.name not in missing]
         there = [host for host in listed if not host.gone]
         passed = {each.name: each for each in (*settings.bastions, *there)}
         direct = {each: self._connection(passed[each]) for each in passed if each in {host.bastion for host in there}}
@@ -71,7 +72,7 @@ class ExistingMachines(ComponentResource):
                 )
             )
         for host in settings.hosts:
-            if host.name in args["missing"] and not host.host_key:
+            if host.name in missing and not host.host_key:
                 self._keep_host_key(host)
         self.hosts = sorted(hosts, key=lambda host: host.name != settings.scheduler_name)
         self.network = settings.network or " ".join(host.internal_address for host in there)
