@@ -118,13 +118,21 @@ def _ours(trial: Rehearsal) -> Generator[Callable[[int], float]]:
 @contextmanager
 def _theirs(trial: Rehearsal) -> Generator[Callable[[int], float]]:
     """The operator runs on this computer instead of in a pod, because its image cannot be had everywhere."""
-    bin = bench_venv() / "bin"
-    found = run([bin / "python", "-c", "import dask_kubernetes.operator as each; print(*each.__path__)"])
+    programs = bench_venv() / "bin"
+    found = run([programs / "python", "-c", "import dask_kubernetes.operator as each; print(*each.__path__)"])
     definitions = Path(found.lines[-1][1]) / "deployment/helm/dask-kubernetes-operator/crds"
     run(["kubectl", "create", "--filename", definitions])
     run(["kubectl", "create", "namespace", SPACE])
-    operator = [bin / "kopf", "run", "--quiet", "--module", "dask_kubernetes.operator.controller", "--namespace", SPACE]
-    client = [bin / "python", "-c", THEIRS, str(FEW), SPACE, INSTALLED, PATH]
+    operator = [
+        programs / "kopf",
+        "run",
+        "--quiet",
+        "--module",
+        "dask_kubernetes.operator.controller",
+        "--namespace",
+        SPACE,
+    ]
+    client = [programs / "python", "-c", THEIRS, str(FEW), SPACE, INSTALLED, PATH]
     log = (trial.folder / "operator.log").open("w")
     with log, subprocess.Popen(operator, stdout=log, stderr=log) as controller:
         try:

@@ -5,8 +5,7 @@ The one argument is JSON: `address` of the scheduler, `workers` (their names, or
 of workers, which the running cluster sets; `workers` are the most that can run), `groups` (the smallest and the largest
 number of workers in groups, to which the bounds do not apply), `libraries` (range of ports on which libraries talk
 among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to boot), `least`
-(how many workers suffice) and `sleeps` (whether the scheduler stops idle workers).
-`hosts` is "pods" in Kubernetes.
+(how many workers suffice) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in Kubernetes.
 Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
 """
 

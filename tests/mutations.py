@@ -1510,7 +1510,7 @@ MONEY = [
         "placement-of-failures-stays",
         "If Google has no capacity for any kind of a machine, its placement is as before `up`.",
         "tools/next_capacity.py",
-        "    except SystemExit:\n        place(stack, machines.placement, **original)\n",
+        "    except SystemExit:\n        place(stack, machines.placement, original)\n",
         "    except SystemExit:\n",
         "tests/unit/test_next_capacity.py"
         "::test_without_capacity_in_any_entry_up_fails_and_names_them_and_the_placement_is_as_before",

@@ -10,6 +10,7 @@ and the exit status is 1.
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from daskstack import configuration, engine
@@ -29,7 +30,7 @@ def lacking(events: str, cluster: MachinesTarget) -> list[str]:
     return [name for name in cluster.machine_names if f"machines-{name}" in found]
 
 
-def place(stack: str, placement: dict[str, int], **changed: int) -> None:
+def place(stack: str, placement: Mapping[str, int], changed: Mapping[str, int]) -> None:
     """Writes the entries of these machines to the stack file."""
     for name, index in changed.items():
         if placement.get(name, 0) == index:
@@ -74,10 +75,11 @@ def main(stack: str, events: str, tried: str) -> None:
             # Even if they were part of the cluster: they are off, or gone.
             leave_out(stack, cluster, lost, joined=())
     except SystemExit:
-        place(stack, machines.placement, **original)
+        place(stack, machines.placement, original)
         raise
-    place(stack, machines.placement, **original | moved)
-    print(*said, sep="\n", file=sys.stderr)
+    place(stack, machines.placement, original | moved)
+    for line in said:
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":
