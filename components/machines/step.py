@@ -1,5 +1,6 @@
 """A step: one remote Command that brings a part of a machine into its wanted state."""
 
+import functools
 import hashlib
 import json
 import shlex
@@ -72,8 +73,11 @@ class Step:
         privilege = "" if host.connection["user"] == "root" else "sudo -n "
         self.update = f"{privilege}bash -s"
         """The command that runs the step again."""
-        self.stdin: Output[str] = Output.all(IDENTITY=host.identity, **variables).apply(
-            lambda known: script(state, known)
+        # An output takes the SDK much longer than a string.
+        plain = {name: value for name, value in variables.items() if isinstance(value, str)}
+        awaited = {name: value for name, value in variables.items() if name not in plain}
+        self.stdin: Output[str] = Output.all(IDENTITY=host.identity, **awaited).apply(
+            lambda known: script(state, {**plain, **known})
         )
         self.command = remote.Command(
             name,
@@ -106,6 +110,7 @@ def script(state: str, variables: Mapping[str, str]) -> str:
     return assignments + step_text("common") + step_text(state)
 
 
+@functools.cache
 def step_text(state: str) -> str:
     """A step's file. If there is a folder with the step's name, the files in it are put in front."""
     files = [*sorted((STEPS / state).glob("*.sh")), STEPS / f"{state}.sh"]
