@@ -12,7 +12,8 @@ from settings import stack as stack_settings
 
 # Both together take most of a program's time with hundreds of machines.
 gc.disable()  # everything lives until the program ends, so there is nothing to collect
-pulumi.log.debug = lambda *_, **__: None  # the SDK waits for the engine after each of its four messages per resource
+# The SDK sends four messages about each resource, and waits for the engine each time.
+pulumi.log.debug = lambda *_, **__: None  # ty: ignore[invalid-assignment]
 
 cluster = stack_settings.load()
 secrets = {name: pulumi.Output.secret(value) for name, value in secret_env.load().items()}

@@ -103,7 +103,7 @@ def check(stack: str) -> None:
         )
     else:
         with ssh.command(outputs["admin"]["machines"][client.head]) as command:
-            said = status_and_logs.ask([*command, inputs["update"]], inputs["stdin"], wait=CHECK_LIMIT)
+            said = status_and_logs.ask([*command, f"{inputs['update']} again"], inputs["stdin"], wait=CHECK_LIMIT)
     print(printable(said), end="")
 
 

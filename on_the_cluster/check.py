@@ -6,7 +6,8 @@ of workers, which the running cluster sets; `workers` are the most that can run)
 number of workers in groups, to which the bounds do not apply), `libraries` (range of ports on which libraries talk
 among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to boot), `least`
 (how many workers suffice) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in Kubernetes.
-Prints a table of results. In the environment of the notebook server, the argument has only `imports`.
+Prints a table of results. In the environment of the notebook server, the argument has only `imports`. A second
+argument, if it is not empty, is the result of an earlier job, which is then not run again.
 """
 
 import contextlib
@@ -287,8 +288,8 @@ def check_job(client, workers):
     return f"timeseries, mean of x by name: correct for {len(right)} names in {seconds:.1f} s"
 
 
-def main(expect):
-    table = check_cluster(expect) if "address" in expect else [("jupyter", check_notebook(expect["imports"]))]
+def main(expect, earlier=""):
+    table = check_cluster(expect, earlier) if "address" in expect else [("jupyter", check_notebook(expect["imports"]))]
     for name, seen in table:
         print(f"{name:<12} {seen}")
 
@@ -298,7 +299,7 @@ def hold(client, seconds):
     return client.sync(client.scheduler.workers_hold, seconds=seconds)
 
 
-def check_cluster(expect):
+def check_cluster(expect, earlier=""):
     hosts = expect.get("hosts", "machines")
     with Client(expect["address"], timeout=30) as client, contextlib.ExitStack() as stack:
         least, most, boot = None, None, expect.get("boot", 0)
@@ -324,7 +325,7 @@ def check_cluster(expect):
         if "data" in expect and workers:
             table.append(("data", check_data(client, workers, expect["data"], hosts)))
         if workers:
-            table.append(("job", check_job(client, workers)))
+            table.append(("job", f"{earlier} (in an earlier run)" if earlier else check_job(client, workers)))
         if expect["imports"]:  # the job has loaded most of them
             table.append(("imports", check_imports(client, workers, expect["imports"], hosts)))
     return table
@@ -332,7 +333,7 @@ def check_cluster(expect):
 
 if __name__ == "__main__":
     try:
-        main(json.loads(sys.argv[1]))
+        main(json.loads(sys.argv[1]), *sys.argv[2:])
     except Failure as failure:
         sys.exit(f"check failed: {failure}")
     except OSError as error:

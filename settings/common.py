@@ -241,11 +241,11 @@ class Credentials(Section):
     """
 
 
-MACHINES = 240  # at most, without the scheduler's, that a stack creates in its /24 network
+MACHINES = 10_000  # at most that a stack creates
 
 
 class Numbered(Section):
-    """Machines that the stack creates: one for the scheduler, and `workers` more. Their network is a /24."""
+    """Machines that the stack creates: one for the scheduler, and `workers` more."""
 
     source: str = Field(examples=["local"])
     workers: int = Field(2, ge=1, le=MACHINES)

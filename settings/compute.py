@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from settings import cost
 from settings.common import (
+    MACHINES,
     Conflict,
     Limits,
     Listed,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 IAP = "35.235.240.0/20"  # source addresses of Google's Identity-Aware Proxy
 
-POWER_PORTS = range(22001, 22241)  # of 127.0.0.1 on the scheduler's machine, one for each worker's machine
+POWER_PORTS = range(22001, 22001 + MACHINES)  # of 127.0.0.1 on the scheduler's machine, one for each worker's machine
 
 Image = Annotated[
     str, matching(rf"({NAME}/)?{NAME}|projects/.+", "an image with its project; write e.g. debian-cloud/debian-12")

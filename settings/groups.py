@@ -13,6 +13,7 @@ from settings.existing import ExistingSource, unknown_machine
 if TYPE_CHECKING:
     from settings.machines import MachinesTarget
 
+LOCAL = 240  # machines, without the scheduler's, for which the /24 network of local machines has room
 RESERVED = ("scheduler", "worker")  # their machines have such names
 
 
@@ -138,8 +139,8 @@ def group_conflicts(cluster: "MachinesTarget") -> Iterator[Conflict]:
             text = "applies only to machines that you already have; write e.g. machines: 2"
             yield Conflict((*place, "hosts"), text)
     count = len(cluster.listed) - 1
-    if workers.groups and not isinstance(machines, ExistingSource) and count > MACHINES:
-        text = f"{machines.workers} and the machines of workers.groups are {count}; at most {MACHINES} are possible"
+    if not isinstance(machines, (ExistingSource, ComputeSource)) and count > LOCAL:
+        text = f"the network has no room for {count} local machines besides the scheduler's; write {LOCAL} or less"
         yield Conflict(("machines", "workers"), text)
 
 

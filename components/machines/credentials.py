@@ -90,8 +90,8 @@ def _make_keys(cluster: Cluster, stack: str, network: Input[str]) -> tuple[dict[
     for name, machine in cluster.machines.items():
         if machine is not head:
             keys[name] = make_keys(machine, [authority])
-    # All machines must trust the authority's new keys before it signs anything with them. The first keys are not new, and
-    # without these dependencies the SDK's search for cycles, from every later step, does not visit all machines.
+    # All machines must trust the authority's new keys before it signs anything with them. The first keys are not new.
+    # With these dependencies, the SDK would visit all machines in its search for cycles, again for each later step.
     trust = keys.values() if cluster.settings.credentials.renewal > 1 else []
     return keys, cluster.on_head("renewal", {"RENEWAL": renewal}, [authority, *trust])
 

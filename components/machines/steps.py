@@ -339,7 +339,10 @@ def boots(cluster: Cluster) -> bool:
 
 
 def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -> Output[str]:
-    """Runs a Dask job on all workers, again whenever a step has run again. Returns the table of the results."""
+    """Checks all workers whenever a step has run again. Returns the table of the results.
+
+    It runs a Dask job if that step was one of the scheduler's machine. A worker that joins needs no new job.
+    """
     settings, boot = cluster.settings, BOOT if boots(cluster) else 0
     expect = {
         "address": scheduler,
@@ -359,6 +362,7 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
         "EXPECT": Output.json_dumps(expect),
         "NOTEBOOK": json.dumps({"imports": lock.inputs}) if settings.jupyter.enabled and lock.inputs else "",
         "CONFIRMS": Output.all(*(step.fingerprint for step in cluster.steps)).apply(" ".join),
+        "PROVES": Output.all(*(step.fingerprint for step in cluster.head.steps)).apply(" ".join),
     }
     printed = cluster.on_head("check", variables, [*cluster.steps, members], show=True).command.stdout
     # Login shells can print other lines before the table.

@@ -118,6 +118,7 @@ def test_workers_and_groups_are_added_and_removed_without_data_loss_and_removed_
     )
     printed = checkout.make("up")
     assert re.search(r"^workers +5 running", printed, re.MULTILINE)
+    assert "correct for 26 names" in printed and "(in an earlier run)" in printed
     assert [machine.logins() - 1 for machine in keep[1:]] == before, "more than this test's own"
     assert others(printed) == {"dask-members", "dask-check"}
     assert pids(*keep) == were
@@ -253,6 +254,7 @@ def test_removing_a_package_restarts_workers_one_by_one_but_not_the_scheduler(ch
         counting.set()
         counter.join()
     assert checkout.locked() in printed
+    assert re.search(r"correct for 26 names in [\d.]+ s$", printed, re.MULTILINE)
     assert worker.ssh(f"ls {PACKAGES}/tzdata", check=False).returncode
     assert worker.ssh(f"stat -c %Z {PACKAGES}/numpy/__init__.py").stdout == numpy, "numpy was installed again"
     assert began(worker) != worker_began

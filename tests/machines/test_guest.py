@@ -211,7 +211,7 @@ class Guest(Pair):
             "address": f"tls://{self.head.address}:8786", "workers": ["guest-hand-1"], "python": "3.11",
             "packages": lock.read(Path("environment.lock"), "3.11").packages, "data": path, "imports": [],
         }  # fmt: skip
-        self.step(self.head, "check", CHECK=CHECK.read_text(), EXPECT=json.dumps(expect), NOTEBOOK="")
+        self.step(self.head, "check", CHECK=CHECK.read_text(), EXPECT=json.dumps(expect), NOTEBOOK="", PROVES="all")
 
 
 def connection(machine: Machine) -> dict[str, str]:

@@ -212,7 +212,9 @@ def test_check_and_members_import_no_files_from_the_home(machine: Machine) -> No
     forged = f"{HOME}/json.py"
     machine.run(f"{python} && echo 'print(\"forged\")' | sudo -u dask tee {forged}")
     try:
-        check = script("check", {"CHECK": "import json; print(json.dumps(1))", "EXPECT": "", "NOTEBOOK": ""})
+        check = script(
+            "check", {"CHECK": "import json; print(json.dumps(1))", "EXPECT": "", "NOTEBOOK": "", "PROVES": ""}
+        )
         said = machine.run(f"cd {HOME}\n{check}")
     finally:
         machine.run(f"rm -rf {forged} /opt/daskstack/environment")

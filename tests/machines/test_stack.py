@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -240,7 +241,10 @@ def test_check_and_ssh_work_on_the_running_cluster(checkout: Checkout) -> None:
 
     before = checkout.pulumi("stack", "export")
     table = said("check")
-    whole = r"^workers +2 running.*^imports +7 packages .* on 3 machines\njupyter +7 packages can be imported\n\Z"
+    whole = (
+        r"^workers +2 running.*^job .* correct for 26 names in [\d.]+ s$.*"
+        r"^imports +7 packages .* on 3 machines\njupyter +7 packages can be imported\n\Z"
+    )
     assert re.search(whole, table, re.MULTILINE | re.DOTALL)
     assert checkout.pulumi("stack", "export") == before
     assert said("ssh", "worker-1", "hostname") == "worker-1\n"
@@ -596,6 +600,16 @@ def test_every_port_of_every_machine_is_closed_to_the_outside(
             machine.run("systemctl stop library")
 
 
+def test_200_connections_at_once_reach_the_schedulers_sshd(machines: Mapping[str, Machine]) -> None:
+    """While machines join, each makes connections to it. OpenSSH's default is to drop them from the tenth on."""
+    connections = [socket.create_connection((machines["scheduler"].address, 22), timeout=60) for _ in range(200)]
+    try:
+        assert all(each.recv(8).startswith(b"SSH-2.0") for each in connections)
+    finally:
+        for each in connections:
+            each.close()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_dask_runs_as_an_unprivileged_user(machines: Mapping[str, Machine], name: str) -> None:
     unit = "dask-scheduler" if name == "scheduler" else "dask-worker@1"
@@ -631,7 +645,7 @@ def run_check(machines: Mapping[str, Machine], checkout: Checkout, **changes) ->
     line = next(line for line in stdin.splitlines() if line.startswith("EXPECT="))
     expect = json.loads(line.removeprefix("EXPECT=").strip("'")) | changes
     source = Path(check.__file__).read_text().replace("WAIT = 90", "WAIT = 2")
-    variables = {"CHECK": source, "EXPECT": json.dumps(expect), "NOTEBOOK": ""}
+    variables = {"CHECK": source, "EXPECT": json.dumps(expect), "NOTEBOOK": "", "PROVES": "something else"}
     return machines["scheduler"].run(script("check", variables), check=False)
 
 

@@ -175,8 +175,8 @@ def test_the_cost_is_that_of_the_machines_as_they_are_and_at_most_that_of_the_mo
         ),
         (
             {"workers": 200},
-            {"workers": {"groups": [{"name": "big", "machines": 41}]}},
-            ["machines.workers: 200 and the machines of workers.groups are 241; at most 240"],
+            {"workers": {"groups": [{"name": "big", "machines": 52}]}},
+            ["machines.range", "10.9.0.0/24 has room for 252 machines, not 253; write a larger range"],
         ),
         (
             {},

@@ -259,7 +259,11 @@ def test_a_misspelled_key_is_not_reported_as_missing(folder: Path) -> None:
         ("credentials.renewal", 0, "0 is too small; write 1 or more"),
         ("workers.threads", 0, "0 is too small; write 1 or more"),
         ("workers.perMachine", 0, "0 is too small; write 1 or more"),
-        ("machines.workers", 241, "241 is too large; write 240 or less"),
+        (
+            "machines.workers",
+            241,
+            "the network has no room for 241 local machines besides the scheduler's; write 240 or less",
+        ),
         ("workers.perMachine", 65, "65 is too large; write 64 or less"),
     ],
 )

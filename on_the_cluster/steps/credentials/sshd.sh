@@ -18,7 +18,7 @@ sshd_config() {
   cat <<CONF
 HostCertificate $SSH/host-cert.pub
 # Many machines connect at the same time when they mount the shared directory.
-MaxStartups 100:30:300
+MaxStartups 300:30:600
 # Only for this user: a certificate must not allow logins as anyone else.
 Match User $CLUSTER_USER
     $(accepts $CLUSTER_USER)
