@@ -34,7 +34,7 @@ def main() -> None:
 
     said = "sshd did not answer"
     while time.monotonic() < deadline:
-        key, problem = scan(connection["host"], str(connection["port"]), connection.get("proxy"))
+        key, problem = shown(connection)
         if key and not (problem := started({**connection, "host_key": key})):
             compare(key, first=not connection.get("proxy"))
             first_contact(connection["host"], str(connection["port"]), key)
@@ -45,6 +45,21 @@ def main() -> None:
         f"error: {os.environ['NAME']} was not ready within {wait:g} s ({said}); show its console with:"
         f" {os.environ['CONSOLE']}"
     )
+
+
+def shown(connection: Connection) -> tuple[str, str]:
+    """The machine's host key, or empty and the reason.
+
+    The bastion may still be booting. Nothing has compared its key yet, so whoever answers in its place could show a key
+    of their own for this machine, which fails the comparison, or later steps: they use the bastion's compared key.
+    """
+    proxy = connection.get("proxy")
+    if proxy and not proxy.get("host_key"):
+        key, problem = scan(proxy["host"], str(proxy["port"]), None)
+        if not key:
+            return "", problem
+        proxy["host_key"] = key
+    return scan(connection["host"], str(connection["port"]), proxy)
 
 
 def started(connection: Connection) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,18 @@ def test_up_fails_if_googles_api_does_not_know_the_machines_host_key(
 def test_programs_that_run_for_each_machine_do_not_import_pulumi(name: str) -> None:
     program = f"import sys, on_this_computer.{name}; sys.exit('pulumi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT).returncode == 0
+
+
+def test_the_host_key_of_a_bastion_that_still_boots_is_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def scan(address: str, port: str, bastion: Any) -> tuple[str, str]:
+        asked.append(f"{address} through {bastion['host_key'] if bastion else 'nothing'}")
+        return (OURS, "") if bastion else (OTHER, "") if len(asked) > 1 else ("", "no answer")
+
+    monkeypatch.setattr(wait_for_boot, "scan", scan)
+    bastion = {"host": "198.18.0.1", "port": 22, "user": "admin"}
+    machine: Any = {"host": "10.9.0.3", "port": 22, "user": "admin", "proxy": bastion}
+    assert wait_for_boot.shown(machine) == ("", "no answer")
+    assert wait_for_boot.shown(machine) == (OURS, "")
+    assert asked == ["198.18.0.1 through nothing"] * 2 + [f"10.9.0.3 through {OTHER}"]

@@ -115,11 +115,13 @@ class ComputeMachines(ComponentResource):
             "user": USER,
             "private_key": self.login["private"],
         }
+        if first and self.machines.iap_port:
+            connection |= {"host": "127.0.0.1", "port": self.machines.iap_port}
+        # The others' boot does not wait for the first one's: its sshd answers much earlier.
+        bastion = {} if first else {"proxy": {each: self.door[each] for each in self.door if each != "host_key"}}
+        connection["host_key"] = self._ready(name, instance, connection | bastion)
         if not first:
             connection["proxy"] = self.door
-        elif self.machines.iap_port:
-            connection |= {"host": "127.0.0.1", "port": self.machines.iap_port}
-        connection = {**connection, "host_key": self._ready(name, instance, connection)}
         self.door = self.door or connection
         login = None
         if self.role and not first:
