@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,8 @@ from string import Template
 from typing import Any
 
 from bench.figures import Comparison, rounded, spread
+from daskstack.engine import PROJECT
+from tools.python_packages import bench_venv
 
 FOLDER = Path(__file__).parent
 KEPT = FOLDER / "results.json"
@@ -39,6 +42,7 @@ def keep(results: dict[str, dict[str, Any]]) -> None:
         kept[part] = {**result, "comparisons": comparisons, "date": today, "machine": computer()}
     KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
     RESULTS.write_text(page(json.loads(KEPT.read_text())))
+    subprocess.run([bench_venv() / "bin" / "python", "-m", "bench.plots"], cwd=PROJECT, check=True)
 
 
 def computer() -> str:
@@ -58,7 +62,7 @@ def page(kept: dict[str, dict[str, Any]]) -> str:
     for part, result in kept.items():
         comparisons = [Comparison(**each) for each in result["comparisons"]]
         text += [f"## {part}. {TITLES[part]}", "", f"{result['date']}, {result['machine']}.", ""]
-        text += [*_table(comparisons), ""]
+        text += [*_table(comparisons), "", f"![The ratios of part {part}](plots/{part}.svg)", ""]
         if table := result.get("table"):
             text += [*_rows([table["what"], *table["columns"]], [[k, *v] for k, v in table["rows"].items()]), ""]
         text += _differences(result.get("differences", {}))
@@ -113,13 +117,10 @@ def facts(kept: dict[str, dict[str, Any]]) -> dict[str, str]:
         [each] = [each for (of, what), each in found.items() if of == part and what.startswith(start)]
         return spread(each.ours).median
 
-    preview, memory = ours("d", "time of each"), ours("d", "memory of each")
     rows = kept["c"]["table"]["rows"]
     return {
-        "preview_each": rounded(preview),
-        "preview_thousand": rounded(1000 * preview),
-        "memory_each": rounded(memory),
-        "memory_thousand": rounded(memory),
+        "preview_each": rounded(ours("d", "time of each")),
+        "memory_each": rounded(ours("d", "memory of each")),
         "nothing": rounded(ours("c", "`up` without")),
         "added": rounded(ours("c", "one worker")),
         "sessions_four": rows["the first `up`"][0],

@@ -1,12 +1,14 @@
 """The arithmetic of the benchmarks' figures, and the report."""
 
+import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from bench.figures import Comparison, Operation, Spread, longest_path, rounded, slowest, spread
-from bench.report import page
+from bench.report import KEPT, RESULTS, page
 from daskstack.engine import PROJECT
 
 
@@ -82,6 +84,12 @@ def test_the_section_about_a_thousand_machines_needs_all_its_figures() -> None:
     assert "the first `up` of four machines opened 8." in text
     for part in kept:
         assert "A thousand machines" not in page({name: result for name, result in kept.items() if name != part})
+
+
+def test_every_part_has_its_plot() -> None:
+    links = re.findall(r"\(plots/(.*)\)", RESULTS.read_text())
+    assert links == [f"{part}.svg" for part in json.loads(KEPT.read_text())]
+    assert set(links) == {path.name for path in RESULTS.with_name("plots").iterdir()}
 
 
 def test_the_bench_starts_without_test_dependencies() -> None:
