@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
+import matplotlib  # ty: ignore[import-not-found]  # not in .venv
+from matplotlib.figure import Figure  # ty: ignore[import-not-found]
 
 from bench.figures import Comparison
 
