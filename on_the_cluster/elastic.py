@@ -35,7 +35,8 @@ class Elastic(SCALING["Number"]):
     def __init__(self, scheduler, etc=ETC, file=None, clock=time.monotonic):
         super().__init__(scheduler, clock)
         self.etc, self.file = etc, file or Path.home() / "elastic.json"
-        self.members, self.fixed, self.absent = [], [], ABSENT
+        # Dictionaries without values keep the order, and find a name fast.
+        self.members, self.fixed, self.absent = {}, {}, ABSENT
         # The workers that run or are to start, and when each was seen last.
         self.listed = {}
         self.failed, self.saved, self.tasks = {}, "", set()
@@ -78,7 +79,7 @@ class Elastic(SCALING["Number"]):
     def replace(self, now):
         """Takes workers that do not join off the list if there are others."""
         absent = [name for name, seen in self.listed.items() if now - seen > self.absent]
-        for name in absent[: len(self.spare())]:
+        for name in absent and absent[: len(self.spare())]:  # with a thousand workers, `spare` takes long
             logger.warning("Worker %s did not join within %s s; starting another one", name, self.absent)
             self.failed[name] = now
             del self.listed[name]
@@ -139,9 +140,9 @@ class Elastic(SCALING["Number"]):
     def read(self):
         # `up` writes the list last.
         members = (read(self.etc / "members") or "").split()
-        fixed = (read(self.etc / "fixed") or "").split()
-        self.members = [name for name in members if name not in fixed]
-        self.fixed = [name for name in members if name in fixed]
+        fixed = set((read(self.etc / "fixed") or "").split())
+        self.members = dict.fromkeys(name for name in members if name not in fixed)
+        self.fixed = dict.fromkeys(name for name in members if name in fixed)
         numbers = [int(each) for each in (read(self.etc / "bounds") or "").split()]
         self.bounds = numbers[:2] if numbers and members else None
         self.absent = numbers[2] if numbers[2:] else ABSENT

@@ -364,6 +364,14 @@ DATA = [
         "tests/unit/test_elastic.py::test_workers_of_groups_always_run_and_do_not_count",
     ),
     Mutation(
+        "many-workers",
+        "A thousand workers, of which few run, cost the scheduler little.",
+        "on_the_cluster/elastic.py",
+        "in absent and absent[: len(self.spare())]",
+        "in absent[: len(self.spare())]",
+        "tests/unit/test_elastic.py::test_a_thousand_workers_of_which_few_run_cost_the_scheduler_little",
+    ),
+    Mutation(
         "flapping",
         "While the number of workers adapts, a short pause stops none.",
         "charts/dask/files/scaling.py",
