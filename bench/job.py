@@ -12,6 +12,7 @@ import dask.array
 import dask.datasets
 from distributed import Client, LocalCluster, get_task_stream
 
+from bench import sockets
 from bench.figures import Comparison
 from bench.prepare import up
 from bench.rig import Rig
@@ -63,7 +64,11 @@ def measure(rig: Rig, repeats: int) -> dict[str, Any]:
             for name, job in JOBS.items()
             for way, client in clients.items()
         }
-    return {"comparisons": {comparison.what: comparison for comparison in comparisons.values()}, "profiles": profiles}
+    return {
+        "comparisons": {comparison.what: comparison for comparison in comparisons.values()},
+        "profiles": profiles,
+        "table": sockets.measure(repeats),
+    }
 
 
 def _profile(job: Callable[[Client], None], client: Client) -> list[tuple[str, float]]:

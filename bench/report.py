@@ -30,6 +30,7 @@ TITLES = {
     "i": "Rehearsed Compute Engine machines: `up` against local machines",
     "j": "To the first result: `StackCluster` against a plain client over a tunnel made by hand",
     "k": "More workers in Kubernetes: `StackCluster` against `KubeCluster`",
+    "l": "Many workers: registration with TLS, and the scheduler at rest",
 }
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bench import registration
 from bench.figures import Comparison, Operation, Spread, longest_path, rounded, slowest, spread
 from bench.report import KEPT, RESULTS, page
 from daskstack.engine import PROJECT
@@ -90,6 +91,20 @@ def test_every_part_has_its_plot() -> None:
     links = re.findall(r"\(plots/(.*)\)", RESULTS.read_text())
     assert links == [f"{part}.svg" for part in json.loads(KEPT.read_text())]
     assert set(links) == {path.name for path in RESULTS.with_name("plots").iterdir()}
+
+
+def test_sizes_whose_workers_did_not_register_in_time_have_no_figures() -> None:
+    turns = [registration.Turn(2.5, 0.6, 4.0, 107.2)], [registration.Turn(2.0, 0.5, 3.0, 107.2)]
+    rows = registration.table({50: list(turns)})["rows"]
+    assert rows["50"] == ["2.5 (2.5 to 2.5)", "0.6", "4", "107"]
+    assert rows["100"] == ["not within 240 s", "", "", ""]
+    ratios = {what: each.ratio.median for what, each in registration.comparisons({50: list(turns)}).items()}
+    assert ratios == {
+        "processor time to register 50 workers": pytest.approx(1.2),
+        "processor time at rest with 50 workers": pytest.approx(4 / 3),
+        "memory with 50 workers": 1,
+    }
+    assert registration.comparisons({}) == {}
 
 
 def test_the_bench_starts_without_test_dependencies() -> None:
