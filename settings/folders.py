@@ -48,9 +48,10 @@ def valid_folder(refused: dict[str, str], example: str, path: str) -> str:
     return path
 
 
-# Only options that affect speed: none that change host keys, commands or file ownership.
+# Only options that affect speed: none that change host keys, commands or file ownership. With attr_timeout, the kernel
+# would show one user's answer to all, and to users who cannot use the directory.
 MOUNT_OPTIONS = {
-    *("attr_timeout", "auto_cache", "cache_timeout", "compression", "dcache_max_size", "dcache_timeout", "dir_cache"),
+    *("auto_cache", "cache_timeout", "compression", "dcache_max_size", "dcache_timeout", "dir_cache"),
     *("direct_io", "entry_timeout", "kernel_cache", "max_conns", "max_read", "negative_timeout", "noatime"),
     *("no_readahead", "sync_readdir"),
     *("Ciphers", "Compression", "ConnectTimeout", "IPQoS", "KexAlgorithms", "MACs", "RekeyLimit", "TCPKeepAlive"),

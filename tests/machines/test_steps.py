@@ -485,6 +485,70 @@ def test_files_in_the_shared_directory_are_usable_from_every_machine_by_every_pr
     assert here.ssh(f"ls {file}", check=False).returncode != 0
 
 
+# Runs on one machine, and changes files on the other one by a shell there. The file is watched, so that this machine
+# remembers its attributes; "grown" ends in a second.
+CHANGES = """
+import mmap, os, subprocess, time
+os.chdir("/srv/daskdata")
+there = subprocess.Popen(["/etc/daskstack/ssh/ssh", HEAD, "sh"], text=True, stdin=-1, stdout=-1)
+def change(command):
+    there.stdin.write(f"cd /srv/daskdata && {command}; echo $?\\n")
+    there.stdin.flush()
+    assert there.stdout.readline() == "0\\n", command
+change("mkdir -p changes/folder && printf 0 >changes/file")
+for size in range(2, 30):
+    watched = open("changes/file", "rb")
+    assert os.path.isdir("changes/folder") and len(watched.read()) == os.fstat(watched.fileno()).st_size == size - 1
+    change("printf 0 >>changes/file")
+    if size % 3 == 0:
+        assert os.stat("changes/file").st_size == size
+    if size % 3 == 1:
+        assert len(open("changes/file", "rb").read()) == size
+    if size % 3 == 2:
+        with open("changes/file", "rb") as file:
+            assert len(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)[:]) == size
+os.fstat(watched.fileno())
+change("printf more >>changes/file && rmdir changes/folder")
+assert not os.path.exists("changes/folder")
+time.sleep(1.1)
+assert os.fstat(watched.fileno()).st_size == size + 4
+change("printf new >changes/new && mv changes/new changes/file")
+assert open("changes/file").read() == "new"
+change("rm -r changes")
+assert not os.path.exists("changes/file")
+os.makedirs("changes/folder")
+# Changes of this machine are seen at once through files that are open.
+with open("own", "wb", buffering=0) as writer, open("own", "rb") as reader:
+    for size in range(1, 30):
+        writer.write(b"0")
+        assert os.fstat(writer.fileno()).st_size == os.fstat(reader.fileno()).st_size == size
+        assert len(reader.read()) == 1
+    os.truncate("own", 5)
+    assert os.fstat(reader.fileno()).st_size == 5
+with open("own", "r+b") as file, mmap.mmap(file.fileno(), 5) as shared:
+    shared[:] = b"12345"
+    shared.flush()
+change("grep -qx 12345 own && rm -r own changes")
+print("done")
+"""
+
+
+def test_machines_see_each_others_files_at_their_full_length_at_once(shared: Pair) -> None:
+    script = f"HEAD = {shared.head.address!r}\n{CHANGES}"
+    done = shared.hand.ssh("cd /; sudo -u dask python3", stdin=script, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_each_user_is_the_owner_of_files_that_another_has_just_looked_at(shared: Pair) -> None:
+    shared.hand.ssh("mkdir /srv/daskdata/owned && touch /srv/daskdata/owned/file")
+    each = "for user in root dask; do sudo -u $user stat -c %U owned owned/file; stat -c %U - <&3; done"
+    script = f"cd /srv/daskdata; exec 3<owned/file; {each}; {each}; sudo -u nobody stat owned owned/file"
+    found = shared.hand.ssh(script, check=False)
+    assert found.stdout.split() == 2 * ["root", "root", "admin", "dask", "dask", "admin"]
+    assert found.stderr.count("Permission denied") == 2
+    shared.hand.ssh("rm -r /srv/daskdata/owned")
+
+
 # Copies a folder that has a link, a program, an old file, and files and folders that are not writable.
 TOOLS = """
 set -eu

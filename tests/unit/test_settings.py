@@ -887,7 +887,7 @@ def test_a_mount_option_that_breaks_the_mount_is_refused(folder: Path, option: s
     [
         *("PKCS11Provider", "SecurityKeyProvider", "KnownHostsCommand", "Include", "CertificateFile", "HostName"),
         *("ControlPath", "follow_symlinks", "suid", "dev", "x-systemd.automount", "LocalCommand", "SendEnv", "F"),
-        *("transform_symlinks", "exec", "Match", "max_conns2", "COMPRESSION"),
+        *("transform_symlinks", "exec", "Match", "max_conns2", "COMPRESSION", "attr_timeout"),
     ],
 )
 def test_only_mount_options_that_affect_speed_are_accepted(folder: Path, name: str) -> None:

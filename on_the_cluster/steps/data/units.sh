@@ -25,7 +25,8 @@ UNIT
 }
 
 # The mount's options set the group of all files, because IDs differ between machines; MOUNT_PROGRAM lets its members use
-# every file. Attributes are not cached, so that machines see each other's changes at once.
+# every file. sshfs and the kernel cache no attributes, so that machines see each other's changes at once; MOUNT_PROGRAM
+# does what is safe.
 mount_unit() {
   cat <<UNIT
 [Unit]
