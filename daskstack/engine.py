@@ -97,8 +97,8 @@ def complete(standins: Path) -> bool:
 
 def standin_sources() -> list[Path]:
     """All source files of the stand-ins."""
-    folder = PROJECT / "rehearsal" / "plugins"
-    return [*sorted(folder.rglob("*.py")), *sorted(folder.rglob("*.json")), folder / "requirements.txt"]
+    files = sorted((PROJECT / "rehearsal" / "plugins").rglob("*.*"))
+    return [file for file in files if file.is_file() and "__pycache__" not in file.parts]
 
 
 def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:

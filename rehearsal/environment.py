@@ -12,7 +12,7 @@ from rehearsal.programs import kubernetes_programs
 def environment(state: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """A complete environment in which no cloud account is reachable. State is in this folder.
 
-    Stand-ins, kubectl and helm are those that `tools.install rehearsal` installs.
+    Plugins, kubectl and helm are those that `tools.install rehearsal kubernetes` installs.
     """
     found = engine.engine(environ)
     if found is None:

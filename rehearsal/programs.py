@@ -4,10 +4,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from daskstack.engine import PROJECT, cache_folder, digest
+from daskstack.engine import KUBERNETES_PLUGIN, PROJECT, cache_folder, digest
 
 KUBERNETES = "1.34.2"  # these versions must match rehearsal/kubernetes/programs/go.mod
 HELM = "3.19.0"
+PLUGIN_MODULES = PROJECT / "rehearsal" / "plugins" / "kubernetes"
 GOOGLE_MODULES = PROJECT / "rehearsal" / "google"
 KUBERNETES_MODULES = PROJECT / "rehearsal" / "kubernetes" / "programs"
 _MAJOR, _MINOR, _ = KUBERNETES.split(".")
@@ -40,3 +41,10 @@ def kubernetes_programs(environ: Mapping[str, str] = os.environ) -> Path:
     sources = [modules / "go.mod", modules / "go.sum", *sorted(modules.rglob("*.go"))]
     # Several files are named main.go, so their order matters.
     return cache_folder(environ) / "kubernetes" / digest(*sources, KUBERNETES_FLAGS)
+
+
+def kubernetes_plugin(environ: Mapping[str, str] = os.environ) -> Path:
+    """Pulumi's plugin `kubernetes`, built from its Go module. It may not exist yet."""
+    sources = [PLUGIN_MODULES / name for name in ("go.mod", "go.sum", "main.go")]
+    folder = cache_folder(environ) / "kubernetes-plugin" / digest(*sources, KUBERNETES_PLUGIN)
+    return folder / "pulumi-resource-kubernetes"

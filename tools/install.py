@@ -4,8 +4,8 @@
     machines   Debian packages that create local machines
     compute    the same, and nftables, for rehearsals of machines in Google Cloud
     cloud      nothing: fails if Pulumi's own plugins are missing
-    kubernetes a Kubernetes with one node on this computer, kubectl and helm
-    rehearsal  stand-ins for the cloud plugins
+    kubernetes a Kubernetes with one node on this computer, kubectl, helm, and Pulumi's plugin for rehearsals
+    rehearsal  stand-ins for the other plugins
     test       everything else that the tests need
     unit       .venv with the packages that tests/unit needs
     lint       the same, and actionlint if Go can build it
@@ -23,6 +23,8 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
 
@@ -40,6 +42,8 @@ ACTIONLINT = "v1.7.12"
 def main(words: list[str]) -> None:
     os.environ.setdefault("UV_SYSTEM_CERTS", "1")  # uv's own certificates do not include a private network's
     with one_at_a_time():
+        if "kubernetes" in words:
+            install_engine(lambda: build_kubernetes_plugin(programs.kubernetes_plugin()))
         for word in words:
             WORDS[word]()
 
@@ -85,6 +89,8 @@ def cloud() -> None:
 def kubernetes() -> None:
     install_packages(KUBERNETES, "for a Kubernetes on this computer")
     build_kubernetes(programs.kubernetes_programs())
+    found = install_engine()
+    install_kubernetes_plugin(found, engine.standins(found) / "rehearsal")
 
 
 def pictures() -> None:
@@ -119,7 +125,8 @@ WORDS = {
 # Engine
 
 
-def install_engine() -> Path:
+def install_engine(build_another: Callable[[], None] = lambda: None) -> Path:
+    """Returns the engine. If it must be built, also calls `build_another`, at the same time."""
     if found := engine.engine():
         return found
     why = f"no `pulumi` {dotted(MINIMUM)} or newer on PATH"
@@ -129,7 +136,10 @@ def install_engine() -> Path:
         return engine.downloaded_engine()
     except (OSError, HTTPException) as error:
         say(f"{SITE} cannot be reached ({error}): building the engine from its Go modules instead")
-        build_engine(engine.built_engine())
+        with ThreadPoolExecutor() as pool:
+            other = pool.submit(build_another)
+            build_engine(engine.built_engine())
+        other.result()
         return engine.built_engine()
 
 
@@ -237,11 +247,8 @@ def install_standins(folder: Path) -> None:
         f"resource-command-v{COMMAND}/pulumi-resource-command": "resource_command.py",
         f"language-python-v{VERSION}/pulumi-language-python": "language_python.py",
     }
-    # Users' own stacks must not find the stand-ins for cloud plugins.
-    rehearsed = {
-        f"resource-kubernetes-v{KUBERNETES_PLUGIN}/pulumi-resource-kubernetes": "resource_kubernetes.py",
-        f"resource-gcp-v{GCP_PLUGIN}/pulumi-resource-gcp": "resource_gcp.py",
-    }
+    # Users' own stacks must not find the stand-in for the cloud plugin.
+    rehearsed = {f"resource-gcp-v{GCP_PLUGIN}/pulumi-resource-gcp": "resource_gcp.py"}
     for home, plugins in {"home": everywhere, "rehearsal": everywhere | rehearsed}.items():
         # Pulumi would log each value of each resource to a folder of this name: for 200 machines 140 MB, and more than
         # half of the engine's time. No setting turns this off.
@@ -253,6 +260,44 @@ def install_standins(folder: Path) -> None:
             script.write_text(f'#!/bin/sh\nexec "{python}" "{sources / source}" "$@"\n')
             script.chmod(0o755)
     (folder / "complete").touch()
+
+
+def install_kubernetes_plugin(found: Path, home: Path) -> None:
+    """Installs Pulumi's own plugin into this Pulumi home: downloads it, or builds it if that fails."""
+    plugin = home / "plugins" / f"resource-kubernetes-v{KUBERNETES_PLUGIN}" / "pulumi-resource-kubernetes"
+    if plugin.exists():
+        return
+    if engine.language_host(found):
+        try:
+            with phase(f"Downloading Pulumi's Kubernetes plugin {KUBERNETES_PLUGIN}"):
+                environ = {**os.environ, "PULUMI_HOME": str(home)}
+                install = ("plugin", "install", "resource", "kubernetes", KUBERNETES_PLUGIN)
+                run(found, *install, log="plugin", timeout=120, env=environ)
+            return
+        except InstallError:
+            say("The download failed: building the plugin from its Go module instead")
+    program = programs.kubernetes_plugin()
+    build_kubernetes_plugin(program)
+    plugin.parent.mkdir(parents=True, exist_ok=True)
+    plugin.unlink(missing_ok=True)  # a link to a program that is gone
+    plugin.symlink_to(program)
+
+
+def build_kubernetes_plugin(program: Path) -> None:
+    """Builds about version 4.25, the newest in Go's module mirrors. It reports the version that our SDK requires."""
+    if program.exists():
+        return
+    go = find_go("build Pulumi's Kubernetes plugin")
+    module = "github.com/pulumi/pulumi-kubernetes/provider/v4"
+    flags = f"-s -w -X {module}/pkg/version.Version=v{KUBERNETES_PLUGIN}"
+    said = "Building Pulumi's Kubernetes plugin from its Go module (about ten minutes, once)"
+    with phase(said), made_whole(program.parent) as new:
+        build = (go, "build", "-trimpath", "-ldflags", flags, "-o", new / program.name, ".")
+        run(*build, log="kubernetes-plugin", cwd=programs.PLUGIN_MODULES)
+        where = [go, "list", "-m", "-f", "{{.Dir}}", module]
+        found = subprocess.run(where, cwd=programs.PLUGIN_MODULES, capture_output=True, text=True, check=True).stdout
+        for name in ("schema.json", "terraform-mapping.json"):
+            shutil.copyfile(Path(found.strip()) / "cmd" / program.name / name, new / name)
 
 
 def actionlint() -> str | None:

@@ -5,13 +5,13 @@ from collections.abc import Coroutine
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, empty_pb2
+from google.protobuf import empty_pb2
 
 import serving
+import values
 from command import wire
-from command.output import CommandError, Found, PartialError, Refusal
+from command.output import CommandError, Found, Refusal
 from command.wire import Properties
-from kube import values
 from serving import proto
 
 Answer = proto.provider_pb2
@@ -122,8 +122,6 @@ class Provider(serving.Plugin, proto.provider_pb2_grpc.ResourceProviderServicer)
         """Run `work`, and convert exceptions to errors of the protocol."""
         try:
             return await self.ending_with_me(work)
-        except PartialError as error:
-            await context.abort(*_partially(error))
         except (CommandError, OSError) as error:
             await context.abort(grpc.StatusCode.UNKNOWN, str(error))
         except asyncio.CancelledError:
@@ -155,15 +153,3 @@ def _differing(found: dict[str, str], replacing: list[str], first: bool) -> Any:
         },
         hasDetailedDiff=True,
     )
-
-
-def _partially(error: PartialError) -> tuple[Any, str, tuple[tuple[str, bytes]]]:
-    """An error with which the engine stores the resource in its state, and updates it the next time."""
-    from pulumi.runtime.proto import status_pb2  # requires that `serving` is imported first
-
-    kept = Answer.ErrorResourceInitFailed(id=error.identity, properties=wire.dump(error.outputs), reasons=[str(error)])
-    detail = any_pb2.Any()
-    detail.Pack(kept)
-    code = grpc.StatusCode.UNKNOWN
-    status = status_pb2.Status(code=code.value[0], message=str(error), details=[detail])
-    return code, str(error), (("grpc-status-details-bin", status.SerializeToString()),)

@@ -9,10 +9,10 @@ import functools
 import secrets
 from typing import Any
 
+import values
 from command import local, wire
 from command.output import Found, Log, Output, refusal
 from command.wire import Properties
-from kube import values
 from provider import Provider, kind_of, name_of
 
 LOCAL, REMOTE, COPY = "command:local:Command", "command:remote:Command", "command:remote:CopyToRemote"

@@ -11,6 +11,7 @@ import contextlib
 import os
 from typing import Any
 
+import values
 from command import wire
 from command.output import CommandError
 from gcp import checks, cloud, computers, node, refusals
@@ -29,7 +30,6 @@ from gcp.inputs import (
 )
 from gcp.kinds import CLUSTER, POOL, VM
 from gcp.table import KINDS
-from kube import values
 from provider import Answer, Provider, name_of
 
 PROJECT_NUMBER = "123456789012"

@@ -1,4 +1,4 @@
-"""A real API server without nodes and controllers, and a project whose provider uses it."""
+"""A real API server without nodes and with a single controller, and a project whose provider uses it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tests.engine.support import Project, free_port, wait_for, with_official
 
 @dataclass
 class ApiServer:
-    """An API server without nodes and controllers; its kubeconfig grants all permissions."""
+    """An API server without nodes; its kubeconfig grants all permissions."""
 
     kubeconfig: Path
     programs: Path
@@ -62,6 +62,9 @@ charts = "{self.folder}"
 
 
 def make(kind, name, /, **properties):
+    group, _, simple = kind.partition(":")
+    if not group.startswith("helm.sh/"):  # Pulumi's package adds these two
+        properties = {{"apiVersion": group.removeprefix("core/"), "kind": simple}} | properties
     options = pulumi.ResourceOptions(provider=cluster)
     return pulumi.CustomResource(f"kubernetes:{{kind}}", name, properties, options)
 
@@ -88,11 +91,6 @@ def make(kind, name, /, **properties):
     def releases(self) -> dict[str, dict[str, str]]:
         return {found["name"]: found for found in json.loads(self.helm("list", "--all", "-o", "json"))}
 
-    @property
-    def called(self) -> str:
-        """The command lines and environments of all kubectl and helm processes that the plugin started."""
-        return (self.folder / "called").read_text()
-
 
 def release(values: str, name: str = "demo", **more: object) -> str:
     """A program with one release of the chart; `values` is program text."""
@@ -104,20 +102,6 @@ pulumi.export("it", [it.status, it.resourceNames])
 """
 
 
-DEPLOYMENT = """make(
-    "apps/v1:Deployment", "deployment", metadata={"name": "it", "annotations": %r},
-    spec={
-        "replicas": 1,
-        "selector": {"matchLabels": {"a": "b"}},
-        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "none"}]}},
-    },
-)
-"""
-SERVICE = """make(
-    "core/v1:Service", "service", metadata={"name": "it", "annotations": %r},
-    spec={"selector": {"a": "b"}, "ports": [{"port": 80}]},
-)
-"""
 CLAIM = """make(
     "core/v1:PersistentVolumeClaim", "claim", metadata={"name": "it", "annotations": %r},
     spec={"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1024Mi"}}},
@@ -175,6 +159,15 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
             "--disable-admission-plugins=ServiceAccount,StorageObjectInUseProtection",
             "--service-cluster-ip-range=10.96.0.0/24",
         ],
+        # Pulumi deletes an object after those that it owns, which this controller allows.
+        "kube-controller-manager": [
+            built / "kube",
+            "kube-controller-manager",
+            f"--kubeconfig={folder}/kubeconfig",
+            "--controllers=garbage-collector-controller",
+            "--leader-elect=false",
+            "--secure-port=0",
+        ],
     }
     server = {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True}
     config = {
@@ -197,7 +190,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture
 def pulumi_environment(tmp_path: Path) -> dict[str, str]:
-    """A rehearsal's environment with Pulumi's own plugin if it is installed, otherwise with the stand-in."""
+    """A rehearsal's environment with the plugin that the caller has installed, otherwise with the one that we built."""
     environ = rehearsal_environment(tmp_path / "state")
     return with_official(environ, tmp_path, "kubernetes", engine.KUBERNETES_PLUGIN)
 
@@ -206,20 +199,7 @@ def pulumi_environment(tmp_path: Path) -> dict[str, str]:
 def cluster(project: Project, api_server: ApiServer, tmp_path: Path) -> Cluster:
     namespace = f"test-{time.time_ns()}"
     api_server.kubectl("create", "namespace", namespace)
-    seen = tmp_path / "seen"
-    seen.mkdir()
-    for program in ("kubectl", "helm"):
-        script = seen / program
-        script.write_text(f"""#!/bin/sh
-{{
-    echo {program} "$@"
-    env
-    stat -c "kubeconfig has mode %a" "$KUBECONFIG"
-}} >>{tmp_path}/called
-exec {api_server.programs}/{program} "$@"
-""")
-        script.chmod(0o755)
-    project.environment |= api_server.variables | {"PATH": f"{seen}:{project.environment['PATH']}"}
+    project.environment |= api_server.variables
     chart = tmp_path / "chart"
     (chart / "templates").mkdir(parents=True)
     (chart / "Chart.yaml").write_text('{apiVersion: v2, name: demo, version: 0.1.0, appVersion: "7"}')

@@ -22,6 +22,7 @@ import pytest
 
 from daskstack import engine
 from daskstack.engine import PROJECT as SOURCE
+from rehearsal import programs
 
 PROJECT = "engine-tests"
 PATIENCE = 300  # seconds until a hanging `pulumi` is killed
@@ -70,6 +71,12 @@ def plugin(environment: dict[str, str], kind: str, name: str, version: str) -> P
 def is_stand_in(path: Path) -> bool:
     """Whether a plugin is a stand-in: these are in our cache, to which nothing else writes."""
     return path.resolve().is_relative_to(engine.cache_folder() / "plugins")
+
+
+def kubernetes_is_built(environment: dict[str, str]) -> bool:
+    """Whether the plugin `kubernetes` is the one that we build, about 4.25."""
+    found = plugin(environment, "resource", "kubernetes", engine.KUBERNETES_PLUGIN)
+    return found.resolve() == programs.kubernetes_plugin()
 
 
 def with_official(environment: dict[str, str], folder: Path, name: str, version: str) -> dict[str, str]:

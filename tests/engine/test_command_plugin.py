@@ -1,4 +1,4 @@
-"""The contract of the plugin `command`, Pulumi's own or the stand-in, tested with the real engine.
+"""The contract of the plugin `command`, of Pulumi's own and of the stand-in, tested with the real engine.
 
 test_command_standin.py tests the stand-in's own messages.
 """
@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.support import descendants, processes, wait_for
+from daskstack import engine
+from tests.engine.support import descendants, is_stand_in, plugin, processes, wait_for
+
+
+@pytest.fixture(params=["stand-in", "official"])
+def pulumi_environment(request, pulumi_environment):
+    if request.param == "stand-in":
+        home = engine.standins(engine.engine()) / "home"
+        return pulumi_environment | {"PULUMI_HOME": str(home), "PULUMI_IGNORE_AMBIENT_PLUGINS": "true"}
+    if is_stand_in(plugin(pulumi_environment, "resource", "command", engine.COMMAND)):
+        pytest.skip("Pulumi's own plugin command is not installed")
+    return pulumi_environment
 
 
 def both(sshd, program):
@@ -109,15 +120,15 @@ def test_output_is_shown_while_the_command_runs(project, sshd, tmp_path):
         both(sshd, f'Command(place, create=f"echo early-{{place}}; echo also-{{place}} >&2; {wait}; echo late")')
     )
     expected = {f"{word}-{place}\n" for word in ("early", "also") for place in ("here", "there")}
-    with project.started("up", "--yes", "--skip-preview") as engine:
+    with project.started("up", "--yes", "--skip-preview") as pulumi:
         while expected:
-            line = engine.stdout.readline()
+            line = pulumi.stdout.readline()
             assert line, "the engine has ended"
             assert "late" not in line
             expected = {words for words in expected if words not in line}
         (tmp_path / "go").touch()
-        rest = engine.stdout.read()
-        assert engine.wait() == 0, rest
+        rest = pulumi.stdout.read()
+        assert pulumi.wait() == 0, rest
     assert rest.count("late\n") >= 2
 
 
@@ -235,11 +246,11 @@ def test_a_bastion_is_passed_through_with_its_own_host_key(project, sshd, make_s
 def test_dialing_continues_until_the_server_is_up(project, make_sshd):
     late = make_sshd("late")
     project.write(at(late.connection(dial_error_limit=-1), create="true"))
-    with project.started("up", "--yes", "--skip-preview") as engine:
-        assert any(f":{late.port} 3/inf failed: retrying" in line for line in engine.stdout)
+    with project.started("up", "--yes", "--skip-preview") as pulumi:
+        assert any(f":{late.port} 3/inf failed: retrying" in line for line in pulumi.stdout)
         late.start()
-        output = engine.stdout.read()
-        assert engine.wait() == 0, output
+        output = pulumi.stdout.read()
+        assert pulumi.wait() == 0, output
     assert late.connections == 1
 
 
@@ -338,16 +349,16 @@ remote.Command("there", connection={sshd.connection()}, create="while echo {mark
         names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes(marker)}
         return {pid for pid, name in names.items() if name in ("sleep", "sh", "bash")}
 
-    with project.started("up", "--yes", "--skip-preview") as engine:
+    with project.started("up", "--yes", "--skip-preview") as pulumi:
         try:
             wait_for("two sleeping commands, their shell, and the remote one", lambda: len(running()) == 4)
-            family = descendants(engine.pid)
+            family = descendants(pulumi.pid)
             assert len(family) >= 6, "the two plugins, the program and the local command's processes"
-            engine.send_signal(ending)
-            engine.wait(60)
+            pulumi.send_signal(ending)
+            pulumi.wait(60)
             wait_for("the end of the plugins", lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
             wait_for("the end of the commands", lambda: not running())
-            output = engine.stdout.read()
+            output = pulumi.stdout.read()
         finally:
             for pid in running():
                 os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Previews with the plugin `gcp`, Pulumi's own or the stand-in; neither contacts Google for them.
+"""Previews with the plugin `gcp`, with Pulumi's own and with the stand-in; neither contacts Google for them.
 
 test_gcp_standin.py tests the stand-in's cloud. The stand-in reads its knowledge of arguments from Pulumi's own package.
 """
@@ -13,14 +13,19 @@ from rehearsal.environment import environment as rehearsal_environment
 from tests.engine.support import Cloud, Project, with_official
 
 
-@pytest.fixture
-def pulumi_environment(tmp_path: Path) -> dict[str, str]:
-    """A rehearsal's environment with Pulumi's own plugin if it is installed, otherwise with the stand-in."""
+@pytest.fixture(params=["stand-in", "official"])
+def pulumi_environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """A rehearsal's environment with one of the plugins."""
     environ = rehearsal_environment(tmp_path / "state") | {
         "DASKSTACK_REHEARSAL": str(tmp_path / "rehearsal"),
         "GOOGLE_OAUTH_ACCESS_TOKEN": "none",
     }
-    return with_official(environ, tmp_path, "gcp", engine.GCP_PLUGIN)
+    if request.param == "stand-in":
+        return environ
+    official = with_official(environ, tmp_path, "gcp", engine.GCP_PLUGIN)
+    if official == environ:
+        pytest.skip("Pulumi's own plugin gcp is not installed")
+    return official
 
 
 @pytest.fixture

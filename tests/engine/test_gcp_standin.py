@@ -40,7 +40,9 @@ print(json.dumps({"kubeconfig": str(folder / "kubeconfig"), "context": "test", "
 KUBECTL = """#!{python}
 import json, os, sys
 
-words = [word for word in sys.argv[1:] if word not in ("--context", "test")]
+words = sys.argv[1:]
+while words[0] in ("--kubeconfig", "--context"):
+    words = words[2:]
 if words[0] == "config":
     os.execv("{kubectl}", ["kubectl", *sys.argv[1:]])
 node = json.load(open("{folder}/kubernetes/node"))

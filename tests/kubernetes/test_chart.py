@@ -4,16 +4,23 @@ import contextlib
 import functools
 import ipaddress
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import settings
 from components.kubernetes import chart_values
+from components.kubernetes.dask_on_kubernetes import OFFICIAL
 from daskstack.engine import PROJECT
 from on_this_computer import check_release
+from rehearsal.programs import kubernetes_programs
+from settings import lock
 from settings.chart import KUBERNETES_OBJECTS, default_values
 from tests.kubernetes.chart import CHART, LOCKS, NAMES, helm, rendered
 
@@ -366,3 +373,45 @@ def test_a_load_balancer_admits_only_its_source_networks_and_preserves_client_ad
         {"from": [{"ipBlock": {"cidr": networks[0]}}], "ports": [{"port": "tcp-comm"}]}
     ]
     assert [list(peer) for rule in policies["dask"]["ingress"] for peer in rule["from"]] == [["podSelector"]]
+
+
+def test_the_official_chart_renders_our_values(tmp_path: Path) -> None:
+    place = ["--repo", "https://helm.dask.org", "--version", OFFICIAL, "--destination", str(tmp_path)]
+    command = [str(kubernetes_programs() / "helm"), "pull", "dask", *place]
+    environ = os.environ | {"HELM_CACHE_HOME": str(tmp_path / "cache")}
+    try:
+        subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the official chart cannot be fetched: helm.dask.org did not answer within 20 s")
+    except subprocess.CalledProcessError as error:
+        assert "cannot be reached" in error.stderr, error.stderr
+        pytest.skip(f"the official chart cannot be fetched: {error.stderr.strip()}")
+    environment = {"lock": "charts/official.lock", "python": "3.10"}
+    cluster = settings.parse(
+        {
+            "target": "kubernetes",
+            "cluster": GOOGLE,
+            "chart": "official",
+            "environment": environment,
+            "image": "ghcr.io/me/dask:1",
+            "workers": {"replicas": 4, "memory": "4 GB"},
+            "expose": {"scheduler": {"sources": ["203.0.113.7/32"], "internal": True}},
+        },
+        PROJECT,
+    )
+    secret = chart_values.SecretEnv("dask-env", ["TOKEN"], "r")
+    packages = lock.read(PROJECT / "charts/official.lock", "3.10")
+    values = chart_values.official(cluster, packages, "sha1:s:d", secret)
+    done = helm("template", "dask", str(tmp_path / f"dask-{OFFICIAL}.tgz"), given=values)
+    manifests = [each for each in yaml.safe_load_all(done.stdout) if each]
+    found = of_kind("Deployment", manifests)
+    assert found["dask-worker"]["replicas"] == 4
+    token = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "dask-env", "key": "TOKEN"}}}
+    for part in ("scheduler", "worker", "jupyter"):
+        [container] = found[f"dask-{part}"]["template"]["spec"]["containers"]
+        assert token in container["env"]
+        if part != "jupyter":
+            assert container["image"] == "ghcr.io/me/dask:1"
+    assert "sha1:s:d" in done.stdout
+    assert of_kind("Service", manifests)["dask-scheduler"]["type"] == "LoadBalancer"
+    assert done.stdout.count("203.0.113.7/32") == 1

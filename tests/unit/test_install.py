@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import tomllib
 from importlib import metadata
@@ -15,6 +16,7 @@ import pytest
 
 import settings.lock
 from daskstack import engine
+from rehearsal import programs
 from tools import debian, install, python_packages, running, unlock
 
 PROJECT = engine.PROJECT
@@ -85,6 +87,40 @@ def test_an_unreachable_site_causes_a_single_build(monkeypatch, tmp_path, capsys
     install.install_engine()
     assert built == [engine.built_engine()]
     assert capsys.readouterr().err.count("cannot be reached (timed out)") == 1
+
+
+def test_an_engine_and_a_plugin_that_must_be_built_are_built_at_the_same_time(monkeypatch, tmp_path):
+    def unreachable(url: str) -> bytes:
+        raise TimeoutError("timed out")
+
+    both = threading.Barrier(2, timeout=10)
+    monkeypatch.setattr(running, "CACHE", tmp_path)
+    monkeypatch.setattr(engine, "engine", lambda: None)
+    monkeypatch.setattr(install, "fetch", unreachable)
+    monkeypatch.setattr(install, "build_engine", lambda _: both.wait())
+    monkeypatch.setattr(install, "build_kubernetes_plugin", lambda _: both.wait())
+    monkeypatch.setitem(install.WORDS, "kubernetes", lambda: None)
+    install.main(["kubernetes"])
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_the_kubernetes_plugin_is_built_only_if_it_cannot_be_downloaded(reachable, monkeypatch, tmp_path, capsys):
+    def download(*command: object, **_: object) -> None:
+        assert command[1:] == ("plugin", "install", "resource", "kubernetes", engine.KUBERNETES_PLUGIN)
+        if not reachable:
+            raise running.InstallError("refused")
+
+    monkeypatch.setattr(install, "run", download)
+    monkeypatch.setattr(engine, "language_host", lambda found: True)
+    monkeypatch.setattr(programs, "kubernetes_plugin", lambda: tmp_path / "built")
+    monkeypatch.setattr(install, "build_kubernetes_plugin", Path.touch)
+    plugin = f"plugins/resource-kubernetes-v{engine.KUBERNETES_PLUGIN}/pulumi-resource-kubernetes"
+    for _ in range(2):
+        install.install_kubernetes_plugin(tmp_path / "pulumi", tmp_path)
+        assert (tmp_path / plugin).exists() != reachable
+        (tmp_path / "built").unlink(missing_ok=True)  # the link remains
+    said = "The download failed: building the plugin from its Go module instead"
+    assert capsys.readouterr().err.count(said) == (0 if reachable else 2)
 
 
 @pytest.mark.parametrize("said", ["go version go1.19.8 linux/amd64", None])
@@ -259,6 +295,7 @@ def test_requirements_have_no_package_of_the_cluster_that_the_program_does_not_i
 def test_versions_that_are_written_twice_agree():
     dependencies = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]["program"]
     assert f"pulumi-command=={engine.COMMAND}" in dependencies
+    assert f"pulumi-kubernetes=={engine.KUBERNETES_PLUGIN}" in dependencies
     modules = (PROJECT / "rehearsal" / "engine" / "go.mod").read_text()
     assert f"github.com/pulumi/pulumi/pkg/v3 v{engine.VERSION}\n" in modules
     assert (

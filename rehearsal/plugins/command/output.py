@@ -15,14 +15,6 @@ class CommandError(Exception):
     """An operation failed. The message is for the user."""
 
 
-class PartialError(CommandError):
-    """The resource exists with `outputs`, but is not in the desired state."""
-
-    def __init__(self, message: str, identity: str, outputs: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.identity, self.outputs = identity, outputs
-
-
 def refusal(plugin: str, remedy: str = "install the official plugin") -> Refusal:
     """The message of a stand-in about an unsupported feature."""
     return lambda what: f"the stand-in for {plugin} does not support {what}; {remedy}"

@@ -12,8 +12,6 @@ from google.protobuf import json_format, struct_pb2
 # Defined by the engine's protocol; see `pulumi.runtime.rpc`.
 SIGNATURE = "4dabf18193072939515e22adb298388d"
 SECRET = "1b47061264138c4ac30d75fd1eb44270"
-ASSET = "c44067f5952c0a294b673a41bacd8c17"
-ARCHIVE = "0def7320c3a5731c473e5ecbe6d01bc7"
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 
 Properties = dict[str, Any]
@@ -22,7 +20,7 @@ Properties = dict[str, Any]
 def load(properties: struct_pb2.Struct) -> Properties:
     """Load a property map without null properties, which the engine treats as missing.
 
-    Integral numbers become integers, because Helm and shells treat 3.0 and 3 differently.
+    Integral numbers become integers, because shells treat 3.0 and 3 differently.
     """
     return {key: _whole(value) for key, value in json_format.MessageToDict(properties).items() if value is not None}
 

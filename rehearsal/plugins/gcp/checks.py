@@ -10,7 +10,7 @@ from typing import Any
 
 from command import wire
 from command.output import Found
-from kube.values import has_unknown
+from values import has_unknown
 
 Check = Callable[[Any], str]  # the problem with a value, or an empty string
 

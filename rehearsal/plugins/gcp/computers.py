@@ -12,8 +12,8 @@ from command.output import CommandError
 from gcp.cloud import Record
 from gcp.inputs import changes, not_done, stops
 from gcp.kinds import VM
+from gcp.run import run
 from gcp.table import KINDS
-from kube import run
 
 DISK, ATTACHED = "compute/disk:Disk", "compute/attachedDisk:AttachedDisk"
 FIREWALL = "compute/firewall:Firewall"
@@ -25,7 +25,7 @@ def real() -> bool:
 
 async def compute(word: str, *identities: str, stdin: str = "") -> str:
     settings = json.loads(os.environ["DASKSTACK_REHEARSAL_MACHINES"])
-    return (await run.run(*settings["command"], word, *identities, stdin=stdin, cwd=settings["cwd"]))[0].strip()
+    return (await run(*settings["command"], word, *identities, stdin=stdin, cwd=settings["cwd"])).strip()
 
 
 async def create(identity: str, record: Record) -> None:

@@ -8,13 +8,13 @@ import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import values
 from command import wire
 from command.output import CommandError, Found, refusal
 from gcp import checks, cloud
 from gcp.kinds import CLUSTER, VM, Kind, last
 from gcp.machines import not_heeded
 from gcp.table import KINDS
-from kube import values
 
 DEFAULTS = "__defaults"  # lists the inputs that the plugin generated
 HEEDED = {

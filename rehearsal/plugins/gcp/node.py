@@ -18,8 +18,7 @@ from typing import Any
 from command.output import CommandError
 from gcp.cloud import Cloud, Record
 from gcp.kinds import POOL, last
-from kube import run
-from kube.run import Cluster
+from gcp.run import run
 
 NONE = {"kubeconfig": "", "context": "", "server": "", "authority": ""}  # before the cluster runs
 CLASSES = Path(__file__).with_name("compute_class.yaml")
@@ -34,11 +33,10 @@ Taints = list[dict[str, str]]
 async def up() -> dict[str, str]:
     """Start Kubernetes unless it runs. Returns `kubeconfig` (path), `context`, `server` (host:port), `authority`."""
     settings = _settings()
-    text = (await run.run(*settings["command"], cwd=settings["cwd"]))[0]
+    text = await run(*settings["command"], cwd=settings["cwd"])
     found = json.loads(text.splitlines()[-1])
-    async with _cluster(found) as cluster:
-        await cluster.kubectl("apply", "--filename", str(CLASSES))
-        view = json.loads(await cluster.kubectl("config", "view", "--minify", "--raw", "-o", "json"))
+    await kubectl(found, "apply", "--filename", str(CLASSES))
+    view = json.loads(await kubectl(found, "config", "view", "--minify", "--raw", "-o", "json"))
     entry = view["clusters"][0]["cluster"]
     return {
         "kubeconfig": found["kubeconfig"],
@@ -50,7 +48,7 @@ async def up() -> dict[str, str]:
 
 async def down() -> None:
     settings = _settings()
-    await run.run(*settings["down"], cwd=settings["cwd"])
+    await run(*settings["down"], cwd=settings["cwd"])
 
 
 def _settings() -> dict[str, Any]:
@@ -74,12 +72,12 @@ async def changing(cloud: Cloud, identity: str) -> AsyncIterator[list[str]]:
     warnings += left_out
     gone = labels_of(before)[0].keys() - labels.keys()
     changes = labels | dict.fromkeys(gone)
-    async with _cluster(record["kubernetes"]) as cluster:
-        for node in json.loads(await cluster.kubectl("get", "nodes", "-o", "json"))["items"]:
-            others = [taint for taint in node["spec"].get("taints", []) if bare(taint) not in taints_of(before)]
-            taints = [*others, *(taint for taint in taints_of(after) if taint not in map(bare, others))]
-            patch = json.dumps({"metadata": {"labels": changes}, "spec": {"taints": taints}})
-            await cluster.kubectl("patch", "node", node["metadata"]["name"], "--type=merge", "--patch", patch)
+    cluster = record["kubernetes"]
+    for node in json.loads(await kubectl(cluster, "get", "nodes", "-o", "json"))["items"]:
+        others = [taint for taint in node["spec"].get("taints", []) if bare(taint) not in taints_of(before)]
+        taints = [*others, *(taint for taint in taints_of(after) if taint not in map(bare, others))]
+        patch = json.dumps({"metadata": {"labels": changes}, "spec": {"taints": taints}})
+        await kubectl(cluster, "patch", "node", node["metadata"]["name"], "--type=merge", "--patch", patch)
 
 
 def pools(cloud: Cloud, identity: str) -> list[Record]:
@@ -142,13 +140,8 @@ def bare(taint: dict[str, str]) -> dict[str, str]:
     return {"key": taint["key"], "value": taint.get("value", ""), "effect": taint["effect"]}
 
 
-@asynccontextmanager
-async def _cluster(found: dict[str, str]) -> AsyncIterator[Cluster]:
-    cluster = Cluster(found["kubeconfig"], found["context"])
-    try:
-        yield cluster
-    finally:
-        cluster.forget()
+async def kubectl(cluster: dict[str, str], *arguments: str) -> str:
+    return await run("kubectl", "--kubeconfig", cluster["kubeconfig"], "--context", cluster["context"], *arguments)
 
 
 BUSY = asyncio.Lock()  # one change at a time, because each change reads the others' records

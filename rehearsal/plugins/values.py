@@ -1,4 +1,4 @@
-"""Operations on trees of property values: secrets, unknown values, differences, and changes in the cluster."""
+"""Operations on trees of property values: secrets, unknown values, differences, and changes by others."""
 
 from typing import Any
 
