@@ -18,7 +18,9 @@ main() {
     return
   fi
   CHECK_LIMIT=$((CHECK_LIMIT + ${BOOT:-0}))
-  if [ "${1:-}" != again ] && [ "$(head -n 1 $PROVEN 2>/dev/null)" = "$PROVES" ]; then earlier=$(tail -n 1 $PROVEN); fi
+  if [ "${1:-}" != again ] && [ -e $PROVEN ] && [ "$(head -n 1 $PROVEN)" = "$PROVES" ]; then
+    earlier=$(tail -n 1 $PROVEN)
+  fi
   table=$(check python "$EXPECT" "$earlier") || {
     [ $? != 124 ] || fatal "the check timed out after $CHECK_LIMIT s, because the scheduler or workers do not answer;" \
       "run make status and make logs"
@@ -26,9 +28,11 @@ main() {
   }
   printf '%s\n' "$table"
   job=$(sed -n 's/^job *//p' <<<"$table")
-  [ -n "$earlier" ] || [ -z "$job" ] || printf '%s\n%s\n' "$PROVES" "$job" | put $PROVEN 0600 root:root
+  [ -n "$earlier" ] || [ -z "$job" ] || exclusively keep "$job"
   [ -z "$NOTEBOOK" ] || check $OPT/jupyter/environment/bin/python "$NOTEBOOK"
 }
+
+keep() { printf '%s\n%s\n' "$PROVES" "$1" | put $PROVEN 0600 root:root; }
 
 check() {
   { within=$CHECK_LIMIT in_environment "$1" -c "$CHECK" "${@:2}" 2>&1 >&3 | printable >&2; } 3>&1 | printable
