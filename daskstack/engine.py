@@ -96,9 +96,10 @@ def complete(standins: Path) -> bool:
 
 
 def standin_sources() -> list[Path]:
-    """All source files of the stand-ins."""
+    """All source files of the stand-ins, and the program that installs them."""
     files = sorted((PROJECT / "rehearsal" / "plugins").rglob("*.*"))
-    return [file for file in files if file.is_file() and "__pycache__" not in file.parts]
+    sources = [file for file in files if file.is_file() and "__pycache__" not in file.parts]
+    return [*sources, PROJECT / "tools" / "install.py"]
 
 
 def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:
