@@ -96,7 +96,7 @@ def changes(
     added = program.up()
     after_all = ssh_connections(machines)
     note("c", "`up` without a change", "the first `up` of 4 machines", 0.1, nothing.seconds, first.seconds)
-    note("c", "one worker more, to three", "the first `up` of 4 machines", 0.4, added.seconds, first.seconds)
+    note("c", "one worker more, to three", "the first `up` of 4 machines", 0.35, added.seconds, first.seconds)
     result["profiles"] = {
         "the first `up`": path(first),
         "`up` without a change": path(nothing),
@@ -125,7 +125,8 @@ def floor(exported: list[dict[str, Any]], machines: Sequence[Machine]) -> tuple[
     """Runs the scripts that `up` ran on a machine with this name and address, one after another, over one open SSH
     connection. Their new output, such as keys, replaces the old output in later scripts."""
     [machine] = machines
-    fresh = {}
+    remote = [each["inputs"] for each in exported if each["type"] == "command:remote:Command"]
+    fresh = {inputs["connection"]["hostKey"]: machine.host_key for inputs in remote}
     durations = []
     with connection(machine) as command:
         for each in exported:
@@ -133,7 +134,6 @@ def floor(exported: list[dict[str, Any]], machines: Sequence[Machine]) -> tuple[
             if not kind.startswith("command:"):
                 continue
             if kind == "command:remote:Command":
-                fresh[inputs["connection"]["hostKey"]] = machine.host_key
                 done = run([*command, inputs["create"]], text_in=replaced(inputs["stdin"], fresh))
             else:
                 environ = {name: replaced(value, fresh) for name, value in inputs["environment"].items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from daskstack import engine
+from tests.engine.support import Project
 
 
 def test_installed_parts_are_not_installed_again_or_mentioned() -> None:
@@ -21,6 +22,15 @@ def test_installed_parts_are_not_installed_again_or_mentioned() -> None:
     assert [each and (each.st_ino, each.st_mtime_ns) for each in after] == [
         each and (each.st_ino, each.st_mtime_ns) for each in before
     ]
+
+
+def test_our_engine_keeps_no_log_of_all_values(project: Project) -> None:
+    home = Path(project.environment.get("PULUMI_HOME", engine.pulumi_home()))
+    if not home.is_relative_to(engine.cache_folder()):
+        pytest.skip("Pulumi's own plugins are installed, with the home of the user, whose logs are the user's")
+    project.write('pulumi.export("value", 1)')
+    project.run("up", "--yes", "--skip-preview")
+    assert not list(home.glob("logs/*"))
 
 
 def test_reading_outputs_of_a_missing_stack_says_how_to_build_it(

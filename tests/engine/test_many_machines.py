@@ -44,6 +44,7 @@ class Cluster:
         found = plugin(self._environ, "resource", "command", engine.COMMAND)
         assert is_stand_in(found)
         shutil.copytree(found.parents[1], home / "plugins", symlinks=True)
+        home.joinpath("logs").touch()  # as in tools/install.py
         installed = engine.standins(engine.engine())
         script = home / "plugins" / found.parent.name / found.name
         script.write_text(
