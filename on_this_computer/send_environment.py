@@ -153,7 +153,7 @@ def as_root(connection: Connection, script: str, stdin: IO[bytes] | int = subpro
             # A login shell can print something.
             return subprocess.run(run, stdin=stdin, stdout=sys.stderr, timeout=WAIT).returncode
         except subprocess.TimeoutExpired:
-            sys.exit(f"error: copying the lock and wheels to {connection['host']} took more than {WAIT} s")
+            sys.exit(f"error: copying files to {connection['host']} took more than {WAIT} s")
 
 
 def main(undo: bool) -> None:

@@ -85,7 +85,7 @@ def _make_keys(cluster: Cluster, stack: str, network: Input[str]) -> tuple[dict[
     head = cluster.head
     keys = {head.host.name: make_keys(head)}
     known = {"CLUSTER": stack, "NETWORK": network, "DAYS": DAYS, "RENEWAL": renewal}
-    variables = {**known, "ACCESS": ACCESS.read_text()}
+    variables = {**known, "ACCESS": ACCESS}
     authority = head.step("authority", variables)
     for name, machine in cluster.machines.items():
         if machine is not head:

@@ -87,9 +87,12 @@ class DaskOnMachines(ComponentResource):
         asked: list[Step | Resource] = []
         if isinstance(settings.machines, ExistingSource):
             asked = [steps.preflight(cluster, network, locked, exports)]
+        others = [machine for machine in cluster.machines.values() if machine is not head]
+        steps.scripts([head], asked)
         google = args.get("google")
         if google and dask_options.bounds(settings):
             asked.append(steps.power(cluster, google))
+        steps.scripts(others, asked)
         steps.firewall(cluster, network, asked)
         client = credentials.issue(cluster, args["stack"], network)
         steps.data(cluster)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from pulumi import ComponentResource, Input, Resource, ResourceOptions
 from pulumi_command import local, remote
@@ -14,7 +15,7 @@ from settings import MachinesTarget
 # scheduler's machine, which revokes them.
 STATES = ("firewall", "keys", "authority", "credentials", "data", "environment", "service", "jupyter", "jobs")
 
-Variables = Mapping[str, Input[str]]
+Variables = Mapping[str, Input[str] | Path]
 
 
 class Machine(ComponentResource):
@@ -22,6 +23,8 @@ class Machine(ComponentResource):
 
     name: str
     host: Host
+    scripts: local.Command
+    """Its copies of the steps; every step runs after it."""
     steps: list[Step]
 
     def __init__(self, name: str, host: Host, opts: ResourceOptions | None = None):
@@ -33,7 +36,9 @@ class Machine(ComponentResource):
     def step(self, state: str, variables: Variables, *, after: Sequence[Step | Resource] = ()) -> Step:
         """Adds a step, which runs after this machine's earlier steps and after the steps in `after`."""
         name = f"{self.name}-{state}"
-        step = Step(name, state, self.host, variables, parent=self, after=[*self.steps[-1:], *after])
+        step = Step(
+            name, state, self.host, variables, parent=self, after=[*(self.steps[-1:] or [self.scripts]), *after]
+        )
         self.steps.append(step)
         return step
 
@@ -77,9 +82,12 @@ class Cluster:
             if machine is not first:
                 machine.step(state, variables(machine), after=[lead])
 
-    def on_head(self, state: str, variables: Variables, after: Sequence[Step], *, show: bool = False) -> Step:
+    def on_head(
+        self, state: str, variables: Variables, after: Sequence[Step | Resource], *, show: bool = False
+    ) -> Step:
         """Runs a step for all machines together, on the scheduler's machine."""
         name, host = f"{self.name}-{state}", self.head.host
+        after = after or [self.head.scripts]
         return Step(name, state, host, variables, parent=self.component, after=after, show=show)
 
     def head_seen_from(self, machine: Machine) -> Input[str]:
@@ -97,7 +105,8 @@ class Cluster:
         connection = remote.ConnectionArgs(**self.head.host.connection)
         for state in STATES:
             remote.Command(f"{machine.name}-{state}", connection=connection, create="true", opts=opts)
-        local.Command(f"{machine.name}-files", create="true", opts=opts)
+        for sent in ("files", "scripts"):
+            local.Command(f"{machine.name}-{sent}", create="true", opts=opts)
 
     def _machine(self, host: Host) -> Machine:
         return Machine(f"{self.name}-{host.name}", host, ResourceOptions(parent=self.component))

@@ -1,20 +1,20 @@
 """A step: one remote Command that brings a part of a machine into its wanted state."""
 
-import functools
 import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pulumi import Input, Output, Resource, ResourceOptions
 from pulumi_command import remote
 
 from daskstack.engine import PROJECT
+from on_this_computer import send_scripts
 
 ON_THE_CLUSTER = PROJECT / "on_the_cluster"
-STEPS = ON_THE_CLUSTER / "steps"
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,17 @@ class Host:
     """The machine is lost, and no step runs on it any more."""
 
 
+MISSING = (
+    "echo 'error: this machine has lost the copies of its steps; with pulumi up --target-replace URN, its resource"
+    " `scripts` sends them again' >&2; exit 1"
+)
+
+
 class Step:
     """Runs `steps/STATE.sh` on a host after the steps in `after`. Deleting the step runs the script with `undo`.
 
-    Script and variables arrive on standard input, which other users of the machine cannot read. Both are inputs:
-    changing either reruns this step.
+    The script's hash and its variables arrive on standard input, which other users of the machine cannot read. Both are
+    inputs: changing either reruns this step. The machine has copies of all scripts (`steps.scripts`).
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class Step:
         name: str,
         state: str,
         host: Host,
-        variables: Mapping[str, Input[str]],
+        variables: Mapping[str, Input[str] | Path],
         *,
         parent: Resource,
         after: Sequence["Step | Resource"] = (),
@@ -74,7 +80,7 @@ class Step:
         self.update = f"{privilege}bash -s"
         """The command that runs the step again."""
         # An output takes the SDK much longer than a string.
-        plain = {name: value for name, value in variables.items() if isinstance(value, str)}
+        plain = {name: value for name, value in variables.items() if isinstance(value, (str, Path))}
         awaited = {name: value for name, value in variables.items() if name not in plain}
         self.stdin: Output[str] = Output.all(IDENTITY=host.identity, **awaited).apply(
             lambda known: script(state, {**plain, **known})
@@ -104,14 +110,20 @@ class Step:
         return self.command.stdout.apply(lambda text: json.loads(text.strip().rpartition("\n")[2])[key])
 
 
-def script(state: str, variables: Mapping[str, str]) -> str:
-    """The standard input of the machine's shell: assignments, `common`, and the step."""
-    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(variables.items()))
-    return assignments + step_text("common") + step_text(state)
+def script(state: str, variables: Mapping[str, str | Path]) -> str:
+    """The standard input of the machine's shell: assignments, and the names of its copies of `common` and the step.
 
-
-@functools.cache
-def step_text(state: str) -> str:
-    """A step's file. If there is a folder with the step's name, the files in it are put in front."""
-    files = [*sorted((STEPS / state).glob("*.sh")), STEPS / f"{state}.sh"]
-    return "".join(file.read_text() for file in files)
+    If a variable is the path of a program, its value there is the program's text.
+    """
+    steps = [send_scripts.step("common"), send_scripts.step(state)]
+    programs = {name: send_scripts.program(path) for name, path in variables.items() if isinstance(path, Path)}
+    lines = [f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()) if isinstance(value, str)]
+    return "\n".join(
+        [
+            *lines,
+            f"cd {send_scripts.PLACE} && ls {' '.join([*steps, *programs.values()])} >/dev/null || {{ {MISSING}; }}",
+            *(f"IFS= read -r -d '' {name} <{file} || true" for name, file in sorted(programs.items())),
+            f'eval "$(cat {" ".join(steps)})"',
+            "",
+        ]
+    )

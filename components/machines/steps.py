@@ -16,6 +16,7 @@ from components.machines.machine import Cluster, Machine, Variables
 from components.machines.step import ON_THE_CLUSTER, Step
 from daskstack.client_output import Google
 from daskstack.engine import PROJECT
+from on_this_computer import send_scripts
 from settings.common import seconds
 from settings.lock import Lock
 
@@ -70,6 +71,31 @@ def _users(cluster: Cluster, machine: Machine) -> str:
     return f"dask dask-tunnel dask-jobs{notebooks}" if machine is cluster.head else "dask"
 
 
+def scripts(machines: Sequence[Machine], after: Sequence[Step | Resource]) -> None:
+    """Copies the steps to these machines."""
+    program = ".venv/bin/python -m on_this_computer.send_scripts"
+    for machine in machines:
+        host = machine.host
+        machine.scripts = local.Command(
+            f"{machine.name}-scripts",
+            create=program,
+            update=program,
+            delete=f"{program} undo",
+            environment={
+                "CONNECTION": Output.json_dumps(host.connection),
+                "IDENTITY": host.identity,
+                "VERSION": send_scripts.version(),
+            },
+            add_previous_output_in_env=False,
+            logging=local.Logging.STDERR,
+            opts=ResourceOptions(
+                parent=machine,
+                deleted_with=host.deleted_with,
+                depends_on=[each.command if isinstance(each, Step) else each for each in after],
+            ),
+        )
+
+
 def power(cluster: Cluster, google: Google) -> Step:
     """Lets the scheduler's machine start and stop the others. Afterwards, `up` reaches them through that service."""
     others = {name: machine for name, machine in cluster.machines.items() if machine is not cluster.head}
@@ -91,7 +117,7 @@ def power(cluster: Cluster, google: Google) -> Step:
     }
     ports = [machine.host.connection["port"] for machine in others.values() if machine.host.login]
     variables = {
-        "POWER": POWER.read_text(),
+        "POWER": POWER,
         "MACHINES": Output.json_dumps(told),
         "PORT": Output.all(*ports).apply(lambda known: str(int(max(known)))),
     }
@@ -160,8 +186,8 @@ def data(cluster: Cluster) -> None:
             "OPTIONS": "".join(f",{option}" for option in settings.options),
             "DELETE": "yes" if settings.delete else "no",
             "LOGIN_USER": machine.host.connection["user"],
-            "MOUNT": MOUNT.read_text(),
-            "DASKDATA": DASKDATA.read_text(),
+            "MOUNT": MOUNT,
+            "DASKDATA": DASKDATA,
         }
 
     cluster.everywhere("data", variables, first=holder)
@@ -255,14 +281,14 @@ def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> No
             "SECRET_ENV": secrets,
             "SCHEDULER_ARGS": dask_options.quoted(scheduler_args),
             "WORKER_ARGS": dask_options.quoted((*worker_args, *dask_options.resources(group))),
-            "RELOAD": RELOAD.read_text() if settings.dask.tls else "",
-            "PEOPLE": PEOPLE.read_text() if settings.dask.tls and machine is cluster.head else "",
-            "DRAIN": DRAIN.read_text(),
-            "RETIRED": RETIRED.read_text(),
-            "ELASTIC": ELASTIC.read_text() if dask_options.bounds(settings) else "",
-            "SCALING": SCALING.read_text() if dask_options.bounds(settings) else "",
+            "RELOAD": RELOAD if settings.dask.tls else "",
+            "PEOPLE": PEOPLE if settings.dask.tls and machine is cluster.head else "",
+            "DRAIN": DRAIN,
+            "RETIRED": RETIRED,
+            "ELASTIC": ELASTIC if dask_options.bounds(settings) else "",
+            "SCALING": SCALING if dask_options.bounds(settings) else "",
             "GRACE": str(machine.host.grace),
-            "WORKED": WORKED.read_text() if settings.limits.idle else "",
+            "WORKED": WORKED if settings.limits.idle else "",
             "CREDENTIALS": cluster.head.host.identity,
             "FIREWALL": "yes" if settings.firewall.manage else "no",
             "AUTHORITY_ADDRESS": cluster.head_seen_from(machine),
@@ -300,10 +326,10 @@ def jobs(cluster: Cluster, scheduler: Output[str]) -> None:
     cluster.head.step(
         "jobs",
         {
-            "JOBS": JOBS.read_text(),
-            "DOOR": JOBS_DOOR.read_text(),
-            "RUN_JOB": RUN_JOB.read_text(),
-            "USER_CODE": USER_CODE.read_text(),
+            "JOBS": JOBS,
+            "DOOR": JOBS_DOOR,
+            "RUN_JOB": RUN_JOB,
+            "USER_CODE": USER_CODE,
             "SCHEDULER": scheduler,
             "DATA_PATH": settings.data.path,
             "HOMES": "yes" if settings.workers.read_homes else "no",
@@ -322,7 +348,7 @@ def members(cluster: Cluster, scheduler: Output[str], client: Step) -> Step:
     """Retires the workers that are no longer in the settings, before Pulumi undoes the steps of their machines."""
     numbers = [*(dask_options.bounds(cluster.settings) or []), *([BOOT] if boots(cluster) else [])]
     variables = {
-        "DRAIN": DRAIN.read_text(),
+        "DRAIN": DRAIN,
         "SCHEDULER": scheduler,
         "MEMBERS": " ".join(dask_options.worker_names(cluster.settings, cluster.workers)),
         "BOUNDS": " ".join(map(str, numbers)),
@@ -357,7 +383,7 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
         "data": settings.data.path,
     }
     variables = {
-        "CHECK": CHECK.read_text(),
+        "CHECK": CHECK,
         "BOOT": str(boot or ""),
         "EXPECT": Output.json_dumps(expect),
         "NOTEBOOK": json.dumps({"imports": lock.inputs}) if settings.jupyter.enabled and lock.inputs else "",

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from components.machines.step import script
 from rehearsal.machines import Machine, Stack, until
 from tests.machines.killing import kill_at, lines
 from tests.machines.snapshots import snapshot
 from tests.machines.test_steps import Pair
+from tests.scripts import script
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from io import StringIO
 
 import pytest
 
-from components.machines.step import script
 from daskstack.engine import PROJECT
 from on_this_computer import confirm_ssh_access
 from rehearsal.machines import Machine, Stack, until
 from tests.outside import Outside
+from tests.scripts import script
 
 # All state that the step can change, with every relevant attribute.
 STATE = r"""

@@ -12,13 +12,13 @@ from subprocess import CompletedProcess
 import pytest
 
 from components.machines import dask_options
-from components.machines.step import script
 from components.machines.steps import CHECK, DRAIN, JOBS, JOBS_DOOR, PEOPLE, RELOAD, RETIRED, RUN_JOB, USER_CODE
 from on_this_computer import send_environment
 from rehearsal.machines import Machine, Stack, until
 from settings import MachinesTarget, lock
 from tests.machines.snapshots import changes, snapshot
 from tests.machines.test_steps import DEVICE, Disk, Pair, blank_disk
+from tests.scripts import script
 
 CLUSTER = MachinesTarget.model_validate(
     {"target": "machines", "machines": {"source": "local", "workers": 1}}

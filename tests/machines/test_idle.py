@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from components.machines.step import script
 from rehearsal.machines import Machine, Stack, as_root, until
 from tests.machines.snapshots import snapshot
 from tests.machines.test_steps import Pair, start_sshd
+from tests.scripts import script
 
 
 @pytest.fixture(scope="module")

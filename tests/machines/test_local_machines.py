@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from components.machines.step import STEPS
+from on_this_computer.send_scripts import STEPS
 from rehearsal.machines import SCRIPTS, SUDO, CommandError, as_root, call, until
 
 

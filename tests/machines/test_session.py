@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from components.machines.step import script
 from rehearsal.machines import Machine, Stack
 from tests.machines.snapshots import changes
 from tests.machines.test_steps import Pair
+from tests.scripts import script
 
 HOME = "/var/lib/daskstack/home"
 NO_NEW_PRIVILEGES = "grep NoNewPrivs /proc/self/status"

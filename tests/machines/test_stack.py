@@ -30,7 +30,6 @@ import psutil
 import pytest
 
 import daskstack
-from components.machines.step import script
 from daskstack import access_file, cluster_commands, connection, engine, private_folder, ssh
 from daskstack.route import way_to
 from on_the_cluster import check
@@ -40,6 +39,7 @@ from tests import access
 from tests.checkout import Checkout
 from tests.notebooks import log_in, page, run_cell
 from tests.outside import Outside
+from tests.scripts import script
 from tests.tls import accepts, imitated
 from tests.work import tunnels, wait_until_working
 

@@ -19,7 +19,6 @@ from cryptography import x509
 
 from components.machines import dask_options
 from components.machines.credentials import ACCESS, DAYS
-from components.machines.step import script
 from components.machines.steps import DASKDATA, MOUNT
 from on_this_computer import send_environment
 from rehearsal.kubernetes import pki
@@ -29,6 +28,7 @@ from settings.common import Environment
 from tests import private_index
 from tests.machines.snapshots import snapshot
 from tests.outside import CommandLines
+from tests.scripts import script
 
 
 class Pair:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.machines.step import STEPS
+from on_this_computer.send_scripts import STEPS
 
 COMMON = (STEPS / "common.sh").read_text()
 DEBIAN = {"apt-get": "apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends"}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.machines.step import STEPS
+from on_this_computer.send_scripts import STEPS
 
 FIREWALLS = Path(__file__).parent / "firewalls"
 # The programs that the readers start. A test defines those that print something again.

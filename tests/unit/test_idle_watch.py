@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from components.machines.step import STEPS
+from on_this_computer.send_scripts import STEPS
 
 BEGIN = 1000  # what the clock shows as the watch begins
 HOUR = "echo 3600 0"  # nothing was computed for an hour, and no worker is there

@@ -13,10 +13,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from components.machines.sources.existing import usable
-from components.machines.step import step_text
 from daskstack import kubeconfig
 from daskstack.printable import printable
 from daskstack.status_and_logs import RemoteError, Status, Worker, parse_status
+from on_this_computer.send_scripts import step_text
 from settings import common, existing, gke, lock
 from tools.test import read
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from components.machines.step import STEPS, script, step_text
 from on_this_computer import preflight
+from on_this_computer.send_scripts import STEPS, step_text
+from tests.scripts import script
 
 STATES = sorted(path.stem for path in STEPS.glob("*.sh") if path.stem != "common")
 
