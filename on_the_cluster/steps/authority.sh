@@ -250,7 +250,9 @@ undo() {
     systemctl -q stop dask-authority.service
   fi
   # If the authority moved to another machine, its list of members stayed here.
-  drop $UNIT.timer $UNIT.service $PROGRAM $ACCESS_PROGRAM $ETC/members
+  drop $UNIT.timer $UNIT.service $PROGRAM $ACCESS_PROGRAM
+  # Of the steps `members` and `check`, which have no undo here if they have moved with the scheduler.
+  drop $ETC/members $ETC/bounds $ETC/fixed $ETC/proven
   rm -rf $AUTHORITY $PUBLISHED
   systemctl daemon-reload
   tidy
