@@ -249,9 +249,8 @@ undo() {
     systemctl -q disable --now dask-authority.timer
     systemctl -q stop dask-authority.service
   fi
-  # If the authority moved to another machine, its list of members stayed here.
   drop $UNIT.timer $UNIT.service $PROGRAM $ACCESS_PROGRAM
-  # Of the steps `members` and `check`, which have no undo here if they have moved with the scheduler.
+  # If the authority moved to another machine, the files of the steps `members` and `check` stayed here.
   drop $ETC/members $ETC/bounds $ETC/fixed $ETC/proven
   rm -rf $AUTHORITY $PUBLISHED
   systemctl daemon-reload
