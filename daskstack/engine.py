@@ -92,14 +92,13 @@ def standins(engine: Path, environ: Mapping[str, str] = os.environ) -> Path:
 
 def complete(standins: Path) -> bool:
     """Whether the stand-ins and the Python that runs them are completely installed."""
-    return (standins / "complete").exists() and (standins / "venv" / "bin" / "python").exists()
+    return all((standins / each).exists() for each in ("complete", "venv/bin/python", "home/logs"))
 
 
 def standin_sources() -> list[Path]:
-    """All source files of the stand-ins, and the program that installs them."""
+    """All source files of the stand-ins."""
     files = sorted((PROJECT / "rehearsal" / "plugins").rglob("*.*"))
-    sources = [file for file in files if file.is_file() and "__pycache__" not in file.parts]
-    return [*sources, PROJECT / "tools" / "install.py"]
+    return [file for file in files if file.is_file() and "__pycache__" not in file.parts]
 
 
 def pulumi_home(environ: Mapping[str, str] = os.environ) -> Path:

@@ -49,6 +49,7 @@ def without_plugins(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
     replaced = engine.standins(built, environ)
     executable(replaced / "venv" / "bin" / "python", "true")
     (replaced / "complete").touch()
+    executable(replaced / "home" / "logs", "")
     return environ
 
 
