@@ -99,7 +99,7 @@ class Step:
             opts=ResourceOptions(
                 parent=parent,
                 deleted_with=host.deleted_with,
-                depends_on=[each.command if isinstance(each, Step) else each for each in after],
+                depends_on=resources(after),
             ),
         )
         self.fingerprint: Output[str] = self.stdin.apply(lambda text: hashlib.sha256(text.encode()).hexdigest())
@@ -108,6 +108,11 @@ class Step:
     def __getitem__(self, key: str) -> Output[str]:
         """A value from the JSON object that the step printed in its last line. Login shells can print other lines."""
         return self.command.stdout.apply(lambda text: json.loads(text.strip().rpartition("\n")[2])[key])
+
+
+def resources(after: Sequence[Step | Resource]) -> list[Resource]:
+    """The resources of steps and others, for `depends_on`."""
+    return [each.command if isinstance(each, Step) else each for each in after]
 
 
 def script(state: str, variables: Mapping[str, str | Path]) -> str:

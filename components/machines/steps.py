@@ -13,7 +13,7 @@ from pulumi_command import local
 from components.jupyter_password import jupyter_config
 from components.machines import dask_options
 from components.machines.machine import Cluster, Machine, Variables
-from components.machines.step import ON_THE_CLUSTER, Step
+from components.machines.step import ON_THE_CLUSTER, Step, resources
 from daskstack.client_output import Google
 from daskstack.engine import PROJECT
 from on_this_computer import send_scripts
@@ -91,7 +91,7 @@ def scripts(machines: Sequence[Machine], after: Sequence[Step | Resource]) -> No
             opts=ResourceOptions(
                 parent=machine,
                 deleted_with=host.deleted_with,
-                depends_on=[each.command if isinstance(each, Step) else each for each in after],
+                depends_on=resources(after),
             ),
         )
 
@@ -221,7 +221,7 @@ def environment(
         opts=ResourceOptions(
             parent=head,
             deleted_with=head.host.deleted_with,
-            depends_on=[each.command if isinstance(each, Step) else each for each in after],
+            depends_on=resources(after),
         ),
     )
     uv = files.stdout.apply(json.loads)

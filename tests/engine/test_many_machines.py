@@ -12,7 +12,6 @@ import yaml
 from daskstack import engine
 from settings import HOST_KEY
 from tests.checkout import Checkout
-from tests.engine.support import is_stand_in, plugin
 
 CANNED = Path(__file__).with_name("canned_command.py")
 MANY = 200
@@ -36,17 +35,14 @@ class Cluster:
         self._operations = folder / "operations"
         self._environ = self._checkout.environ | engine.variables("mine", self._checkout.environ)
         self._environ |= {"PULUMI_HOME": str(self._home(folder / "home")), "OPERATIONS": str(self._operations)}
-        # A local backend writes the entire state after each step, which here would take most of an hour.
+        # A local backend writes the entire state after each step, which here would take minutes.
         self._environ |= {"PULUMI_EXPERIMENTAL": "true", "PULUMI_SKIP_CHECKPOINTS": "true"}
 
     def _home(self, home: Path) -> Path:
         """The engine's plugins, with ours instead of `command`."""
-        found = plugin(self._environ, "resource", "command", engine.COMMAND)
-        assert is_stand_in(found)
-        shutil.copytree(found.parents[1], home / "plugins", symlinks=True)
-        home.joinpath("logs").touch()  # as in tools/install.py
         installed = engine.standins(engine.engine())
-        script = home / "plugins" / found.parent.name / found.name
+        shutil.copytree(installed / "home", home, symlinks=True)
+        script = home / "plugins" / f"resource-command-v{engine.COMMAND}" / "pulumi-resource-command"
         script.write_text(
             f'#!/bin/sh\nPYTHONPATH="{installed}/sources" exec "{installed}/venv/bin/python" "{CANNED}" "$@"\n'
         )

@@ -25,8 +25,8 @@ UNIT
 }
 
 # The mount's options set the group of all files, because IDs differ between machines; MOUNT_PROGRAM lets its members use
-# every file. sshfs and the kernel cache no attributes, so that machines see each other's changes at once; MOUNT_PROGRAM
-# does what is safe.
+# every file. Neither sshfs nor the kernel caches attributes, so that machines see each other's changes at once.
+# MOUNT_PROGRAM remembers some for a second.
 mount_unit() {
   cat <<UNIT
 [Unit]
