@@ -92,7 +92,7 @@ def standins(engine: Path, environ: Mapping[str, str] = os.environ) -> Path:
 
 def complete(standins: Path) -> bool:
     """Whether the stand-ins and the Python that runs them are completely installed."""
-    return all((standins / each).exists() for each in ("complete", "venv/bin/python", "home/logs"))
+    return all((standins / each).is_file() for each in ("complete", "venv/bin/python", "home/logs"))
 
 
 def standin_sources() -> list[Path]:

@@ -185,8 +185,8 @@ remove_mount() {
   systemctl reset-failed "$data.mount" 2>/dev/null || true
   if in_tmp; then drop $TMPFILES; fi
   restore_owner
-  drop $PATH_FILE
   forget data
+  drop $PATH_FILE # last: without it, the next undo looks for nothing
 }
 
 # A killed `verify` leaves its file.

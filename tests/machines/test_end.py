@@ -140,6 +140,13 @@ def test_a_step_killed_at_any_line_can_be_finished_and_undone(alone: Pair) -> No
     assert len(killed) > 3
     data(alone, "/srv/daskdata", "undo")
     assert snapshot(machine) ^ before == set()
+    # Undo killed between its last two actions.
+    data(alone, "/srv/daskdata")
+    last = "  drop $PATH_FILE # last"
+    assert last in text
+    machine.run(text.replace(last, f"  kill -KILL $$\n{last}"), {}, "undo", check=False)
+    data(alone, "/srv/daskdata", "undo")
+    assert snapshot(machine) ^ before == set()
 
 
 def test_two_runs_of_a_step_wait_for_each_other(alone: Pair) -> None:
