@@ -6,8 +6,9 @@ of workers, which the running cluster sets; `workers` are the most that can run)
 number of workers in groups, to which the bounds do not apply), `libraries` (range of ports on which libraries talk
 among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to boot), `least`
 (how many workers suffice) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in Kubernetes.
-Prints a table of results. In the environment of the notebook server, the argument has only `imports`. A second
-argument, if it is not empty, is the result of an earlier job, which is then not run again.
+Prints a table of results. A second argument, if it is not empty, is the result of an earlier job, which then does not
+run again. To import packages in this program's own environment, the argument has only `imports` and `where`, the name
+of the place in errors.
 """
 
 import contextlib
@@ -161,11 +162,11 @@ def require_imports(problem, where):
         )
 
 
-def check_notebook(packages):
+def check_own_imports(packages, where):
     """Imports the packages in this program's own environment."""
     import asyncio
 
-    require_imports(asyncio.run(import_problem(packages)), "the notebook server")
+    require_imports(asyncio.run(import_problem(packages)), where)
     return f"{len(packages)} packages can be imported"
 
 
@@ -289,7 +290,10 @@ def check_job(client, workers):
 
 
 def main(expect, earlier=""):
-    table = check_cluster(expect, earlier) if "address" in expect else [("jupyter", check_notebook(expect["imports"]))]
+    if "address" in expect:
+        table = check_cluster(expect, earlier)
+    else:
+        table = [("jupyter", check_own_imports(expect["imports"], expect["where"]))]
     for name, seen in table:
         print(f"{name:<12} {seen}")
 

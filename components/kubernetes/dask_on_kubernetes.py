@@ -306,7 +306,9 @@ class DaskOnKubernetes(ComponentResource):
                 **({"LEAST": str(settings.workers.at_least)} if settings.workers.at_least else {}),
                 "CHECK": CHECK.read_text(),
                 "EXPECT": json.dumps(expect),
-                "NOTEBOOK": json.dumps({"imports": self.lock.inputs}) if self.lock.inputs else "",
+                "NOTEBOOK": json.dumps({"imports": self.lock.inputs, "where": "the notebook server"})
+                if self.lock.inputs
+                else "",
                 "CONFIRMS": Output.all(release.status.revision, Output.json_dumps(self.values)).apply(sha256),
             },
             ResourceOptions(parent=self, depends_on=[release]),

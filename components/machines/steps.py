@@ -242,11 +242,18 @@ def environment(
             "ARCHIVE_SHA256": lock.archive_sha256,
             "ARCHIVE_SIZE": str(lock.archive_size),
             "CERTIFICATES": settings.authority,
+            "CHECK": CHECK,
+            "IMPORTS": _imports(lock, machine.host.name),
             "AUTHORITY_ADDRESS": cluster.head_seen_from(machine),
         }
 
     cluster.everywhere("environment", variables, first=head)
     return installs
+
+
+def _imports(lock: Lock, where: str) -> str:
+    """What check.py imports in its own environment."""
+    return json.dumps({"imports": lock.inputs, "where": where}) if lock.inputs else ""
 
 
 def service(cluster: Cluster, scheduler: Output[str], secrets: Input[str]) -> None:
@@ -379,14 +386,14 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
         "python": settings.environment.python,
         "packages": lock.packages,
         "libraries": dask_options.library_ports(settings),
-        "imports": lock.inputs,
+        "imports": [],  # the step `environment` has imported them
         "data": settings.data.path,
     }
     variables = {
         "CHECK": CHECK,
         "BOOT": str(boot or ""),
         "EXPECT": Output.json_dumps(expect),
-        "NOTEBOOK": json.dumps({"imports": lock.inputs}) if settings.jupyter.enabled and lock.inputs else "",
+        "NOTEBOOK": _imports(lock, "the notebook server") if settings.jupyter.enabled else "",
         "CONFIRMS": Output.all(*(step.fingerprint for step in cluster.steps)).apply(" ".join),
         "PROVES": Output.all(*(step.fingerprint for step in cluster.head.steps)).apply(" ".join),
     }

@@ -3,7 +3,7 @@
 #   EXPECT   the expected results, JSON
 #   NOTEBOOK the same for the environment of the notebook server; empty: there is none
 #   CONFIRMS identities of everything that the check depends on; a change runs the check again
-#   PROVES   identities of what the job proves; as long as they are the same, it runs once
+#   PROVES   identities of what the job and the notebooks' imports prove; as long as they are the same, both run once
 #   BOOT     seconds for workers' machines to boot, if they start with their workers; empty: 0
 # With the argument `again`, all parts run.
 
@@ -29,7 +29,7 @@ main() {
   printf '%s\n' "$table"
   job=$(sed -n 's/^job *//p' <<<"$table")
   [ -n "$earlier" ] || [ -z "$job" ] || exclusively keep "$job"
-  [ -z "$NOTEBOOK" ] || check $OPT/jupyter/environment/bin/python "$NOTEBOOK"
+  [ -n "$earlier" ] || [ -z "$NOTEBOOK" ] || check $OPT/jupyter/environment/bin/python "$NOTEBOOK"
 }
 
 keep() { printf '%s\n%s\n' "$PROVES" "$1" | put $PROVEN 0600 root:root; }

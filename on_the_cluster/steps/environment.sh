@@ -8,6 +8,7 @@
 #   UV, UV_SHA256  file name and checksum of the wheel that contains uv
 #   UV_ENV         variables for uv as shell code, such as the package index with its password, or a proxy; may be empty
 #   CERTIFICATES   certificates (PEM) of authorities that uv and tasks trust, in addition to the system's; may be empty
+#   CHECK, IMPORTS a Python program that imports packages, and their names as its argument; IMPORTS is empty if there are none
 #   AUTHORITY_ADDRESS  address of the machine that serves the lock and the wheels, and that holds the lock for restarts of
 #                  workers; empty on that machine
 
@@ -208,7 +209,11 @@ main() {
   install -d -m 0755 $OPT
   install_system_packages
   trust_authorities
-  [ "$(cat $INSTALLED 2>/dev/null)" = "$LOCK_SHA256 $PYTHON" ] && return
+  [ "$(cat $INSTALLED 2>/dev/null)" = "$LOCK_SHA256 $PYTHON" ] || install_environment
+  import_packages
+}
+
+install_environment() {
   [ -z "$AUTHORITY_ADDRESS" ] || mount_files
   copy_verified environment.lock "$LOCK_SHA256"
   if [ "$SOURCE" = archive ]; then copy_verified environment.tar.gz "$ARCHIVE_SHA256" "$ARCHIVE_SIZE"; else install_uv; fi
@@ -223,6 +228,11 @@ main() {
   label $OPT
   start_services
   printf '%s\n' "$LOCK_SHA256 $PYTHON" | put $INSTALLED 0644 root:root
+}
+
+# A system library that a package needs can be missing on one machine alone.
+import_packages() {
+  [ -z "$IMPORTS" ] || within=180 in_environment python -c "$CHECK" "$IMPORTS" 2>&1 >/dev/null | printable >&2
 }
 
 exclusively main "$@" </dev/null

@@ -120,7 +120,7 @@ def test_steps_install_the_packages_they_need(bare: Bare, disk: Disk, house: Pat
     bare.step(
         bare.head, "environment", LOCK_SHA256=send_environment.sha256(house / "environment.lock"), PYTHON="3.11",
         SOURCE="wheelhouse", SYSTEM="", UV=uv.name, UV_SHA256=send_environment.sha256(uv), AUTHORITY_ADDRESS="",
-        UV_ENV="", CERTIFICATES="",
+        UV_ENV="", CERTIFICATES="", CHECK="", IMPORTS="",
     )  # fmt: skip
     assert bare.installed == {
         ("keys", "nftables"), ("keys", "openssl"), ("authority", "python3"), ("data", "e2fsprogs"), ("data", "sshfs"),

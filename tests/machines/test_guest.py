@@ -224,7 +224,7 @@ def environment_variables(pair: Pair, machine: Machine, folder: Path) -> dict[st
     return {
         "LOCK_SHA256": sha256((folder / "environment.lock").read_bytes()).hexdigest(), "PYTHON": "3.11",
         "SOURCE": "wheelhouse", "SYSTEM": "", "UV": uv.name, "UV_SHA256": sha256(uv.read_bytes()).hexdigest(),
-        "UV_ENV": "", "CERTIFICATES": "",
+        "UV_ENV": "", "CERTIFICATES": "", "CHECK": "", "IMPORTS": "",
         "AUTHORITY_ADDRESS": "" if machine is pair.head else pair.head.address,
     }  # fmt: skip
 

@@ -879,6 +879,7 @@ class House:
             "PYTHON": "3.11",
             "SOURCE": "wheelhouse", "SYSTEM": "", "UV": uv.name, "UV_SHA256": send_environment.sha256(uv),
             "AUTHORITY_ADDRESS": "" if machine is head else head.address, "UV_ENV": "", "CERTIFICATES": "",
+            "CHECK": "", "IMPORTS": "",
         }  # fmt: skip
         return machine.run(before + script("environment", variables | changes), {}, *arguments, check=check)
 
@@ -964,6 +965,19 @@ def test_machines_use_the_environment_of_an_archive_that_root_verified(house: Ho
     house.install(hand)
     assert hand.ssh(IMPORT).stdout == "honest\n"
     assert hand.run("ls /opt/daskstack/environment/corrected", check=False).returncode
+
+
+def test_a_machine_that_cannot_import_a_package_fails_its_environment_whenever_the_step_runs(house: House) -> None:
+    (house.folder / "environment.lock").write_text(
+        wheel(house.folder / "wheels", "import ctypes\nctypes.CDLL('libmissing.so.1')\n")
+    )
+    house.send()
+    told = {"CHECK": "import importlib, sys\nimportlib.import_module(sys.argv[1])", "IMPORTS": "tiny"}
+    for _ in range(2):  # the second time, the packages are there already
+        done = house.install(house.pair.hand, check=False, **told)
+        assert done.returncode == 1
+        assert "libmissing.so.1: cannot open shared object file" in done.stderr
+    house.install(house.pair.hand, **told | {"IMPORTS": "json"})
 
 
 def test_a_tampered_package_is_rejected_before_it_is_used(house: House) -> None:

@@ -47,7 +47,7 @@ def test_a_package_that_cannot_be_imported_fails_the_check_with_the_loaders_mess
     assert "(import my_boost)" in str(failure.value)
     assert "environment.system" in str(failure.value)
     with pytest.raises(check.Failure, match=r"libmissing.so.1: .* on the notebook server: if a system library"):
-        check.check_notebook(["dask", package])
+        check.check_own_imports(["dask", package], "the notebook server")
 
 
 def test_packages_that_can_be_imported_are_counted(client: Client) -> None:
