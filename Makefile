@@ -44,7 +44,7 @@ help:
 	@echo 'make lock-project   update the locks of this project'"'"'s own Python packages'
 
 up destroy:
-	@$(install) program
+	@$(install) $(if $(filter dev,$(STACK)),dev,program)
 	@$(daskstack) $@ $(stack) $(yes)
 
 preview status leftovers rehearse env:

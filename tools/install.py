@@ -1,6 +1,7 @@
 """Installs what is missing: python3 -m tools.install WHAT...
 
     program    the Pulumi engine, its plugins, and .venv with the packages of the program and of the cluster
+    dev        the same for stack dev: while an engine is built, also its machines' image and its wheels
     machines   Debian packages that create local machines
     compute    the same, and nftables, for rehearsals of machines in Google Cloud
     cloud      nothing: fails if Pulumi's own plugins are missing
@@ -51,6 +52,31 @@ def main(words: list[str]) -> None:
 def program() -> None:
     install_plugins(install_engine())
     install_venv("requirements.txt")
+
+
+def dev() -> None:
+    if engine.engine() is None:
+        machines()
+        install_venv("requirements.txt")
+    install_plugins(install_engine(prepare_dev))
+    install_venv("requirements.txt")
+
+
+def prepare_dev() -> None:
+    """What the first `up` of stack dev would otherwise create later."""
+    with phase("Building the image of its machines, and downloading its wheels"):
+        image = PROJECT / "on_this_computer" / "local_machines" / "image.sh"
+        run("bash", image, log="image", env={**os.environ, "CACHE": str(CACHE)})
+        run(PROJECT / ".venv" / "bin" / "python", "-c", COLLECT, log="wheels", cwd=PROJECT)
+
+
+COLLECT = """
+from pathlib import Path
+from on_this_computer.send_environment import collect
+from settings.common import JUPYTER_LOCK
+
+collect(Path("environment.lock"), "3.11", "wheelhouse", Path(JUPYTER_LOCK))
+"""
 
 
 def machines() -> None:
@@ -111,6 +137,7 @@ WORDS = {
     "bench": install_bench_venv,
     "cloud": cloud,
     "compute": compute,
+    "dev": dev,
     "kubernetes": kubernetes,
     "lint": lint,
     "machines": machines,
