@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import Generator
 from typing import Any
 
+import dask
+from dask.utils import parse_timedelta
 from distributed.core import Status, rpc
 from distributed.deploy import Cluster
 from distributed.objects import SchedulerInfo
@@ -51,12 +53,19 @@ class StackCluster(Cluster):
             try:
                 arguments = self.security.get_connection_args("client") if self.security else {}
                 self.scheduler_comm = rpc(connection.local_address(self._facts, self.way), connection_args=arguments)
+                # A scheduler that has just been woken is not there yet.
+                limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+                await connection.until_it_listens(self.way, limit, self._reach)
                 await super()._start()
             except BaseException:
                 await self._close()
                 raise
         connection.tell_xgboost(str(self.scheduler_info["address"]))
         shared_directory.use(self._stack)
+
+    async def _reach(self) -> None:
+        comm = await self.scheduler_comm.live_comm()
+        self.scheduler_comm.comms[comm] = True  # ty: ignore[invalid-assignment]  # a dictionary
 
     async def _watch_worker_status(self, comm: Any) -> None:
         while self.status not in (Status.closing, Status.closed):

@@ -7,11 +7,11 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from ssl import SSLEOFError, SSLZeroReturnError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import dask
@@ -88,23 +88,12 @@ class Client(distributed.Client):
         return super()._graph_to_futures(*args, **kwargs)
 
     async def _ensure_connected(self, timeout: float | None = None) -> None:
-        """Retries while nothing listens behind the tunnel: the stream then ends before the TLS handshake."""
+        """Retries while nothing listens behind the tunnel."""
         limit = self._timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit
-        while True:
-            if fault := self._way.fault():
-                raise TunnelError(fault)
-            try:
-                # Dask sets no time limit for a scheduler's first message. It waits for three messages in total.
-                single = self._attempt or limit
-                await asyncio.wait_for(super()._ensure_connected(timeout=single), 3 * single)
-                tell_xgboost(self._scheduler_identity["address"])
-                return
-            except (FatalCommClosedError, ValueError) as error:
-                ended = isinstance(error, ValueError) or isinstance(error.__cause__, (SSLEOFError, SSLZeroReturnError))
-                if not ended or time.monotonic() > deadline:
-                    raise ConnectionError(str(error.__cause__ or error)) from error
-                await asyncio.sleep(0.2)
+        # Dask sets no time limit for a scheduler's first message. It waits for three messages in total.
+        single, connected = self._attempt or limit, super()._ensure_connected
+        await until_it_listens(self._way, limit, lambda: asyncio.wait_for(connected(timeout=single), 3 * single))
+        tell_xgboost(self._scheduler_identity["address"])
 
     async def _reconnect(self) -> None:
         """Waits up to AWAY seconds. Dask would close the client after the time limit of a single connection."""
@@ -120,6 +109,25 @@ class Client(distributed.Client):
             await super()._close(fast=fast)
         finally:
             self._tunnels.close()
+
+
+async def until_it_listens(way: Way, limit: float, attempt: Callable[[], Awaitable[Any]]) -> None:
+    """Retries for `limit` seconds while nothing listens behind the tunnel: the stream ends before the TLS handshake.
+
+    Raises TunnelError if the tunnel has ended, and ConnectionError if the limit is over or something else is wrong.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        if fault := way.fault():
+            raise TunnelError(fault)
+        try:
+            await attempt()
+            return
+        except (FatalCommClosedError, ValueError) as error:
+            ended = isinstance(error, ValueError) or isinstance(error.__cause__, (SSLEOFError, SSLZeroReturnError))
+            if not ended or time.monotonic() > deadline:
+                raise ConnectionError(str(error.__cause__ or error)) from error
+            await asyncio.sleep(0.2)
 
 
 def tell_xgboost(scheduler: str) -> None:

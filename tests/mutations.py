@@ -1806,6 +1806,14 @@ DAILY = [
         "tests/unit/test_connection.py::test_a_client_gives_xgboost_the_schedulers_own_address",
     ),
     Mutation(
+        "needs-a-listening-scheduler",
+        "A `StackCluster` waits for the scheduler of a cluster that it has just started again.",
+        "daskstack/cluster.py",
+        "await connection.until_it_listens(self.way, limit, self._reach)",
+        "await self._reach()",
+        "tests/unit/test_connection.py::test_a_cluster_object_connects_once_the_scheduler_is_up",
+    ),
+    Mutation(
         "one-reason-at-a-time",
         "Before the first change, `up` reports every reason why existing machines cannot join the cluster.",
         "on_the_cluster/preflight.sh",

@@ -14,6 +14,7 @@ from distributed import LocalCluster
 from distributed.security import Security
 from tornado.iostream import IOStream
 
+import daskstack
 from daskstack import connection
 from daskstack.tunnel import Way
 from tests.client_outputs import machines_client
@@ -58,7 +59,8 @@ def cluster(credentials: Security) -> Iterator[LocalCluster]:
 
 
 @contextmanager
-def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Iterator[tuple[connection.Client, Tunnel]]:
+def tunneled(cluster: LocalCluster, credentials: Security, refusals: int) -> Iterator[Tunnel]:
+    """Clients of a stack reach the cluster through a tunnel."""
     with (
         pytest.MonkeyPatch.context() as patch,
         Tunnel(int(cluster.scheduler_address.split(":")[2]), refusals) as tunnel,
@@ -72,16 +74,36 @@ def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Itera
         patch.setattr(connection, "way_to", way_to)
         patch.setattr(connection, "security", lambda _: credentials)
         try:
-            with connection.Client(machines_client(), timeout=20) as found:
-                yield found, tunnel
+            yield tunnel
         finally:
             tunnel.shutdown()
         assert tunnel.refusals == 0
 
 
+@contextmanager
+def client(cluster: LocalCluster, credentials: Security, refusals: int) -> Iterator[tuple[connection.Client, Tunnel]]:
+    with (
+        tunneled(cluster, credentials, refusals) as tunnel,
+        connection.Client(machines_client(), timeout=20) as found,
+    ):
+        yield found, tunnel
+
+
 def test_a_client_connects_once_the_scheduler_is_up(cluster: LocalCluster, credentials: Security) -> None:
     with client(cluster, credentials, refusals=3) as (found, _):
         assert found.submit(sum, [1, 2]).result(timeout=60) == 3
+
+
+def test_a_cluster_object_connects_once_the_scheduler_is_up(
+    cluster: LocalCluster, credentials: Security, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "facts_of", lambda _: machines_client())
+    with (
+        tunneled(cluster, credentials, refusals=3),
+        daskstack.StackCluster("mine") as found,
+        found.get_client() as client,
+    ):
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
 
 
 def test_a_client_gives_xgboost_the_schedulers_own_address(cluster: LocalCluster, credentials: Security) -> None:
