@@ -5,17 +5,30 @@ import os
 import sys
 from pathlib import Path
 
-from bench import compute, connect, gke, job, kube_cluster, kubernetes, mount, prepare, preview, registration, report
+from bench import (
+    compute,
+    connect,
+    gke,
+    job,
+    kube_cluster,
+    kubernetes,
+    mount,
+    prepare,
+    preview,
+    registration,
+    report,
+    wake,
+)
 from bench.rig import BenchError, Rig, rig
 
-PARTS = "abcdefghijkl"
+PARTS = "abcdefghijklm"
 
 
 def on_machines(place: Rig, parts: list[str], repeats: int) -> None:
     if prepared := [part for part in parts if part in "abc"]:
         print(f"parts {', '.join(prepared)}", flush=True)
         report.keep(prepare.measure(place, prepared, repeats))
-    for part, module in (("d", preview), ("e", mount), ("f", job), ("j", connect), ("l", registration)):
+    for part, module in (("d", preview), ("e", mount), ("f", job), ("j", connect), ("l", registration), ("m", wake)):
         if part in parts:
             print(f"part {part}", flush=True)
             report.keep({part: module.measure(place, repeats)})

@@ -12,9 +12,11 @@ from bench.prepare import up
 from bench.rig import Rig
 from daskstack import access_file, client_output, private_folder, ssh
 from daskstack.access_file import Access
+from daskstack.client_output import KubernetesClient, MachinesClient
 from daskstack.engine import PROJECT
 from daskstack.tunnel import free_port
 
+Facts = MachinesClient | KubernetesClient
 OURS = """
 import sys
 from daskstack import StackCluster
@@ -28,8 +30,8 @@ import socket, subprocess, sys, time
 from distributed import Client
 from distributed.security import Security
 
-folder, target, port = sys.argv[1:]
-tunnel = subprocess.Popen(["ssh", "-F", f"{folder}/config", "-N", "-L", f"127.0.0.1:{port}:{target}", "machine"])
+folder, port, *command = sys.argv[1:]
+tunnel = subprocess.Popen(command)
 while True:
     try:
         socket.create_connection(("127.0.0.1", int(port))).close()
@@ -50,22 +52,40 @@ def measure(rig: Rig, repeats: int) -> dict[str, Any]:
         program = rig.program("connect")
         up(program, fleet, fleet.fresh("scheduler", "worker-1"), workers={"memoryLimit": "2 GiB"})
         facts = client_output.parse(program.output("client"))
-        assert isinstance(facts, client_output.MachinesClient)
-        access_file.write(folder / "bench.json", Access(person="bench", stack="bench", client=facts))
-        ssh.write_config(folder, {"machine": facts.tunnel})
-        for name in ("authority", "certificate", "key"):
-            (folder / name).write_text(getattr(facts.tls, name))
+        write(folder, facts)
         for repeat in range(-1, repeats):  # the first turn is for the computer's caches
             taken = {}
-            for way in ("ours", "theirs") if repeat % 2 == 0 else ("theirs", "ours"):
-                taken[way] = _seconds(way, folder, urlsplit(facts.scheduler).netloc)
+            for way in (ours, theirs) if repeat % 2 == 0 else (theirs, ours):
+                taken[way] = way(folder, facts)
             if repeat >= 0:
-                comparison.add(taken["ours"], taken["theirs"])
+                comparison.add(taken[ours], taken[theirs])
     return {"comparisons": {comparison.what: comparison}, "profiles": {}}
 
 
-def _seconds(way: str, folder: Path, scheduler: str) -> float:
-    given = [OURS, f"{folder}/bench.json"] if way == "ours" else [THEIRS, str(folder), scheduler, str(free_port())]
+def write(folder: Path, facts: Facts) -> None:
+    """Writes what both ways need: an access file, ssh's configuration, and the keys."""
+    access_file.write(folder / "bench.json", Access(person="bench", stack="bench", client=facts))
+    if isinstance(facts, MachinesClient):
+        ssh.write_config(folder, {"machine": facts.tunnel})
+    for name in ("authority", "certificate", "key"):
+        (folder / name).write_text(getattr(facts.tls, name))
+
+
+def ours(folder: Path, facts: Facts, **options: Any) -> float:
+    return _seconds(OURS, f"{folder}/bench.json", **options)
+
+
+def theirs(folder: Path, facts: Facts, **options: Any) -> float:
+    port, target = free_port(), urlsplit(facts.scheduler).netloc
+    if isinstance(facts, KubernetesClient):
+        service, _, there = target.rpartition(":")
+        tunnel = ["kubectl", "--namespace", facts.namespace, "port-forward", f"service/{service}", f"{port}:{there}"]
+    else:
+        tunnel = ["ssh", "-F", f"{folder}/config", "-N", "-L", f"127.0.0.1:{port}:{target}", "machine"]
+    return _seconds(THEIRS, str(folder), str(port), *tunnel, **options)
+
+
+def _seconds(*words: str, **options: Any) -> float:
     started = time.monotonic()
-    subprocess.run([sys.executable, "-c", *given], cwd=PROJECT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", *words], cwd=PROJECT, check=True, timeout=300, **options)
     return time.monotonic() - started

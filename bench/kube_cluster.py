@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.connect import write
 from bench.figures import Comparison
 from bench.kubernetes import SMALL, config
 from bench.rig import BenchError, run
-from daskstack import StackCluster, access_file
-from daskstack.access_file import Access
+from daskstack import StackCluster
 from daskstack.client_output import KubernetesAccess, KubernetesClient
 from daskstack.engine import PROJECT
 from rehearsal.kubernetes.images import INSTALLED, ML
@@ -54,7 +54,7 @@ def measure(repeats: int) -> dict[str, Any]:
     comparison = Comparison(f"from {FEW} to {MANY} workers, to the client", "`KubeCluster`", "s", 1.0)
     with (
         tempfile.TemporaryDirectory() as folder,
-        _kubernetes(Path(folder)) as trial,
+        kubernetes(Path(folder), {"min": FEW, "max": MANY}) as trial,
         _ours(trial) as ours,
         _theirs(trial) as theirs,
     ):
@@ -71,7 +71,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _kubernetes(folder: Path) -> Generator[Rehearsal]:
+def kubernetes(folder: Path, workers: dict[str, Any], **more: Any) -> Generator[Rehearsal]:
     """A Kubernetes with an image that contains all packages, so that pods install nothing."""
     trial = Rehearsal("kubernetes", folder)
     try:
@@ -80,8 +80,9 @@ def _kubernetes(folder: Path) -> Generator[Rehearsal]:
         whole = config(FEW)
         whole["config"][KEY] |= {
             "image": INSTALLED,
-            "workers": {"min": FEW, "max": MANY, **SMALL},
+            "workers": workers | SMALL,
             "jupyter": {"enabled": False},
+            **more,
         }
         trial.set(whole, found["kubeconfig"], found["context"])
         os.environ["PATH"] = trial.environ["PATH"]  # for kubectl, which forwards ports
@@ -95,13 +96,9 @@ def _kubernetes(folder: Path) -> Generator[Rehearsal]:
 def _ours(trial: Rehearsal) -> Generator[Callable[[int], float]]:
     trial.up()
     try:
-        file = trial.folder / "bench.json"
-        access = KubernetesAccess(kubeconfig=Path(os.environ["KUBECONFIG"]).read_text())
-        facts = trial.client()
-        assert isinstance(facts, KubernetesClient)
-        facts = replace(facts, kubernetes=access)
-        access_file.write(file, Access(person="bench", stack="bench", client=facts))
-        with StackCluster(str(file)) as cluster, cluster.get_client() as client:
+        write(trial.folder, portable(trial))
+        file = str(trial.folder / "bench.json")
+        with StackCluster(file) as cluster, cluster.get_client() as client:
 
             def scale(number: int) -> float:
                 started = time.monotonic()
@@ -113,6 +110,13 @@ def _ours(trial: Rehearsal) -> Generator[Callable[[int], float]]:
             yield scale
     finally:
         trial.destroy()
+
+
+def portable(trial: Rehearsal) -> KubernetesClient:
+    """The facts for an access file, which contains the kubeconfig."""
+    facts = trial.client()
+    assert isinstance(facts, KubernetesClient)
+    return replace(facts, kubernetes=KubernetesAccess(kubeconfig=Path(os.environ["KUBECONFIG"]).read_text()))
 
 
 @contextmanager

@@ -31,6 +31,7 @@ TITLES = {
     "j": "To the first result: `StackCluster` against a plain client over a tunnel made by hand",
     "k": "More workers in Kubernetes: `StackCluster` against `KubeCluster`",
     "l": "Many workers: registration with TLS, and the scheduler at rest",
+    "m": "From a sleeping cluster to the first result: `StackCluster` against what no program can avoid",
 }
 
 
