@@ -107,12 +107,16 @@ def kubernetes(_: Rig, folder: Path) -> Generator[Cluster]:
             kubectl("scale", worker, "--replicas=0")
             kubectl("wait", "--for=delete", "pod", "--selector=component=worker", f"--timeout={LIMIT}s")
 
-        def start() -> dict[str, float]:
-            scaled = kubectl("scale", worker, "--replicas=1")
-            return {"machine or pod": scaled + kubectl("rollout", "status", worker, f"--timeout={LIMIT}s")}
-
         try:
-            yield Cluster(facts, sleep, start, trial.environ)
+            with Client(facts) as client:
+
+                def start() -> dict[str, float]:
+                    scaled = kubectl("scale", worker, "--replicas=1")
+                    started = time.monotonic()
+                    client.wait_for_workers(1, timeout=LIMIT)
+                    return {"machine or pod": scaled, "worker": time.monotonic() - started}
+
+                yield Cluster(facts, sleep, start, trial.environ)
         finally:
             trial.destroy()
 
