@@ -20,10 +20,10 @@ from rehearsal.machines import Machine
 from tools.python_packages import bench_venv
 
 HERE = Path(__file__).parent
-# The files that `up` writes to a machine, except keys and certificates: the playbook copies them.
+# The files that `up` writes to a machine, except keys, certificates and the check's record: the playbook copies them.
 WRITTEN = re.compile(
     r"/etc/(firewalld/zones/.*|ssh/sshd_config\.d/.*daskstack.*|systemd/system/[^/]*das[^/]*"
-    r"|daskstack/(ssh/config|ssh/ssh|[^/]+))|/opt/daskstack/[^/]*\.py"
+    r"|daskstack/(ssh/(config|ssh|session|revoked)|(?!proven)[^/]+))|/opt/daskstack/[^/]*\.py"
 )
 HARVEST = """
 shopt -s nullglob
@@ -33,14 +33,15 @@ tar -c /etc/firewalld /etc/ssh /etc/systemd/system /etc/daskstack /opt/daskstack
 STATE = r"""
 find /etc/daskstack /etc/firewalld /etc/ssh /etc/systemd/system /var/lib/daskstack /opt/daskstack /srv -xdev \
   \( -path '*/before' -o -path '*/environment/*' -o -path '*/daskstack/home/*' -o -path '/opt/daskstack/files/*' \
-     -o -name spill -o -name installed -o -name request.pem -o -name '*.pub' \) -prune -o \
+     -o -path /etc/daskstack/scripts -o -name spill -o -name installed -o -name request.pem -o -name '*.pub' \) \
+  -prune -o \
   -printf '%p %m %u:%g %l\n' | sort
 getent passwd dask
 systemctl list-units --no-legend --plain 'dask*' 'srv-*' firewalld.service | awk '{print $1, $3, $4}' | sort
 """
 
 
-def harvest(machines: Sequence[Machine], check: str | None, folder: Path) -> dict[str, dict[str, Any]]:
+def harvest(machines: Sequence[Machine], check: str, folder: Path) -> dict[str, dict[str, Any]]:
     """Copies the files that `up` wrote and its check into `folder`; returns each machine's part of the playbook."""
     result = {}
     for machine in machines:
@@ -55,18 +56,18 @@ def harvest(machines: Sequence[Machine], check: str | None, folder: Path) -> dic
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content.read())
                     modes[path] = f"{member.mode:04o}"
-        paths = sorted(modes)
-        ssh = [path for path in paths if "/ssh/" in path]
-        zones = [path for path in paths if "/zones/" in path]
-        data = [path for path in paths if "/dask-data" in path or path.endswith("mount")]
+        zones = [path for path in sorted(modes) if "/zones/" in path]
+        rest = [{"path": path, "mode": mode} for path, mode in sorted(modes.items()) if path not in zones]
+        ssh = [file for file in rest if "/ssh/" in file["path"]]
+        data = [file for file in rest if "/dask-data" in file["path"] or "mount" in file["path"]]
         result[machine.name] = {
             "zones": zones,
             "data": data,
-            "ssh": [{"path": path, "mode": modes[path]} for path in ssh],
-            "service": [path for path in paths if path not in [*zones, *ssh, *data]],
-            "works": any("/worker-" in path for path in paths),
+            "ssh": ssh,
+            "service": [file for file in rest if file not in [*ssh, *data]],
+            "works": any("/worker-" in path for path in modes),
         }
-    folder.joinpath("check").write_text(check or "")
+    folder.joinpath("check").write_text(check)
     return result
 
 

@@ -13,7 +13,7 @@ from rehearsal.compute import bridge
 from rehearsal.machines import Machine
 from tools.rehearse import KEY, Rehearsal
 
-SIZES = (1, 2, 4)  # workers in addition to the scheduler's machine
+SIZES = (1, 4)  # workers in addition to the scheduler's machine
 GOOGLE = {"source": "compute", "project": "my-project", "zone": "us-central1-a"}
 
 

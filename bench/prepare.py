@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from bench.rig import Fleet, Program, Rig, Run, cluster, run, ssh_connections, s
 from daskstack import ssh
 from daskstack.client_output import Connection
 from daskstack.engine import PROJECT
+from on_this_computer import send_scripts
 from rehearsal.machines import Machine
 
-SIZES = (1, 2, 4)
+SIZES = (1, 4)
 NAMES = ("scheduler", "worker-1", "worker-2", "worker-3", "worker-4")
 # The environment's installation, and the steps that need it: services and check.
 WITHOUT = ("--exclude", "**local:Command::dask-*-files", "--exclude-dependents")
@@ -48,7 +50,7 @@ def _measure(rig: Rig, fleet: Fleet, parts: Sequence[str], repeats: int) -> dict
             opened = ssh_connections(machines)
             made, exported = ansible.state(machines), program.deployment()
             harvested = rig.scratch()
-            wrote = ansible.harvest(machines, stdin(exported, "dask-check"), harvested)
+            wrote = ansible.harvest(machines, whole(stdin(exported, "dask-check")), harvested)
 
             if "c" in parts and size == 4 and variant == "with the environment":
                 changes(results["c"], program, fleet, machines, done, opened, note)
@@ -117,8 +119,16 @@ def path(done: Run) -> list[tuple[str, float]]:
     return longest_path([Operation("start of engine and program", 0, start), *commands], done.seconds)
 
 
-def stdin(exported: list[dict[str, Any]], name: str) -> str | None:
-    return next((each["inputs"]["stdin"] for each in exported if each["urn"].endswith(f"::{name}")), None)
+def stdin(exported: list[dict[str, Any]], name: str) -> str:
+    return next((each["inputs"]["stdin"] for each in exported if each["urn"].endswith(f"::{name}")), "")
+
+
+def whole(step: str) -> str:
+    """The step with the texts of its files, for machines that have no copies of them."""
+    texts = send_scripts.texts()
+    step = re.sub(r"^cd .*\n", "", step, flags=re.MULTILINE)
+    step = re.sub(r"IFS= read -r -d '' (\w+) <(\w+) .*", lambda of: f"{of[1]}={shlex.quote(texts[of[2]])}", step)
+    return re.sub(r'eval "\$\(cat (\w+) (\w+)\)"', lambda of: texts[of[1]] + texts[of[2]], step)
 
 
 def floor(exported: list[dict[str, Any]], machines: Sequence[Machine]) -> tuple[float, list[tuple[str, float]]]:

@@ -64,7 +64,7 @@ def dev() -> None:
 
 def prepare_dev() -> None:
     """What the first `up` of stack dev would otherwise create later."""
-    with phase("Building the image of its machines, and downloading its wheels"):
+    with phase("Building the image of the local machines, and downloading their wheels"):
         image = PROJECT / "on_this_computer" / "local_machines" / "image.sh"
         run("bash", image, log="image", env={**os.environ, "CACHE": str(CACHE)})
         run(PROJECT / ".venv" / "bin" / "python", "-c", COLLECT, log="wheels", cwd=PROJECT)
