@@ -3,6 +3,9 @@
 import argparse
 import os
 import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench import (
@@ -26,12 +29,20 @@ PARTS = "abcdefghijklm"
 
 def on_machines(place: Rig, parts: list[str], repeats: int) -> None:
     if prepared := [part for part in parts if part in "abc"]:
-        print(f"parts {', '.join(prepared)}", flush=True)
-        report.keep(prepare.measure(place, prepared, repeats))
+        with told(f"parts {', '.join(prepared)}"):
+            report.keep(prepare.measure(place, prepared, repeats))
     for part, module in (("d", preview), ("e", mount), ("f", job), ("j", connect), ("l", registration), ("m", wake)):
         if part in parts:
-            print(f"part {part}", flush=True)
-            report.keep({part: module.measure(place, repeats)})
+            with told(f"part {part}"):
+                report.keep({part: module.measure(place, repeats)})
+
+
+@contextmanager
+def told(what: str) -> Generator[None]:
+    started = time.monotonic()
+    print(what, flush=True)
+    yield
+    print(f"{what}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 
 def main() -> None:
@@ -48,8 +59,8 @@ def main() -> None:
             on_machines(place, parts, wanted.repeats)
     for part, module in (("g", kubernetes), ("h", gke), ("i", compute), ("k", kube_cluster)):
         if part in parts:
-            print(f"part {part}", flush=True)
-            report.keep({part: module.measure(wanted.repeats)})
+            with told(f"part {part}"):
+                report.keep({part: module.measure(wanted.repeats)})
     print(f"the results are in {report.RESULTS.relative_to(Path.cwd())}")
 
 
