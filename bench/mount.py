@@ -21,6 +21,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 def measure(rig: Rig, repeats: int) -> dict[str, Any]:
     with rig.fleet("mount") as fleet:
         head, worker = fleet.fresh("scheduler", "worker-1")
+        worker.make_read_ahead_writable()
         up(rig.program("mount"), fleet, [head, worker], *WITHOUT)
         return _measure(head, worker, repeats)
 

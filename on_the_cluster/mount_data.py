@@ -14,6 +14,7 @@ else if the kernel checks permissions. sshfs checks none. So this program passes
   itself, because it would show one user's answer to all. Every look-up of a path asks again, so that an opened file has
   its full length, and every change on this machine clears the memory.
 - It lets the kernel remember for a second that a name is a directory, but not its contents and attributes.
+- It makes the kernel read further ahead, and programs use larger buffers, because each request takes long.
 
 The requests are those of Linux' include/uapi/linux/fuse.h.
 """
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 IN = struct.Struct("IIQQIII")  # length, opcode, unique number, node, user, group, process
 IN_SIZE = 40
@@ -54,6 +56,7 @@ OWNER = dict.fromkeys((LOOKUP, SYMLINK, MKNOD, MKDIR, LINK, CREATE), ENTRY)
 OWNER |= dict.fromkeys((GETATTR, SETATTR), ATTRIBUTES)
 ENTRY_NODE, ENTRY_VALID, ENTRY_ATTRIBUTES, ENTRY_MODE = 16, 32, 56, 116
 ATTRIBUTES_MODE = 92
+TO_BLOCK = 12  # bytes from the owner to the block size
 ATTRIBUTES_START = 32  # of the reply to GETATTR; before them is how long the kernel may remember them, which is 0
 # Where a request contains a mode.
 MODE = {SETATTR: 108, MKNOD: 40, MKDIR: 40, CREATE: 44}
@@ -65,6 +68,8 @@ MESSAGE = 2**20 + 2**12  # bytes; the kernel's limit for one request
 REMEMBERED = 10  # seconds for which a user is known to be in the group
 FRESH = 1  # seconds for which attributes and directories' names are remembered
 FILES = 10_000  # whose attributes are remembered
+READ_AHEAD = 1024  # KiB that the kernel requests in advance; its default is 128
+BLOCK = 65536  # bytes that buffered programs, such as Python's, read and write at once; sshfs says 4096
 
 
 class Relay:
@@ -125,6 +130,7 @@ class Relay:
                 changes += 1  # its own reply does not make its attributes old
             if place and not error:
                 NUMBER.pack_into(buffer, place, user)
+                NUMBER.pack_into(buffer, place + TO_BLOCK, BLOCK)
                 start, mode_place = ATTRIBUTES_START, ATTRIBUTES_MODE
                 if place == ENTRY:
                     [node], start, mode_place = LONG.unpack_from(buffer, ENTRY_NODE), ENTRY_ATTRIBUTES, ENTRY_MODE
@@ -223,6 +229,7 @@ def serve(source: str, path: str, options: dict[str, str], mounted: int) -> int:
         if ended.is_set():
             subprocess.call(["umount", "-l", path])
             return 1
+    set_read_ahead(path)
     os.write(mounted, b"\n")
     os.close(mounted)
     ended.wait()
@@ -230,9 +237,18 @@ def serve(source: str, path: str, options: dict[str, str], mounted: int) -> int:
     return 0
 
 
+def set_read_ahead(path: str) -> None:
+    """Only works once sshfs has answered the kernel's first request, which sets it, too."""
+    with open("/proc/self/mountinfo") as mounts:
+        devices = [fields[2] for fields in map(str.split, mounts) if fields[4] == path]
+    with contextlib.suppress(OSError):  # some containers have a read-only /sys
+        for device in devices[-1:]:  # before it, there is the automount; below a link, the path is another
+            Path("/sys/class/bdi", device, "read_ahead_kb").write_text(str(READ_AHEAD))
+
+
 def main() -> int:
     source, path, _, given = sys.argv[1:]
-    options = {"max_read": "65536"}
+    options = {"max_read": "65536", "max_write": "65536"}
     for each in given.split(","):
         name, _, value = each.partition("=")
         if name not in ("rw", "dev", "suid", "exec", "_netdev"):

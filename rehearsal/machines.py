@@ -136,6 +136,15 @@ class Machine:
         command = shlex.join(["sudo", "-n", "bash", "-s", "--", *arguments])
         return self.ssh(command, stdin=assignments + script, check=check)
 
+    def make_read_ahead_writable(self) -> None:
+        """Let the machine set the read-ahead of its mounts, as on a real machine; otherwise, its /sys is read-only."""
+        script = """
+        mount -t sysfs sysfs /mnt && mount -o remount,rw /mnt
+        mount --bind /mnt/devices/virtual/bdi /sys/devices/virtual/bdi
+        umount /mnt
+        """
+        as_root("nsenter", "--target", str(self.pid), "--all", "sh", "-ec", script)
+
     def is_on(self) -> bool:
         """Whether the machine's supervisor is running, which holds a lock."""
         return as_root("flock", "--nonblock", str(self.folder / "running"), "true", check=False).returncode == 1

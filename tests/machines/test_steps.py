@@ -539,6 +539,15 @@ def test_machines_see_each_others_files_at_their_full_length_at_once(shared: Pai
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
+def test_the_kernel_and_programs_send_few_and_large_requests_to_the_shared_directory(shared: Pair) -> None:
+    shared.hand.make_read_ahead_writable()
+    again = "sudo systemctl stop srv-daskdata.mount; cd /srv/daskdata"
+    ahead = "cat /sys/class/bdi/$(mountpoint -d .)/read_ahead_kb"
+    buffers = "touch large && stat -c %o large . && stat -c %o - <large && rm large"
+    found = shared.hand.ssh(f"{again}; {ahead}; {buffers}")
+    assert found.stdout.split() == ["1024", "65536", "65536", "65536"]
+
+
 def test_each_user_is_the_owner_of_files_that_another_has_just_looked_at(shared: Pair) -> None:
     shared.hand.ssh("mkdir /srv/daskdata/owned && touch /srv/daskdata/owned/file")
     each = "for user in root dask; do sudo -u $user stat -c %U owned owned/file; stat -c %U - <&3; done"
