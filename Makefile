@@ -37,7 +37,7 @@ help:
 	@echo 'make lint      check style, types and shell programs: ten seconds'
 	@echo 'make unit      run lint and the unit tests: about a minute, without root; starts no machine or pod'
 	@echo 'make mutants   break each promise once and require that its test fails (over an hour; ONLY=name for one)'
-	@echo 'make bench     measure this program and alternatives; write bench/results.md (110 minutes)'
+	@echo 'make bench     measure this program and alternatives; write bench/results.md (80 minutes)'
 	@echo 'make docs      write the generated pages: settings and proof'
 	@echo 'make pictures  take the pictures in docs/pictures from real runs (ten minutes)'
 	@echo 'make lock      update the locks of the cluster'"'"'s Python packages from environment.in'

@@ -77,7 +77,7 @@ def _measure(rig: Rig, fleet: Fleet, parts: Sequence[str], repeats: int) -> dict
 
 
 def needed(parts: Sequence[str], size: int, variant: str) -> bool:
-    return "a" in parts or "b" in parts or (size == 4 and variant == "with the environment")
+    return (size == 1 and ("a" in parts or "b" in parts)) or (size == 4 and variant == "with the environment")
 
 
 def up(program: Program, fleet: Fleet, machines: Sequence[Machine], *words: str, **settings: Any) -> Run:

@@ -1,11 +1,12 @@
 """Checks that a cluster works; runs on one of its machines, in its environment, with its credentials.
 
 The one argument is JSON: `address` of the scheduler, `workers` (their names, or how many), `python` (minor version),
-`packages` (name to version), `imports` (names of those to import), and if the cluster has them, `bounds` (of the number
-of workers, which the running cluster sets; `workers` are the most that can run), `groups` (the smallest and the largest
-number of workers in groups, to which the bounds do not apply), `libraries` (range of ports on which libraries talk
-among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to boot), `least`
-(how many workers suffice) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in Kubernetes.
+`packages` (name to version), and if the cluster has them, `imports` (names of packages to import), `bounds` (of the
+number of workers, which the running cluster sets; `workers` are the most that can run), `groups` (the smallest and the
+largest number of workers in groups, to which the bounds do not apply), `libraries` (range of ports on which libraries
+talk among workers), `data` (path of the shared directory), `boot` (seconds for workers' machines or nodes to boot),
+`least` (how many workers suffice) and `sleeps` (whether the scheduler stops idle workers). `hosts` is "pods" in
+Kubernetes.
 Prints a table of results. A second argument, if it is not empty, is the result of an earlier job, which then does not
 run again. To import packages in this program's own environment, the argument has only `imports` and `where`, the name
 of the place in errors.
@@ -330,7 +331,7 @@ def check_cluster(expect, earlier=""):
             table.append(("data", check_data(client, workers, expect["data"], hosts)))
         if workers:
             table.append(("job", f"{earlier} (in an earlier run)" if earlier else check_job(client, workers)))
-        if expect["imports"]:  # the job has loaded most of them
+        if expect.get("imports"):  # the job has loaded most of them
             table.append(("imports", check_imports(client, workers, expect["imports"], hosts)))
     return table
 

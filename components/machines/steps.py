@@ -374,7 +374,8 @@ def boots(cluster: Cluster) -> bool:
 def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -> Output[str]:
     """Checks all workers whenever a step has run again. Returns the table of the results.
 
-    It runs a Dask job if that step was one of the scheduler's machine. A worker that joins needs no new job.
+    It runs a Dask job if that step was one of the scheduler's machine. A worker that joins needs no new job. The step
+    `environment` has imported the packages.
     """
     settings, boot = cluster.settings, BOOT if boots(cluster) else 0
     expect = {
@@ -386,7 +387,6 @@ def check(cluster: Cluster, scheduler: Output[str], lock: Lock, members: Step) -
         "python": settings.environment.python,
         "packages": lock.packages,
         "libraries": dask_options.library_ports(settings),
-        "imports": [],  # the step `environment` has imported them
         "data": settings.data.path,
     }
     variables = {

@@ -5,9 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import settings
 from daskstack import engine
+from on_this_computer import send_environment
+from settings.common import JUPYTER_LOCK
 from tests.engine.support import Project
+from tools import install
 
 
 def test_installed_parts_are_not_installed_again_or_mentioned() -> None:
@@ -22,6 +27,15 @@ def test_installed_parts_are_not_installed_again_or_mentioned() -> None:
     assert [each and (each.st_ino, each.st_mtime_ns) for each in after] == [
         each and (each.st_ino, each.st_mtime_ns) for each in before
     ]
+
+
+def test_the_wheels_that_the_first_make_up_downloads_are_those_of_stack_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    install.prepare_dev()
+    dev = yaml.safe_load((engine.PROJECT / "Pulumi.dev.yaml").read_text())
+    environment = settings.parse(dev["config"]["dask:cluster"], engine.PROJECT).environment
+    monkeypatch.setattr(send_environment, "download", lambda *_: pytest.fail("downloads something else"))
+    lock = engine.PROJECT / environment.lock
+    send_environment.collect(lock, environment.python, environment.source or "", engine.PROJECT / JUPYTER_LOCK)
 
 
 def test_our_engine_keeps_no_log_of_all_values(project: Project) -> None:

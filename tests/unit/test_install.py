@@ -89,7 +89,8 @@ def test_an_unreachable_site_causes_a_single_build(monkeypatch, tmp_path, capsys
     assert capsys.readouterr().err.count("cannot be reached (timed out)") == 1
 
 
-def test_an_engine_and_a_plugin_that_must_be_built_are_built_at_the_same_time(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("word", "other"), [("kubernetes", "build_kubernetes_plugin"), ("dev", "prepare_dev")])
+def test_an_engine_and_what_else_must_be_built_are_built_at_the_same_time(word, other, monkeypatch, tmp_path):
     def unreachable(url: str) -> bytes:
         raise TimeoutError("timed out")
 
@@ -98,9 +99,11 @@ def test_an_engine_and_a_plugin_that_must_be_built_are_built_at_the_same_time(mo
     monkeypatch.setattr(engine, "engine", lambda: None)
     monkeypatch.setattr(install, "fetch", unreachable)
     monkeypatch.setattr(install, "build_engine", lambda _: both.wait())
-    monkeypatch.setattr(install, "build_kubernetes_plugin", lambda _: both.wait())
+    monkeypatch.setattr(install, other, lambda *_: both.wait())
+    for name in ("machines", "install_venv", "install_plugins"):
+        monkeypatch.setattr(install, name, lambda *_: None)
     monkeypatch.setitem(install.WORDS, "kubernetes", lambda: None)
-    install.main(["kubernetes"])
+    install.main([word])
 
 
 @pytest.mark.parametrize("reachable", [True, False])
