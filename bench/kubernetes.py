@@ -120,6 +120,7 @@ class ByHand:
             "WAIT": "600",
             "CHECK": CHECK.read_text(),
             "EXPECT": json.dumps(expect),
+            "NOTEBOOK": "",
         }
         check = [PROJECT / ".venv/bin/python", "-m", "on_this_computer.check_release"]
         return seconds + run(check, env=self.environ | told, cwd=PROJECT).seconds
