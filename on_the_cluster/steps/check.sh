@@ -27,9 +27,10 @@ main() {
     exit 1
   }
   printf '%s\n' "$table"
+  [ -z "$earlier" ] || return 0
+  [ -z "$NOTEBOOK" ] || check $OPT/jupyter/environment/bin/python "$NOTEBOOK"
   job=$(sed -n 's/^job *//p' <<<"$table")
-  [ -n "$earlier" ] || [ -z "$job" ] || exclusively keep "$job"
-  [ -n "$earlier" ] || [ -z "$NOTEBOOK" ] || check $OPT/jupyter/environment/bin/python "$NOTEBOOK"
+  [ -z "$job" ] || exclusively keep "$job" # last: what failed runs again
 }
 
 keep() { printf '%s\n%s\n' "$PROVES" "$1" | put $PROVEN 0600 root:root; }

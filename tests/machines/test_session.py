@@ -221,6 +221,21 @@ def test_check_and_members_import_no_files_from_the_home(machine: Machine) -> No
     assert said.stdout == "1\n"
 
 
+def test_a_notebook_environment_that_fails_the_check_fails_the_next_one_too(machine: Machine) -> None:
+    folders = "/opt/daskstack/environment/bin /opt/daskstack/jupyter/environment/bin"
+    machine.run(f"for folder in {folders}; do mkdir -p $folder && ln -sf /usr/bin/python3 $folder/python; done")
+    program = "import sys; print('job  correct') if sys.argv[1] == 'cluster' else sys.exit('check failed: no pandas')"
+    step = script("check", {"CHECK": program, "EXPECT": "cluster", "NOTEBOOK": "notebook", "PROVES": "all"})
+    try:
+        for _ in range(2):
+            done = machine.run(step, check=False)
+            assert (done.returncode, done.stderr) == (1, "check failed: no pandas\n")
+        machine.run(step.replace("sys.exit(", "print("))
+        assert "no pandas" not in machine.run(step.replace("sys.exit(", "print(")).stdout
+    finally:
+        machine.run("rm -rf /opt/daskstack/environment /opt/daskstack/jupyter /etc/daskstack/proven")
+
+
 TRAPS = """cd
 mkdir -p retired-x/y retired-z stopping.lock
 rm -rf .ssh/config
