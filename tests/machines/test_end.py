@@ -1,5 +1,6 @@
 """Undoing the step of the shared directory: the user's files stay, everything else is removed."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -140,13 +141,13 @@ def test_a_step_killed_at_any_line_can_be_finished_and_undone(alone: Pair) -> No
     assert len(killed) > 3
     data(alone, "/srv/daskdata", "undo")
     assert snapshot(machine) ^ before == set()
-    # Undo killed between its last two actions.
-    data(alone, "/srv/daskdata")
-    last = "  drop $PATH_FILE # last"
-    assert last in text
-    machine.run(text.replace(last, f"  kill -KILL $$\n{last}"), {}, "undo", check=False)
-    data(alone, "/srv/daskdata", "undo")
-    assert snapshot(machine) ^ before == set()
+    # Undo killed after each of its last two actions.
+    for action in ("forget data", "drop $PATH_FILE"):
+        data(alone, "/srv/daskdata")
+        killed_after = re.sub(rf"^  {re.escape(action)}.*$", "\\g<0>\n  kill -KILL $$", text, flags=re.MULTILINE)
+        assert machine.run(killed_after, {}, "undo", check=False).returncode
+        data(alone, "/srv/daskdata", "undo")
+        assert snapshot(machine) ^ before == set(), action
 
 
 def test_two_runs_of_a_step_wait_for_each_other(alone: Pair) -> None:
